@@ -1,0 +1,126 @@
+"""All that must happen before ``import mxnet``, with the reasons. Nothing else in the project does this.
+
+MXNet 1.9.1 is the last release. It reads its environment once, while it is imported, so each setting below comes
+too late afterwards; where MXNet was imported first, it is left as it stands.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import math
+import os
+import sys
+from pathlib import Path
+
+import numpy
+
+# The shared libraries that the GPU wheel links to, each after those that it needs itself. The wheel brings none of
+# them; the NVIDIA packages of the `gpu` extra do, in directories that the dynamic loader does not search.
+CUDA_LIBRARIES = (
+    "libcudart.so.11.0",
+    "libnvrtc.so.11.2",
+    "libnvToolsExt.so.1",
+    "libcublasLt.so.11",
+    "libcublas.so.11",
+    "libcusparse.so.11",
+    "libcusolver.so.11",
+    "libcufft.so.10",
+    "libcurand.so.10",
+    "libnccl.so.2",
+    "libcudnn.so.8",
+)
+
+NO_MXNET = (
+    "PydMobileNet needs Apache MXNet, which comes in two builds, one of which has to be chosen: "
+    "pip install 'pydmobilenet[cpu]' for any machine, pip install 'pydmobilenet[gpu]' for NVIDIA GPUs"
+)
+NO_DRIVER = (
+    "the GPU build of MXNet ({wheel}) is installed, but NVIDIA's driver (libcuda.so.1) was not found: install the "
+    "driver, or the CPU build: pip uninstall {wheel}, then pip install 'pydmobilenet[cpu]'"
+)
+
+
+def prepare() -> None:
+    """Make ``import mxnet`` work and use this machine well. Does nothing that a user has set otherwise.
+
+    Raises ImportError where no build of MXNet is installed, or the GPU build without a driver.
+    """
+    if "bool" not in vars(numpy):
+        numpy.bool = numpy.bool_  # MXNet 1.9.1 still uses the name, which is gone since NumPy 1.24
+    if "mxnet" in sys.modules:
+        return
+    if importlib.util.find_spec("mxnet") is None:
+        raise ImportError(NO_MXNET)
+    # MXNet takes half of the processors for hyper-threads and leaves them idle; measured here: 1.4 to 1.9 times faster.
+    os.environ.setdefault("OMP_NUM_THREADS", str(available_processors()))
+    # cuDNN's trial runs may choose another algorithm, and so another rounding, each time.
+    os.environ.setdefault("MXNET_CUDNN_AUTOTUNE_DEFAULT", "0")
+    wheel = gpu_wheel()
+    if wheel:
+        load_cuda_libraries(wheel)
+
+
+def available_processors() -> int:
+    """The number of processors that this process may use: its affinity, and its control group's quota, rounded up."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(affinity, cgroup_quota())))
+
+
+def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
+    """Processors' worth of time that this process's control groups grant, the tightest of them, or infinity.
+
+    A line of `membership` is ``0::/path`` in version 2 and ``4:cpu,cpuacct:/path`` in version 1. A quota of any
+    ancestor binds too; in a container the path may lie outside of what is mounted, and only the root can be read.
+    """
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:  # no control groups: not Linux
+        return math.inf
+    quotas = [math.inf]
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers == "" or "cpu" in controllers.split(","):
+            top = root / controllers
+            group = top / path.lstrip("/")
+            quotas += [_quota(place) for place in (group, *group.parents) if place == top or top in place.parents]
+    return min(quotas)
+
+
+def _quota(group: Path) -> float:
+    """The quota of one control group, in processors; infinity where it sets none."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return math.inf if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError):
+        return math.inf
+
+
+def gpu_wheel() -> str:
+    """The name of the installed GPU build of MXNet, or an empty string."""
+    for name in ("mxnet-cu112", "mxnet-cu115", "mxnet-cu117"):
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return name
+    return ""
+
+
+def load_cuda_libraries(wheel: str) -> None:
+    """Load what the GPU wheel links to from the NVIDIA packages of the `gpu` extra.
+
+    A library that those packages do not have is left to the dynamic loader (a CUDA installation of the system, say).
+    """
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise ImportError(NO_DRIVER.format(wheel=wheel)) from None
+    spec = importlib.util.find_spec("nvidia")
+    places = [Path(place) for place in spec.submodule_search_locations] if spec else []
+    for name in CUDA_LIBRARIES:
+        for library in [found for place in places for found in place.glob(f"*/lib/{name}")][:1]:
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)

@@ -1,0 +1,200 @@
+"""Names and published figures: the only home of both. Knows no network, no data and no engine.
+
+`catalog.csv` holds one row for each figure of the two published tables (README of the authors' repository, and
+arXiv 1811.07083): the error rates in %, parameters in millions, multiply-adds ("FLOPs") in millions, the exact counts
+of the authors' own graphs, and the checkpoint that belongs to the row. An empty cell: nothing was published.
+"""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import UnknownNameError, unknown
+
+NAME_FORM = "FAMILY-DEPTH-MULTIPLIER, as pyd-concat-56-0.5, or wrn-DEPTH-WIDTH, as wrn-28-10"
+# The published parameters are those of the 10-way head; for CIFAR-100, says the authors' README, add this.
+HEAD_DIFFERENCE = (128 + 1) * (100 - 10)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a model's name says: `family`, `depth` and `multiplier` (of a Wide ResNet: its width factor)."""
+
+    family: str
+    depth: int
+    multiplier: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-{self.depth}-{float(self.multiplier)!r}".removesuffix(".0")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file of the authors' repository. `bytes` and `sha256` are not known of the three ImageNet32 files."""
+
+    path: str
+    bytes: int | None
+    sha256: str
+    git_blob_sha1: str
+
+    @property
+    def filename(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def digest(self) -> str:
+        """The strongest digest known, as `fetching.digest` writes it."""
+        return f"sha256:{self.sha256}" if self.sha256 else f"git:{self.git_blob_sha1}"
+
+
+class Complexity(NamedTuple):
+    """`parameters`: every weight, bias, scale and shift, trained or fixed; moving statistics do not count.
+    `multiply_adds`: of the convolutions and dense layers, for one image.
+    """
+
+    parameters: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of a published table: errors in %, parameters and multiply-adds in millions.
+
+    `exact` holds the counts of the authors' own graph; of the Wide ResNets there is none.
+    """
+
+    model: str
+    dataset: str
+    top1_error: float
+    top5_error: float | None
+    params_m: float
+    flops_m: float | None
+    exact: Complexity | None
+    checkpoint: Checkpoint | None
+
+    @property
+    def params_tolerance_m(self) -> float:
+        """How far the published parameters may be from the exact count, in millions: the table rounds and cuts."""
+        if self.model.startswith("wrn"):
+            return 0.05
+        return 0.01 if self.dataset == "imagenet32" else 0.001
+
+
+def _number(text: str, kind: type = float) -> Any:
+    return kind(text) if text else None
+
+
+def _read() -> tuple[Record, ...]:
+    text = Path(__file__).with_name("catalog.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    ten_way = {row["model"]: row for row in rows if row["dataset"] == "cifar10"}
+    records = []
+    for row in rows:
+        params, flops = _number(row["params_m"]), _number(row["flops_m"])
+        if row["dataset"] == "cifar100-coarse":  # the table has one column for both, and the authors' README the rule
+            params = round(float(ten_way[row["model"]]["params_m"]) + HEAD_DIFFERENCE / 1e6, 3)
+            flops = float(ten_way[row["model"]]["flops_m"])
+        checkpoint = Checkpoint(row["path"], _number(row["bytes"], int), row["sha256"], row["git_blob_sha1"])
+        records.append(
+            Record(
+                model=row["model"],
+                dataset=row["dataset"],
+                top1_error=float(row["top1_error"]),
+                top5_error=_number(row["top5_error"]),
+                params_m=params,
+                flops_m=flops,
+                exact=Complexity(int(row["exact_parameters"]), int(row["exact_multiply_adds"]))
+                if row["exact_parameters"]
+                else None,
+                checkpoint=checkpoint if row["path"] else None,
+            )
+        )
+    return tuple(records)
+
+
+RECORDS = _read()
+
+
+def parse_name(name: str) -> Architecture:
+    """The architecture that a model's name stands for, published or not.
+
+    Raises UnknownNameError, which names the nearest valid names.
+    """
+    match = re.fullmatch(r"(resnet|mobilenet|pyd-add|pyd-concat|wrn)-([1-9]\d*)-(0|[1-9]\d*)(\.\d+)?", str(name))
+    if match is None:
+        spoken = re.sub("pyd(mobile)?net", "pyd", str(name).lower()).replace("_", "-")  # as papers write it
+        raise unknown("model", spoken if spoken in list_models() else name, list_models(), NAME_FORM)
+    family, depth, multiplier = match[1], int(match[2]), float(match[3] + (match[4] or ""))
+    step, offset = (6, 4) if family == "wrn" else (9, 2)
+    if depth < step + offset or (depth - offset) % step:
+        valid = offset + step * max(1, round((depth - offset) / step))
+        raise UnknownNameError(
+            f"unknown model {name!r}: the depth of {family} is {step}n + {offset}; "
+            f"nearest: {Architecture(family, valid, multiplier).name}"
+        )
+    if family == "wrn" and (multiplier < 1 or multiplier % 1):
+        nearest = Architecture(family, depth, max(1, round(multiplier)))
+        raise UnknownNameError(
+            f"unknown model {name!r}: a width factor is a whole number from 1; nearest: {nearest.name}"
+        )
+    if int(32 * multiplier) < 1:
+        raise UnknownNameError(
+            f"unknown model {name!r}: the multiplier leaves no channel of 32; "
+            f"nearest: {Architecture(family, depth, 1 / 32).name}"
+        )
+    return Architecture(family, depth, multiplier)
+
+
+def list_models(pattern: str = "*", dataset: str | None = None) -> list[str]:
+    """The names of the published models that match a wildcard `pattern`, in the order of the tables.
+
+    With `dataset`, only those that have a published figure on it.
+    """
+    names = [record.model for record in RECORDS if dataset in (None, record.dataset)]
+    return [name for name in dict.fromkeys(names) if fnmatch.fnmatchcase(name, pattern)]
+
+
+def find(model: str, dataset: str) -> Record | None:
+    """The published row of a model on a data set, if there is one."""
+    name = parse_name(model).name
+    return next((record for record in RECORDS if (record.model, record.dataset) == (name, dataset)), None)
+
+
+def select(
+    models: Sequence[str] = ("*",), datasets: Sequence[str] = ("*",), depths: Sequence[int] = ()
+) -> list[Record]:
+    """The published rows whose model and data set match one of the wildcard patterns, in the order of the tables.
+
+    Raises UnknownNameError for a pattern or depth that matches nothing.
+    """
+    known = list(dict.fromkeys(record.dataset for record in RECORDS))
+    for pattern in datasets:
+        if not fnmatch.filter(known, pattern):
+            if pattern == "cifar100":
+                raise UnknownNameError(
+                    "no published figure is for 'cifar100' with its 100 classes: "
+                    "the published CIFAR-100 column counts the 20 superclasses; nearest: cifar100-coarse"
+                )
+            raise unknown("data set", pattern, known)
+    for pattern in models:
+        if not list_models(pattern):
+            if not re.search(r"[*?\[]", pattern):
+                parse_name(pattern)  # raises for what is no name at all
+            raise unknown("published model", pattern, list_models(), "a name or a wildcard, as 'pyd-*-56-*'")
+    for depth in depths:
+        if not list_models(f"*-{depth}-*"):
+            raise unknown("depth", depth, sorted({name.split("-")[-2] for name in list_models()}))
+    return [
+        record
+        for record in RECORDS
+        if any(fnmatch.fnmatchcase(record.model, pattern) for pattern in models)
+        and any(fnmatch.fnmatchcase(record.dataset, pattern) for pattern in datasets)
+        and (not depths or parse_name(record.model).depth in depths)
+    ]

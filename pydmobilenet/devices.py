@@ -1,0 +1,80 @@
+"""Which device MXNet computes on, and why: a GPU that the wheel has no code for is refused before any kernel runs."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from typing import NamedTuple
+
+import mxnet as mx
+
+from .errors import UnknownNameError, UnusableError
+
+# The GPU wheels of MXNet 1.9.1 hold machine code for sm_50 to sm_86 and nothing to compile for newer cards from;
+# sm_86 code runs on 8.9 too.
+OLDEST, NEWEST = (5, 0), (8, 9)
+
+
+class Device(NamedTuple):
+    """An MXNet context, and in words which device it is and why it was chosen."""
+
+    context: mx.Context
+    why: str
+
+
+def choose(name: str = "auto") -> Device:
+    """The device for ``auto``, ``cpu``, ``cpu:N``, ``gpu`` or ``gpu:N``. ``auto`` is the GPU if MXNet can run on it.
+
+    Raises UnknownNameError for another name, and UnusableError for a GPU that is absent or that MXNet cannot use.
+    """
+    match = re.fullmatch(r"(auto|cpu|gpu)(?::(\d+))?", name)
+    if match is None or (match[1] == "auto" and match[2]):
+        raise UnknownNameError(f"unknown device {name!r} (allowed: auto, cpu, gpu, gpu:N; nearest: auto)")
+    kind, number = match[1], int(match[2] or 0)
+    if kind == "cpu":
+        return Device(mx.cpu(number), "the CPU, as asked for")
+    obstacle = gpu_obstacle(number)
+    if kind == "gpu":
+        if obstacle:
+            raise UnusableError(f"device {name!r}: {obstacle}; nearest: cpu")
+        return Device(mx.gpu(number), f"GPU {number}, as asked for")
+    if obstacle:
+        return Device(mx.cpu(), f"the CPU: {obstacle}")
+    return Device(mx.gpu(), "GPU 0, which MXNet can use")
+
+
+def gpu_obstacle(number: int = 0) -> str:
+    """Why MXNet cannot compute on GPU `number`, in words; an empty string where it can."""
+    if not mx.runtime.Features().is_enabled("CUDA"):
+        return "this is the CPU build of MXNet (for NVIDIA GPUs: pip install 'pydmobilenet[gpu]')"
+    capabilities = compute_capabilities()
+    if number >= len(capabilities):
+        return f"there is no GPU {number}: NVIDIA's driver lists {len(capabilities)}"
+    capability = capabilities[number]
+    if not OLDEST <= capability <= NEWEST:
+        found, oldest, newest = ("{}.{}".format(*version) for version in (capability, OLDEST, NEWEST))
+        return (
+            f"GPU {number} has compute capability {found}, and MXNet 1.9.1 has code for {oldest} to {newest} "
+            "(Maxwell to Ada; not Hopper, not Blackwell)"
+        )
+    return ""
+
+
+def compute_capabilities() -> list[tuple[int, int]]:
+    """The compute capability of each GPU that NVIDIA's driver lists; asks the driver alone, runs nothing on a GPU."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return []
+    count = ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return []
+    return [(_attribute(driver, 75, gpu), _attribute(driver, 76, gpu)) for gpu in range(count.value)]
+
+
+def _attribute(driver: ctypes.CDLL, attribute: int, number: int) -> int:
+    """A device's attribute by CUDA's number for it: 75 and 76 are the compute capability's two parts."""
+    gpu, value = ctypes.c_int(), ctypes.c_int()
+    driver.cuDeviceGet(ctypes.byref(gpu), number)
+    driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, gpu)
+    return value.value

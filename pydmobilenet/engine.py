@@ -1,0 +1,55 @@
+"""Gluon as the engine of validation: a record in, a function from images to logits out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+from mxnet.gluon.block import HybridBlock
+
+from . import catalog, complexity, zoo
+from .catalog import Complexity, Record
+from .deploy import fuse
+from .validation import Predict
+
+
+class GluonEngine:
+    """Networks of the zoo on one device. `root` is where checkpoints are looked for first.
+
+    They are fused before they answer, which changes no more than rounding does; without `fused`, they run literally.
+    """
+
+    def __init__(self, context: mx.Context, root: Path | None = None, fused: bool = True, print_net: bool = False):
+        self.context = context
+        self.root = root
+        self.fused = fused
+        self.print_net = print_net
+
+    @property
+    def batch_size(self) -> int:
+        """Images a call: on a CPU so few that a layer's maps stay in its caches, on a GPU so many that it is full."""
+        return 50 if self.context.device_type == "cpu" else 500
+
+    def count(self, record: Record) -> Complexity:
+        """The exact parameters and multiply-adds of a record's network."""
+        net = zoo.build(catalog.parse_name(record.model), record.dataset)
+        if self.print_net:
+            print(f"{record.model} on {record.dataset}")
+            mx.visualization.print_summary(net(mx.sym.var("data")), {"data": (1, 3, 32, 32)})
+        return complexity.count(net)
+
+    def load(self, record: Record) -> Predict:
+        """The network with the authors' weights: images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
+        net = zoo.get_model(record.model, record.dataset, pretrained=True, device=self.context, root=self.root)
+        return predictor(fuse(net) if self.fused else net, self.context)
+
+
+def predictor(net: HybridBlock, context: mx.Context) -> Predict:
+    """A network as a function of NumPy arrays: images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
+    net.hybridize(static_alloc=True, static_shape=True)
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        return net(mx.nd.array(images, ctx=context)).asnumpy()
+
+    return predict

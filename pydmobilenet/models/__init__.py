@@ -1,0 +1,34 @@
+"""From an architecture to a network."""
+
+from __future__ import annotations
+
+from mxnet.gluon.block import HybridBlock
+
+from ..catalog import Architecture
+from ..errors import UnusableError
+from .blocks import SPATIAL
+from .network import CIFAR, IMAGENET32, Network, Trunk
+
+__all__ = ["CIFAR", "IMAGENET32", "Network", "Trunk", "build"]
+
+
+def build(architecture: Architecture, classes: int, trunk: Trunk = CIFAR) -> HybridBlock:
+    """The network of an architecture, its parameters not yet initialised, their shapes known.
+
+    A Wide ResNet is GluonCV's and has one form for every data set; raises UnusableError where gluoncv is absent.
+    """
+    if architecture.family == "wrn":
+        return _wide_resnet(architecture, classes)
+    return Network(SPATIAL[architecture.family], (architecture.depth - 2) // 9, architecture.multiplier, classes, trunk)
+
+
+def _wide_resnet(architecture: Architecture, classes: int) -> HybridBlock:
+    # Imported here: all of gluoncv comes with it, and OpenCV, which asks for a libGL.so.1 that servers may lack.
+    try:
+        from gluoncv.model_zoo.cifarwideresnet import get_cifar_wide_resnet
+    except Exception as error:  # gluoncv raises its own errors too, for a version of torch that it does not like
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnusableError(
+            f"{architecture.name} is GluonCV's, which cannot be imported ({reason}): pip install 'pydmobilenet[wrn]'"
+        ) from error
+    return get_cifar_wide_resnet(architecture.depth, int(architecture.multiplier), classes=classes)

@@ -1,0 +1,139 @@
+"""Results as tables: Markdown for people, CSV and JSON for programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from .catalog import Record
+from .data import Dataset, get_task
+from .errors import UnusableError
+from .validation import TOLERANCE, Result
+
+FILES = ("validation.md", "validation.csv", "validation.json")
+
+
+def markdown(dataset: Dataset | None, results: Sequence[Result]) -> str:
+    """The table of one data set, with a heading, and below it what a reader has to know."""
+    task = get_task(results[0].record.dataset)
+    reasons = list(dict.fromkeys(result.reason for result in results if result.reason))
+    table = _table(results, reasons)
+    notes = [note for note in (_judgement(dataset, results), task.note) if note]
+    if any(result.record.flops_m for result in results):
+        notes.append(
+            "The published multiply-adds lie 0.2 to 16 % below the exact count of the convolutions and the dense layer."
+        )
+    numbered = [f"[{number}] {reason}" for number, reason in enumerate(reasons, 1)]
+    return "\n\n".join([f"## {task.title}", table, *notes, *numbered]) + "\n"
+
+
+def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:
+    """Which images were answered, and what the verdicts mean."""
+    counts = next((result.counts for result in results if result.counts), None)
+    if dataset is None or counts is None:
+        return ""
+    images = f"{counts.images:,} of {len(dataset):,} images from {dataset.source}"
+    if not dataset.official:
+        return (
+            f"Measured on {images}. **These are not the official test images**: the interval (95 %, Wilson) informs, "
+            "nothing is judged."
+        )
+    if counts.images < len(dataset):
+        return f"Measured on the first {images}: the interval (95 %, Wilson) informs, nothing is judged."
+    return f"Measured on the official test set, {images}; right is what is within {TOLERANCE} points."
+
+
+def _table(results: Sequence[Result], reasons: list[str]) -> str:
+    columns = ["model", "params, M", "published", "mult-adds, M", "published", "error, %", "published"]
+    with_interval = any(result.counts and not result.complete for result in results)
+    with_top5 = results[0].record.top5_error is not None
+    columns[6:6] = ["95 % interval"] if with_interval else []
+    columns += ["top-5, %", "published"] if with_top5 else []
+    columns += ["difference", "verdict"]
+    rows = []
+    for result in results:
+        record, counts, count = result.record, result.counts, result.complexity
+        digits = 3 if record.params_m < 1 else 2
+        row = [
+            record.model,
+            f"{count.parameters / 1e6:.6f}" if count else "",
+            f"{record.params_m:.{digits}f}",
+            f"{count.multiply_adds / 1e6:.2f}" if count else "",
+            f"{record.flops_m:g}" if record.flops_m else "",
+            f"{result.error:.2f}" if counts else "",
+        ]
+        if with_interval:
+            row.append("{:.2f} to {:.2f}".format(*result.interval) if counts else "")
+        row.append(f"{record.top1_error:.2f}")
+        if with_top5:
+            row += [f"{result.top5_error:.2f}" if counts else "", f"{record.top5_error:.2f}"]
+        row.append(" / ".join(f"{points:+.2f}" for points in result.differences) if counts else "")
+        row.append(result.verdict + (f" [{reasons.index(result.reason) + 1}]" if result.reason else ""))
+        rows.append(row)
+    alignment = ["left" if name in ("model", "verdict") else "right" for name in columns]
+    return tabulate(rows, columns, tablefmt="github", disable_numparse=True, colalign=alignment)
+
+
+def plain(result: Result) -> dict[str, object]:
+    """A result as flat fields, for CSV and JSON: errors in %, published parameters and multiply-adds in millions."""
+    record: Record = result.record
+    counts, count = result.counts, result.complexity
+    low, high = result.interval if counts else (None, None)
+    return {
+        "model": record.model,
+        "dataset": record.dataset,
+        "parameters": count and count.parameters,
+        "published_parameters_m": record.params_m,
+        "multiply_adds": count and count.multiply_adds,
+        "published_multiply_adds_m": record.flops_m,
+        "images": counts.images if counts else 0,
+        "wrong": counts and counts.wrong,
+        "top1_error": result.error if counts else None,
+        "published_top1_error": record.top1_error,
+        "interval_low": low,
+        "interval_high": high,
+        "top5_error": result.top5_error if counts else None,
+        "published_top5_error": record.top5_error,
+        "complete": result.complete,
+        "verdict": result.verdict,
+        "reason": result.reason,
+    }
+
+
+def writable(directory: Path) -> Path:
+    """The directory for a report, made if need be; raises UnusableError where nothing can be written to it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnusableError(f"cannot make the directory {directory}: {error.strerror}") from None
+    if not os.access(directory, os.W_OK):
+        raise UnusableError(f"cannot write to the directory {directory}")
+    return directory
+
+
+def write(directory: Path, tables: Sequence[str], results: Sequence[Result]) -> None:
+    """Write the tables as Markdown, and the results as CSV and JSON; each file is put in place whole."""
+    rows = [plain(result) for result in results]
+    contents = ("\n".join(tables), _csv(rows), json.dumps(rows, indent=1) + "\n")
+    for name, text in zip(FILES, contents):
+        part = directory / f"{name}.part"
+        try:
+            part.write_text(text, encoding="utf-8")
+            part.replace(directory / name)
+        except OSError as error:
+            raise UnusableError(f"cannot write {directory / name}: {error.strerror}") from None
+
+
+def _csv(rows: Sequence[dict[str, object]]) -> str:
+    import io
+
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()

@@ -1,0 +1,186 @@
+"""Validation: wrong answers, top-1 and top-5 error, interval, and the verdict against the published record.
+
+The arithmetic speaks NumPy; what computes the logits is handed in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from tqdm import tqdm
+
+from .catalog import Complexity, Record
+from .data import Dataset, get_dataset
+from .errors import UserError
+
+TOLERANCE = 0.05  # points: how far the error on the whole official test set may be from the published one
+Predict = Callable[[np.ndarray], np.ndarray]
+"""Normalised images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
+
+
+class Engine(Protocol):
+    """What computes: `count` the parameters and multiply-adds of a record's network, `load` it with its weights."""
+
+    def count(self, record: Record) -> Complexity: ...
+
+    def load(self, record: Record) -> Predict: ...
+
+
+class Counts(NamedTuple):
+    """How many images were answered, how many labels were not at the first place, and not among the first five."""
+
+    images: int
+    wrong: int
+    wrong_top5: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the table: what was counted and measured for a record, or the `reason` why it was not.
+
+    `complete` says that the whole official test set was answered: only then is the error judged.
+    """
+
+    record: Record
+    complexity: Complexity | None = None
+    counts: Counts | None = None
+    complete: bool = False
+    reason: str = ""
+
+    @property
+    def error(self) -> float:
+        """Top-1 error in %."""
+        return 100 * self.counts.wrong / self.counts.images
+
+    @property
+    def top5_error(self) -> float:
+        """Top-5 error in %."""
+        return 100 * self.counts.wrong_top5 / self.counts.images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the top-1 error in %."""
+        return wilson(self.counts.wrong, self.counts.images)
+
+    @property
+    def counts_right(self) -> bool:
+        """Whether the network has the exact counts of the authors' graph, and the published parameters."""
+        record = self.record
+        return (
+            record.exact in (None, self.complexity)
+            and abs(self.complexity.parameters / 1e6 - record.params_m) <= record.params_tolerance_m
+        )
+
+    @property
+    def differs(self) -> bool:
+        """Whether something that was judged is not as published."""
+        if self.complexity and not self.counts_right:
+            return True
+        return self.complete and any(abs(d) > TOLERANCE + 1e-9 for d in self.differences)
+
+    @property
+    def differences(self) -> tuple[float, ...]:
+        """Measured less published error, in points: top-1, and top-5 where it was published."""
+        record = self.record
+        top5 = () if record.top5_error is None else (self.top5_error - record.top5_error,)
+        return (self.error - record.top1_error, *top5)
+
+    @property
+    def verdict(self) -> str:
+        if self.complexity and not self.counts_right:
+            return "differs: counts"
+        if self.counts is None:
+            return "not evaluated"
+        if self.complete:
+            return "differs" if self.differs else "right"
+        low, high = self.interval
+        return "in interval" if low <= self.record.top1_error <= high else "off interval"
+
+
+def wilson(wrong: int, images: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson interval of an error rate in %, of 95 % by default (Wilson, 1927, JASA 22:209)."""
+    rate, spread = wrong / images, z * z / images
+    centre = (rate + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / images + spread / images / 4)
+    return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+def count_wrong(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
+    """How many answers are wrong at the first place, and how many labels are not among the first five.
+
+    `logits` (N, outputs), `labels` (N,). Of equal logits the lower class counts as the higher, as in ``argmax``.
+    """
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    above = (logits > own).sum(axis=1)
+    level_before = ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(axis=1)
+    rank = above + level_before
+    rank[~np.isfinite(logits).all(axis=1)] = logits.shape[1]  # an answer that is not a number is wrong
+    return int((rank > 0).sum()), int((rank > 4).sum())
+
+
+def evaluate(predict: Predict, dataset: Dataset, batch_size: int, limit: int | None = None, title: str = "") -> Counts:
+    """Answer the first `limit` images of a data set, with a progress bar of that `title` on a terminal."""
+    images = len(dataset) if limit is None else min(limit, len(dataset))
+    wrong = wrong_top5 = 0
+    with tqdm(total=images, desc=title, unit=" images", disable=None, leave=False) as bar:
+        for start in range(0, images, batch_size):
+            stop = min(start + batch_size, images)
+            first, five = count_wrong(predict(dataset.normalised(start, stop)), dataset.labels[start:stop])
+            wrong, wrong_top5 = wrong + first, wrong_top5 + five
+            bar.update(stop - start)
+    return Counts(images, wrong, wrong_top5)
+
+
+def validate(
+    records: Iterable[Record],
+    engine: Engine,
+    data_dir: Path | None = None,
+    batch_size: int = 50,
+    limit: int | None = None,
+) -> Iterator[tuple[Dataset | None, list[Result]]]:
+    """Check records against what `engine` answers; yields, a data set at a time, its images and its results.
+
+    What is wrong with a data set or with one row (no checkpoint, a corrupt file) stands in the results as their reason,
+    and the other rows go on.
+    """
+    for name, rows in groupby(records, key=lambda record: record.dataset):
+        dataset, reason = None, ""
+        rows = list(rows)
+        if any(record.checkpoint for record in rows):
+            try:
+                dataset = get_dataset(name, "test", data_dir)
+            except UserError as error:
+                reason = str(error)
+        yield dataset, [_validate_row(record, engine, dataset, reason, batch_size, limit) for record in rows]
+
+
+def _validate_row(
+    record: Record, engine: Engine, dataset: Dataset | None, reason: str, batch_size: int, limit: int | None
+) -> Result:
+    result = Result(record)
+    try:
+        result = replace(result, complexity=engine.count(record))
+        if record.checkpoint is None:
+            raise UserError("no checkpoint is published")
+        if dataset is None:
+            raise UserError(reason)
+        counts = evaluate(engine.load(record), dataset, batch_size, limit, record.model)
+    except UserError as error:
+        return replace(result, reason=str(error))
+    return replace(result, counts=counts, complete=dataset.official and counts.images == len(dataset))
+
+
+def exit_code(results: Iterable[Result], require_all: bool = False) -> int:
+    """0 where all that was evaluated is right; 1 where a row differs or, with `require_all`, was not evaluated; 3 where
+    none was evaluated.
+    """
+    results = list(results)
+    if any(result.differs or (require_all and not result.counts) for result in results):
+        return 1
+    return 0 if any(result.counts for result in results) else 3

@@ -1,0 +1,198 @@
+"""Checkpoints: find, fetch, verify, load. Reads the authors' format and Gluon's structural one."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import mxnet as mx
+from mxnet.gluon.block import HybridBlock
+
+from . import fetching
+from .catalog import Architecture, Checkpoint
+from .errors import BadFileError, MissingFileError, UnusableError
+
+# The authors' repository at the commit whose files were hashed. A mirror needs the same paths below its address.
+AUTHORS_REPOSITORY = (
+    "https://raw.githubusercontent.com/thanhhvnqb/pydmobilenet_mxnet/ffb6cfcdb5028b1470f865bd7b3011e16c789936"
+)
+MIRROR_VARIABLE = "PYDMOBILENET_WEIGHTS_URL"
+
+# The authors' names for the parts of a network, and ours. The first component of a name, which differs from file to
+# file, is dropped; `stg1/blk0/` becomes `stages.1.0.`.
+OUTER_PARTS = {
+    "conv0/batchnorm0": "stem.norm",
+    "conv0/conv0": "stem.conv",
+    "classifier/batchnorm0": "head.norm",
+    "classifier/conv0": "head.features",
+    "classifier/dense0": "head.dense",
+}
+BLOCK_PARTS = {
+    # PydMobileNet
+    "btl_in/batchnorm0": "norm1",
+    "btl_in/conv0": "reduce",
+    "btl_in/batchnorm1": "norm2",
+    "conv3/conv0": "spatial.conv3",
+    "conv5/conv0": "spatial.conv5",
+    "conv7/conv0": "spatial.conv7",
+    "btl_out/batchnorm0": "norm3",
+    "btl_out/conv0": "expand",
+    "btl_out/batchnorm1": "norm4",
+    # ResNet and MobileNet
+    "body/batchnorm0": "norm1",
+    "body/conv0": "reduce",
+    "body/batchnorm1": "norm2",
+    "body/conv1": "spatial.conv3",
+    "body/batchnorm2": "norm3",
+    "body/conv2": "expand",
+    "body/batchnorm3": "norm4",
+    # all of them, where the stride is 2
+    "conv0": "shortcut.0",
+    "batchnorm0": "shortcut.1",
+}
+
+
+def places(root: Path | None = None) -> Iterator[Path]:
+    """The directories in which checkpoints are looked for, in the order of search.
+
+    The path given; ``$PYDMOBILENET_HOME``; ``pretrained/`` of the checkout; MXNet's home.
+    """
+    if root is not None:
+        yield Path(root).expanduser()
+    home = fetching.project_home()
+    if home is not None:
+        yield home / "models"
+    checkout = Path(__file__).resolve().parents[1]
+    if (checkout / "setup.py").is_file() and (checkout / "pretrained").is_dir():
+        yield checkout / "pretrained"
+    yield fetching.mxnet_home() / "models"
+
+
+def find(checkpoint: Checkpoint, root: Path | None = None) -> Path | None:
+    """The verified file of a checkpoint, if it is on this machine: flat in one of the `places`, or as in the authors'
+    repository. Raises BadFileError for a file of that name with other content.
+    """
+    tail = checkpoint.path.split("/", 1)[1]  # without `models/`
+    spots = (place / form for place in places(root) for form in (checkpoint.filename, tail, checkpoint.path))
+    found = fetching.first_existing(spots)
+    return found and fetching.verify(found, checkpoint.digest)
+
+
+def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
+    """The verified file of a checkpoint, downloaded to the first of the `places` if it is not on this machine.
+
+    Raises MissingFileError, which says what was looked for, where, and which file to put there; and BadFileError.
+    """
+    found = find(checkpoint, root)
+    if found:
+        return found
+    base = os.environ.get(MIRROR_VARIABLE, AUTHORS_REPOSITORY).rstrip("/")
+    target = next(places(root)) / checkpoint.filename
+    source = fetching.Source(f"{base}/{checkpoint.path}", checkpoint.digest)
+    try:
+        with fetching.locked(target.parent):
+            return find(checkpoint, root) or fetching.fetch([source], target)  # another process may have been faster
+    except MissingFileError as error:
+        looked = ", ".join(str(place) for place in places(root))
+        raise MissingFileError(
+            f"{checkpoint.filename} is not in {looked}, and could not be downloaded ({error}); "
+            f"to go on without a network, put it into {target.parent}"
+        ) from None
+
+
+def read(path: Path) -> dict[str, mx.nd.NDArray]:
+    """The named arrays of a parameter file, under our structural names.
+
+    Raises MissingFileError, and BadFileError for what is no parameter file or has names that are none of ours.
+    """
+    if not Path(path).is_file():
+        raise MissingFileError(f"no such parameter file: {path}")
+    try:
+        arrays = mx.nd.load(str(path))
+    except (mx.MXNetError, UnicodeDecodeError):
+        arrays = None
+    if not isinstance(arrays, dict) or not arrays:
+        raise BadFileError(f"{path} is no MXNet parameter file, or a truncated one")
+    translated = {}
+    for name, array in arrays.items():
+        ours = structural_name(name)
+        if ours is None:
+            raise BadFileError(f"{path} is of no network of this project: it has a parameter {name!r}")
+        translated[ours] = array
+    return translated
+
+
+def structural_name(name: str) -> str | None:
+    """Our name of a parameter, from the authors' name or from our own; None where it is neither.
+
+    >>> structural_name("arg:cifar10_resne29/stg1/blk0/body/conv1_weight")
+    'stages.1.0.spatial.conv3.weight'
+    """
+    if re.fullmatch(r"(stem|stages|head)(\.\w+)+", name):
+        return name
+    kinds = "weight|bias|gamma|beta|running_mean|running_var"
+    match = re.fullmatch(rf"(?:arg|aux):[^/]+/(?:stg(\d+)/blk(\d+)/)?(.+?)_({kinds})", name)
+    if match is None:
+        return None
+    stage, block, part, kind = match.groups()
+    ours = (OUTER_PARTS if stage is None else BLOCK_PARTS).get(part)
+    if ours is None:
+        return None
+    return f"{ours}.{kind}" if stage is None else f"stages.{stage}.{block}.{ours}.{kind}"
+
+
+def load(net: HybridBlock, path: Path) -> None:
+    """Load a parameter file into a network that `get_model` or `models.build` made, checked both ways.
+
+    Raises BadFileError, and leaves the network as it was, unless the file has every parameter of the network in its
+    shape and no other.
+    """
+    arrays = read(path)
+    wanted = net._collect_params_with_prefix()
+    missing = [name for name in wanted if name not in arrays]
+    extra = [name for name in arrays if name not in wanted]
+    other = [name for name in wanted if name in arrays and wanted[name].shape != arrays[name].shape]
+    if missing or extra or other:
+        first = (missing + extra + other)[0]
+        here, there = (tuple(owner[first].shape) if first in owner else "absent" for owner in (wanted, arrays))
+        raise BadFileError(
+            f"{path} does not fit the network: {len(missing)} parameters are missing, {len(extra)} left over, "
+            f"{len(other)} of another shape, as {first}: {there} in the file, {here} in the network; "
+            f"the file is of {describe(arrays)}"
+        )
+    for name, parameter in wanted.items():
+        parameter.set_data(arrays[name])
+
+
+def describe(arrays: Mapping[str, mx.nd.NDArray]) -> str:
+    """What network the arrays of a file belong to, as far as they tell: ``pyd-add-29-0.25 with 10 classes``."""
+    try:
+        spatial = {name.split(".")[4] for name in arrays if ".spatial." in name}
+        kernel, stem = arrays["stages.0.0.spatial.conv3.weight"].shape, arrays["stem.conv.weight"].shape[0]
+        blocks = len({name.split(".")[2] for name in arrays if name.startswith("stages.0.")})
+        if len(spatial) == 3:
+            family = "pyd-add" if arrays["stages.0.0.expand.weight"].shape[1] == kernel[0] else "pyd-concat"
+        else:
+            family = "mobilenet" if kernel[1] == 1 else "resnet"
+        name = Architecture(family, 9 * blocks + 2, kernel[0] / stem).name
+        trunk = ", in its ImageNet32 form" if "head.features.weight" in arrays else ""
+        return f"{name} with {arrays['head.dense.bias'].shape[0]} classes{trunk}"
+    except (KeyError, IndexError):
+        return "another kind of network"
+
+
+def convert(source: Path, target: Path, net: HybridBlock) -> None:
+    """Write the parameters of a file of the authors as Gluon's structural format, for ``net.load_parameters``.
+
+    Raises UnusableError where the target cannot be written; it is put in place whole or not at all.
+    """
+    load(net, source)
+    part = Path(f"{target}.part")
+    try:
+        net.save_parameters(str(part))
+        part.replace(target)
+    except (OSError, mx.MXNetError) as error:
+        part.unlink(missing_ok=True)
+        raise UnusableError(f"cannot write {target}: {getattr(error, 'strerror', None) or 'no such place'}") from None

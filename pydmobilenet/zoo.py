@@ -1,0 +1,70 @@
+"""From a model's name to a network with weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mxnet as mx
+from mxnet.gluon.block import HybridBlock
+
+from . import catalog, devices, models, weights
+from .data import get_task
+from .errors import MissingFileError, UserError
+
+
+def get_model(
+    name: str,
+    dataset: str = "cifar10",
+    classes: int | None = None,
+    pretrained: bool = False,
+    device: str | mx.Context | None = None,
+    root: str | Path | None = None,
+) -> HybridBlock:
+    """A network of the zoo: normalised images (N, 3, 32, 32) in float32 to logits (N, outputs).
+
+    `name` is ``resnet-29-0.5``, ``mobilenet-56-1.5``, ``pyd-add-29-0.25``, ``pyd-concat-56-0.75``, ``wrn-28-10`` or any
+    other of that form (`catalog.parse_name`). `dataset` sets the number of outputs, unless `classes` does, and on
+    ``imagenet32`` the wider trunk. `pretrained` loads the authors' weights, found in `root` or as `weights.places`
+    says, else downloaded; without it, the parameters are drawn anew (He initialisation). `device` is a name that
+    `devices.choose` knows, or a context; by default MXNet's current one.
+
+    Raises UnknownNameError, MissingFileError, BadFileError or UnusableError, which are ValueError, FileNotFoundError,
+    ValueError and OSError.
+    """
+    context = devices.choose(device).context if isinstance(device, str) else device
+    architecture = catalog.parse_name(name)
+    outputs = get_task(dataset).outputs if classes is None else classes
+    if outputs < 1:
+        raise catalog.UnknownNameError(f"classes is {outputs} (allowed: from 1; nearest: 1)")
+    checkpoint = _published_checkpoint(architecture.name, dataset, outputs) if pretrained else None
+    net = build(architecture, dataset, outputs)
+    net.initialize(mx.init.MSRAPrelu(), ctx=context)
+    if checkpoint:
+        weights.load(net, weights.obtain(checkpoint, root))
+    return net
+
+
+def build(architecture: catalog.Architecture, dataset: str, outputs: int | None = None) -> HybridBlock:
+    """The network for a data set, its parameters not yet initialised."""
+    trunk = models.IMAGENET32 if dataset == "imagenet32" else models.CIFAR
+    return models.build(architecture, outputs or get_task(dataset).outputs, trunk)
+
+
+def _published_checkpoint(name: str, dataset: str, outputs: int) -> catalog.Checkpoint:
+    """The checkpoint that the authors published for a model on a data set; raises where there is none, and says why."""
+    if dataset == "cifar100":
+        raise MissingFileError(
+            f"no weights of {name} are published for the 100 classes of cifar100: the authors trained their CIFAR-100 "
+            "networks on the 20 superclasses; nearest: dataset='cifar100-coarse'"
+        )
+    record = catalog.find(name, dataset)
+    if record is None or record.checkpoint is None:
+        published = [record.model for record in catalog.RECORDS if record.dataset == dataset and record.checkpoint]
+        raise MissingFileError(
+            f"no weights of {name} are published for {dataset} (published: {', '.join(published) or 'none'})"
+        )
+    if outputs != get_task(dataset).outputs:
+        raise UserError(
+            f"the published weights of {name} for {dataset} have {get_task(dataset).outputs} outputs, not {outputs}"
+        )
+    return record.checkpoint

@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""Check the published error rates against what the authors' own weights answer."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+try:
+    from pydmobilenet import catalog, cli, report, validation
+    from pydmobilenet.errors import UnknownNameError
+except ImportError as error:
+    print(f"run_validation.py: error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+EPILOG = """exit code: 0 all that was evaluated is as published; 1 a row differs or, with --require-all, was not
+evaluated; 2 a mistake in the command; 3 nothing could be evaluated. Only the whole official test set is judged."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG)
+    option = parser.add_argument
+    option("-d", "--dataset", nargs="+", default=["*"], metavar="NAME", help="cifar10, cifar100-coarse, imagenet32")
+    option("-m", "--model", nargs="+", default=["*"], metavar="PATTERN", help="names or wildcards, as 'pyd-concat-*'")
+    option(
+        "-l", "--depth", nargs="+", default=[], type=cli.positive, metavar="N", help="29, 56 or 28 (the Wide ResNets)"
+    )
+    option("-g", "--device", default="auto", help="auto (default), cpu, gpu, gpu:N; or N for GPU N, -1 for the CPU")
+    option("--data-dir", type=Path, metavar="DIR", help="where the data is, or is to be put")
+    option("--weights-dir", type=Path, metavar="DIR", help="where the authors' .params files are, or are to be put")
+    option("--batch-size", type=cli.positive, metavar="N", help="images a call (default: 50 on a CPU, 500 on a GPU)")
+    option("--limit", type=cli.positive, metavar="N", help="only the first N images")
+    option("--output", type=Path, metavar="DIR", help="write the table there, as Markdown, CSV and JSON")
+    option("--require-all", action="store_true", help="a row that cannot be evaluated is a failure")
+    option("--no-fuse", action="store_true", help="run the networks literally, not with their batch normalisations folded")
+    option("--print-net", action="store_true", help="print each network layer by layer")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    records = catalog.select(arguments.model, arguments.dataset, arguments.depth)
+    if not records:
+        raise UnknownNameError("no published row has all of the model, data set and depth asked for")
+    for directory in (arguments.data_dir, arguments.weights_dir):
+        if directory and not directory.is_dir():
+            raise UnknownNameError(f"no such directory: {directory}")
+    if arguments.output:
+        report.writable(arguments.output)
+
+    from pydmobilenet import devices  # MXNet takes a while to import: not before the command is known to be right
+    from pydmobilenet.engine import GluonEngine
+
+    device = devices.choose(cli.device_name(arguments.device))
+    print(f"device: {device.why}", file=sys.stderr)
+    engine = GluonEngine(device.context, arguments.weights_dir, not arguments.no_fuse, arguments.print_net)
+    batch_size = arguments.batch_size or engine.batch_size
+    tables, results = [], []
+    for dataset, rows in validation.validate(records, engine, arguments.data_dir, batch_size, arguments.limit):
+        tables.append(report.markdown(dataset, rows))
+        results += rows
+        print(tables[-1], flush=True)
+    if arguments.output:
+        report.write(arguments.output, tables, results)
+    return validation.exit_code(results, arguments.require_all)
+
+
+if __name__ == "__main__":
+    cli.run(main)
