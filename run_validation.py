@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     option("--limit", type=cli.positive, metavar="N", help="only the first N images")
     option("--output", type=Path, metavar="DIR", help="write the table there, as Markdown, CSV and JSON")
     option("--require-all", action="store_true", help="a row that cannot be evaluated is a failure")
-    option("--no-fuse", action="store_true", help="run the networks literally, not with their batch normalisations folded")
+    option("--no-fuse", action="store_true", help="run the networks literally: no batch normalisation folded")
     option("--print-net", action="store_true", help="print each network layer by layer")
     return parser.parse_args()
 

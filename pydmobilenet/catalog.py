@@ -130,7 +130,9 @@ def parse_name(name: str) -> Architecture:
     match = re.fullmatch(r"(resnet|mobilenet|pyd-add|pyd-concat|wrn)-([1-9]\d*)-(0|[1-9]\d*)(\.\d+)?", str(name))
     if match is None:
         spoken = re.sub("pyd(mobile)?net", "pyd", str(name).lower()).replace("_", "-")  # as papers write it
-        raise unknown("model", spoken if spoken in list_models() else name, list_models(), NAME_FORM)
+        if spoken in list_models():
+            raise UnknownNameError(f"unknown model {name!r}; nearest: {spoken}")
+        raise unknown("model", name, list_models(), NAME_FORM)
     family, depth, multiplier = match[1], int(match[2]), float(match[3] + (match[4] or ""))
     step, offset = (6, 4) if family == "wrn" else (9, 2)
     if depth < step + offset or (depth - offset) % step:

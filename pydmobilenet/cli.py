@@ -13,7 +13,7 @@ from .errors import UserError
 
 def run(main: Callable[[], int]) -> None:
     """Run a command and exit with the code that it returns; 2 for a user's mistake, 130 for an interruption."""
-    program = os.path.basename(sys.argv[0])
+    program = os.path.basename(sys.argv[0]).replace("__main__.py", __package__)
     warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {message}\n"
     try:
         code = main()

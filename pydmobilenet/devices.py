@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import warnings
 from typing import NamedTuple
 
 import mxnet as mx
@@ -39,6 +40,8 @@ def choose(name: str = "auto") -> Device:
             raise UnusableError(f"device {name!r}: {obstacle}; nearest: cpu")
         return Device(mx.gpu(number), f"GPU {number}, as asked for")
     if obstacle:
+        if compute_capabilities() and mx.runtime.Features().is_enabled("CUDA"):
+            warnings.warn(f"{obstacle}; computing on the CPU", stacklevel=2)
         return Device(mx.cpu(), f"the CPU: {obstacle}")
     return Device(mx.gpu(), "GPU 0, which MXNet can use")
 

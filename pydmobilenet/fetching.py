@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from .errors import BadFileError, MissingFileError, UnusableError
 
 TIMEOUT = (5.0, 15.0)  # seconds to connect, and between two pieces of an answer
-CHUNK = 1 << 18
+CHUNK = 1 << 16  # bytes; what has come of the last one is lost where a download breaks off
 MEMORY = 60.0  # seconds for which a host that could not be reached is not asked again
 _unreachable: dict[str, tuple[float, str]] = {}
 

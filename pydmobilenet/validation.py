@@ -120,7 +120,7 @@ def count_wrong(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
     above = (logits > own).sum(axis=1)
     level_before = ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(axis=1)
     rank = above + level_before
-    rank[~np.isfinite(logits).all(axis=1)] = logits.shape[1]  # an answer that is not a number is wrong
+    rank[~np.isfinite(logits).all(axis=1)] = np.iinfo(rank.dtype).max  # an answer that is not a number is wrong
     return int((rank > 0).sum()), int((rank > 4).sum())
 
 

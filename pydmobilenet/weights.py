@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import mxnet as mx
+import numpy as np
 from mxnet.gluon.block import HybridBlock
 
-from . import fetching
+from . import fetching, params
 from .catalog import Architecture, Checkpoint
 from .errors import BadFileError, MissingFileError, UnusableError
 
@@ -102,21 +103,13 @@ def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
         ) from None
 
 
-def read(path: Path) -> dict[str, mx.nd.NDArray]:
+def read(path: Path) -> dict[str, np.ndarray]:
     """The named arrays of a parameter file, under our structural names.
 
     Raises MissingFileError, and BadFileError for what is no parameter file or has names that are none of ours.
     """
-    if not Path(path).is_file():
-        raise MissingFileError(f"no such parameter file: {path}")
-    try:
-        arrays = mx.nd.load(str(path))
-    except (mx.MXNetError, UnicodeDecodeError):
-        arrays = None
-    if not isinstance(arrays, dict) or not arrays:
-        raise BadFileError(f"{path} is no MXNet parameter file, or a truncated one")
     translated = {}
-    for name, array in arrays.items():
+    for name, array in params.read(path).items():
         ours = structural_name(name)
         if ours is None:
             raise BadFileError(f"{path} is of no network of this project: it has a parameter {name!r}")
@@ -163,10 +156,10 @@ def load(net: HybridBlock, path: Path) -> None:
             f"the file is of {describe(arrays)}"
         )
     for name, parameter in wanted.items():
-        parameter.set_data(arrays[name])
+        parameter.set_data(mx.nd.array(arrays[name], dtype=parameter.dtype))
 
 
-def describe(arrays: Mapping[str, mx.nd.NDArray]) -> str:
+def describe(arrays: Mapping[str, np.ndarray]) -> str:
     """What network the arrays of a file belong to, as far as they tell: ``pyd-add-29-0.25 with 10 classes``."""
     try:
         spatial = {name.split(".")[4] for name in arrays if ".spatial." in name}

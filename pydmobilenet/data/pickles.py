@@ -1,7 +1,7 @@
 """A reader for pickled batches that admits arrays, strings, numbers, lists and dicts, and nothing else.
 
-A pickle is a program: the ordinary reader runs whatever it names. The official CIFAR and ImageNet32 files need only the
-four names below.
+A pickle is a program: the ordinary reader runs whatever it names. The official CIFAR and ImageNet32 files need only an
+array's names, which are below with the forms that newer versions of Python and NumPy write.
 """
 
 from __future__ import annotations
@@ -26,11 +26,18 @@ def _empty_array(subtype: type, shape: tuple, dtype: object) -> np.ndarray:
     return np.ndarray.__new__(np.ndarray, (0,), "b")
 
 
+def _array(content: bytes, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+    """An array from its bytes, as pickle protocol 5 has it."""
+    return np.frombuffer(content, dtype).reshape(shape, order=order)
+
+
 ADMITTED = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("numpy.core.multiarray", "_reconstruct"): _empty_array,
     ("numpy._core.multiarray", "_reconstruct"): _empty_array,  # as NumPy 2 writes it
+    ("numpy.core.numeric", "_frombuffer"): _array,
+    ("numpy._core.numeric", "_frombuffer"): _array,
     ("_codecs", "encode"): _encode,
 }
 

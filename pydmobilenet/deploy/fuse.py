@@ -1,11 +1,11 @@
 """Fusing: the same function with fewer steps, for inference.
 
 A batch normalisation that follows a convolution is a scale and a shift of its output channels: it goes into the
-convolution's weights and bias. PydMobileNet-Add sums three convolutions of the same input, so one convolution by the sum
-of the kernels, the smaller ones padded with zeros, does the same. Both are exact but for rounding; the folding is
+convolution's weights and bias. PydMobileNet-Add sums three convolutions of the same input, so one convolution by the
+sum of the kernels, the smaller ones padded with zeros, does the same. Both are exact but for rounding; the folding is
 done in float64. Concat's three stay three: as one 7x7 convolution with three outputs a channel they ran 4 times slower.
 
-The network is rewritten as a graph, so that whatever convolutions it has, it can be fused.
+The network is rewritten as a graph, so that it can be fused whatever its blocks are.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def fuse(net: HybridBlock) -> HybridBlock:
     parameters = {name: parameter.data() for name, parameter in net.collect_params().items()}
     context = next(iter(parameters.values())).context
     rewriter = _Rewriter(net(mx.sym.var("data")), {name: array.asnumpy() for name, array in parameters.items()})
-    fused = mx.gluon.SymbolBlock(rewriter.run(), mx.sym.var("data"))
+    fused = mx.gluon.SymbolBlock(rewriter.run(), mx.sym.var("data", dtype="float32"))
     for name, parameter in fused.collect_params().items():
         value = mx.nd.array(rewriter.new[name].astype(np.float32), ctx=context)
         parameter.shape = value.shape

@@ -1,0 +1,77 @@
+"""MXNet's parameter files, read with NumPy.
+
+``mx.nd.load`` trusts the sizes that it reads: a single damaged byte in a header made it ask for tens of gigabytes. Here
+no array is made that the file does not hold. The format, little-endian, as `NDArray::Save` in MXNet 1.x writes it:
+the list's magic number and a reserved one; the number of arrays, then each array; the number of names, then each name.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from .errors import BadFileError, MissingFileError
+
+LIST_MAGIC = 0x112
+ARRAY_MAGIC = 0xF993FAC9
+DENSE = 0  # the storage type
+TYPES = ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8")  # by MXNet's number for them
+
+
+class _Reader:
+    def __init__(self, content: bytes):
+        self.content = memoryview(content)
+        self.position = 0
+
+    def take(self, size: int) -> memoryview:
+        piece = self.content[self.position : self.position + size]
+        if size < 0 or len(piece) < size:
+            raise ValueError("it ends too early")
+        self.position += size
+        return piece
+
+    def numbers(self, form: str) -> tuple[int, ...]:
+        return struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")))
+
+    def array(self) -> np.ndarray:
+        magic, storage, dimensions = self.numbers("IiI")
+        if magic != ARRAY_MAGIC or storage != DENSE or dimensions > 32:
+            raise ValueError("it holds something other than dense arrays")
+        shape = self.numbers(f"{dimensions}q")
+        _device, _number, kind = self.numbers("iii")
+        if not 0 <= kind < len(TYPES) or min(shape, default=0) < 0:
+            raise ValueError("an array has no valid type or shape")
+        dtype, size = np.dtype(TYPES[kind]), 1
+        for length in shape:  # in Python's integers, which do not overflow
+            size *= length
+        return np.frombuffer(self.take(size * dtype.itemsize), dtype).reshape(shape)
+
+    def name(self) -> str:
+        (length,) = self.numbers("Q")
+        return bytes(self.take(length)).decode()
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The named arrays of a file that ``mx.nd.save`` or ``net.save_parameters`` has written.
+
+    Raises MissingFileError, and BadFileError for what is no such file, or is damaged.
+    """
+    try:
+        reader = _Reader(Path(path).read_bytes())
+    except OSError as error:
+        raise MissingFileError(f"no such parameter file: {path} ({error.strerror})") from None
+    try:
+        magic, _reserved, count = reader.numbers("QQQ")
+        if magic != LIST_MAGIC:
+            raise ValueError("it does not begin as one")
+        if count > len(reader.content):
+            raise ValueError("it ends too early")
+        arrays = [reader.array() for _ in range(count)]
+        (names,) = reader.numbers("Q")
+        if names != count or not count:
+            raise ValueError(f"it has {names} names for {count} arrays")
+        return dict(zip([reader.name() for _ in range(names)], arrays))
+    except ValueError as error:  # a name that is no UTF-8 raises a kind of it too
+        raise BadFileError(f"{path} is no MXNet parameter file, or a damaged one: {error}") from None

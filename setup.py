@@ -1,0 +1,51 @@
+"""Packaging. Each dependency has its reason beside it; tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+# MXNet 1.9.1 is the last release. Both builds install the same package: one of them, never both.
+MXNET_CPU = ["mxnet==1.9.1"]
+MXNET_GPU = [
+    "mxnet-cu112==1.9.1",
+    # The CUDA 11 libraries that this build links to and does not bring; NVIDIA's driver is all that is left to a user.
+    "nvidia-cublas-cu11",
+    "nvidia-cuda-nvrtc-cu11",
+    "nvidia-cuda-runtime-cu11",
+    "nvidia-cudnn-cu11>=8.1,<9",  # libcudnn.so.8
+    "nvidia-cufft-cu11",
+    "nvidia-curand-cu11",
+    "nvidia-cusolver-cu11",
+    "nvidia-cusparse-cu11",
+    "nvidia-nccl-cu11",
+    "nvidia-nvtx-cu11",
+]
+
+setup(
+    name="pydmobilenet",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "pydmobilenet/__init__.py").read_text(encoding="utf-8"))[1],
+    description="PydMobileNet (Hoang and Jo, 2018) in Apache MXNet's Gluon",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["pydmobilenet*"]),
+    package_data={"pydmobilenet": ["catalog.csv"]},
+    python_requires=">=3.9,<3.12",  # what MXNet 1.9.1 runs on
+    install_requires=[
+        "numpy>=1.21,<2",  # MXNet's own limit
+        "filelock",  # two processes that download the same file
+        "pillow",  # folders of images
+        "requests",  # downloads; MXNet needs it too
+        "tabulate",  # the tables
+        "tqdm",  # progress bars
+    ],
+    extras_require={
+        "cpu": MXNET_CPU,
+        "gpu": MXNET_GPU,
+        "wrn": ["gluoncv==0.10.5.post0"],  # the three Wide ResNets of the ImageNet32 table
+        "test": ["pytest", "ruff==0.17.6"],  # ruff's formatting changes between versions
+    },
+)

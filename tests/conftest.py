@@ -1,0 +1,121 @@
+"""What the tests share: real images and checkpoints where they are present, a home of their own, and a bad server."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import socket
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pydmobilenet  # noqa: F401  before mxnet
+from pydmobilenet import catalog, devices, fetching
+from pydmobilenet.data import cifar
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+NOWHERE = "http://127.0.0.1:9"  # the discard port: refused at once
+
+
+def pytest_collection_modifyitems(items):
+    obstacle = devices.gpu_obstacle()
+    for item in items:
+        if obstacle and item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason=obstacle))
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The authors' checkpoints and real images, which stand beside the checkout or nowhere."""
+    if not SHARED.is_dir():
+        pytest.skip("the authors' weights and real images (../shared) are not here")
+    return SHARED
+
+
+@pytest.fixture
+def weights_dir(shared) -> Path:
+    return shared / "weights"
+
+
+@functools.lru_cache
+def first_images() -> np.ndarray:
+    """The first 1,000 images of the real CIFAR-10 test set, as uint8 (1000, 3, 32, 32)."""
+    records = np.fromfile(SHARED / "datasets" / "cifar10-test-first1000.bin", np.uint8).reshape(1000, 3073)
+    return records[:, 1:].reshape(1000, 3, 32, 32)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch) -> Path:
+    """A home without anything in it, and no way to the network."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("PYDMOBILENET_HOME", str(home / "project"))
+    monkeypatch.setenv("MXNET_HOME", str(home / "mxnet"))
+    monkeypatch.setenv("MXNET_GLUON_REPO", NOWHERE)
+    monkeypatch.setenv("PYDMOBILENET_WEIGHTS_URL", NOWHERE)
+    monkeypatch.setattr(cifar, "TORONTO", NOWHERE)
+    monkeypatch.setattr(fetching, "_unreachable", {})
+    return home
+
+
+CIFAR_MODELS = [record.model for record in catalog.RECORDS if record.dataset == "cifar10"]
+NETWORKS = [(record.model, record.dataset) for record in catalog.RECORDS if not record.model.startswith("wrn")]
+
+
+class Server:
+    """A local HTTP server. `files` maps paths to contents; `fault` says what goes wrong, `requests` what was asked."""
+
+    def __init__(self):
+        self.files: dict[str, bytes] = {}
+        self.fault = ""
+        self.requests: list[tuple[str, str]] = []
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                server.answer(self)
+
+            def log_message(self, *_):
+                pass
+
+        self.httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.httpd.server_port}"
+        threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
+
+    def answer(self, handler):
+        wanted = handler.headers.get("Range", "")
+        self.requests.append((handler.path, wanted))
+        content = self.files.get(handler.path)
+        if self.fault == "silent":
+            time.sleep(3)
+            return
+        if self.fault == "error page":
+            content = b"<html>Not here any more</html>"
+        if content is None:
+            handler.send_error(404)
+            return
+        start = int(wanted[6:-1]) if wanted and self.fault != "no ranges" else 0
+        if start >= len(content) > 0 and wanted:
+            handler.send_error(416)
+            return
+        handler.send_response(206 if start else 200)
+        handler.send_header("Content-Length", str(len(content) - start))
+        handler.end_headers()
+        content = content[start:]
+        if self.fault == "breaks off":
+            handler.wfile.write(content[: len(content) // 2])
+            handler.wfile.flush()
+            handler.connection.shutdown(socket.SHUT_RDWR)
+            return
+        handler.wfile.write(content)
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    yield server
+    server.httpd.shutdown()
+    server.httpd.server_close()

@@ -1,0 +1,118 @@
+"""Faithfulness: our networks against the authors' own graphs, weights and runner."""
+
+import csv
+import re
+
+import mxnet as mx
+import numpy as np
+import pytest
+from conftest import SHARED, first_images
+
+import pydmobilenet
+from pydmobilenet import catalog, weights, zoo
+from pydmobilenet.data import Dataset, get_task, normalise
+from pydmobilenet.deploy import fuse
+from pydmobilenet.engine import GluonEngine, predictor
+from pydmobilenet.validation import evaluate
+
+
+def checkpoint_here(record):
+    return record.checkpoint and SHARED / "weights" / record.checkpoint.path.split("/", 1)[1]
+
+
+PRESENT = [record for record in catalog.RECORDS if record.checkpoint and checkpoint_here(record).exists()]
+IMAGENET32 = [record for record in catalog.RECORDS if record.checkpoint and record.dataset == "imagenet32"]
+
+
+def name_of(record):
+    return f"{record.model}@{record.dataset}"
+
+
+@pytest.fixture(scope="module")
+def batch():
+    task = get_task("cifar10")
+    return normalise(first_images()[:20], task.mean, task.std)
+
+
+def authors_network(record, parameters=None):
+    parameters = parameters or checkpoint_here(record)
+    graph = re.sub(r"-\d{4}\.params$", "-symbol.json", str(checkpoint_here(record)))
+    return mx.gluon.SymbolBlock.imports(graph, ["data"], str(parameters))
+
+
+def test_the_reference_is_whole(shared):
+    assert len(PRESENT) == 36
+
+
+@pytest.mark.parametrize("record", PRESENT, ids=name_of)
+def test_logits_are_those_of_the_authors_graph(record, weights_dir, batch):
+    expected = authors_network(record)(mx.nd.array(batch)).asnumpy()
+    scale = abs(expected).max()
+    net = pydmobilenet.get_model(record.model, record.dataset, pretrained=True, root=weights_dir)
+    literal = net(mx.nd.array(batch)).asnumpy()
+    hybrid = predictor(net, mx.cpu())(batch)
+    np.testing.assert_array_equal(hybrid, expected)  # bit for bit
+    np.testing.assert_allclose(literal, expected, rtol=0, atol=1e-5 * scale)
+    np.testing.assert_allclose(predictor(fuse(net), mx.cpu())(batch), expected, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("record", IMAGENET32, ids=name_of)
+def test_imagenet32_logits_are_those_of_the_authors_graph(record, shared, batch, tmp_path):
+    # The parameters are not here: random ones, in the authors' format, under the names and shapes of their graph.
+    graph = mx.sym.load(re.sub(r"-\d{4}\.params$", "-symbol.json", str(checkpoint_here(record))))
+    arguments, _, statistics = graph.infer_shape(data=(1, 3, 32, 32))
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for kind, names, shapes in (
+        ("arg", graph.list_arguments(), arguments),
+        ("aux", graph.list_auxiliary_states(), statistics),
+    ):
+        for name, shape in zip(names, shapes):
+            if name != "data":
+                low, high = (0.5, 1.5) if name.endswith(("gamma", "var")) else (-0.2, 0.2)
+                arrays[f"{kind}:{name}"] = mx.nd.array(rng.uniform(low, high, shape))
+    for name in arrays:  # these two are fixed in the authors' files
+        if name.endswith("/conv0/batchnorm0_gamma") and "stg" not in name:
+            arrays[name][:] = 1
+        if name.endswith("/conv0/batchnorm0_beta") and "stg" not in name:
+            arrays[name][:] = 0
+    mx.nd.save(str(tmp_path / "random.params"), arrays)
+    expected = authors_network(record, tmp_path / "random.params")(mx.nd.array(batch)).asnumpy()
+    net = zoo.build(catalog.parse_name(record.model), "imagenet32")
+    net.initialize()
+    weights.load(net, tmp_path / "random.params")
+    literal = net(mx.nd.array(batch)).asnumpy()
+    np.testing.assert_array_equal(predictor(net, mx.cpu())(batch), expected)
+    np.testing.assert_allclose(literal, expected, rtol=0, atol=1e-5 * abs(expected).max())
+
+
+def runner_rows():
+    path = SHARED / "reference" / "original-runner-cifar10.csv"
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+@pytest.mark.parametrize("row", runner_rows(), ids=lambda row: row["model"])
+def test_as_many_wrong_answers_as_the_authors_runner(row, weights_dir):
+    with open(SHARED / "datasets" / "cifar10-test-first1000.bin", "rb") as file:
+        labels = np.frombuffer(file.read(), np.uint8).reshape(1000, 3073)[:, 0].astype(np.int64)
+    dataset = Dataset(get_task("cifar10"), "test", first_images(), labels, False, "first1000")
+    predict = GluonEngine(mx.cpu(), weights_dir).load(catalog.find(row["model"], "cifar10"))
+    assert evaluate(predict, dataset, 50).wrong == int(row["wrong_of_first_1000"])
+
+
+@pytest.mark.parametrize("record", [r for r in PRESENT if r.dataset == "cifar100-coarse"], ids=name_of)
+def test_cifar100_networks_answer_in_superclasses(record, weights_dir):
+    # Real photographs, of other classes than CIFAR-100's: were the 80 outputs from 20 on alive, some would win.
+    net = pydmobilenet.get_model(record.model, record.dataset, pretrained=True, root=weights_dir)
+    task = get_task("cifar100-coarse")
+    logits = predictor(net, mx.cpu())(normalise(first_images()[:200], task.mean, task.std))
+    assert logits.shape == (200, 100)
+    assert logits.argmax(axis=1).max() < 20
+    assert logits[:, 20:].max() < logits[:, :20].max(axis=1).min()
+
+
+def test_the_stems_shift_is_zero_in_every_file(weights_dir):
+    for record in PRESENT:
+        arrays = weights.read(checkpoint_here(record))
+        assert not arrays["stem.norm.beta"].any()
+        assert (arrays["stem.norm.gamma"] == 1).all()

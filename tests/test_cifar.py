@@ -1,0 +1,368 @@
+"""CIFAR-10 and CIFAR-100: every layout, every kind of damage, the downloads."""
+
+import dataclasses
+import hashlib
+import io
+import multiprocessing
+import os
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from conftest import first_images
+from PIL import Image
+
+import pydmobilenet
+from pydmobilenet import data
+from pydmobilenet.data import cifar, normalise
+from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
+
+SETS = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}
+
+
+def batch(layout, number=30, seed=0):
+    """Random images (number, 3, 32, 32), and labels (number, label_bytes)."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (number, 3, 32, 32), dtype=np.uint8)
+    fine = rng.integers(0, len(layout.classes), number)
+    columns = [fine] if layout.label_bytes == 1 else [cifar.COARSE_OF_FINE[fine], fine]
+    return images, np.stack(columns, axis=1)
+
+
+def as_binary(images, labels):
+    return np.concatenate([labels.astype(np.uint8), images.reshape(len(images), -1)], axis=1).tobytes()
+
+
+def as_pickle(layout, images, labels, protocol=2):
+    names = ["labels"] if layout.label_bytes == 1 else ["coarse_labels", "fine_labels"]
+    content = {"data": images.reshape(len(images), -1), "batch_label": "batch 1 of 1"}
+    content.update((name, labels[:, column].tolist()) for column, name in enumerate(names))
+    return pickle.dumps(content, protocol=protocol)
+
+
+def split_contents(layout, form, split):
+    """{file name: content} of a synthetic split, and the images and labels that it holds."""
+    names = getattr(layout, form)[split]
+    batches = [batch(layout, seed=number) for number in range(len(names))]
+    write = as_binary if form == "binary" else lambda *arrays: as_pickle(layout, *arrays)
+    contents = {name: write(*arrays) for name, arrays in zip(names, batches)}
+    images, labels = (np.concatenate(parts) for parts in zip(*batches))
+    return contents, images, labels
+
+
+def archive_of(contents, folder=""):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in contents.items():
+            info = tarfile.TarInfo(f"{folder}{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("form", ["binary", "pickled"])
+@pytest.mark.parametrize("spot", ["flat", "folder", "archive"])
+@pytest.mark.parametrize("name", SETS)
+def test_every_layout_gives_the_same_images_and_labels(name, spot, form, split, tmp_path):
+    layout = SETS[name]
+    contents, images, labels = split_contents(layout, form, split)
+    if spot == "archive":
+        archive = layout.archives[0 if form == "binary" else 1]
+        (tmp_path / archive).write_bytes(archive_of(contents, "some-folder/"))
+    else:
+        folder = tmp_path / ("" if spot == "flat" else layout.folders[1 if form == "binary" else 2])
+        folder.mkdir(exist_ok=True)
+        for file, content in contents.items():
+            (folder / file).write_bytes(content)
+    dataset = pydmobilenet.get_dataset(name, split, tmp_path)
+    np.testing.assert_array_equal(dataset.images, images)
+    np.testing.assert_array_equal(dataset.labels, labels[:, -1])
+    assert dataset.images.dtype == np.uint8
+    assert dataset.labels.dtype == np.int64
+    assert not dataset.official
+    assert str(tmp_path) in dataset.source
+    if name == "cifar100":
+        coarse = pydmobilenet.get_dataset("cifar100-coarse", split, tmp_path)
+        np.testing.assert_array_equal(coarse.labels, labels[:, 0])
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_of_every_protocol_are_read(protocol):
+    images, labels = batch(cifar.CIFAR10)
+    read = cifar.parse_pickle(cifar.CIFAR10, "x", as_pickle(cifar.CIFAR10, images, labels, protocol))
+    np.testing.assert_array_equal(read[0], images)
+
+
+def test_pickles_of_python_2_are_read():
+    # As Python 2 writes {'labels': [3], 'data': <one image of sevens>}: byte strings, and NumPy's old module name.
+    seven = b"\x07" * 3072
+    content = (
+        b"\x80\x02}q\x01(U\x06labels]q\x02K\x03aU\x04datacnumpy.core.multiarray\n_reconstruct\n"
+        b"cnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x01M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+        b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+        + (3072).to_bytes(4, "little")
+        + seven
+        + b"tbu."
+    )
+    images, labels = cifar.parse_pickle(cifar.CIFAR10, "x", content)
+    assert labels.tolist() == [[3]]
+    assert (images == 7).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("name", SETS)
+def test_folders_of_images_are_read_with_classes_in_turn(name, suffix, tmp_path):
+    layout = SETS[name]
+    some = layout.classes[2:5]
+    for label in some:
+        (tmp_path / "test" / label).mkdir(parents=True)
+        for number in range(4):
+            colour = (10 * layout.classes.index(label) % 256, 50 * number, 0)
+            Image.new("RGB", (32, 32), colour).save(tmp_path / "test" / label / f"{number}.{suffix}")
+    dataset = pydmobilenet.get_dataset(name, "test", tmp_path)
+    assert dataset.labels.tolist() == [2, 3, 4] * 4
+    assert abs(dataset.images[4, :, 16, 16].astype(int) - (30, 50, 0)).max() <= (0 if suffix == "png" else 3)
+    if name == "cifar100":
+        coarse = pydmobilenet.get_dataset("cifar100-coarse", "test", tmp_path)
+        assert coarse.labels.tolist() == cifar.COARSE_OF_FINE[[2, 3, 4]].tolist() * 4
+
+
+def test_the_first_real_images_are_what_the_file_holds(shared, tmp_path):
+    os.symlink(shared / "datasets" / "cifar10-test-first1000.bin", tmp_path / "test_batch.bin")
+    dataset = pydmobilenet.get_dataset("cifar10", "test", tmp_path)
+    assert len(dataset) == 1000
+    np.testing.assert_array_equal(dataset.images, first_images())
+    assert [dataset.task.classes[label] for label in dataset.labels[:4]] == ["cat", "ship", "ship", "airplane"]
+
+
+def test_superclasses_are_numbered_as_in_the_official_files():
+    # The widely used table of CIFAR-100: the superclass of each class, in the classes' order.
+    expected = """4 1 14 8 0 6 7 7 18 3 3 14 9 18 7 11 3 9 7 11 6 11 5 10 7 6 13 15 3 15 0 11 1 10 12 14 16 9 11 5
+    5 19 8 8 15 13 14 17 18 10 16 4 17 4 2 0 17 4 18 17 10 3 2 12 12 16 12 1 9 19 2 10 0 1 16 12 9 13 15 13
+    16 19 2 4 6 19 5 5 8 19 18 1 2 15 6 0 17 8 14 13"""
+    assert [str(label) for label in cifar.COARSE_OF_FINE] == expected.split()
+    assert list(cifar.SUPERCLASSES) == sorted(cifar.SUPERCLASSES)
+    assert len(set(cifar.FINE_CLASSES)) == 100
+
+
+def test_normalisation_is_that_of_gluons_transforms():
+    from mxnet import nd
+    from mxnet.gluon.data.vision import transforms
+
+    images = batch(cifar.CIFAR10)[0]
+    task = data.get_task("cifar10")
+    reference = transforms.Compose([transforms.ToTensor(), transforms.Normalize(task.mean, task.std)])
+    expected = np.stack([reference(nd.array(image, dtype="uint8")).asnumpy() for image in images.transpose(0, 2, 3, 1)])
+    found = normalise(images, task.mean, task.std)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+# Damage
+
+
+def put(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    return pytest.raises(BadFileError)
+
+
+GOOD = as_binary(*batch(cifar.CIFAR10))
+
+
+@pytest.mark.parametrize("content", [b"", GOOD[:-1], GOOD + b"x", b"<html></html>"])
+def test_a_binary_file_of_a_wrong_size_is_refused(content, tmp_path):
+    with put(tmp_path, "test_batch.bin", content) as caught:
+        pydmobilenet.get_dataset("cifar10", "test", tmp_path)
+    assert f"{tmp_path}/test_batch.bin is truncated, or no file of CIFAR-10" in str(caught.value)
+
+
+def test_a_label_out_of_range_is_named_with_its_image(tmp_path):
+    images, labels = batch(cifar.CIFAR10)
+    labels[17] = 10
+    with put(tmp_path, "test_batch.bin", as_binary(images, labels)) as caught:
+        pydmobilenet.get_dataset("cifar10", "test", tmp_path)
+    assert "label 10 of image 17 is out of range (allowed: 0 to 9)" in str(caught.value)
+
+
+def test_a_superclass_out_of_range_is_named(tmp_path):
+    images, labels = batch(cifar.CIFAR100)
+    labels[3, 0] = 20
+    with put(tmp_path, "test.bin", as_binary(images, labels)) as caught:
+        pydmobilenet.get_dataset("cifar100", "test", tmp_path)
+    assert "label 20 of image 3 is out of range (allowed: 0 to 19)" in str(caught.value)
+
+
+def test_a_missing_batch_of_several_is_named(tmp_path):
+    for name in cifar.CIFAR10.binary["train"][:-1]:
+        (tmp_path / name).write_bytes(GOOD)
+    with pytest.raises(BadFileError, match=r"lacks data_batch_5\.bin"):
+        pydmobilenet.get_dataset("cifar10", "train", tmp_path)
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/pydmobilenet-was-here",)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (pickle.dumps({"data": Malicious(), "labels": []}), "posix.system"),
+        (pickle.dumps(Malicious(), protocol=0), "posix.system"),
+        (b"cbuiltins\neval\n(S'1'\ntR.", "builtins.eval"),
+        (b"c_codecs\nencode\n(Vx\nVzip\ntR.", "encoding 'zip'"),
+        (pickle.dumps([1, 2]), "holds a list"),
+        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}), "no pickled batch of CIFAR-10"),
+        (pickle.dumps({"data": np.zeros((1, 3072), np.float32), "labels": [1]}), "float32"),
+        (pickle.dumps({"data": np.zeros((1, 100), np.uint8), "labels": [1]}), "100"),
+        (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": ["cat"]}), "no pickled batch"),
+        (pickle.dumps({"labels": [1]}), "'data'"),
+        (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [1]})[:-9], "no pickled batch"),
+        (b"", "no pickled batch"),
+    ],
+)
+def test_a_bad_or_malicious_pickle_is_refused(content, words, tmp_path):
+    with put(tmp_path, "test_batch", content) as caught:
+        pydmobilenet.get_dataset("cifar10", "test", tmp_path)
+    assert words in str(caught.value)
+    assert f"{tmp_path}/test_batch" in str(caught.value)
+    assert not os.path.exists("/tmp/pydmobilenet-was-here")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "without the file"])
+def test_a_damaged_archive_is_refused(damage, tmp_path):
+    content = archive_of({"test_batch.bin": GOOD})
+    content = {"truncated": content[:-2000], "text": b"<html>", "without the file": archive_of({"x": b"y"})}[damage]
+    with put(tmp_path, "cifar-10-binary.tar.gz", content) as caught:
+        pydmobilenet.get_dataset("cifar10", "test", tmp_path)
+    assert f"{tmp_path}/cifar-10-binary.tar.gz" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("folder", "file", "content", "words"),
+    [
+        ("aeroplane", "1.png", b"", "class 'aeroplane'; nearest: airplane"),
+        ("airplane", "1.png", b"no image", "1.png cannot be read as an image"),
+        ("airplane", "1.txt", b"no image", "no folder of PNG or JPEG images"),
+    ],
+)
+def test_a_bad_folder_of_images_is_refused(folder, file, content, words, tmp_path):
+    (tmp_path / "test" / folder).mkdir(parents=True)
+    (tmp_path / "test" / folder / file).write_bytes(content)
+    with pytest.raises(BadFileError, match=words):
+        pydmobilenet.get_dataset("cifar10", "test", tmp_path)
+
+
+def test_an_image_of_another_size_is_refused(tmp_path):
+    (tmp_path / "test" / "cat").mkdir(parents=True)
+    Image.new("RGB", (64, 48)).save(tmp_path / "test" / "cat" / "1.png")
+    with pytest.raises(BadFileError, match=r"64x48 pixels \(allowed: 32x32\)"):
+        pydmobilenet.get_dataset("cifar10", "test", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("mnist",), "data set 'mnist'"), (("cifar10", "val"), "split 'val'"), (("Cifar10",), "nearest: cifar10")],
+)
+def test_an_unknown_name_is_answered_with_what_is_allowed(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        pydmobilenet.get_dataset(*arguments)
+
+
+# The official data, and downloads
+
+
+@pytest.fixture
+def official(monkeypatch):
+    """A small CIFAR-10 that counts as the official one; returns the content of its archive."""
+    contents = {**split_contents(cifar.CIFAR10, "binary", "train")[0], "test_batch.bin": GOOD}
+    archive = archive_of(contents, "cifar-10-batches-bin/")
+    layout = dataclasses.replace(
+        cifar.CIFAR10,
+        digests={name: f"sha1:{hashlib.sha1(content).hexdigest()}" for name, content in contents.items()},
+        archive_digests=(f"sha1:{hashlib.sha1(archive).hexdigest()}", f"md5:{hashlib.md5(archive).hexdigest()}"),
+    )
+    monkeypatch.setattr(data, "CIFAR10", layout)
+    return archive
+
+
+MXNET_PATH, TORONTO_PATH = "/gluon/dataset/cifar10/cifar-10-binary.tar.gz", "/cifar-10-binary.tar.gz"
+
+
+@pytest.mark.parametrize("path", [MXNET_PATH, TORONTO_PATH])
+def test_the_official_data_is_downloaded_once_from_whoever_has_it(path, official, server, monkeypatch, home):
+    monkeypatch.setenv("MXNET_GLUON_REPO", f"{server.url}/")
+    monkeypatch.setattr(cifar, "TORONTO", server.url)
+    server.files[path] = official
+    for split in ("test", "train", "test"):
+        dataset = pydmobilenet.get_dataset("cifar10", split)
+        assert dataset.official
+        assert len(dataset) == (30 if split == "test" else 150)
+    assert [asked for asked, _ in server.requests if asked == path] == [path]
+    folder = home / "project" / "datasets" / "cifar10"
+    assert sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")) == [
+        *(f"data_batch_{number}.bin" for number in range(1, 6)),
+        "test_batch.bin",
+    ]
+
+
+def test_an_error_page_from_the_first_is_passed_over(official, server, monkeypatch):
+    monkeypatch.setenv("MXNET_GLUON_REPO", server.url)
+    monkeypatch.setattr(cifar, "TORONTO", server.url)
+    server.files[MXNET_PATH] = b"<html>gone</html>"
+    server.files[TORONTO_PATH] = official
+    assert pydmobilenet.get_dataset("cifar10", "test").official
+
+
+def _download(url, home, digests, archive_digests, answers):
+    os.environ.update(PYDMOBILENET_HOME=str(home), MXNET_GLUON_REPO=url)
+    layout = dataclasses.replace(cifar.CIFAR10, digests=digests, archive_digests=archive_digests)
+    answers.put(len(cifar.read(layout, "test").labels))
+
+
+def test_two_processes_at_once_download_once(official, server, tmp_path):
+    server.files[MXNET_PATH] = official
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    layout = data.CIFAR10
+    arguments = (server.url, tmp_path, layout.digests, layout.archive_digests, answers)
+    processes = [context.Process(target=_download, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    assert [answers.get(timeout=60) for _ in processes] == [30, 30]
+    for process in processes:
+        process.join()
+    assert len(server.requests) == 1
+
+
+def test_offline_a_miss_says_what_where_and_what_to_do(home):
+    with pytest.raises(MissingFileError) as caught:
+        pydmobilenet.get_dataset("cifar10", "test")
+    for part in ("the test images of CIFAR-10", f"{home}/mxnet/datasets/cifar10", "refused", "cifar-10-binary.tar.gz"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["project", "mxnet"])
+def test_the_official_data_is_found_at_home(place, official, home):
+    folder = home / place / "datasets" / "cifar10"
+    folder.mkdir(parents=True)
+    (folder / "test_batch.bin").write_bytes(GOOD)
+    assert pydmobilenet.get_dataset("cifar10", "test").official
+
+
+def test_other_data_is_used_only_from_a_directory_that_was_named(official, home):
+    folder = home / "mxnet" / "datasets" / "cifar10"
+    folder.mkdir(parents=True)
+    (folder / "test_batch.bin").write_bytes(GOOD[: 3073 * 20])
+    with pytest.raises(BadFileError, match=r"test_batch\.bin is not the official file of CIFAR-10"):
+        pydmobilenet.get_dataset("cifar10", "test")
+    assert not pydmobilenet.get_dataset("cifar10", "test", folder).official
+
+
+def test_a_home_that_cannot_be_written_is_named(official, server, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("PYDMOBILENET_HOME", str(tmp_path / "file"))
+    with pytest.raises(UnusableError, match=f"cannot write to the directory {tmp_path}/file"):
+        pydmobilenet.get_dataset("cifar10", "test")

@@ -1,0 +1,105 @@
+"""The command lines, run as a user runs them."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from pydmobilenet import weights
+
+
+def run(*arguments, script="run_validation.py", **environment):
+    return subprocess.run(
+        [sys.executable, *([script] if script else []), *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "100", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_help_fits_one_screen():
+    answer = run("--help")
+    assert answer.returncode == 0
+    assert len(answer.stdout.splitlines()) <= 40
+    for option in ("-d", "-m", "-l", "-g", "--data-dir", "--weights-dir", "--batch-size", "--limit", "--output"):
+        assert option in answer.stdout
+    for option in ("--require-all", "--print-net", "--no-fuse"):
+        assert option in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", "pyd-cat-56-0.5"], "unknown model 'pyd-cat-56-0.5'; nearest: pyd-concat-56-0.5"),
+        (["-d", "cifar11"], "unknown data set 'cifar11'; nearest: cifar10"),
+        (["-d", "cifar100"], "nearest: cifar100-coarse"),
+        (["-l", "30"], "unknown depth '30'"),
+        (["-d", "cifar10", "-m", "wrn-*"], "no published row has all"),
+        (["-m", "resnet-29-0.5", "-g", "tpu"], "unknown device 'tpu'"),
+        (["--data-dir", "/nowhere"], "no such directory: /nowhere"),
+        (["--weights-dir", "/nowhere"], "no such directory: /nowhere"),
+        (["--limit", "0"], "'0' (allowed: a whole number from 1)"),
+        (["--batch-size", "many"], "'many' (allowed: a whole number from 1)"),
+        (["--output", "/proc/nowhere"], "cannot make the directory /proc/nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, words):
+    answer = run(*arguments)
+    assert answer.returncode == 2, answer
+    assert words in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert answer.stdout == ""
+
+
+def test_offline_the_whole_table_is_printed_with_the_reason(tmp_path):
+    answer = run("--output", tmp_path)
+    assert answer.returncode == 3, answer
+    assert answer.stderr.startswith("device: the ")
+    rows = list(csv.DictReader((tmp_path / "validation.csv").open()))
+    assert len(rows) == 50
+    counted = [row for row in rows if row["parameters"]]
+    assert len(counted) in (47, 50)  # without gluoncv, the Wide ResNets cannot be counted
+    assert {row["verdict"] for row in rows} == {"not evaluated"}
+    assert "the test images of CIFAR-10 are not in" in answer.stdout
+    assert "20 superclasses" in answer.stdout
+    assert "\x1b" not in answer.stdout + answer.stderr  # nothing for terminals in a pipe
+    assert run("-d", "cifar10", "-m", "resnet-29-0.5", "--require-all").returncode == 1
+
+
+def test_real_images_and_weights_give_the_table(shared, tmp_path):
+    (tmp_path / "data").mkdir()
+    os.symlink(shared / "datasets" / "cifar10-test-first1000.bin", tmp_path / "data" / "test_batch.bin")
+    common = ["-d", "cifar10", "--data-dir", tmp_path / "data", "--weights-dir", shared / "weights", "-g", "-1"]
+    answer = run(*common, "-m", "resnet-29-0.5", "pyd-add-29-0.5", "mobilenet-29-1.5", "--output", tmp_path / "out")
+    assert answer.returncode == 0, answer.stderr
+    rows = {row["model"]: row for row in json.loads((tmp_path / "out" / "validation.json").read_text())}
+    assert (rows["resnet-29-0.5"]["wrong"], rows["pyd-add-29-0.5"]["wrong"]) == (71, 78)
+    assert rows["mobilenet-29-1.5"]["reason"].startswith("cifar10_mobilenet29_1.5-0000.params is not in")
+    assert "These are not the official test images" in answer.stdout
+    assert re.search(r"resnet-29-0.5 .* 7.10 \| +5.67 to 8.86 .* in interval", answer.stdout)
+    literal = run(*common, "-m", "pyd-add-29-0.5", "--no-fuse", "--limit", "300", "--print-net")
+    fused = run(*common, "-m", "pyd-add-29-0.5", "--limit", "300", "--batch-size", "64")
+    assert "Total params: 103904" in literal.stdout
+    assert literal.stdout.rsplit("##", 1)[1] == fused.stdout.rsplit("##", 1)[1]
+    assert "the first 300 of 1,000" in fused.stdout or "300 of 1,000" in fused.stdout
+
+
+def test_a_checkpoint_is_converted(shared, tmp_path):
+    source = shared / "weights" / "resnet" / "cifar10_resnet29-0000.params"
+    convert = ("-m", "pydmobilenet", "convert", source, tmp_path / "resnet.params")
+    answer = run(*convert, "--model", "resnet-29-0.5", script=None)
+    assert answer.returncode == 0, answer.stderr
+    ours, theirs = weights.read(tmp_path / "resnet.params"), weights.read(source)
+    assert ours.keys() == theirs.keys()
+    np.testing.assert_array_equal(ours["head.dense.weight"], theirs["head.dense.weight"])
+    wrong = run(*convert, "--model", "resnet-56-0.5", script=None)
+    assert wrong.returncode == 2
+    assert "the file is of resnet-29-0.5 with 10 classes" in wrong.stderr
+    assert wrong.stderr.startswith("pydmobilenet: error:")

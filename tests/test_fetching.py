@@ -1,0 +1,152 @@
+"""Downloads against a local server that does all that servers do."""
+
+import hashlib
+import resource
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from pydmobilenet import fetching
+from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
+
+CONTENT = bytes(range(256)) * 4000
+DIGEST = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+
+
+@pytest.fixture
+def source(server):
+    server.files["/file"] = CONTENT
+    return fetching.Source(f"{server.url}/file", DIGEST)
+
+
+def test_a_file_arrives_whole_and_leaves_nothing_else(source, tmp_path):
+    target = fetching.fetch([source], tmp_path / "file")
+    assert target.read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("kind", ["sha256", "sha1", "md5"])
+def test_digests_are_those_of_the_standard_library(kind, tmp_path):
+    (tmp_path / "file").write_bytes(CONTENT)
+    assert fetching.digest(tmp_path / "file", kind) == f"{kind}:{hashlib.new(kind, CONTENT).hexdigest()}"
+
+
+def test_git_digest_is_what_git_computes(tmp_path):
+    (tmp_path / "file").write_bytes(CONTENT)
+    answer = subprocess.run(["git", "hash-object", tmp_path / "file"], capture_output=True, text=True, check=True)
+    assert fetching.digest(tmp_path / "file", "git") == f"git:{answer.stdout.strip()}"
+
+
+def test_verify_names_the_file_and_both_digests(tmp_path):
+    (tmp_path / "file").write_bytes(b"other")
+    with pytest.raises(BadFileError, match=f"{tmp_path}/file .*{DIGEST}"):
+        fetching.verify(tmp_path / "file", DIGEST)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("breaks off", "broke off"), ("error page", "an HTML page"), ("silent", "no answer in time|broke off")],
+)
+def test_a_bad_answer_is_named_and_nothing_is_put_in_place(source, server, tmp_path, monkeypatch, fault, words):
+    monkeypatch.setattr(fetching, "TIMEOUT", (1, 1))
+    server.fault = fault
+    with pytest.raises(MissingFileError, match=words):
+        fetching.fetch([source], tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+
+
+def test_an_absent_file_is_named_with_its_status(server, tmp_path):
+    with pytest.raises(MissingFileError, match="404"):
+        fetching.fetch([fetching.Source(f"{server.url}/nothing", DIGEST)], tmp_path / "file")
+
+
+def test_a_download_goes_on_where_it_broke_off(source, server, tmp_path):
+    server.fault = "breaks off"
+    with pytest.raises(MissingFileError):
+        fetching.fetch([source], tmp_path / "file")
+    server.fault = ""
+    assert fetching.fetch([source], tmp_path / "file").read_bytes() == CONTENT
+    start = int(server.requests[-1][1].strip("bytes=-"))
+    assert len(CONTENT) // 2 - fetching.CHUNK <= start <= len(CONTENT) // 2
+
+
+@pytest.mark.parametrize("fault", ["", "no ranges"])
+def test_a_wrong_piece_from_an_earlier_try_does_no_harm(source, server, tmp_path, fault):
+    server.fault = "breaks off"
+    with pytest.raises(MissingFileError):
+        fetching.fetch([source], tmp_path / "file")
+    (part,) = tmp_path.glob("*.part")
+    part.write_bytes(b"something else")
+    server.fault = fault
+    assert fetching.fetch([source], tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_whole_piece_from_an_earlier_try_is_taken(source, server, tmp_path):
+    server.fault = "breaks off"
+    with pytest.raises(MissingFileError):
+        fetching.fetch([source], tmp_path / "file")
+    (part,) = tmp_path.glob("*.part")
+    part.write_bytes(CONTENT)  # the last byte had arrived, the renaming had not
+    server.fault = ""
+    assert fetching.fetch([source], tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_the_second_source_is_asked_where_the_first_fails(source, tmp_path):
+    refused = fetching.Source("http://127.0.0.1:9/file", DIGEST)
+    assert fetching.fetch([refused, source], tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_host_that_cannot_be_reached_is_asked_once(tmp_path, monkeypatch):
+    import requests
+
+    asked = []
+    real = requests.get
+    monkeypatch.setattr(requests, "get", lambda url, **options: asked.append(url) or real(url, **options))
+    refused = fetching.Source("http://127.0.0.1:9/file", DIGEST)
+    for _ in range(20):
+        with pytest.raises(MissingFileError, match=r"127\.0\.0\.1:9: the connection was refused"):
+            fetching.fetch([refused], tmp_path / "file")
+    assert len(asked) == 1
+
+
+def test_a_full_disk_is_named_and_not_left_full(source, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))  # a write beyond it fails as on a full disk
+
+    code = (
+        "import sys; from pathlib import Path; from pydmobilenet import fetching\n"
+        "from pydmobilenet.errors import UnusableError\n"
+        "try: fetching.fetch([fetching.Source(*sys.argv[1:3])], Path(sys.argv[3]))\n"
+        "except UnusableError as error: print(error)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code, source.url, source.digest, tmp_path / "file"],
+        capture_output=True,
+        text=True,
+        preexec_fn=limit,
+    )
+    assert "cannot write" in answer.stdout, answer
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UnusableError, match=f"{tmp_path}/file/models"), fetching.locked(tmp_path / "file" / "models"):
+        pass
+
+
+def test_two_at_once_download_once(source, server, tmp_path):
+    def one():
+        with fetching.locked(tmp_path):
+            if not (tmp_path / "file").exists():
+                fetching.fetch([source], tmp_path / "file")
+
+    threads = [threading.Thread(target=one) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert len(server.requests) == 1

@@ -1,0 +1,178 @@
+"""What precedes ``import mxnet``, and which device is chosen."""
+
+import math
+import os
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import mxnet as mx
+import pytest
+from conftest import ROOT
+
+from pydmobilenet import _runtime, devices
+from pydmobilenet.errors import UnknownNameError, UnusableError
+
+
+def run(code, **environment):
+    """Run Python code in a process of its own, as after a fresh start."""
+    clean = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "PYTHONPATH")}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True
+    )
+
+
+def test_the_threads_are_the_processors_that_may_be_used():
+    answer = run("import pydmobilenet, os; print(os.environ['OMP_NUM_THREADS'])")
+    assert int(answer.stdout) == _runtime.available_processors()
+
+
+def test_affinity_is_respected():
+    answer = run(
+        "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+        "import pydmobilenet; print(os.environ['OMP_NUM_THREADS'])"
+    )
+    assert answer.stdout.strip() == "1"
+
+
+def test_what_the_user_set_is_kept():
+    answer = run("import pydmobilenet, os; print(os.environ['OMP_NUM_THREADS'])", OMP_NUM_THREADS="7")
+    assert answer.stdout.strip() == "7"
+
+
+def test_nothing_breaks_where_mxnet_was_imported_first():
+    answer = run(
+        "import numpy; numpy.bool = numpy.bool_; import mxnet, pydmobilenet\n"
+        "print(pydmobilenet.get_model('pyd-add-11-0.25')(mxnet.nd.zeros((1, 3, 32, 32))).shape)"
+    )
+    assert answer.stdout.strip() == "(1, 10)", answer.stderr
+
+
+def test_mxnet_is_not_imported_before_it_is_needed():
+    answer = run("import pydmobilenet, sys; pydmobilenet.list_models(); print('mxnet' in sys.modules)")
+    assert answer.stdout.strip() == "False", answer.stderr
+
+
+def test_without_mxnet_the_import_says_which_builds_there_are():
+    answer = run(
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'mxnet' else find(name, *rest)\n"
+        "import pydmobilenet"
+    )
+    last = answer.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError")
+    assert "pydmobilenet[cpu]" in last
+    assert "pydmobilenet[gpu]" in last
+
+
+def test_the_gpu_build_without_a_driver_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(_runtime.ctypes, "CDLL", lambda *_, **__: (_ for _ in ()).throw(OSError("no such file")))
+    with pytest.raises(ImportError, match=r"mxnet-cu112.*libcuda\.so\.1.*pydmobilenet\[cpu\]"):
+        _runtime.load_cuda_libraries("mxnet-cu112")
+
+
+def test_cuda_libraries_are_loaded_from_the_nvidia_packages_in_the_order_of_need(monkeypatch, tmp_path):
+    for name in ("libcudnn.so.8", "libcudart.so.11.0"):
+        (tmp_path / "some" / "lib").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "some" / "lib" / name).write_bytes(b"")
+    loaded = []
+    monkeypatch.setattr(_runtime.ctypes, "CDLL", lambda name, **_: loaded.append(os.path.basename(name)))
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(_runtime.importlib.util, "find_spec", lambda _: spec)
+    _runtime.load_cuda_libraries("mxnet-cu112")
+    assert loaded == ["libcuda.so.1", "libcudart.so.11.0", "libcudnn.so.8"]
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "processors"),
+    [
+        ("0::/a/b\n", {"a/b/cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "50000 100000\n"}, 0.5),
+        ("0::/a/b\n", {"cpu.max": "400000 100000\n"}, 4),  # in a container, only the root is there
+        (
+            "4:cpu,cpuacct:/x\n",
+            {"cpu,cpuacct/x/cpu.cfs_quota_us": "-1", "cpu,cpuacct/x/cpu.cfs_period_us": "9"},
+            math.inf,
+        ),
+        ("4:cpu:/x\n", {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ("7:memory:/x\n", {"cpu.max": "100000 100000\n"}, math.inf),
+        ("0::/\n", {}, math.inf),
+    ],
+)
+def test_the_control_groups_quota_is_respected(membership, files, processors, tmp_path):
+    for name, content in files.items():
+        path = tmp_path / "cgroup" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (tmp_path / "membership").write_text(membership)
+    assert _runtime.cgroup_quota(tmp_path / "cgroup", tmp_path / "membership") == processors
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A GPU build of MXNet, and a driver that lists cards of the given compute capabilities."""
+
+    def having(*capabilities):
+        features = SimpleNamespace(is_enabled=lambda name: name == "CUDA")
+        monkeypatch.setattr(devices.mx.runtime, "Features", lambda: features)
+        monkeypatch.setattr(devices, "compute_capabilities", lambda: list(capabilities))
+
+    return having
+
+
+@pytest.mark.parametrize("capability", [(5, 0), (7, 5), (8, 6), (8, 9)])
+def test_a_gpu_that_the_wheel_has_code_for_is_taken(gpus, capability):
+    gpus(capability)
+    assert devices.choose("auto").context == mx.gpu(0)
+    assert devices.choose("gpu").context == mx.gpu(0)
+
+
+@pytest.mark.parametrize(("capability", "name"), [((9, 0), "9.0"), ((10, 0), "10.0"), ((3, 7), "3.7")])
+def test_a_gpu_that_the_wheel_has_no_code_for_is_refused_in_one_line(gpus, capability, name):
+    gpus(capability)
+    with pytest.raises(UnusableError, match=f"compute capability {name}.*5.0 to 8.9") as caught:
+        devices.choose("gpu")
+    assert "\n" not in str(caught.value)
+    with pytest.warns(UserWarning, match=f"compute capability {name}"):
+        assert devices.choose("auto").context == mx.cpu()
+
+
+def test_a_gpu_that_is_not_there_is_refused(gpus):
+    gpus((8, 6))
+    with pytest.raises(UnusableError, match=r"no GPU 1.*lists 1"):
+        devices.choose("gpu:1")
+
+
+def test_the_cpu_build_takes_the_cpu_and_says_why(monkeypatch):
+    monkeypatch.setattr(devices.mx.runtime, "Features", lambda: SimpleNamespace(is_enabled=lambda _: False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "CPU build" in devices.choose("auto").why
+    with pytest.raises(UnusableError, match=r"CPU build.*pydmobilenet\[gpu\].*nearest: cpu"):
+        devices.choose("gpu")
+
+
+@pytest.mark.parametrize("name", ["tpu", "gpu:x", "auto:1", "cuda", "cpu:", ""])
+def test_an_unknown_device_is_named(name):
+    with pytest.raises(UnknownNameError, match=f"unknown device '{name}'"):
+        devices.choose(name)
+
+
+def test_the_drivers_list_is_read_without_running_anything(monkeypatch):
+    class Driver:
+        def cuInit(self, flags):
+            return 0
+
+        def cuDeviceGetCount(self, count):
+            count._obj.value = 2
+            return 0
+
+        def cuDeviceGet(self, gpu, number):
+            gpu._obj.value = number
+
+        def cuDeviceGetAttribute(self, value, attribute, gpu):
+            value._obj.value = {75: 8, 76: 6}[attribute] + gpu.value
+
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda _: Driver())
+    assert devices.compute_capabilities() == [(8, 6), (9, 7)]

@@ -1,0 +1,243 @@
+"""Checkpoints: found, fetched, verified, loaded, refused."""
+
+import contextlib
+import dataclasses
+import hashlib
+import re
+
+import mxnet as mx
+import numpy as np
+import pytest
+
+import pydmobilenet
+from pydmobilenet import catalog, params, weights, zoo
+from pydmobilenet.errors import BadFileError, MissingFileError, UserError
+
+MODEL = "pyd-add-11-0.25"  # small, and of the form that the authors' files have
+
+
+def authors_name(name: str) -> str:
+    """The name that the authors would have given to a parameter of ours."""
+    reverse = {ours: theirs for theirs, ours in weights.BLOCK_PARTS.items() if not theirs.startswith("body")}
+    outer = {ours: theirs for theirs, ours in weights.OUTER_PARTS.items()}
+    kind = "aux" if "running" in name else "arg"
+    match = re.fullmatch(r"stages\.(\d)\.(\d+)\.(.+)\.(\w+)", name)
+    if match:
+        stage, block, part, leaf = match.groups()
+        return f"{kind}:some_prefix/stg{stage}/blk{block}/{reverse[part]}_{leaf}"
+    part, leaf = name.rsplit(".", 1)
+    return f"{kind}:some_prefix/{outer[part]}_{leaf}"
+
+
+@pytest.fixture
+def net():
+    return pydmobilenet.get_model(MODEL)
+
+
+@pytest.fixture
+def file(net, tmp_path):
+    """A file in the authors' format."""
+    arrays = {authors_name(name): p.data() for name, p in net._collect_params_with_prefix().items()}
+    mx.nd.save(str(tmp_path / "authors.params"), arrays)
+    return tmp_path / "authors.params"
+
+
+@pytest.fixture
+def checkpoint(file):
+    content = file.read_bytes()
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return catalog.Checkpoint("models/family/a-0000.params", len(content), hashlib.sha256(content).hexdigest(), git)
+
+
+def values(net):
+    return {name: p.data().asnumpy() for name, p in net._collect_params_with_prefix().items()}
+
+
+def test_the_authors_format_loads(net, file):
+    other = pydmobilenet.get_model(MODEL)
+    weights.load(other, file)
+    for name, value in values(net).items():
+        np.testing.assert_array_equal(values(other)[name], value)
+
+
+def test_our_own_format_loads(net, tmp_path):
+    net.save_parameters(str(tmp_path / "ours.params"))
+    other = pydmobilenet.get_model(MODEL)
+    weights.load(other, tmp_path / "ours.params")
+    np.testing.assert_array_equal(values(other)["head.dense.weight"], values(net)["head.dense.weight"])
+
+
+def test_a_converted_file_loads_by_gluon_alone(net, file, tmp_path):
+    weights.convert(file, tmp_path / "gluon.params", pydmobilenet.get_model(MODEL))
+    other = pydmobilenet.get_model(MODEL)
+    other.load_parameters(str(tmp_path / "gluon.params"))
+    np.testing.assert_array_equal(values(other)["head.dense.weight"], values(net)["head.dense.weight"])
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_conversion_to_nowhere_is_named(file, tmp_path):
+    with pytest.raises(OSError, match=f"cannot write {tmp_path}/nowhere/x"):
+        weights.convert(file, tmp_path / "nowhere" / "x", pydmobilenet.get_model(MODEL))
+
+
+@pytest.mark.parametrize(
+    ("model", "classes", "description"),
+    [
+        ("pyd-add-11-0.5", 10, "pyd-add-11-0.25 with 10 classes"),
+        ("pyd-concat-11-0.25", 10, "pyd-add-11-0.25 with 10 classes"),
+        ("pyd-add-20-0.25", 10, "pyd-add-11-0.25 with 10 classes"),
+        ("mobilenet-11-0.25", 10, "pyd-add-11-0.25 with 10 classes"),
+        (MODEL, 100, "pyd-add-11-0.25 with 10 classes"),
+    ],
+)
+def test_a_file_of_another_network_is_refused_and_described(file, model, classes, description):
+    other = pydmobilenet.get_model(model, classes=classes)
+    before = values(other)
+    with pytest.raises(BadFileError, match=rf"does not fit.*the file is of {description}"):
+        weights.load(other, file)
+    for name, value in before.items():
+        np.testing.assert_array_equal(values(other)[name], value)
+
+
+@pytest.mark.parametrize("name", ["resnet-29-0.5", "mobilenet-29-1.5", "pyd-add-56-0.75", "pyd-concat-29-0.25"])
+def test_files_are_described_by_what_is_in_them(name):
+    arrays = {key: p.data() for key, p in pydmobilenet.get_model(name, classes=7)._collect_params_with_prefix().items()}
+    assert weights.describe(arrays) == f"{name} with 7 classes"
+
+
+@pytest.mark.parametrize("change", ["missing", "extra", "shape"])
+def test_nothing_may_be_missing_left_over_or_of_another_shape(net, tmp_path, change):
+    arrays = {name: p.data() for name, p in net._collect_params_with_prefix().items()}
+    if change == "missing":
+        del arrays["head.dense.bias"]
+    elif change == "extra":
+        arrays["head.extra.bias"] = mx.nd.zeros(3)
+    else:
+        arrays["stem.conv.weight"] = mx.nd.zeros((32, 3, 5, 5))
+    mx.nd.save(str(tmp_path / "x.params"), arrays)
+    with pytest.raises(BadFileError, match="does not fit"):
+        weights.load(net, tmp_path / "x.params")
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 23, 24, 100, 5000, -1])
+def test_a_truncated_file_is_refused(net, file, length):
+    file.write_bytes(file.read_bytes()[:length])
+    with pytest.raises(BadFileError, match="no MXNet parameter file, or a damaged one"):
+        weights.load(net, file)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>" * 99, b"\0" * 4096, b"\xff" * 4096])
+def test_what_is_no_parameter_file_is_refused(net, tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(BadFileError, match="no MXNet parameter file"):
+        weights.load(net, tmp_path / "x")
+
+
+def test_other_peoples_parameters_are_refused(net, tmp_path):
+    mx.nd.save(str(tmp_path / "x"), {"arg:vgg0_conv0_weight": mx.nd.zeros(3)})
+    with pytest.raises(BadFileError, match="vgg0_conv0_weight"):
+        weights.load(net, tmp_path / "x")
+    mx.nd.save(str(tmp_path / "x"), [mx.nd.zeros(3)])
+    with pytest.raises(BadFileError, match="no MXNet parameter file"):
+        weights.load(net, tmp_path / "x")
+
+
+def test_damaged_files_never_end_the_program(net, file):
+    content = bytearray(file.read_bytes())
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(content)
+        for position in rng.integers(0, 400, 2):
+            damaged[position] = rng.integers(256)
+        file.write_bytes(damaged)
+        with contextlib.suppress(BadFileError):
+            weights.load(net, file)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "float16", "uint8", "int32", "int8", "int64"])
+def test_parameter_files_hold_what_mxnet_has_written(kind, tmp_path):
+    arrays = {"a": mx.nd.array([[1, 2, 3]], dtype=kind), "ö": mx.nd.zeros((2, 1, 4), dtype=kind)}
+    mx.nd.save(str(tmp_path / "x"), arrays)
+    found = params.read(tmp_path / "x")
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array.asnumpy(), strict=True)
+
+
+def test_an_absent_file_is_named(net, tmp_path):
+    with pytest.raises(MissingFileError, match="no such parameter file"):
+        weights.load(net, tmp_path / "x")
+
+
+@pytest.mark.parametrize("spot", ["a-0000.params", "family/a-0000.params", "models/family/a-0000.params"])
+def test_a_checkpoint_is_found_flat_or_as_in_the_authors_repository(checkpoint, file, tmp_path, spot):
+    target = tmp_path / "root" / spot
+    target.parent.mkdir(parents=True)
+    file.rename(target)
+    assert weights.obtain(checkpoint, tmp_path / "root") == target
+
+
+@pytest.mark.parametrize("place", ["project/models", "mxnet/models"])
+def test_a_checkpoint_is_found_at_home(checkpoint, file, home, place):
+    (home / place).mkdir(parents=True)
+    target = file.rename(home / place / checkpoint.filename)
+    assert weights.obtain(checkpoint) == target
+
+
+def test_a_checkpoint_is_downloaded_once(checkpoint, file, server, monkeypatch, home):
+    monkeypatch.setenv("PYDMOBILENET_WEIGHTS_URL", f"{server.url}/mirror/")
+    server.files[f"/mirror/{checkpoint.path}"] = file.read_bytes()
+    for _ in range(2):
+        assert weights.obtain(checkpoint).read_bytes() == file.read_bytes()
+    assert len(server.requests) == 1
+    assert (home / "project" / "models" / checkpoint.filename).exists()
+
+
+def test_a_checkpoint_of_which_only_the_git_hash_is_known_is_verified_too(checkpoint, file, server, monkeypatch):
+    checkpoint = dataclasses.replace(checkpoint, sha256="", bytes=None)
+    assert checkpoint.digest.startswith("git:")
+    monkeypatch.setenv("PYDMOBILENET_WEIGHTS_URL", server.url)
+    server.files[f"/{checkpoint.path}"] = file.read_bytes()
+    assert weights.obtain(checkpoint).exists()
+    weights.obtain(checkpoint).write_bytes(b"other")
+    with pytest.raises(BadFileError, match="git:"):
+        weights.obtain(checkpoint)
+
+
+def test_a_file_with_a_wrong_hash_is_neither_used_nor_replaced(checkpoint, tmp_path, server, monkeypatch, file):
+    monkeypatch.setenv("PYDMOBILENET_WEIGHTS_URL", server.url)
+    server.files[f"/{checkpoint.path}"] = file.read_bytes()
+    (tmp_path / "root").mkdir()
+    wrong = tmp_path / "root" / checkpoint.filename
+    wrong.write_bytes(b"my own network")
+    with pytest.raises(BadFileError, match=f"{wrong} is not the published file"):
+        weights.obtain(checkpoint, tmp_path / "root")
+    assert wrong.read_bytes() == b"my own network"
+
+
+def test_offline_a_miss_says_what_where_and_what_to_do(checkpoint, tmp_path, home):
+    with pytest.raises(MissingFileError) as caught:
+        weights.obtain(checkpoint, tmp_path / "root")
+    for part in (checkpoint.filename, f"{tmp_path}/root", f"{home}/mxnet/models", "refused", "put it into"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (("pyd-add-29-1", "cifar100"), FileNotFoundError, "superclasses; nearest: dataset='cifar100-coarse'"),
+        (("pyd-add-83-0.6", "cifar10"), FileNotFoundError, "no weights of pyd-add-83-0.6"),
+        (("wrn-28-2", "imagenet32"), FileNotFoundError, "no weights of wrn-28-2"),
+        (("pyd-add-29-1", "cifar10", 37), UserError, "have 10 outputs, not 37"),
+    ],
+)
+def test_weights_that_were_never_published_are_refused(arguments, error, words):
+    with pytest.raises(error, match=words):
+        zoo.get_model(*arguments, pretrained=True)
+
+
+def test_names_translate():
+    assert weights.structural_name("arg:p/stg1/blk0/body/conv1_weight") == "stages.1.0.spatial.conv3.weight"
+    assert weights.structural_name("aux:p/conv0/batchnorm0_running_var") == "stem.norm.running_var"
+    assert weights.structural_name("arg:p/classifier/conv0_bias") == "head.features.bias"
+    assert weights.structural_name("arg:p/stg0/blk0/unknown_weight") is None
