@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from filelock import FileLock
 
 from .errors import BadFileError, MissingFileError, UnusableError
 
@@ -71,24 +75,13 @@ def project_home() -> Path | None:
     return Path(home).expanduser() if home else None
 
 
-@contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the right to write into a directory, made if need be: a second process waits until the first is done.
+def locked(directory: Path) -> FileLock:
+    """The right to download into a directory, for a ``with``: a second process waits until the first is done.
 
-    Raises UnusableError where nothing can be written to it.
+    The lock is a file of this user's among the temporary ones: the directory itself may be read-only, or not exist.
     """
-    from filelock import FileLock
-
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory / ".download.lock")
-        lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        raise UnusableError(f"cannot write to the directory {directory}: {error}") from None
-    try:
-        yield
-    finally:
-        lock.release()
+    key = hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"pydmobilenet-{getpass.getuser()}-{key}.lock")
 
 
 def fetch(sources: Sequence[Source], target: Path) -> Path:
@@ -100,14 +93,16 @@ def fetch(sources: Sequence[Source], target: Path) -> Path:
     for source in sources:
         part = target.with_name(f"{target.name}.{hashlib.sha256(source.url.encode()).hexdigest()[:8]}.part")
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             _download(source, part)
             part.replace(target)
             return target
         except Unavailable as error:
             reasons.append(str(error))
         except OSError as error:
-            part.unlink(missing_ok=True)  # a full disk should not stay full
-            raise UnusableError(f"cannot write {part}: {error.strerror or error}") from None
+            with suppress(OSError):
+                part.unlink(missing_ok=True)  # a full disk should not stay full
+            raise UnusableError(f"cannot write {target}: {error.strerror or error}") from None
     raise MissingFileError("; ".join(reasons))
 
 

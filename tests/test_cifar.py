@@ -364,5 +364,7 @@ def test_other_data_is_used_only_from_a_directory_that_was_named(official, home)
 def test_a_home_that_cannot_be_written_is_named(official, server, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("PYDMOBILENET_HOME", str(tmp_path / "file"))
-    with pytest.raises(UnusableError, match=f"cannot write to the directory {tmp_path}/file"):
+    monkeypatch.setenv("MXNET_GLUON_REPO", server.url)
+    server.files[MXNET_PATH] = official
+    with pytest.raises(UnusableError, match=f"cannot write {tmp_path}/file"):
         pydmobilenet.get_dataset("cifar10", "test")

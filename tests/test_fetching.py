@@ -131,10 +131,10 @@ def test_a_full_disk_is_named_and_not_left_full(source, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_cannot_be_made_is_named(tmp_path):
+def test_a_directory_that_cannot_be_made_is_named(source, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UnusableError, match=f"{tmp_path}/file/models"), fetching.locked(tmp_path / "file" / "models"):
-        pass
+    with pytest.raises(UnusableError, match=f"cannot write {tmp_path}/file/models/x"):
+        fetching.fetch([source], tmp_path / "file" / "models" / "x")
 
 
 def test_two_at_once_download_once(source, server, tmp_path):
