@@ -6,7 +6,7 @@
 DEVICE ?= cpu
 # MXNet 1.9.1 runs on Python 3.9 to 3.11.
 PYTHON ?= $(shell for python in python3.11 python3 python3.10 python3.9; do \
-	$$python -c 'import sys, venv; sys.exit(not (3, 9) <= sys.version_info[:2] < (3, 12))' 2>/dev/null \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 9) <= sys.version_info[:2] < (3, 12))' 2>/dev/null \
 	&& echo $$python && break; done)
 ARGS ?=
 BIN := .venv/bin
@@ -38,7 +38,7 @@ $(INSTALLED): setup.py $(BIN)/python
 
 $(BIN)/python:
 	$(if $(PYTHON),,$(error Python 3.9, 3.10 or 3.11 is needed and was not found; name it: make PYTHON=/path/to/python))
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 try:
     from pydmobilenet import catalog, cli, report, validation
@@ -19,19 +18,49 @@ evaluated; 2 a mistake in the command; 3 nothing could be evaluated. Only the wh
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG)
+    parser = cli.Parser(description=__doc__, epilog=EPILOG)
     option = parser.add_argument
-    option("-d", "--dataset", nargs="+", default=["*"], metavar="NAME", help="cifar10, cifar100-coarse, imagenet32")
-    option("-m", "--model", nargs="+", default=["*"], metavar="PATTERN", help="names or wildcards, as 'pyd-concat-*'")
     option(
-        "-l", "--depth", nargs="+", default=[], type=cli.positive, metavar="N", help="29, 56 or 28 (the Wide ResNets)"
+        "-d",
+        "--dataset",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="cifar10, cifar100-coarse, imagenet32",
+    )
+    option(
+        "-m",
+        "--model",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATTERN",
+        help="names or wildcards, as 'pyd-concat-*'",
+    )
+    option(
+        "-l",
+        "--depth",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=cli.positive,
+        metavar="N",
+        help="29, 56 or 28 (the Wide ResNets)",
     )
     option("-g", "--device", default="auto", help="auto (default), cpu, gpu, gpu:N; or N for GPU N, -1 for the CPU")
-    option("--data-dir", type=Path, metavar="DIR", help="where the data is, or is to be put")
-    option("--weights-dir", type=Path, metavar="DIR", help="where the authors' .params files are, or are to be put")
+    option("--data-dir", type=cli.directory, metavar="DIR", help="where the data is, or is to be put")
+    option(
+        "--weights-dir",
+        type=cli.directory,
+        metavar="DIR",
+        help="where the authors' .params files are, or are to be put",
+    )
     option("--batch-size", type=cli.positive, metavar="N", help="images a call (default: 50 on a CPU, 500 on a GPU)")
     option("--limit", type=cli.positive, metavar="N", help="only the first N images")
-    option("--output", type=Path, metavar="DIR", help="write the table there, as Markdown, CSV and JSON")
+    option(
+        "--output", type=cli.output_directory, metavar="DIR", help="write the table there, as Markdown, CSV and JSON"
+    )
     option("--require-all", action="store_true", help="a row that cannot be evaluated is a failure")
     option("--no-fuse", action="store_true", help="run the networks literally: no batch normalisation folded")
     option("--print-net", action="store_true", help="print each network layer by layer")
@@ -40,14 +69,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    records = catalog.select(arguments.model, arguments.dataset, arguments.depth)
+    records = catalog.select(arguments.model or ["*"], arguments.dataset or ["*"], arguments.depth)
     if not records:
         raise UnknownNameError("no published row has all of the model, data set and depth asked for")
-    for directory in (arguments.data_dir, arguments.weights_dir):
-        if directory and not directory.is_dir():
-            raise UnknownNameError(f"no such directory: {directory}")
-    if arguments.output:
-        report.writable(arguments.output)
 
     from pydmobilenet import devices  # MXNet takes a while to import: not before the command is known to be right
     from pydmobilenet.engine import GluonEngine
@@ -60,9 +84,9 @@ def main() -> int:
     for dataset, rows in validation.validate(records, engine, arguments.data_dir, batch_size, arguments.limit):
         tables.append(report.markdown(dataset, rows))
         results += rows
+        if arguments.output:  # after each data set: an interruption loses no more than the one under way
+            report.write(arguments.output, tables, results)
         print(tables[-1], flush=True)
-    if arguments.output:
-        report.write(arguments.output, tables, results)
     return validation.exit_code(results, arguments.require_all)
 
 

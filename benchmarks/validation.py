@@ -93,6 +93,10 @@ def main() -> None:
         images = f"{folder}/images.npy"
         np.save(images, np.random.default_rng(0).integers(0, 256, (arguments.images, 3, 32, 32), dtype=np.uint8))
         names = pydmobilenet.list_models(arguments.model, "cifar10")
+        if not names:
+            parser.error(
+                f"no CIFAR-10 network matches {arguments.model!r}; all: {', '.join(pydmobilenet.list_models())}"
+            )
         for name in names:
             export(name, f"{folder}/{name}")
         servers = {

@@ -10,7 +10,7 @@ from .data import get_task
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m pydmobilenet")
+    parser = cli.Parser(prog="python -m pydmobilenet")
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser(
         "convert",

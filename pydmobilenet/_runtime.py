@@ -33,12 +33,16 @@ CUDA_LIBRARIES = (
 )
 
 NO_MXNET = (
-    "PydMobileNet needs Apache MXNet, which comes in two builds, one of which has to be chosen: "
-    "pip install 'pydmobilenet[cpu]' for any machine, pip install 'pydmobilenet[gpu]' for NVIDIA GPUs"
+    "PydMobileNet needs Apache MXNet, which comes in two builds, one of which has to be chosen: in the checkout, "
+    "pip install '.[cpu]' for any machine, or pip install '.[gpu]' for NVIDIA GPUs"
 )
 NO_DRIVER = (
     "the GPU build of MXNet ({wheel}) is installed, but NVIDIA's driver (libcuda.so.1) was not found: install the "
-    "driver, or the CPU build: pip uninstall {wheel}, then pip install 'pydmobilenet[cpu]'"
+    "driver, or the CPU build: pip uninstall {wheel}, then pip install '.[cpu]' in the checkout"
+)
+NO_LIBRARY = (
+    "the GPU build of MXNet ({wheel}) needs a CUDA library that cannot be loaded ({error}): "
+    "pip install '.[gpu]' in the checkout brings all of them"
 )
 
 
@@ -122,5 +126,8 @@ def load_cuda_libraries(wheel: str) -> None:
     spec = importlib.util.find_spec("nvidia")
     places = [Path(place) for place in spec.submodule_search_locations] if spec else []
     for name in CUDA_LIBRARIES:
-        for library in [found for place in places for found in place.glob(f"*/lib/{name}")][:1]:
-            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        library = next((str(found) for place in places for found in place.glob(f"*/lib/{name}")), name)
+        try:
+            ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            raise ImportError(NO_LIBRARY.format(wheel=wheel, error=error)) from None

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 from .errors import UnknownNameError, unknown
 
 NAME_FORM = "FAMILY-DEPTH-MULTIPLIER, as pyd-concat-56-0.5, or wrn-DEPTH-WIDTH, as wrn-28-10"
+# Data sets of the published tables, and the labels whose errors they count.
+LABEL_SETS = {"cifar10": "10 classes", "cifar100-coarse": "20 superclasses", "imagenet32": "1,000 classes"}
 # The published parameters are those of the 10-way head; for CIFAR-100, says the authors' README, add this.
 HEAD_DIFFERENCE = (128 + 1) * (100 - 10)
 
@@ -67,7 +69,7 @@ class Complexity(NamedTuple):
 class Record:
     """One row of a published table: errors in %, parameters and multiply-adds in millions.
 
-    `exact` holds the counts of the authors' own graph; of the Wide ResNets there is none.
+    `exact` holds the counts of the authors' own graph; of the Wide ResNets there is none. `note` is a caveat, if any.
     """
 
     model: str
@@ -78,6 +80,16 @@ class Record:
     flops_m: float | None
     exact: Complexity | None
     checkpoint: Checkpoint | None
+    note: str
+
+    @property
+    def depth(self) -> int:
+        return parse_name(self.model).depth
+
+    @property
+    def labels(self) -> str:
+        """The label set that the error counts."""
+        return LABEL_SETS[self.dataset]
 
     @property
     def params_tolerance_m(self) -> float:
@@ -114,6 +126,7 @@ def _read() -> tuple[Record, ...]:
                 if row["exact_parameters"]
                 else None,
                 checkpoint=checkpoint if row["path"] else None,
+                note=row["note"],
             )
         )
     return tuple(records)
@@ -127,7 +140,9 @@ def parse_name(name: str) -> Architecture:
 
     Raises UnknownNameError, which names the nearest valid names.
     """
-    match = re.fullmatch(r"(resnet|mobilenet|pyd-add|pyd-concat|wrn)-([1-9]\d*)-(0|[1-9]\d*)(\.\d+)?", str(name))
+    match = re.fullmatch(
+        r"(resnet|mobilenet|pyd-add|pyd-concat|wrn)-([1-9]\d{,3})-(0|[1-9]\d{,3})(\.\d{1,9})?", str(name)
+    )
     if match is None:
         spoken = re.sub("pyd(mobile)?net", "pyd", str(name).lower()).replace("_", "-")  # as papers write it
         if spoken in list_models():
@@ -157,8 +172,10 @@ def parse_name(name: str) -> Architecture:
 def list_models(pattern: str = "*", dataset: str | None = None) -> list[str]:
     """The names of the published models that match a wildcard `pattern`, in the order of the tables.
 
-    With `dataset`, only those that have a published figure on it.
+    With `dataset`, only those that have a published figure on it; raises UnknownNameError where none has.
     """
+    if dataset is not None and dataset not in LABEL_SETS:
+        raise unknown("data set", dataset, LABEL_SETS)
     names = [record.model for record in RECORDS if dataset in (None, record.dataset)]
     return [name for name in dict.fromkeys(names) if fnmatch.fnmatchcase(name, pattern)]
 
@@ -176,15 +193,14 @@ def select(
 
     Raises UnknownNameError for a pattern or depth that matches nothing.
     """
-    known = list(dict.fromkeys(record.dataset for record in RECORDS))
     for pattern in datasets:
-        if not fnmatch.filter(known, pattern):
+        if not fnmatch.filter(LABEL_SETS, pattern):
             if pattern == "cifar100":
                 raise UnknownNameError(
                     "no published figure is for 'cifar100' with its 100 classes: "
                     "the published CIFAR-100 column counts the 20 superclasses; nearest: cifar100-coarse"
                 )
-            raise unknown("data set", pattern, known)
+            raise unknown("data set", pattern, LABEL_SETS)
     for pattern in models:
         if not list_models(pattern):
             if not re.search(r"[*?\[]", pattern):
@@ -198,5 +214,5 @@ def select(
         for record in RECORDS
         if any(fnmatch.fnmatchcase(record.model, pattern) for pattern in models)
         and any(fnmatch.fnmatchcase(record.dataset, pattern) for pattern in datasets)
-        and (not depths or parse_name(record.model).depth in depths)
+        and (not depths or record.depth in depths)
     ]

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
-from .errors import UserError
+from . import fetching
+from .errors import UserError, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are those of the project: one line, with the nearest option for an unknown one."""
+
+    def error(self, message: str) -> None:
+        unknown_option = re.search(r"unrecognized arguments: (\S+)", message)
+        if unknown_option:
+            message += nearest(unknown_option[1], self._option_string_actions)
+        raise UserError(message)
 
 
 def run(main: Callable[[], int]) -> None:
-    """Run a command and exit with the code that it returns; 2 for a user's mistake, 130 for an interruption."""
+    """Run a command and exit with the code that it returns; 2 for a user's mistake, 130 for an interruption, 141 for
+    a pipe that was closed.
+    """
     program = os.path.basename(sys.argv[0]).replace("__main__.py", __package__)
     warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {message}\n"
     try:
@@ -26,7 +41,11 @@ def run(main: Callable[[], int]) -> None:
         code = 130
     except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = 141
+    except (OSError, ImportError) as error:  # a full disk behind standard output; MXNet's libraries
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"{program}: error: {error}", file=sys.stderr)
+        code = 2
     sys.exit(code)
 
 
@@ -39,6 +58,33 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} (allowed: a whole number from 1)")
     return value
+
+
+def directory(text: str) -> Path:
+    """An argument that is a directory which is there."""
+    path = _path(text)
+    if not os.path.isdir(path):
+        raise argparse.ArgumentTypeError(f"no such directory: {path}")
+    return path
+
+
+def output_directory(text: str) -> Path:
+    """An argument that is a directory to write to, made if need be."""
+    path = _path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"cannot make the directory {path}: {error.strerror}") from None
+    if not os.access(path, os.W_OK):
+        raise argparse.ArgumentTypeError(f"cannot write to the directory {path}")
+    return path
+
+
+def _path(text: str) -> Path:
+    try:
+        return fetching.expanded(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def device_name(text: str) -> str:

@@ -39,6 +39,9 @@ def choose(name: str = "auto") -> Device:
         if obstacle:
             raise UnusableError(f"device {name!r}: {obstacle}; nearest: cpu")
         return Device(mx.gpu(number), f"GPU {number}, as asked for")
+    for number in range(1, len(compute_capabilities()) if obstacle else 0):  # perhaps another one will do
+        if not gpu_obstacle(number):
+            return Device(mx.gpu(number), f"GPU {number}, which MXNet can use ({obstacle})")
     if obstacle:
         if compute_capabilities() and mx.runtime.Features().is_enabled("CUDA"):
             warnings.warn(f"{obstacle}; computing on the CPU", stacklevel=2)
@@ -49,7 +52,7 @@ def choose(name: str = "auto") -> Device:
 def gpu_obstacle(number: int = 0) -> str:
     """Why MXNet cannot compute on GPU `number`, in words; an empty string where it can."""
     if not mx.runtime.Features().is_enabled("CUDA"):
-        return "this is the CPU build of MXNet (for NVIDIA GPUs: pip install 'pydmobilenet[gpu]')"
+        return "this is the CPU build of MXNet (for NVIDIA GPUs: pip install '.[gpu]' in the checkout)"
     capabilities = compute_capabilities()
     if number >= len(capabilities):
         return f"there is no GPU {number}: NVIDIA's driver lists {len(capabilities)}"

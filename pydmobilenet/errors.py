@@ -31,7 +31,13 @@ class UnusableError(UserError, OSError):
 
 def unknown(kind: str, value: object, choices: Iterable[str], allowed: str = "") -> UnknownNameError:
     """The error for a `value` that is none of `choices`; `allowed` describes them where a list would be too long."""
-    choices = list(choices)
-    near = difflib.get_close_matches(str(value).lower(), choices, n=3, cutoff=0.4)
-    hint = f"; nearest: {', '.join(near)}" if near else ""
-    return UnknownNameError(f"unknown {kind} {str(value)!r}{hint} (allowed: {allowed or ', '.join(choices)})")
+    choices = [str(choice) for choice in choices]
+    return UnknownNameError(
+        f"unknown {kind} {str(value)!r}{nearest(value, choices)} (allowed: {allowed or ', '.join(choices)})"
+    )
+
+
+def nearest(value: object, choices: Iterable[str]) -> str:
+    """``; nearest: …`` with up to three of the choices that are like a value, or nothing."""
+    near = difflib.get_close_matches(str(value).lower(), list(choices), n=3, cutoff=0.4)
+    return f"; nearest: {', '.join(near)}" if near else ""

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import BinaryIO
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from .errors import BadFileError, MissingFileError, UnusableError
+from .errors import BadFileError, MissingFileError, UnknownNameError, UnusableError
 
-TIMEOUT = (5.0, 15.0)  # seconds to connect, and between two pieces of an answer
+TIMEOUT = (3.0, 15.0)  # seconds to connect, and between two pieces of an answer
 CHUNK = 1 << 16  # bytes; what has come of the last one is lost where a download breaks off
-MEMORY = 60.0  # seconds for which a host that could not be reached is not asked again
+MEMORY = 600.0  # seconds for which a host that could not be reached is not asked again
 _unreachable: dict[str, tuple[float, str]] = {}
 
 
@@ -38,7 +38,7 @@ class Unavailable(Exception):
 def digest(path: Path, kind: str) -> str:
     """The digest of a file, written as in `Source`."""
     hasher = hashlib.new("sha1" if kind == "git" else kind, usedforsecurity=False)
-    with open(path, "rb") as file:
+    with readable(path) as file:
         if kind == "git":
             hasher.update(b"blob %d\0" % os.fstat(file.fileno()).st_size)
         while piece := file.read(1 << 20):
@@ -51,8 +51,12 @@ def matches(path: Path, expected: str) -> bool:
     return digest(path, expected.split(":", 1)[0]) == expected
 
 
-def verify(path: Path, expected: str) -> Path:
-    """`path`, if it has the expected digest; raises BadFileError otherwise."""
+def verify(path: Path, expected: str, size: int | None = None) -> Path:
+    """`path`, if it has the expected digest, and so many bytes where that is known; raises BadFileError otherwise."""
+    if size is not None and path.stat().st_size != size:
+        raise BadFileError(
+            f"{path} is not the published file: it has {path.stat().st_size} bytes of {size}; move it away to go on"
+        )
     found = digest(path, expected.split(":", 1)[0])
     if found != expected:
         raise BadFileError(f"{path} is not the published file: it has {found}, not {expected}; move it away to go on")
@@ -60,28 +64,59 @@ def verify(path: Path, expected: str) -> Path:
 
 
 def first_existing(candidates: Iterable[Path]) -> Path | None:
-    """The first of the candidates that is a file."""
-    return next((path for path in candidates if path.is_file()), None)
+    """The first of the candidates that is a file, as far as one may look."""
+    return next((path for path in candidates if os.path.isfile(path)), None)
+
+
+def readable(path: Path) -> BinaryIO:
+    """An open file; raises UnusableError where it cannot be read."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UnusableError(f"cannot read {path}: {error.strerror}") from None
+
+
+def expanded(path: str | Path) -> Path:
+    """A path that a user has given, with ``~`` expanded; raises UnknownNameError where there is no such home."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UnknownNameError(f"unknown directory {str(path)!r}: {error}") from None
 
 
 def mxnet_home() -> Path:
     """MXNet's own directory for models and data: ``$MXNET_HOME``, by default ``~/.mxnet``."""
-    return Path(os.environ.get("MXNET_HOME") or Path.home() / ".mxnet").expanduser()
+    return expanded(os.environ.get("MXNET_HOME") or "~/.mxnet")
 
 
 def project_home() -> Path | None:
     """``$PYDMOBILENET_HOME``, if it is set."""
     home = os.environ.get("PYDMOBILENET_HOME")
-    return Path(home).expanduser() if home else None
+    return expanded(home) if home else None
 
 
-def locked(directory: Path) -> FileLock:
-    """The right to download into a directory, for a ``with``: a second process waits until the first is done.
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """The right to download into a directory: a second process waits until the first is done, and says so.
 
-    The lock is a file of this user's among the temporary ones: the directory itself may be read-only, or not exist.
+    The lock is a file in the directory, where all who share it see it, or else among this user's temporary files: one
+    can look into a directory that is read-only, or is not there yet.
     """
-    key = hashlib.sha256(str(directory.absolute()).encode()).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir()) / f"pydmobilenet-{getpass.getuser()}-{key}.lock")
+    place = directory.resolve()
+    if os.path.isdir(place) and os.access(place, os.W_OK):
+        lock = FileLock(place / ".download.lock")
+    else:
+        key = hashlib.sha256(f"{os.getuid()} {place}".encode()).hexdigest()[:16]
+        lock = FileLock(Path(tempfile.gettempdir()) / f"pydmobilenet-{key}.lock")
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        warnings.warn(f"waiting for another process that is at work in {directory}", stacklevel=3)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def fetch(sources: Sequence[Source], target: Path) -> Path:
@@ -125,14 +160,14 @@ def _receive(url: str, part: Path) -> None:
     """Append what is missing of `url` to `part`. Raises Unavailable where the end is not reached."""
     import requests
 
-    host = urlsplit(url).netloc
-    when, reason = _unreachable.get(host, (-MEMORY, ""))
-    if time.monotonic() - when < MEMORY:
-        raise Unavailable(reason)
     start = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={start}-"} if start else {}
     # Compressed transfer would make lengths and ranges count something other than the file.
     headers["Accept-Encoding"] = "identity"
+    host = url.split("/")[2] if "://" in url else url
+    when, reason = _unreachable.get(host, (-MEMORY, ""))
+    if time.monotonic() - when < MEMORY:
+        raise Unavailable(reason)
     try:
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
             if answer.status_code == 416:  # nothing is left to send: the digest will tell
@@ -140,17 +175,19 @@ def _receive(url: str, part: Path) -> None:
             if answer.status_code not in (200, 206):
                 raise Unavailable(f"{url}: HTTP status {answer.status_code}")
             _store(answer, part, start if answer.status_code == 206 else 0)
-    except requests.exceptions.RequestException as error:
+    except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
         reason = f"{host}: {_reason(error)}"
-        if isinstance(error, (requests.exceptions.ConnectionError, requests.exceptions.Timeout)):
-            _unreachable[host] = (time.monotonic(), reason)
+        _unreachable[host] = (time.monotonic(), reason)
         raise Unavailable(reason) from None
+    except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: an address that is none
+        raise Unavailable(f"{url!r}: {_reason(error)}") from None
 
 
 def _store(answer, part: Path, start: int) -> None:
     from tqdm import tqdm
 
-    length = int(answer.headers.get("Content-Length", 0))
+    stated = answer.headers.get("Content-Length", "")
+    length = int(stated) if stated.isdigit() else 0
     name = part.name.rsplit(".", 2)[0]
     # disable=None: a bar on a terminal, nothing in a pipe
     bar = tqdm(
@@ -177,6 +214,10 @@ def _reason(error: Exception) -> str:
         "IncompleteRead": "the connection broke off; what has arrived is kept, run again to go on",
         "Connection aborted": "the connection broke off",
         "unreachable": "the network cannot be reached",
+        "InvalidURL": "not a valid address",
+        "MissingSchema": "not a valid address",
+        "InvalidSchema": "not a valid address",
+        "ValueError": "not a valid address",
     }.items():
         if sign in text:
             return words

@@ -72,6 +72,9 @@ def read(path: Path) -> dict[str, np.ndarray]:
         (names,) = reader.numbers("Q")
         if names != count or not count:
             raise ValueError(f"it has {names} names for {count} arrays")
-        return dict(zip([reader.name() for _ in range(names)], arrays))
+        named = dict(zip([reader.name() for _ in range(names)], arrays))
+        if len(named) != count or reader.position != len(reader.content):
+            raise ValueError("it has a name twice, or more behind its end")
+        return named
     except ValueError as error:  # a name that is no UTF-8 raises a kind of it too
         raise BadFileError(f"{path} is no MXNet parameter file, or a damaged one: {error}") from None

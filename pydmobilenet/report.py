@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +23,8 @@ def markdown(dataset: Dataset | None, results: Sequence[Result]) -> str:
     task = get_task(results[0].record.dataset)
     reasons = list(dict.fromkeys(result.reason for result in results if result.reason))
     table = _table(results, reasons)
-    notes = [note for note in (_judgement(dataset, results), task.note) if note]
+    caveats = [f"{result.record.model}: {result.record.note}." for result in results if result.record.note]
+    notes = [note for note in (_judgement(dataset, results), task.note, *caveats) if note]
     if any(result.record.flops_m for result in results):
         notes.append(
             "The published multiply-adds lie 0.2 to 16 % below the exact count of the convolutions and the dense layer."
@@ -105,17 +106,6 @@ def plain(result: Result) -> dict[str, object]:
     }
 
 
-def writable(directory: Path) -> Path:
-    """The directory for a report, made if need be; raises UnusableError where nothing can be written to it."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnusableError(f"cannot make the directory {directory}: {error.strerror}") from None
-    if not os.access(directory, os.W_OK):
-        raise UnusableError(f"cannot write to the directory {directory}")
-    return directory
-
-
 def write(directory: Path, tables: Sequence[str], results: Sequence[Result]) -> None:
     """Write the tables as Markdown, and the results as CSV and JSON; each file is put in place whole."""
     rows = [plain(result) for result in results]
@@ -130,8 +120,6 @@ def write(directory: Path, tables: Sequence[str], results: Sequence[Result]) -> 
 
 
 def _csv(rows: Sequence[dict[str, object]]) -> str:
-    import io
-
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
     writer.writeheader()

@@ -173,6 +173,8 @@ def _validate_row(
         counts = evaluate(engine.load(record), dataset, batch_size, limit, record.model)
     except UserError as error:
         return replace(result, reason=str(error))
+    except Exception as error:  # of one row (a GPU that is full, say): the others go on, and nothing measured is lost
+        return replace(result, reason=f"{type(error).__name__}: {' '.join(str(error).split())[-200:]}")
     return replace(result, counts=counts, complete=dataset.official and counts.images == len(dataset))
 
 

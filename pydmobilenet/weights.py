@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import mxnet as mx
@@ -61,12 +62,12 @@ def places(root: Path | None = None) -> Iterator[Path]:
     The path given; ``$PYDMOBILENET_HOME``; ``pretrained/`` of the checkout; MXNet's home.
     """
     if root is not None:
-        yield Path(root).expanduser()
+        yield fetching.expanded(root)
     home = fetching.project_home()
     if home is not None:
         yield home / "models"
     checkout = Path(__file__).resolve().parents[1]
-    if (checkout / "setup.py").is_file() and (checkout / "pretrained").is_dir():
+    if os.path.isfile(checkout / "setup.py") and os.path.isdir(checkout / "pretrained"):
         yield checkout / "pretrained"
     yield fetching.mxnet_home() / "models"
 
@@ -78,7 +79,7 @@ def find(checkpoint: Checkpoint, root: Path | None = None) -> Path | None:
     tail = checkpoint.path.split("/", 1)[1]  # without `models/`
     spots = (place / form for place in places(root) for form in (checkpoint.filename, tail, checkpoint.path))
     found = fetching.first_existing(spots)
-    return found and fetching.verify(found, checkpoint.digest)
+    return found and fetching.verify(found, checkpoint.digest, checkpoint.bytes)
 
 
 def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
@@ -89,7 +90,7 @@ def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
     found = find(checkpoint, root)
     if found:
         return found
-    base = os.environ.get(MIRROR_VARIABLE, AUTHORS_REPOSITORY).rstrip("/")
+    base = (os.environ.get(MIRROR_VARIABLE) or AUTHORS_REPOSITORY).rstrip("/")
     target = next(places(root)) / checkpoint.filename
     source = fetching.Source(f"{base}/{checkpoint.path}", checkpoint.digest)
     try:
@@ -113,6 +114,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
         ours = structural_name(name)
         if ours is None:
             raise BadFileError(f"{path} is of no network of this project: it has a parameter {name!r}")
+        if ours in translated:
+            raise BadFileError(f"{path} has {ours} twice")
         translated[ours] = array
     return translated
 
@@ -172,20 +175,25 @@ def describe(arrays: Mapping[str, np.ndarray]) -> str:
         name = Architecture(family, 9 * blocks + 2, kernel[0] / stem).name
         trunk = ", in its ImageNet32 form" if "head.features.weight" in arrays else ""
         return f"{name} with {arrays['head.dense.bias'].shape[0]} classes{trunk}"
-    except (KeyError, IndexError):
+    except (KeyError, IndexError, ZeroDivisionError):
         return "another kind of network"
 
 
 def convert(source: Path, target: Path, net: HybridBlock) -> None:
     """Write the parameters of a file of the authors as Gluon's structural format, for ``net.load_parameters``.
 
-    Raises UnusableError where the target cannot be written; it is put in place whole or not at all.
+    Raises UnusableError where the target exists already or cannot be written; it is put in place whole or not at all.
     """
     load(net, source)
+    if os.path.exists(target):
+        raise UnusableError(f"{target} exists already; choose another name, or move it away")
     part = Path(f"{target}.part")
     try:
+        part.write_bytes(b"")  # MXNet does not say why it cannot write
         net.save_parameters(str(part))
         part.replace(target)
     except (OSError, mx.MXNetError) as error:
-        part.unlink(missing_ok=True)
-        raise UnusableError(f"cannot write {target}: {getattr(error, 'strerror', None) or 'no such place'}") from None
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or "is the disk full?"
+        raise UnusableError(f"cannot write {target}: {reason}") from None

@@ -9,7 +9,7 @@ from mxnet.gluon.block import HybridBlock
 
 from . import catalog, devices, models, weights
 from .data import get_task
-from .errors import MissingFileError, UserError
+from .errors import MissingFileError, UnknownNameError, UserError
 
 
 def get_model(
@@ -33,12 +33,15 @@ def get_model(
     """
     context = devices.choose(device).context if isinstance(device, str) else device
     architecture = catalog.parse_name(name)
-    outputs = get_task(dataset).outputs if classes is None else classes
-    if outputs < 1:
-        raise catalog.UnknownNameError(f"classes is {outputs} (allowed: from 1; nearest: 1)")
+    task = get_task(dataset)
+    outputs = task.outputs if classes is None else classes
+    if not isinstance(outputs, int) or outputs < 1:
+        raise UnknownNameError(f"classes is {outputs!r} (allowed: a whole number from 1; nearest: {task.outputs})")
     checkpoint = _published_checkpoint(architecture.name, dataset, outputs) if pretrained else None
     net = build(architecture, dataset, outputs)
     net.initialize(mx.init.MSRAPrelu(), ctx=context)
+    if architecture.family == "wrn":  # GluonCV leaves the shapes to the first image
+        net(mx.nd.zeros((1, 3, 32, 32), ctx=context))
     if checkpoint:
         weights.load(net, weights.obtain(checkpoint, root))
     return net

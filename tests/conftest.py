@@ -57,6 +57,7 @@ def home(tmp_path_factory, monkeypatch) -> Path:
     monkeypatch.setenv("MXNET_GLUON_REPO", NOWHERE)
     monkeypatch.setenv("PYDMOBILENET_WEIGHTS_URL", NOWHERE)
     monkeypatch.setattr(cifar, "TORONTO", NOWHERE)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(fetching, "_unreachable", {})
     return home
 

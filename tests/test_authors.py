@@ -52,8 +52,8 @@ def test_logits_are_those_of_the_authors_graph(record, weights_dir, batch):
     literal = net(mx.nd.array(batch)).asnumpy()
     hybrid = predictor(net, mx.cpu())(batch)
     np.testing.assert_array_equal(hybrid, expected)  # bit for bit
-    np.testing.assert_allclose(literal, expected, rtol=0, atol=1e-5 * scale)
-    np.testing.assert_allclose(predictor(fuse(net), mx.cpu())(batch), expected, rtol=0, atol=1e-5 * scale)
+    np.testing.assert_allclose(literal, expected, rtol=0, atol=1e-6 * scale)
+    np.testing.assert_allclose(predictor(fuse(net), mx.cpu())(batch), expected, rtol=0, atol=1e-6 * scale)
 
 
 @pytest.mark.parametrize("record", IMAGENET32, ids=name_of)

@@ -22,6 +22,8 @@ def test_the_tables_have_all_rows():
 def test_every_row_is_whole(record):
     assert 0 < record.top1_error < 100
     assert catalog.parse_name(record.model).name == record.model
+    assert record.depth == int(record.model.split("-")[-2])
+    assert record.labels in ("10 classes", "20 superclasses", "1,000 classes")
     if record.checkpoint:
         assert len(record.checkpoint.git_blob_sha1) == 40
         assert len(record.checkpoint.sha256) == (0 if record.dataset == "imagenet32" else 64)
@@ -103,7 +105,10 @@ def test_a_wrong_name_is_answered_with_the_nearest(name, nearest):
         catalog.parse_name(name)
 
 
-@pytest.mark.parametrize("name", ["", "x", "../resnet-29-0.5", "resnet-29-0.5\n", "resnet-29-1e3", "resnet-029-0.5"])
+@pytest.mark.parametrize(
+    "name",
+    ["", "x", "../resnet-29-0.5", "resnet-29-0.5\n", "resnet-29-1e3", "resnet-029-0.5", f"resnet-29-{'9' * 400}"],
+)
 def test_what_is_no_name_is_refused(name):
     with pytest.raises(UnknownNameError, match="allowed"):
         catalog.parse_name(name)
@@ -117,6 +122,11 @@ def test_wildcards():
     assert len(list_models()) == 25
     assert list_models("*", "imagenet32")[:3] == ["wrn-28-2", "wrn-28-5", "wrn-28-10"]
     assert list_models("vgg*") == []
+
+
+def test_an_unknown_data_set_is_no_empty_list():
+    with pytest.raises(UnknownNameError, match="nearest: cifar10"):
+        list_models(dataset="cifar11")
 
 
 def test_rows_are_selected_by_model_data_set_and_depth():

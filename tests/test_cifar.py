@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,6 +214,15 @@ class Malicious:
         (pickle.dumps(Malicious(), protocol=0), "posix.system"),
         (b"cbuiltins\neval\n(S'1'\ntR.", "builtins.eval"),
         (b"c_codecs\nencode\n(Vx\nVzip\ntR.", "encoding 'zip'"),
+        # Two that would have NumPy's own classes take bytes for pointers:
+        (b"cnumpy\nndarray\n((K\x01tcnumpy\ndtype\n(S'O8'\nI00\nI01\ntRC\x08AAAAAAAAtR.", "no pickled batch"),
+        (
+            b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR(K\x01(K\x01tcnumpy\ndtype\n"
+            b"(S'O8'\nI00\nI01\ntR(K\x03S'|'\nNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbI00\nC\x08AAAAAAAAtb.",
+            "no plain number",
+        ),
+        (pickle.dumps({"data": np.zeros((1, 3072), ">u2"), "labels": [1]}), "big-endian"),
+        (pickle.dumps({"data": np.array([None]), "labels": [1]}), "no plain number"),
         (pickle.dumps([1, 2]), "holds a list"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}), "no pickled batch of CIFAR-10"),
         (pickle.dumps({"data": np.zeros((1, 3072), np.float32), "labels": [1]}), "float32"),
@@ -243,7 +253,7 @@ def test_a_damaged_archive_is_refused(damage, tmp_path):
 @pytest.mark.parametrize(
     ("folder", "file", "content", "words"),
     [
-        ("aeroplane", "1.png", b"", "class 'aeroplane'; nearest: airplane"),
+        ("airplaine", "1.png", b"", "class 'airplaine'; nearest: airplane"),
         ("airplane", "1.png", b"no image", "1.png cannot be read as an image"),
         ("airplane", "1.txt", b"no image", "no folder of PNG or JPEG images"),
     ],
@@ -251,7 +261,30 @@ def test_a_damaged_archive_is_refused(damage, tmp_path):
 def test_a_bad_folder_of_images_is_refused(folder, file, content, words, tmp_path):
     (tmp_path / "test" / folder).mkdir(parents=True)
     (tmp_path / "test" / folder / file).write_bytes(content)
+    (tmp_path / "test" / "cat").mkdir()
     with pytest.raises(BadFileError, match=words):
+        pydmobilenet.get_dataset("cifar10", "test", tmp_path)
+
+
+def test_hidden_files_are_passed_over(tmp_path):
+    for folder in ("cat", ".ipynb_checkpoints"):
+        (tmp_path / "test" / folder).mkdir(parents=True)
+    (tmp_path / "test" / "cat" / "._1.jpg").write_bytes(b"no image")
+    Image.new("RGB", (32, 32)).save(tmp_path / "test" / "cat" / "1.png")
+    assert pydmobilenet.get_dataset("cifar10", "test", tmp_path).labels.tolist() == [3]
+
+
+def test_a_folder_of_one_data_set_does_not_stand_in_the_way_of_another(tmp_path):
+    (tmp_path / "test" / "airplane").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "test" / "airplane" / "1.png")
+    with pytest.raises(MissingFileError, match="CIFAR-100 are not in"):
+        pydmobilenet.get_dataset("cifar100", "test", tmp_path)
+
+
+def test_an_image_that_declares_to_be_huge_is_refused_unread(tmp_path):
+    (tmp_path / "test" / "cat").mkdir(parents=True)
+    Image.new("1", (60_000, 60_000)).save(tmp_path / "test" / "cat" / "1.png")
+    with pytest.raises(BadFileError, match=r"1\.png"):
         pydmobilenet.get_dataset("cifar10", "test", tmp_path)
 
 
@@ -342,6 +375,36 @@ def test_offline_a_miss_says_what_where_and_what_to_do(home):
         pydmobilenet.get_dataset("cifar10", "test")
     for part in ("the test images of CIFAR-10", f"{home}/mxnet/datasets/cifar10", "refused", "cifar-10-binary.tar.gz"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("after", range(6))
+def test_an_interrupted_extraction_is_made_good_by_running_again(after, official, server, monkeypatch, home):
+    monkeypatch.setenv("MXNET_GLUON_REPO", server.url)
+    server.files[MXNET_PATH] = official
+    writes = []
+    real = Path.write_bytes
+
+    def interrupted(path, content):
+        writes.append(path)
+        if len(writes) > after:
+            raise KeyboardInterrupt
+        return real(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pydmobilenet.get_dataset("cifar10", "train")
+    assert len(pydmobilenet.get_dataset("cifar10", "train")) == 150
+    assert len(server.requests) == 1
+
+
+def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "test_batch.bin").write_bytes(GOOD)
+    monkeypatch.setattr(
+        "builtins.open", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
+    )
+    with pytest.raises(UnusableError, match=f"cannot read {tmp_path}/test_batch.bin: Permission denied"):
+        pydmobilenet.get_dataset("cifar10", "test", tmp_path)
 
 
 @pytest.mark.parametrize("place", ["project", "mxnet"])

@@ -112,7 +112,10 @@ def test_another_number_of_classes_and_size():
     [
         ({"name": "pyd-add-28-1"}, "nearest: pyd-add-29-1"),
         ({"name": "pyd-add-29-1", "dataset": "cifar"}, "data set 'cifar'.*cifar10"),
-        ({"name": "pyd-add-29-1", "classes": 0}, "classes"),
+        ({"name": "pyd-add-29-1", "classes": 0}, "classes is 0"),
+        ({"name": "pyd-add-29-1", "classes": "ten"}, "classes is 'ten'"),
+        ({"name": "pyd-add-29-1", "classes": 2.5}, "classes is 2.5"),
+        ({"name": "pyd-add-29-1", "dataset": "imagenet-32", "classes": 1000}, "nearest: imagenet32"),
         ({"name": "pyd-add-29-1", "device": "tpu"}, "device 'tpu'.*auto, cpu, gpu"),
     ],
 )
@@ -121,9 +124,16 @@ def test_a_wrong_argument_is_named(arguments, words):
         pydmobilenet.get_model(**arguments)
 
 
+def test_a_wide_resnet_is_ready_for_use():
+    pytest.importorskip("gluoncv", exc_type=ImportError)
+    net = pydmobilenet.get_model("wrn-10-1", "imagenet32")
+    assert all(parameter.data().size for parameter in net.collect_params().values())
+    assert net(images(2)).shape == (2, 1000)
+
+
 def test_a_wide_resnet_without_gluoncv_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gluoncv.model_zoo.cifarwideresnet", None)
-    with pytest.raises(UnusableError, match=r"wrn-28-2 is GluonCV's.*pydmobilenet\[wrn\]"):
+    with pytest.raises(UnusableError, match=r"wrn-28-2 is GluonCV's.*\.\[wrn\]"):
         pydmobilenet.get_model("wrn-28-2", "imagenet32")
 
 

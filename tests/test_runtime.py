@@ -62,13 +62,13 @@ def test_without_mxnet_the_import_says_which_builds_there_are():
     )
     last = answer.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError")
-    assert "pydmobilenet[cpu]" in last
-    assert "pydmobilenet[gpu]" in last
+    assert "'.[cpu]'" in last
+    assert "'.[gpu]'" in last
 
 
 def test_the_gpu_build_without_a_driver_says_what_to_do(monkeypatch):
     monkeypatch.setattr(_runtime.ctypes, "CDLL", lambda *_, **__: (_ for _ in ()).throw(OSError("no such file")))
-    with pytest.raises(ImportError, match=r"mxnet-cu112.*libcuda\.so\.1.*pydmobilenet\[cpu\]"):
+    with pytest.raises(ImportError, match=r"mxnet-cu112.*libcuda\.so\.1.*\.\[cpu\]"):
         _runtime.load_cuda_libraries("mxnet-cu112")
 
 
@@ -76,12 +76,30 @@ def test_cuda_libraries_are_loaded_from_the_nvidia_packages_in_the_order_of_need
     for name in ("libcudnn.so.8", "libcudart.so.11.0"):
         (tmp_path / "some" / "lib").mkdir(parents=True, exist_ok=True)
         (tmp_path / "some" / "lib" / name).write_bytes(b"")
-    loaded = []
-    monkeypatch.setattr(_runtime.ctypes, "CDLL", lambda name, **_: loaded.append(os.path.basename(name)))
+    loaded, paths = [], []
+
+    def load(name, **options):
+        loaded.append(os.path.basename(name))
+        paths.extend([name] if options else [])
+
+    monkeypatch.setattr(_runtime.ctypes, "CDLL", load)
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(_runtime.importlib.util, "find_spec", lambda _: spec)
     _runtime.load_cuda_libraries("mxnet-cu112")
-    assert loaded == ["libcuda.so.1", "libcudart.so.11.0", "libcudnn.so.8"]
+    assert loaded == ["libcuda.so.1", *_runtime.CUDA_LIBRARIES]
+    assert paths[0] == f"{tmp_path}/some/lib/libcudart.so.11.0"
+    assert paths[1] == "libnvrtc.so.11.2"  # left to the dynamic loader
+
+
+def test_a_cuda_library_that_is_nowhere_is_named(monkeypatch):
+    def load(name, **_):
+        if name != "libcuda.so.1":
+            raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(_runtime.ctypes, "CDLL", load)
+    monkeypatch.setattr(_runtime.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ImportError, match=r"libcudart\.so\.11\.0.*\.\[gpu\]"):
+        _runtime.load_cuda_libraries("mxnet-cu112")
 
 
 @pytest.mark.parametrize(
@@ -138,6 +156,11 @@ def test_a_gpu_that_the_wheel_has_no_code_for_is_refused_in_one_line(gpus, capab
         assert devices.choose("auto").context == mx.cpu()
 
 
+def test_auto_takes_the_first_gpu_that_mxnet_can_use(gpus):
+    gpus((9, 0), (8, 0))
+    assert devices.choose("auto").context == mx.gpu(1)
+
+
 def test_a_gpu_that_is_not_there_is_refused(gpus):
     gpus((8, 6))
     with pytest.raises(UnusableError, match=r"no GPU 1.*lists 1"):
@@ -149,7 +172,7 @@ def test_the_cpu_build_takes_the_cpu_and_says_why(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "CPU build" in devices.choose("auto").why
-    with pytest.raises(UnusableError, match=r"CPU build.*pydmobilenet\[gpu\].*nearest: cpu"):
+    with pytest.raises(UnusableError, match=r"CPU build.*\.\[gpu\].*nearest: cpu"):
         devices.choose("gpu")
 
 

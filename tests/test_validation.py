@@ -135,11 +135,12 @@ def test_one_bad_row_does_not_stop_the_others(monkeypatch):
     monkeypatch.setattr(validation, "get_dataset", lambda *_: dataset(np.arange(10)))
     records = catalog.select(["resnet-*", "pyd-add-29-1"], ["cifar10"])
     engine = FakeEngine()
-    engine.answers["pyd-add-29-1"] = BadFileError("the file is damaged")
-    ((_, rows),) = validation.validate(records, engine)
-    assert [row.verdict for row in rows] == ["differs", "not evaluated", "differs"]
-    assert rows[1].reason == "the file is damaged"
-    assert rows[0].error == 90
+    for error, reason in ((BadFileError("damaged"), "damaged"), (MemoryError("a\nb"), "MemoryError: a b")):
+        engine.answers["pyd-add-29-1"] = error
+        ((_, rows),) = validation.validate(records, engine)
+        assert [row.verdict for row in rows] == ["differs", "not evaluated", "differs"]
+        assert rows[1].reason == reason
+        assert rows[0].error == 90
 
 
 def test_data_that_cannot_be_had_is_asked_for_once_a_data_set(monkeypatch):
@@ -202,7 +203,8 @@ def test_the_imagenet32_table_has_top5():
 
 def test_reports_are_written_as_markdown_csv_and_json(tmp_path):
     rows = [result(472), result(reason="no, file")]
-    report.write(report.writable(tmp_path / "out"), ["## table"], rows)
+    (tmp_path / "out").mkdir()
+    report.write(tmp_path / "out", ["## table"], rows)
     assert (tmp_path / "out" / "validation.md").read_text() == "## table"
     content = json.loads((tmp_path / "out" / "validation.json").read_text())
     assert content[0]["top1_error"] == 4.72
@@ -216,6 +218,5 @@ def test_reports_are_written_as_markdown_csv_and_json(tmp_path):
 
 
 def test_a_report_to_nowhere_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UnusableError, match=f"cannot make the directory {tmp_path}/file/out"):
-        report.writable(tmp_path / "file" / "out")
+    with pytest.raises(UnusableError, match=f"cannot write {tmp_path}/out"):
+        report.write(tmp_path / "out", ["## table"], [result(472)])

@@ -119,6 +119,20 @@ def test_nothing_may_be_missing_left_over_or_of_another_shape(net, tmp_path, cha
         weights.load(net, tmp_path / "x.params")
 
 
+def test_a_parameter_that_comes_twice_is_refused(net, tmp_path):
+    arrays = {authors_name(name): p.data() for name, p in net._collect_params_with_prefix().items()}
+    arrays["arg:other_prefix/classifier/dense0_bias"] = mx.nd.ones(10)
+    mx.nd.save(str(tmp_path / "x"), arrays)
+    with pytest.raises(BadFileError, match=r"head\.dense\.bias twice"):
+        weights.load(net, tmp_path / "x")
+
+
+def test_more_behind_the_end_of_a_file_is_refused(net, file):
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(BadFileError, match="more behind its end"):
+        weights.load(net, file)
+
+
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 23, 24, 100, 5000, -1])
 def test_a_truncated_file_is_refused(net, file, length):
     file.write_bytes(file.read_bytes()[:length])
@@ -209,10 +223,18 @@ def test_a_file_with_a_wrong_hash_is_neither_used_nor_replaced(checkpoint, tmp_p
     server.files[f"/{checkpoint.path}"] = file.read_bytes()
     (tmp_path / "root").mkdir()
     wrong = tmp_path / "root" / checkpoint.filename
-    wrong.write_bytes(b"my own network")
-    with pytest.raises(BadFileError, match=f"{wrong} is not the published file"):
+    for content, words in ((b"my own network", "14 bytes of"), (b"x" * checkpoint.bytes, "sha256:")):
+        wrong.write_bytes(content)
+        with pytest.raises(BadFileError, match=f"{wrong} is not the published file.*{words}"):
+            weights.obtain(checkpoint, tmp_path / "root")
+        assert wrong.read_bytes() == content
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "no/scheme", "http://127.0.0.1:99999", "ftp://host"])
+def test_a_mirror_that_is_no_address_is_named(checkpoint, tmp_path, monkeypatch, address):
+    monkeypatch.setenv("PYDMOBILENET_WEIGHTS_URL", address)
+    with pytest.raises(MissingFileError, match="not a valid address"):
         weights.obtain(checkpoint, tmp_path / "root")
-    assert wrong.read_bytes() == b"my own network"
 
 
 def test_offline_a_miss_says_what_where_and_what_to_do(checkpoint, tmp_path, home):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import fetching
 from ..errors import UnknownNameError, unknown
 from . import cifar
 from .cifar import CIFAR10, CIFAR100
@@ -113,7 +114,6 @@ DATASETS = {
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
             read=None,
-            note="The file name of pyd-concat-56-0.5 says 44.27 % where the published table says 44.70 %.",
         ),
     )
 }
@@ -137,5 +137,5 @@ def get_dataset(name: str, split: str = "train", root: str | Path | None = None)
         raise unknown("split", split, ("train", "test"))
     if task.read is None:
         raise UnknownNameError(f"the images of {task.title} cannot be read yet; nearest: cifar10")
-    raw = task.read(split, None if root is None else Path(root).expanduser())
+    raw = task.read(split, None if root is None else fetching.expanded(root))
     return Dataset(task, split, raw.images, raw.labels, raw.official, raw.source)

@@ -7,6 +7,7 @@ folder of 32x32 images a class.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tarfile
 import zlib
@@ -71,7 +72,7 @@ class Layout:
     archive_digests: tuple[str, str]  # at MXNet's bucket, and at the University of Toronto
 
     def sources(self) -> list[fetching.Source]:
-        mxnet = os.environ.get("MXNET_GLUON_REPO", MXNET_REPOSITORY).rstrip("/")
+        mxnet = (os.environ.get("MXNET_GLUON_REPO") or MXNET_REPOSITORY).rstrip("/")
         urls = (f"{mxnet}/gluon/dataset/{self.name}/{self.archives[0]}", f"{TORONTO}/{self.archives[0]}")
         return [fetching.Source(url, digest) for url, digest in zip(urls, self.archive_digests)]
 
@@ -135,18 +136,19 @@ def read(layout: Layout, split: str, root: Path | None = None, coarse: bool = Fa
     """A split of CIFAR-10 or CIFAR-100, from `root`, ``$PYDMOBILENET_HOME``, MXNet's home or, at last, the network.
 
     `coarse` gives CIFAR-100's superclasses. Raises BadFileError for damaged files, and for unofficial ones that are not
-    in `root`; MissingFileError where the data is not to be had; UnusableError where it cannot be stored.
+    in `root`; MissingFileError where the data is not to be had; UnusableError where it cannot be read or stored.
     """
     home = fetching.project_home()
     own = [*([home / "datasets" / layout.name] if home else []), fetching.mxnet_home() / "datasets" / layout.name]
+    target = root / layout.name if root else own[0]
     for place in ([root] if root else []) + own:
-        files = find_files(layout, split, place)
+        with fetching.locked(target if place == root else place):  # a download may be under way there
+            files = find_files(layout, split, place)
         if files:
             return _decode(layout, files, coarse, named=place == root)
         if place == root and (folder := _image_folder(layout, split, place)):
             images, labels = images_by_class(layout.classes, folder)
             return Raw(images, COARSE_OF_FINE[labels] if coarse else labels, official=False, source=str(folder))
-    target = root / layout.name if root else own[0]
     try:
         download(layout, target)
     except MissingFileError as error:
@@ -164,20 +166,26 @@ def find_files(layout: Layout, split: str, place: Path) -> list[tuple[Path, byte
     Raises BadFileError where one of several is missing, and for a damaged archive.
     """
     for directory in (place, *(place / folder for folder in layout.folders)):
+        incomplete = ""
         for names in (layout.binary[split], layout.pickled[split]):
-            present = [name for name in names if (directory / name).is_file()]
-            if present and len(present) < len(names):
-                missing = ", ".join(name for name in names if name not in present)
-                raise BadFileError(f"{directory} has {present[0]}, but of the same split it lacks {missing}")
+            present = [name for name in names if os.path.isfile(directory / name)]
+            if present and len(present) == len(names):
+                return [(directory / name, _content(directory / name)) for name in names]
             if present:
-                return [(directory / name, (directory / name).read_bytes()) for name in names]
+                missing = ", ".join(name for name in names if name not in present)
+                incomplete = f"{directory} has {present[0]}, but of the same split it lacks {missing}"
         for archive, table in zip(layout.archives, (layout.binary, layout.pickled)):
-            if (directory / archive).is_file():
-                return [
-                    (directory / archive / name, content)
-                    for name, content in members(directory / archive, table[split])
-                ]
+            if os.path.isfile(directory / archive):  # where its extraction was interrupted, it stands beside a part
+                found = members(directory / archive, table[split])
+                return [(directory / archive / name, content) for name, content in found]
+        if incomplete:
+            raise BadFileError(incomplete)
     return []
+
+
+def _content(path: Path) -> bytes:
+    with fetching.readable(path) as file:
+        return file.read()
 
 
 def members(archive: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
@@ -187,7 +195,7 @@ def members(archive: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]
     """
     found = {}
     try:
-        with tarfile.open(archive) as tar:
+        with fetching.readable(archive) as file, tarfile.open(fileobj=file, mode="r:gz") as tar:
             for member in tar:
                 name = member.name.rsplit("/", 1)[-1]
                 if name in names and member.isfile() and member.size < 1 << 28:
@@ -265,7 +273,7 @@ def parse_binary(layout: Layout, path: Path, content: bytes) -> tuple[np.ndarray
 
 def parse_pickle(layout: Layout, path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """The same of a pickled batch's content."""
-    batch = pickles.loads(content, path)
+    batch = pickles.load(io.BytesIO(content), path)
     columns = ("labels",) if layout.label_bytes == 1 else ("coarse_labels", "fine_labels")
     try:
         labels = np.stack([np.asarray(batch[column]) for column in columns], axis=1)
@@ -278,9 +286,11 @@ def parse_pickle(layout: Layout, path: Path, content: bytes) -> tuple[np.ndarray
 
 
 def _image_folder(layout: Layout, split: str, place: Path) -> Path | None:
-    """A directory `split` with one folder of images a class, in or right below a place."""
-    folders = (directory / split for directory in (place, place / layout.name))
-    return next((folder for folder in folders if folder.is_dir()), None)
+    """A directory `split` in or right below a place, with folders of images of which one at least is of a class."""
+    for folder in (place / split, place / layout.name / split):
+        if os.path.isdir(folder) and any(os.path.isdir(folder / name) for name in layout.classes):
+            return folder
+    return None
 
 
 def images_by_class(classes: tuple[str, ...], folder: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -292,10 +302,14 @@ def images_by_class(classes: tuple[str, ...], folder: Path) -> tuple[np.ndarray,
     from PIL import Image
 
     entries = []
-    for directory in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for directory in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
         if directory.name not in classes:
             raise BadFileError(f"{directory}: {unknown('class', directory.name, classes)}")
-        files = (path for path in sorted(directory.iterdir()) if path.suffix.lower() in (".png", ".jpg", ".jpeg"))
+        files = (
+            path
+            for path in sorted(directory.iterdir())
+            if path.suffix.lower() in (".png", ".jpg", ".jpeg") and path.name[0] != "."
+        )
         entries += [(turn, classes.index(directory.name), path) for turn, path in enumerate(files)]
     if not entries:
         raise BadFileError(f"{folder} has no folder of PNG or JPEG images")
@@ -304,10 +318,12 @@ def images_by_class(classes: tuple[str, ...], folder: Path) -> tuple[np.ndarray,
     for index, (_, _, path) in enumerate(entries):
         try:
             with Image.open(path) as image:
+                if image.size != (32, 32):
+                    raise BadFileError("{} has {}x{} pixels (allowed: 32x32)".format(path, *image.size))
                 pixels = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for damaged files
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # of damaged files
+            if isinstance(error, BadFileError):
+                raise
             raise BadFileError(f"{path} cannot be read as an image: {error}") from None
-        if pixels.shape != (32, 32, 3):
-            raise BadFileError(f"{path} has {pixels.shape[1]}x{pixels.shape[0]} pixels (allowed: 32x32)")
         images[index] = pixels.transpose(2, 0, 1)
     return images, np.array([label for _, label, _ in entries], np.int64)

@@ -29,6 +29,7 @@ def _wide_resnet(architecture: Architecture, classes: int) -> HybridBlock:
     except Exception as error:  # gluoncv raises its own errors too, for a version of torch that it does not like
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnusableError(
-            f"{architecture.name} is GluonCV's, which cannot be imported ({reason}): pip install 'pydmobilenet[wrn]'"
+            f"{architecture.name} is GluonCV's, which cannot be imported ({reason}): "
+            "pip install '.[wrn]' in the checkout"
         ) from error
     return get_cifar_wide_resnet(architecture.depth, int(architecture.multiplier), classes=classes)
