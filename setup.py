@@ -46,6 +46,7 @@ setup(
         "cpu": MXNET_CPU,
         "gpu": MXNET_GPU,
         "wrn": ["gluoncv==0.10.5.post0"],  # the three Wide ResNets of the ImageNet32 table
+        "digits": ["scikit-learn"],  # the data set `digits` is inside it
         "test": ["pytest", "ruff==0.17.6"],  # ruff's formatting changes between versions
     },
 )

@@ -28,7 +28,7 @@ def run(main: Callable[[], int]) -> None:
     """Run a command and exit with the code that it returns; 2 for a user's mistake, 130 for an interruption, 141 for
     a pipe that was closed.
     """
-    program = os.path.basename(sys.argv[0]).replace("__main__.py", __package__)
+    program = os.path.basename(sys.argv[0]).replace("__main__.py", "pydmobilenet")
     warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {message}\n"
     try:
         code = main()

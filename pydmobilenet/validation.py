@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .catalog import Complexity, Record
-from .data import Dataset, get_dataset
+from .data import Dataset, batches, get_dataset
 from .errors import UserError
 
 TOLERANCE = 0.05  # points: how far the error on the whole official test set may be from the published one
@@ -126,15 +126,14 @@ def count_wrong(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
 
 def evaluate(predict: Predict, dataset: Dataset, batch_size: int, limit: int | None = None, title: str = "") -> Counts:
     """Answer the first `limit` images of a data set, with a progress bar of that `title` on a terminal."""
-    images = len(dataset) if limit is None else min(limit, len(dataset))
+    dataset = dataset.head(limit)
     wrong = wrong_top5 = 0
-    with tqdm(total=images, desc=title, unit=" images", disable=None, leave=False) as bar:
-        for start in range(0, images, batch_size):
-            stop = min(start + batch_size, images)
-            first, five = count_wrong(predict(dataset.normalised(start, stop)), dataset.labels[start:stop])
+    with tqdm(total=len(dataset), desc=title, unit=" images", disable=None, leave=False) as bar:
+        for images, labels in batches(dataset, batch_size, train=False, threads=1):
+            first, five = count_wrong(predict(images), labels)
             wrong, wrong_top5 = wrong + first, wrong_top5 + five
-            bar.update(stop - start)
-    return Counts(images, wrong, wrong_top5)
+            bar.update(len(labels))
+    return Counts(len(dataset), wrong, wrong_top5)
 
 
 def validate(

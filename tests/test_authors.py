@@ -28,10 +28,10 @@ def name_of(record):
     return f"{record.model}@{record.dataset}"
 
 
-@pytest.fixture(scope="module")
-def batch():
+@pytest.fixture
+def batch(shared):
     task = get_task("cifar10")
-    return normalise(first_images()[:20], task.mean, task.std)
+    return normalise(first_images()[:20], task)
 
 
 def authors_network(record, parameters=None):
@@ -105,7 +105,7 @@ def test_cifar100_networks_answer_in_superclasses(record, weights_dir):
     # Real photographs, of other classes than CIFAR-100's: were the 80 outputs from 20 on alive, some would win.
     net = pydmobilenet.get_model(record.model, record.dataset, pretrained=True, root=weights_dir)
     task = get_task("cifar100-coarse")
-    logits = predictor(net, mx.cpu())(normalise(first_images()[:200], task.mean, task.std))
+    logits = predictor(net, mx.cpu())(normalise(first_images()[:200], task))
     assert logits.shape == (200, 100)
     assert logits.argmax(axis=1).max() < 20
     assert logits[:, 20:].max() < logits[:, :20].max(axis=1).min()

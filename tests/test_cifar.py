@@ -156,7 +156,7 @@ def test_normalisation_is_that_of_gluons_transforms():
     task = data.get_task("cifar10")
     reference = transforms.Compose([transforms.ToTensor(), transforms.Normalize(task.mean, task.std)])
     expected = np.stack([reference(nd.array(image, dtype="uint8")).asnumpy() for image in images.transpose(0, 2, 3, 1)])
-    found = normalise(images, task.mean, task.std)
+    found = normalise(images, task)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 

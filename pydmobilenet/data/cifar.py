@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from .. import fetching
-from ..errors import BadFileError, MissingFileError, UnusableError, unknown
+from ..errors import BadFileError, MissingFileError, UnusableError
 from . import pickles
+from .dataset import Raw
+from .folder import images_by_class
 
 PIXELS = 3 * 32 * 32  # bytes of an image: the red, the green, then the blue plane, each row by row
 TORONTO = "https://www.cs.toronto.edu/~kriz"
@@ -75,16 +77,6 @@ class Layout:
         mxnet = (os.environ.get("MXNET_GLUON_REPO") or MXNET_REPOSITORY).rstrip("/")
         urls = (f"{mxnet}/gluon/dataset/{self.name}/{self.archives[0]}", f"{TORONTO}/{self.archives[0]}")
         return [fetching.Source(url, digest) for url, digest in zip(urls, self.archive_digests)]
-
-
-@dataclass(frozen=True)
-class Raw:
-    """Images (N, 3, 32, 32) uint8, labels (N,) int64, whether it is the official data, and where it was read."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    official: bool
-    source: str
 
 
 TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -291,39 +283,3 @@ def _image_folder(layout: Layout, split: str, place: Path) -> Path | None:
         if os.path.isdir(folder) and any(os.path.isdir(folder / name) for name in layout.classes):
             return folder
     return None
-
-
-def images_by_class(classes: tuple[str, ...], folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of ``folder/<class>/*.png|jpg``.
-
-    The classes take turns, so that the first N images are of all of them. Raises BadFileError for a folder that is no
-    class, an image that cannot be read or is not 32x32, and where there is no image at all.
-    """
-    from PIL import Image
-
-    entries = []
-    for directory in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != "."):
-        if directory.name not in classes:
-            raise BadFileError(f"{directory}: {unknown('class', directory.name, classes)}")
-        files = (
-            path
-            for path in sorted(directory.iterdir())
-            if path.suffix.lower() in (".png", ".jpg", ".jpeg") and path.name[0] != "."
-        )
-        entries += [(turn, classes.index(directory.name), path) for turn, path in enumerate(files)]
-    if not entries:
-        raise BadFileError(f"{folder} has no folder of PNG or JPEG images")
-    entries.sort()
-    images = np.empty((len(entries), 3, 32, 32), np.uint8)
-    for index, (_, _, path) in enumerate(entries):
-        try:
-            with Image.open(path) as image:
-                if image.size != (32, 32):
-                    raise BadFileError("{} has {}x{} pixels (allowed: 32x32)".format(path, *image.size))
-                pixels = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # of damaged files
-            if isinstance(error, BadFileError):
-                raise
-            raise BadFileError(f"{path} cannot be read as an image: {error}") from None
-        images[index] = pixels.transpose(2, 0, 1)
-    return images, np.array([label for _, label, _ in entries], np.int64)

@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""Images a second of `pydmobilenet.data.batches` against ``gluon.data.DataLoader`` with the conventional transforms.
+
+Both give float32 batches of 128 CIFAR-sized images in NCHW, for training (pad, random crop, random flip, normalise)
+and for validation (normalise). The sides take turns; the DataLoader has 0 and 2 workers, of which the better counts.
+
+    python benchmarks/data.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+
+import pydmobilenet  # noqa: F401  before mxnet
+from pydmobilenet.data import Dataset, batches, get_task
+
+BATCH = 128
+
+
+def seconds(iterable) -> float:
+    start = time.perf_counter()
+    for images, _ in iterable:
+        assert images.shape[1:] == (3, 32, 32)
+    return time.perf_counter() - start
+
+
+def loader(dataset: Dataset, train: bool, workers: int):
+    """The conventional way: every sample on its own, through MXNet's transforms."""
+    import mxnet as mx
+    from mxnet import gluon
+    from mxnet.gluon.data.vision import transforms
+
+    class RandomCrop(gluon.Block):
+        """As GluonCV's: MXNet 1.9.1 has a random crop, but none that pads."""
+
+        def forward(self, image):
+            padded = np.zeros((40, 40, 3), np.uint8)
+            padded[4:36, 4:36] = image.asnumpy()
+            row, column = np.random.randint(0, 9, 2)
+            return mx.nd.array(padded[row : row + 32, column : column + 32], dtype="uint8")
+
+    steps = [transforms.ToTensor(), transforms.Normalize(dataset.task.mean, dataset.task.std)]
+    if train:
+        steps = [RandomCrop(), transforms.RandomFlipLeftRight(), *steps]
+    samples = gluon.data.ArrayDataset(
+        mx.nd.array(dataset.images.transpose(0, 2, 3, 1), dtype="uint8"), dataset.labels.astype(np.int32)
+    )
+    last = "discard" if train else "keep"
+    transformed = samples.transform_first(transforms.Compose(steps))
+    return gluon.data.DataLoader(transformed, BATCH, shuffle=train, last_batch=last, num_workers=workers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
+    rounds = parser.parse_args().rounds
+    rng = np.random.default_rng(0)
+
+    def make(number):
+        images = rng.integers(0, 256, (number, 3, 32, 32), dtype=np.uint8)
+        return Dataset(get_task("cifar10"), "train", images, rng.integers(0, 10, number), False, "benchmark")
+
+    large, small = make(50_000), make(5_000)  # the conventional way is given fewer: it has no cost to spread
+    for train in (True, False):
+        loaders = {workers: loader(small, train, workers) for workers in (0, 2)}
+        rates = {"ours": [], 0: [], 2: []}
+        for _ in range(rounds):
+            rates["ours"].append(len(large) / seconds(batches(large, BATCH, train)))
+            for workers, conventional in loaders.items():
+                rates[workers].append(len(small) / seconds(conventional))
+        medians = {way: statistics.median(values) for way, values in rates.items()}
+        best = max((0, 2), key=medians.get)
+        ratios = [ours / theirs for ours, theirs in zip(rates["ours"], rates[best])]
+        print("training" if train else "validation")
+        for way, values in rates.items():
+            name = "ours" if way == "ours" else f"DataLoader, {way} workers"
+            print(f"  {name:24} {medians[way]:10,.0f} images/s ({min(values):,.0f} to {max(values):,.0f})")
+        print(
+            f"  ratio: median {statistics.median(ratios):.0f}, from {min(ratios):.0f} to {max(ratios):.0f}", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""python -m pydmobilenet.data show: a labelled grid of raw and augmented images. Seeing is checking."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from .. import cli, fetching
+from ..errors import UnusableError
+from . import get_dataset
+from .batches import batches, draw
+from .dataset import Dataset
+
+COLUMNS = 8  # images beside each other; below each its augmented forms
+VARIANTS = 3
+ZOOM, MARGIN, LINE = 3, 6, 14  # screen pixels: for one of an image's, between images, and for a line of text
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(prog="python -m pydmobilenet.data")
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("show", help="write a labelled grid of raw and augmented images", description=__doc__)
+    option = show.add_argument
+    option(
+        "-d", "--dataset", default="cifar10", metavar="NAME", help="as cifar10, digits, folder:PATH (default: cifar10)"
+    )
+    option("--split", default="train", help="train (default) or test")
+    option("--data-dir", type=cli.directory, metavar="DIR", help="where the data is, or is to be put")
+    option("--output", required=True, metavar="FILE", help="the picture to write, as grid.png")
+    option("--images", type=cli.positive, default=2 * COLUMNS, metavar="N", help="how many (default: 16)")
+    option("--seed", type=int, default=0, help="of the augmentation (default: 0)")
+    option("--skip-bad", action="store_true", help="pass over images of a folder that cannot be read")
+    return parser.parse_args()
+
+
+def grid(dataset: Dataset, seed: int = 0):
+    """A picture (Pillow) of a data set's images: each raw, with its label, and below it as three epochs augment it."""
+    from PIL import Image, ImageDraw
+
+    raw, rows = dataset.images, [dataset.images]
+    for epoch in range(VARIANTS):
+        rows.append(_augmented(dataset, seed, epoch))
+    side = raw.shape[2] * ZOOM
+    block = (VARIANTS + 1) * (side + MARGIN) + LINE + MARGIN
+    lines = -(-len(raw) // COLUMNS)
+    picture = Image.new("RGB", (COLUMNS * (side + MARGIN) + MARGIN, lines * block + MARGIN), "white")
+    pen = ImageDraw.Draw(picture)
+    for number in range(len(raw)):
+        x = MARGIN + number % COLUMNS * (side + MARGIN)
+        y = MARGIN + number // COLUMNS * block
+        label = int(dataset.labels[number])
+        pen.text((x, y), (dataset.task.classes[label] if dataset.task.classes else str(label))[:16], fill="black")
+        for row, images in enumerate(rows):
+            image = Image.fromarray(images[number].transpose(1, 2, 0)).resize((side, side), Image.Resampling.NEAREST)
+            picture.paste(image, (x, y + LINE + row * (side + MARGIN)))
+    return picture
+
+
+def _augmented(dataset: Dataset, seed: int, epoch: int) -> np.ndarray:
+    """An epoch's images, in the data set's order, as uint8: what a network gets, with the normalisation undone."""
+    mean, std = (np.array(values)[:, None, None] for values in (dataset.task.mean, dataset.task.std))
+    order = draw(len(dataset), seed, epoch).order
+    ((images, _),) = batches(dataset, len(dataset), train=True, seed=seed, epoch=epoch)
+    restored = np.rint((images * std + mean) * 255).astype(np.uint8)
+    return restored[np.argsort(order)]
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    output = fetching.expanded(arguments.output)
+    if output.suffix.lower() not in (".png", ".jpg"):
+        raise UnusableError(f"cannot write a picture to {output} (allowed: .png, .jpg; nearest: {output}.png)")
+    dataset = get_dataset(arguments.dataset, arguments.split, arguments.data_dir, arguments.skip_bad)
+    picture = grid(dataset.head(arguments.images), arguments.seed)
+    part = Path(f"{output}.part{output.suffix}")
+    try:
+        picture.save(part)
+        part.replace(output)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UnusableError(f"cannot write {output}: {error.strerror or error}") from None
+    print(f"wrote {output}: {arguments.images} images of {dataset.task.title}, raw and below it augmented three times")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

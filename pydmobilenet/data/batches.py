@@ -1,0 +1,126 @@
+"""Batches of images for a network: shuffled, cropped, flipped and normalised, a whole batch at once.
+
+Everything stays in uint8 up to the last step, goes into buffers that are used again and again, and is done by threads
+while the network computes: NumPy lets go of the interpreter meanwhile, so no worker processes are needed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import UnknownNameError
+from .dataset import Dataset, normalise
+
+PAD = 4  # zero pixels on each side before a random crop to the old size: 9 x 9 positions
+# Images that are worked on at a time: so few that a step finds them in the processor's cache, where the last left them.
+CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What happens to the images in one epoch: a pure function of seed and epoch, by position in the epoch's order.
+
+    `order` (N,) holds the images' numbers, `offsets` (N, 2) the rows and columns of the crops, `flips` (N,) whether an
+    image is mirrored.
+    """
+
+    order: np.ndarray
+    offsets: np.ndarray
+    flips: np.ndarray
+
+
+def draw(images: int, seed: int, epoch: int) -> Epoch:
+    """The random choices of an epoch. A generator of its own: nothing else that draws numbers has a say in it."""
+    generator = np.random.default_rng([seed, epoch])
+    return Epoch(
+        order=generator.permutation(images),
+        offsets=generator.integers(0, 2 * PAD + 1, (images, 2)),
+        flips=generator.random(images) < 0.5,
+    )
+
+
+def batches(
+    dataset: Dataset,
+    batch_size: int,
+    train: bool,
+    seed: int = 0,
+    epoch: int = 0,
+    part: int = 0,
+    parts: int = 1,
+    start: int = 0,
+    threads: int = 2,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The batches of one epoch: images (batch_size, 3, H, W) in float32 and labels (batch_size,) in int64.
+
+    In training, images come in a random order, padded by 4 zero pixels, cropped back at random and (if the task allows
+    it) mirrored half of the time, and a last batch that is not full is dropped. Otherwise they come as they are, and
+    the last batch may be smaller. The same arguments give the same batches, whatever the number of `threads`; `start`
+    leaves out the first ones, as after a resume.
+
+    Of several workers, the one with number `part` of `parts` gets every `parts`-th image: the parts are disjoint and of
+    equal length (N mod `parts` images sit out the epoch), and the i-th batches of all are together the i-th batch, of
+    `parts` times the size, of a single worker.
+
+    The two arrays are used again: they are valid until the next batch is asked for. Raises UnknownNameError for numbers
+    that make no sense.
+    """
+    if batch_size < 1 or threads < 1 or start < 0 or seed < 0 or epoch < 0 or not 0 <= part < parts:
+        raise UnknownNameError(
+            f"batch_size={batch_size}, seed={seed}, epoch={epoch}, part={part}, parts={parts}, start={start}, "
+            f"threads={threads} (allowed: sizes and threads from 1, numbers from 0, part below parts)"
+        )
+    plan = draw(len(dataset), seed, epoch) if train else None
+    positions = np.arange(part, len(dataset) // parts * parts, parts)
+    count = len(positions) // batch_size if train else -(-len(positions) // batch_size)
+    workers = [_Worker(dataset, batch_size, plan) for _ in range(threads + 1)]  # one of them holds what is being used
+    with ThreadPoolExecutor(threads) as pool:
+        pending = deque()
+        try:
+            for number in range(start, count):
+                chosen = positions[number * batch_size : (number + 1) * batch_size]
+                pending.append(pool.submit(workers[number % len(workers)].fill, chosen))
+                if len(pending) > threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+class _Worker:
+    """The buffers of one batch under way, and how they are filled."""
+
+    def __init__(self, dataset: Dataset, batch_size: int, plan: Epoch | None):
+        self.dataset = dataset
+        self.plan = plan
+        channels, height, width = dataset.images.shape[1:]
+        self.images = np.empty((batch_size, channels, height, width), np.float32)
+        self.labels = np.empty(batch_size, np.int64)
+        self.padded = np.zeros((CHUNK, channels, height + 2 * PAD, width + 2 * PAD), np.uint8)  # its frame stays zero
+        self.windows = np.lib.stride_tricks.sliding_window_view(self.padded, (height, width), axis=(2, 3))
+
+    def fill(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        for begin in range(0, len(positions), CHUNK):
+            chunk = positions[begin : begin + CHUNK]
+            pixels = self._augmented(chunk) if self.plan else self.dataset.images[chunk]
+            normalise(pixels, self.dataset.task, out=self.images[begin : begin + len(chunk)])
+        numbers = self.plan.order[positions] if self.plan else positions
+        self.labels[: len(positions)] = self.dataset.labels[numbers]
+        return self.images[: len(positions)], self.labels[: len(positions)]
+
+    def _augmented(self, positions: np.ndarray) -> np.ndarray:
+        """The images at these positions of the epoch, cropped and mirrored: uint8 (n, 3, H, W)."""
+        number = len(positions)
+        self.padded[:number, :, PAD:-PAD, PAD:-PAD] = self.dataset.images[self.plan.order[positions]]
+        rows, columns = self.plan.offsets[positions].T
+        pixels = self.windows[np.arange(number), :, rows, columns]
+        if self.dataset.task.mirrored:
+            flips = self.plan.flips[positions]
+            pixels[flips] = pixels[flips, :, :, ::-1]
+        return pixels

@@ -1,0 +1,75 @@
+"""What a data set is: a task and its images, and how images become a network's input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+# A well-known slip: the true standard deviations of the pixels are 0.2470, 0.2435, 0.2616. The authors trained with
+# these, so their weights need them.
+CIFAR_STD = (0.2023, 0.1994, 0.2010)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is classified: the classes, the outputs of a network for it, and how its images are normalised.
+
+    `classes` are the classes' names, in the labels' order, where they are known. `mean` and `std` are of the red, green
+    and blue pixels, scaled to [0, 1]. `mirrored` says whether a mirrored image is still of its class, `note` what a
+    reader of an error rate has to know about the labels.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    outputs: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    mirrored: bool = True
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Images (N, 3, 32, 32) uint8, labels (N,) int64, whether it is the official data, and where it was read."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    official: bool
+    source: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images (N, 3, 32, 32) as uint8 with their labels (N,) as int64, in the order of the files.
+
+    `official` says that the files are the published ones; `source` where they are.
+    """
+
+    task: Task
+    split: str
+    images: np.ndarray
+    labels: np.ndarray
+    official: bool
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def head(self, number: int | None) -> Dataset:
+        """The first `number` images; all of them for None."""
+        return replace(self, images=self.images[:number], labels=self.labels[:number])
+
+    def normalised(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """The images from `start` to `stop` as a network wants them: float32, scaled to [0, 1], less mean, by std."""
+        return normalise(self.images[start:stop], self.task)
+
+
+def normalise(images: np.ndarray, task: Task, out: np.ndarray | None = None) -> np.ndarray:
+    """(x / 255 - mean) / std for each channel of uint8 images (N, 3, H, W), in float32, within 1e-6 of that formula."""
+    mean, std = (np.array(values)[:, None, None] for values in (task.mean, task.std))
+    out = np.multiply(images, (1 / (255 * std)).astype(np.float32), out=out, dtype=np.float32)
+    return np.subtract(out, (mean / std).astype(np.float32), out=out)

@@ -1,0 +1,139 @@
+"""Any folder of images, the digits, and the picture that shows a data set."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+import pydmobilenet
+from pydmobilenet.data import get_task
+from pydmobilenet.data.__main__ import grid
+from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, four images each for training and two for the test, of different sizes and kinds."""
+    for split, number in (("train", 4), ("test", 2)):
+        for label, colour in (("zebra", (250, 250, 250)), ("ant", (200, 30, 30))):
+            (tmp_path / split / label).mkdir(parents=True)
+            for count in range(number):
+                size = (32, 32) if count % 2 else (90, 60)
+                ending = "jpg" if count % 2 else "png"
+                Image.new("RGB", size, colour).save(tmp_path / split / label / f"{count}.{ending}")
+    return tmp_path
+
+
+def test_a_folder_is_a_data_set_with_its_classes_in_sorted_order(folder):
+    name = f"folder:{folder}"
+    task = get_task(name)
+    assert task.classes == ("ant", "zebra")
+    assert task.outputs == 2
+    train = pydmobilenet.get_dataset(name, "train")
+    assert train.images.shape == (8, 3, 32, 32)
+    assert train.labels.tolist() == [0, 1] * 4
+    for image, label in zip(train.images, train.labels):
+        assert abs(image[1, 16, 16].astype(int) - (250 if label else 30)) <= 2
+    assert len(pydmobilenet.get_dataset(name, "test")) == 4
+    net = pydmobilenet.get_model("pyd-add-11-0.25", dataset=name)
+    assert net.head.dense.weight.shape == (2, 128)
+
+
+def test_grey_images_and_images_with_transparency_are_read(folder):
+    Image.new("L", (32, 32), 200).save(folder / "train" / "ant" / "grey.png")
+    Image.new("RGBA", (32, 32), (1, 2, 3, 4)).save(folder / "train" / "ant" / "clear.png")
+    Image.new("P", (32, 32)).save(folder / "train" / "ant" / "palette.png")
+    assert len(pydmobilenet.get_dataset(f"folder:{folder}", "train")) == 11
+
+
+def test_an_unreadable_image_is_named_or_passed_over_on_request(folder):
+    (folder / "train" / "ant" / "bad.png").write_bytes(b"no image")
+    name = f"folder:{folder}"
+    with pytest.raises(BadFileError, match=r"ant/bad\.png cannot be read.*--skip-bad"):
+        pydmobilenet.get_dataset(name, "train")
+    with pytest.warns(UserWarning, match=r"bad\.png.*passed over"):
+        assert len(pydmobilenet.get_dataset(name, "train", skip_bad=True)) == 8
+
+
+def test_an_empty_class_is_named(folder):
+    (folder / "train" / "bee").mkdir()
+    with pytest.raises(BadFileError, match="train/bee has no PNG or JPEG images"):
+        pydmobilenet.get_dataset(f"folder:{folder}", "train")
+
+
+def test_a_class_that_is_only_in_the_test_is_named(folder):
+    (folder / "test" / "zebras").mkdir()
+    with pytest.raises(BadFileError, match="class 'zebras'; nearest: zebra"):
+        pydmobilenet.get_dataset(f"folder:{folder}", "test")
+
+
+def test_a_folder_without_images_or_splits_is_named(tmp_path):
+    with pytest.raises(MissingFileError, match="neither train/ nor test/"):
+        pydmobilenet.get_dataset(f"folder:{tmp_path}", "train")
+    (tmp_path / "train").mkdir()
+    with pytest.raises(BadFileError, match="no folder of images"):
+        pydmobilenet.get_dataset(f"folder:{tmp_path}", "train")
+    (tmp_path / "train" / "ant").mkdir()
+    with pytest.raises(MissingFileError, match="has no test/"):
+        pydmobilenet.get_dataset(f"folder:{tmp_path}", "test")
+
+
+def test_digits_are_scikit_learns_with_its_last_360_as_the_test():
+    datasets = pytest.importorskip("sklearn.datasets")
+    digits = datasets.load_digits()
+    train, test = (pydmobilenet.get_dataset("digits", split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (1437, 360)
+    np.testing.assert_array_equal(np.concatenate([train.labels, test.labels]), digits.target)
+    assert train.images.shape == (1437, 3, 32, 32)
+    np.testing.assert_array_equal(np.rint(train.images[:, 0, ::4, ::4] / 255 * 16), digits.images[:1437])
+    np.testing.assert_array_equal(train.images[5, 0], train.images[5, 2])
+    assert train.images.max() == 255
+    assert test.official
+    normalised = train.normalised()
+    assert abs(normalised.mean()) < 1e-3
+    assert abs(normalised.std() - 1) < 1e-3
+
+
+def test_without_scikit_learn_the_digits_say_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(UnusableError, match=r"scikit-learn.*\.\[digits\]"):
+        pydmobilenet.get_dataset("digits", "test")
+
+
+def test_the_picture_has_each_image_raw_and_below_it_three_times_augmented(folder):
+    picture = np.asarray(grid(pydmobilenet.get_dataset(f"folder:{folder}", "train")))
+    assert picture.shape == (6 + 14 + 6 + 4 * (96 + 6), 6 + 8 * (96 + 6), 3)
+    for row in range(4):  # the first image is an ant
+        y, x = 6 + 14 + row * 102 + 48, 6 + 48
+        assert abs(picture[y, x].astype(int) - (200, 30, 30)).max() <= 2
+
+
+def show(*arguments):
+    command = [sys.executable, "-m", "pydmobilenet.data", "show", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_the_command_writes_the_picture(folder, tmp_path):
+    answer = show("--dataset", f"folder:{folder}", "--output", tmp_path / "grid.png", "--images", 3)
+    assert answer.returncode == 0, answer.stderr
+    assert Image.open(tmp_path / "grid.png").size == (6 + 8 * 102, 6 + 14 + 6 + 4 * 102)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--output", "grid.gif"], "allowed: .png, .jpg"),
+        (["--dataset", "digit", "--output", "grid.png"], "nearest: digits"),
+        (["--data-dir", "/nowhere", "--output", "grid.png"], "no such directory: /nowhere"),
+        (["--dataset", "digits", "--output", "/nowhere/grid.png"], "cannot write /nowhere/grid.png"),
+        ([], "required: --output"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, words):
+    answer = show(*arguments)
+    assert answer.returncode == 2
+    assert words in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1
