@@ -29,23 +29,15 @@ def seconds(iterable) -> float:
 
 
 def loader(dataset: Dataset, train: bool, workers: int):
-    """The conventional way: every sample on its own, through MXNet's transforms."""
+    """The conventional way, as in GluonCV's and the authors' scripts: every sample on its own, through transforms."""
     import mxnet as mx
+    from gluoncv.data import transforms as gcv_transforms
     from mxnet import gluon
     from mxnet.gluon.data.vision import transforms
 
-    class RandomCrop(gluon.Block):
-        """As GluonCV's: MXNet 1.9.1 has a random crop, but none that pads."""
-
-        def forward(self, image):
-            padded = np.zeros((40, 40, 3), np.uint8)
-            padded[4:36, 4:36] = image.asnumpy()
-            row, column = np.random.randint(0, 9, 2)
-            return mx.nd.array(padded[row : row + 32, column : column + 32], dtype="uint8")
-
     steps = [transforms.ToTensor(), transforms.Normalize(dataset.task.mean, dataset.task.std)]
     if train:
-        steps = [RandomCrop(), transforms.RandomFlipLeftRight(), *steps]
+        steps = [gcv_transforms.RandomCrop(32, pad=4), transforms.RandomFlipLeftRight(), *steps]
     samples = gluon.data.ArrayDataset(
         mx.nd.array(dataset.images.transpose(0, 2, 3, 1), dtype="uint8"), dataset.labels.astype(np.int32)
     )

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pydmobilenet.data import Dataset, batches, get_task, normalise
-from pydmobilenet.data.batches import draw
-from pydmobilenet.errors import UnknownNameError
+from pydmobilenet.data.batching import draw
+from pydmobilenet.errors import BadFileError, UnknownNameError
 
 TASK = get_task("cifar10")
 
@@ -150,6 +150,28 @@ def test_nothing_else_that_draws_numbers_has_a_say():
     state = np.random.get_state()[1].copy()
     assert same(first, collect(dataset, 20, train=True))
     np.testing.assert_array_equal(np.random.get_state()[1], state)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_images_on_disk_give_the_same_batches_as_images_in_memory(train, tmp_path):
+    dataset = make(3000)
+    dataset.images.tofile(tmp_path / "images")
+    images = np.memmap(tmp_path / "images", np.uint8, "r", shape=(3000, 3, 32, 32))
+    for part in (slice(None), slice(None, 1000), slice(500, 2000), slice(0, 3000, 2)):
+        here, there = (
+            dataclasses.replace(dataset, images=source[part], labels=dataset.labels[part])
+            for source in (dataset.images, images)
+        )
+        assert same(collect(here, 20, train), collect(there, 20, train))
+
+
+def test_a_file_that_becomes_shorter_is_an_error_and_not_a_crash(tmp_path):
+    dataset = make(100)
+    dataset.images.tofile(tmp_path / "images")
+    images = np.memmap(tmp_path / "images", np.uint8, "r", shape=(100, 3, 32, 32))
+    (tmp_path / "images").write_bytes(b"")
+    with pytest.raises(BadFileError, match="has become shorter"):
+        collect(dataclasses.replace(dataset, images=images), 20, True)
 
 
 def test_buffers_are_used_again():

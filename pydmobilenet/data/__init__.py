@@ -7,7 +7,7 @@ from pathlib import Path
 from .. import fetching
 from ..errors import unknown
 from . import cifar, digits, folder, imagenet32
-from .batches import batches
+from .batching import batches
 from .cifar import CIFAR10, CIFAR100
 from .dataset import CIFAR_MEAN, CIFAR_STD, Dataset, Task, normalise
 

@@ -10,7 +10,7 @@ import numpy as np
 from .. import cli, fetching
 from ..errors import UnusableError
 from . import get_dataset
-from .batches import batches, draw
+from .batching import batches, draw
 from .dataset import Dataset
 
 COLUMNS = 8  # images beside each other; below each its augmented forms

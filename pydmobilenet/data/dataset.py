@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
+PAD = 4  # zero pixels on each side before a random crop to the old size: 9 x 9 positions
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 # A well-known slip: the true standard deviations of the pixels are 0.2470, 0.2435, 0.2616. The authors trained with
 # these, so their weights need them.
@@ -59,6 +61,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @cached_property
+    def padded(self) -> np.ndarray:
+        """The images with zero pixels around them, (N, 3, 32 + 8, 32 + 8): what random crops are cut from."""
+        return padded(self.images)
+
     def head(self, number: int | None) -> Dataset:
         """The first `number` images; all of them for None."""
         return replace(self, images=self.images[:number], labels=self.labels[:number])
@@ -66,6 +73,11 @@ class Dataset:
     def normalised(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """The images from `start` to `stop` as a network wants them: float32, scaled to [0, 1], less mean, by std."""
         return normalise(self.images[start:stop], self.task)
+
+
+def padded(images: np.ndarray) -> np.ndarray:
+    """Images (N, C, H, W) with `PAD` zero pixels on each side."""
+    return np.pad(images, ((0, 0), (0, 0), (PAD, PAD), (PAD, PAD)))
 
 
 def normalise(images: np.ndarray, task: Task, out: np.ndarray | None = None) -> np.ndarray:

@@ -13,12 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import UnknownNameError
-from .dataset import Dataset, normalise
-
-PAD = 4  # zero pixels on each side before a random crop to the old size: 9 x 9 positions
-# Images that are worked on at a time: so few that a step finds them in the processor's cache, where the last left them.
-CHUNK = 32
+from ..errors import BadFileError, UnknownNameError
+from .dataset import PAD, Dataset, normalise, padded
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ def batches(
     plan = draw(len(dataset), seed, epoch) if train else None
     positions = np.arange(part, len(dataset) // parts * parts, parts)
     count = len(positions) // batch_size if train else -(-len(positions) // batch_size)
-    workers = [_Worker(dataset, batch_size, plan) for _ in range(threads + 1)]  # one of them holds what is being used
+    workers = [_Worker(dataset, batch_size, plan, parts) for _ in range(threads + 1)]  # one holds what is being used
     with ThreadPoolExecutor(threads) as pool:
         pending = deque()
         try:
@@ -96,31 +92,71 @@ def batches(
 class _Worker:
     """The buffers of one batch under way, and how they are filled."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, plan: Epoch | None):
+    def __init__(self, dataset: Dataset, batch_size: int, plan: Epoch | None, step: int):
         self.dataset = dataset
         self.plan = plan
-        channels, height, width = dataset.images.shape[1:]
-        self.images = np.empty((batch_size, channels, height, width), np.float32)
+        self.step = step
+        shape = dataset.images.shape[1:]
+        self.images = np.empty((batch_size, *shape), np.float32)
         self.labels = np.empty(batch_size, np.int64)
-        self.padded = np.zeros((CHUNK, channels, height + 2 * PAD, width + 2 * PAD), np.uint8)  # its frame stays zero
-        self.windows = np.lib.stride_tricks.sliding_window_view(self.padded, (height, width), axis=(2, 3))
+        self.mapped = isinstance(dataset.images, np.memmap) and dataset.images.flags.c_contiguous
+        if self.mapped:
+            self.raw = np.empty((batch_size, *shape), np.uint8)
+            self.start = file_offset(dataset.images)
+        if plan:  # images in memory are padded once, those on disk as they come, into a frame that stays zero
+            self.padded = padded(np.zeros_like(self.raw)) if self.mapped else dataset.padded
+            self.windows = np.lib.stride_tricks.sliding_window_view(self.padded, shape[1:], axis=(2, 3))
 
     def fill(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        for begin in range(0, len(positions), CHUNK):
-            chunk = positions[begin : begin + CHUNK]
-            pixels = self._augmented(chunk) if self.plan else self.dataset.images[chunk]
-            normalise(pixels, self.dataset.task, out=self.images[begin : begin + len(chunk)])
-        numbers = self.plan.order[positions] if self.plan else positions
-        self.labels[: len(positions)] = self.dataset.labels[numbers]
-        return self.images[: len(positions)], self.labels[: len(positions)]
+        images, labels = self.images[: len(positions)], self.labels[: len(positions)]
+        if self.plan:
+            pixels, labels[:] = self._augmented(positions), self.dataset.labels[self.plan.order[positions]]
+        else:
+            numbers = slice(positions[0], positions[-1] + 1, self.step)  # seen, not copied
+            pixels = self._read(positions) if self.mapped else self.dataset.images[numbers]
+            labels[:] = self.dataset.labels[numbers]
+        return normalise(pixels, self.dataset.task, images), labels
 
     def _augmented(self, positions: np.ndarray) -> np.ndarray:
         """The images at these positions of the epoch, cropped and mirrored: uint8 (n, 3, H, W)."""
-        number = len(positions)
-        self.padded[:number, :, PAD:-PAD, PAD:-PAD] = self.dataset.images[self.plan.order[positions]]
+        numbers = self.plan.order[positions]
+        if self.mapped:
+            self.padded[: len(numbers), :, PAD:-PAD, PAD:-PAD] = self._read(numbers)
+            numbers = np.arange(len(numbers))
         rows, columns = self.plan.offsets[positions].T
-        pixels = self.windows[np.arange(number), :, rows, columns]
+        pixels = self.windows[numbers, :, rows, columns]
         if self.dataset.task.mirrored:
-            flips = self.plan.flips[positions]
-            pixels[flips] = pixels[flips, :, :, ::-1]
+            flips = np.flatnonzero(self.plan.flips[positions])
+            pixels[flips] = mirror(pixels[flips])
         return pixels
+
+    def _read(self, numbers: np.ndarray) -> np.ndarray:
+        """Images of a memory-mapped file, read from it: through the map, one image at random makes megabytes around it
+        resident.
+        """
+        images = self.dataset.images
+        raw = self.raw[: len(numbers)]
+        with open(images.filename, "rb", buffering=0) as file:
+            for row, number in zip(raw, numbers.tolist()):
+                file.seek(self.start + number * row.nbytes)
+                if file.readinto(row) < row.nbytes:
+                    raise BadFileError(f"{images.filename} has become shorter while it was read")
+        return raw
+
+
+def file_offset(images: np.memmap) -> int:
+    """Where in its file a memory-mapped array, or a slice of one, begins."""
+    root = images
+    while isinstance(root.base, np.memmap):
+        root = root.base
+    return root.offset + images.ctypes.data - root.ctypes.data
+
+
+def mirror(images: np.ndarray) -> np.ndarray:
+    """Images (n, 3, H, W) in uint8 with their columns in reverse order.
+
+    Where W allows it, as reversed words of eight bytes each: twice as fast as byte by byte.
+    """
+    if images.shape[3] % 8:
+        return images[:, :, :, ::-1]
+    return images.view(np.uint64)[:, :, :, ::-1].byteswap().view(np.uint8)
