@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -96,18 +95,19 @@ def project_home() -> Path | None:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """The right to download into a directory: a second process waits until the first is done, and says so.
+def locked(directory: Path, make: bool = False) -> Iterator[None]:
+    """The right to write into a directory: a second process waits until the first is done, and says so.
 
-    The lock is a file in the directory, where all who share it see it, or else among this user's temporary files: one
-    can look into a directory that is read-only, or is not there yet.
+    To look into it, one waits too, as what is there may be half of it. A directory that is absent (and that `make` does
+    not ask to be made) or read-only is nobody's to write, and needs no lock.
     """
-    place = directory.resolve()
-    if os.path.isdir(place) and os.access(place, os.W_OK):
-        lock = FileLock(place / ".download.lock")
-    else:
-        key = hashlib.sha256(f"{os.getuid()} {place}".encode()).hexdigest()[:16]
-        lock = FileLock(Path(tempfile.gettempdir()) / f"pydmobilenet-{key}.lock")
+    if make:
+        with suppress(OSError):  # what is to be written there will say why it cannot be
+            directory.mkdir(parents=True, exist_ok=True)
+    if not (os.path.isdir(directory) and os.access(directory, os.W_OK)):
+        yield
+        return
+    lock = FileLock(directory.resolve() / ".download.lock")
     try:
         lock.acquire(timeout=1)
     except Timeout:

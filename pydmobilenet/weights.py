@@ -94,7 +94,7 @@ def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
     target = next(places(root)) / checkpoint.filename
     source = fetching.Source(f"{base}/{checkpoint.path}", checkpoint.digest)
     try:
-        with fetching.locked(target.parent):
+        with fetching.locked(target.parent, make=True):
             return find(checkpoint, root) or fetching.fetch([source], target)  # another process may have been faster
     except MissingFileError as error:
         looked = ", ".join(str(place) for place in places(root))

@@ -139,14 +139,14 @@ def test_a_directory_that_cannot_be_made_is_named(source, tmp_path):
 
 def test_two_at_once_download_once(source, server, tmp_path):
     def one():
-        with fetching.locked(tmp_path):
-            if not (tmp_path / "file").exists():
-                fetching.fetch([source], tmp_path / "file")
+        with fetching.locked(tmp_path / "new", make=True):
+            if not (tmp_path / "new" / "file").exists():
+                fetching.fetch([source], tmp_path / "new" / "file")
 
     threads = [threading.Thread(target=one) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert (tmp_path / "new" / "file").read_bytes() == CONTENT
     assert len(server.requests) == 1

@@ -206,7 +206,7 @@ def download(layout: Layout, directory: Path) -> None:
     Raises MissingFileError where neither gives them, and UnusableError where the directory cannot be written.
     """
     names = layout.binary["train"] + layout.binary["test"]
-    with fetching.locked(directory):
+    with fetching.locked(directory, make=True):
         if all((directory / name).is_file() for name in names):  # another process was faster
             return
         archive = fetching.fetch(layout.sources(), directory / layout.archives[0])

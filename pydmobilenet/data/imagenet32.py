@@ -145,8 +145,7 @@ def convert(sources: list[Path], arrays: Arrays) -> Arrays:
     What was written is read again and compared before it counts. Raises BadFileError and UnusableError.
     """
     try:
-        arrays.directory.mkdir(parents=True, exist_ok=True)
-        with fetching.locked(arrays.directory):
+        with fetching.locked(arrays.directory, make=True):
             state = arrays.state()
             done = state["sources"]
             if not _known(sources[: len(done)], done):  # of other files
