@@ -20,8 +20,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         unknown_option = re.search(r"unrecognized arguments: (\S+)", message)
         if unknown_option:
-            message += nearest(unknown_option[1], self._option_string_actions)
+            message += nearest(unknown_option[1], self.options())
         raise UserError(message)
+
+    def options(self) -> list[str]:
+        """The options of this parser and of its commands."""
+        commands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        below = [option for action in commands for parser in action.choices.values() for option in parser.options()]
+        return list(dict.fromkeys([*self._option_string_actions, *below]))
 
 
 def run(main: Callable[[], int]) -> None:
@@ -51,12 +57,21 @@ def run(main: Callable[[], int]) -> None:
 
 def positive(text: str) -> int:
     """An argument that is a whole number from 1."""
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """An argument that is a whole number from 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} (allowed: a whole number from 1)")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} (allowed: a whole number from {least})")
     return value
 
 

@@ -107,9 +107,12 @@ def locked(directory: Path, make: bool = False) -> Iterator[None]:
     if not (os.path.isdir(directory) and os.access(directory, os.W_OK)):
         yield
         return
-    lock = FileLock(directory.resolve() / ".download.lock")
+    lock = FileLock(directory.resolve() / ".download.lock", mode=0o666)
     try:
         lock.acquire(timeout=1)
+    except PermissionError:  # another user's: what is written is verified and put in place whole all the same
+        yield
+        return
     except Timeout:
         warnings.warn(f"waiting for another process that is at work in {directory}", stacklevel=3)
         lock.acquire()

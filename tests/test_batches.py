@@ -121,6 +121,11 @@ def test_a_resumed_epoch_goes_on_as_it_would_have():
     assert collect(dataset, 20, train=True, start=99) == []
 
 
+def test_buffers_are_no_larger_than_the_data():
+    ((images, _),) = collect(make(30), 10**9, train=False)
+    assert len(images) == 30
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
 def test_the_parts_of_several_workers_are_disjoint_equal_and_complete(parts):
     dataset = dataclasses.replace(make(300), labels=np.arange(300))
@@ -133,10 +138,17 @@ def test_the_parts_of_several_workers_are_disjoint_equal_and_complete(parts):
     assert len(set(together)) == len(together) == 300 // parts * parts
 
 
+def test_in_validation_the_parts_are_all_images():
+    dataset = dataclasses.replace(make(10), labels=np.arange(10))
+    shares = [collect(dataset, 2, train=False, part=part, parts=3) for part in range(3)]
+    assert sorted(number for share in shares for _, labels in share for number in labels) == list(range(10))
+
+
 def test_two_workers_batches_are_together_one_workers():
     dataset = dataclasses.replace(make(300), labels=np.arange(300))
     one = collect(dataset, 40, train=True, seed=2, epoch=1)
     two = [collect(dataset, 20, train=True, seed=2, epoch=1, part=part, parts=2) for part in range(2)]
+    assert [len(found) for found in (one, *two)] == [7, 7, 7]
     for (images, labels), *halves in zip(one, *two):
         for part, (half_images, half_labels) in enumerate(halves):
             np.testing.assert_array_equal(half_labels, labels[part::2])
@@ -202,9 +214,17 @@ def test_normalised_values_are_those_of_the_formula():
 
 @pytest.mark.parametrize(
     "options",
-    [{"batch_size": 0}, {"threads": 0}, {"start": -1}, {"seed": -1}, {"epoch": -1}, {"part": 2, "parts": 2}],
+    [
+        {"batch_size": 0},
+        {"threads": 0},
+        {"start": -1},
+        {"seed": -1},
+        {"epoch": -1},
+        {"part": 2, "parts": 2},
+        {"batch_size": 301},
+    ],
 )
 def test_numbers_that_make_no_sense_are_refused(options):
     arguments = {"batch_size": 10, **options}
-    with pytest.raises(UnknownNameError, match="allowed"):
+    with pytest.raises(UnknownNameError, match="allowed|no full batch of 300 images"):
         next(iter(batches(make(), arguments.pop("batch_size"), True, **arguments)))

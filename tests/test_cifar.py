@@ -219,6 +219,10 @@ class Malicious:
         ),
         (pickle.dumps({"data": np.zeros((1, 3072), ">u2"), "labels": [1]}), "big-endian"),
         (pickle.dumps({"data": np.array([None]), "labels": [1]}), "no plain number"),
+        (b"}" + b")" + b"\x85" * 100_000 + b"K\x01s.", "keys are no strings"),  # a hash so deep ends the process
+        (b"}K\x00r\xff\xff\xff\x7fs.", "no pickled batch"),  # a memo of 34 GB
+        (b"c_codecs\nencode\n}X\x0c\x00\x00\x00__defaults__K\x01sb.", "it changes what it may not change"),
+        (b"\x80\x04\x8f.", "no pickled batch"),  # a set
         (pickle.dumps([1, 2]), "holds a list"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}), "no pickled batch of CIFAR-10"),
         (pickle.dumps({"data": np.zeros((1, 3072), np.float32), "labels": [1]}), "float32"),

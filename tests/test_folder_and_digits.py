@@ -58,6 +58,23 @@ def test_an_unreadable_image_is_named_or_passed_over_on_request(folder):
         assert len(pydmobilenet.get_dataset(name, "train", skip_bad=True)) == 8
 
 
+def test_images_of_16_bits_are_scaled_not_clipped(folder):
+    ramp = np.linspace(0, 65535, 1024).reshape(32, 32).astype(np.uint16)
+    Image.fromarray(ramp).save(folder / "train" / "ant" / "0.png")
+    image = pydmobilenet.get_dataset(f"folder:{folder}", "train").images[0]
+    assert abs(image[0].astype(int) - ramp // 256).max() <= 1
+
+
+def test_a_class_of_which_no_image_can_be_read_does_not_vanish(folder):
+    for path in (folder / "train" / "ant").iterdir():
+        path.write_bytes(b"no image")
+    with (
+        pytest.warns(UserWarning, match="passed over"),
+        pytest.raises(BadFileError, match="a class of which no image can be read"),
+    ):
+        pydmobilenet.get_dataset(f"folder:{folder}", "train", skip_bad=True)
+
+
 def test_an_empty_class_is_named(folder):
     (folder / "train" / "bee").mkdir()
     with pytest.raises(BadFileError, match="train/bee has no PNG or JPEG images"):
@@ -130,6 +147,8 @@ def test_the_command_writes_the_picture(folder, tmp_path):
         (["--data-dir", "/nowhere", "--output", "grid.png"], "no such directory: /nowhere"),
         (["--dataset", "digits", "--output", "/nowhere/grid.png"], "cannot write /nowhere/grid.png"),
         ([], "required: --output"),
+        (["--output", "grid.png", "--seed", "-1"], "'-1' (allowed: a whole number from 0)"),
+        (["--output", "grid.png", "--datset", "digits"], "nearest: --dataset"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, words):

@@ -113,7 +113,7 @@ def test_arrays_that_were_cut_short_are_refused(folder):
     pydmobilenet.get_dataset("imagenet32", "test", folder)
     arrays = Arrays(folder, "test")
     os.truncate(arrays.images, 1000)
-    with pytest.raises(BadFileError, match=r"has 1000 bytes, not the 122880 of its conversion; delete .*json"):
+    with pytest.raises(BadFileError, match=r"not of the size that its conversion has recorded; delete .*json"):
         pydmobilenet.get_dataset("imagenet32", "test", folder)
     arrays.path(".json").unlink()
     assert len(pydmobilenet.get_dataset("imagenet32", "test", folder)) == EACH
@@ -135,7 +135,13 @@ def test_what_was_written_is_read_again_before_it_counts(folder, monkeypatch):
 
 
 def test_a_damaged_record_means_to_convert_again(folder):
-    for text in ("{", "[]", '{"complete": true}'):
+    for text in (
+        "{",
+        "[]",
+        '{"complete": true}',
+        '{"complete": true, "sources": 5}',
+        '{"complete": true, "sources": [1]}',
+    ):
         (folder / "imagenet32-test.json").write_text(text)
         np.testing.assert_array_equal(
             pydmobilenet.get_dataset("imagenet32", "test", folder).images, expected("test")[0]
@@ -144,8 +150,52 @@ def test_a_damaged_record_means_to_convert_again(folder):
 
 def test_files_that_have_changed_are_converted_again(folder, form):
     pydmobilenet.get_dataset("imagenet32", "test", folder)
-    save(folder / "val_data", batch(99, 7), form)
-    assert len(pydmobilenet.get_dataset("imagenet32", "test", folder)) == 7
+    for seed, number in ((99, 7), (98, 7)):  # fewer images, then others of the same size
+        save(folder / "val_data", batch(seed, number), form)
+        dataset = pydmobilenet.get_dataset("imagenet32", "test", folder)
+        np.testing.assert_array_equal(dataset.images.reshape(number, -1), batch(seed, number)["data"])
+
+
+def test_a_conversion_that_was_interrupted_again_never_counts_as_the_old_one(folder, form, monkeypatch):
+    pydmobilenet.get_dataset("imagenet32", "test", folder)
+    save(folder / "val_data", batch(99), form)
+    monkeypatch.setattr(imagenet32, "_append", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        pydmobilenet.get_dataset("imagenet32", "test", folder)
+    assert not Arrays(folder, "test").state()["complete"]
+
+
+@pytest.mark.parametrize("ending", ["-labels.i16", "-images.u8"])
+def test_an_interrupted_conversion_that_has_lost_a_file_begins_again(folder, monkeypatch, ending):
+    real = imagenet32.load
+    with monkeypatch.context() as patch:
+        patch.setattr(imagenet32, "load", lambda path: pytest.fail("stop") if "6" in path.name else real(path))
+        with pytest.raises(pytest.fail.Exception):
+            pydmobilenet.get_dataset("imagenet32", "train", folder)
+    os.truncate(Arrays(folder, "train").path(ending), 10)
+    dataset = pydmobilenet.get_dataset("imagenet32", "train", folder)
+    np.testing.assert_array_equal(dataset.images, expected("train")[0])
+    np.testing.assert_array_equal(dataset.labels, expected("train")[1])
+
+
+def test_two_read_only_directories_are_not_taken_for_each_other(folder, form, tmp_path, monkeypatch):
+    other = tmp_path / "other"
+    other.mkdir()
+    save(other / "val_data", batch(77), form)
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path not in (folder, other) and real(path, mode))
+    first = pydmobilenet.get_dataset("imagenet32", "test", folder)
+    second = pydmobilenet.get_dataset("imagenet32", "test", other)
+    np.testing.assert_array_equal(first.images, expected("test")[0])
+    np.testing.assert_array_equal(second.images.reshape(EACH, -1), batch(77)["data"])
+
+
+def test_a_stray_file_of_the_other_form_is_no_obstacle(folder, form):
+    stray = folder / ("train_data_batch_1" if form == "npz" else "train_data_batch_1.npz")
+    stray.write_bytes(b"")
+    assert len(pydmobilenet.get_dataset("imagenet32", "train", folder)) == 10 * EACH
+    next(path for path in find_sources(folder, "train") if "_3" in path.name).unlink()  # converted by now
+    assert len(pydmobilenet.get_dataset("imagenet32", "train", folder)) == 10 * EACH
 
 
 def test_beside_a_read_only_directory_the_home_is_used(folder, home, monkeypatch):
@@ -154,7 +204,7 @@ def test_beside_a_read_only_directory_the_home_is_used(folder, home, monkeypatch
     for _ in range(2):
         dataset = pydmobilenet.get_dataset("imagenet32", "test", folder)
         np.testing.assert_array_equal(dataset.images, expected("test")[0])
-    assert dataset.source == str(home / "project" / "datasets" / "imagenet32")
+    assert dataset.source.startswith(str(home / "project" / "datasets" / "imagenet32" / "converted-"))
     assert not list(folder.glob("imagenet32-*"))
 
 
@@ -224,9 +274,14 @@ def test_what_is_no_batch_is_refused(content, tmp_path):
 
 
 def test_pickles_inside_an_npz_are_not_opened(tmp_path):
-    np.savez(tmp_path / "val_data.npz", data=np.array([print], dtype=object), labels=[1])
+    class Malicious:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was here"),)
+
+    np.savez(tmp_path / "val_data.npz", data=np.array([Malicious()], dtype=object), labels=[1])
     with pytest.raises(BadFileError, match=r"val_data\.npz"):
         pydmobilenet.get_dataset("imagenet32", "test", tmp_path)
+    assert not (tmp_path / "was here").exists()
 
 
 def test_the_record_says_what_was_converted(folder):

@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     option("--data-dir", type=cli.directory, metavar="DIR", help="where the data is, or is to be put")
     option("--output", required=True, metavar="FILE", help="the picture to write, as grid.png")
     option("--images", type=cli.positive, default=2 * COLUMNS, metavar="N", help="how many (default: 16)")
-    option("--seed", type=int, default=0, help="of the augmentation (default: 0)")
+    option("--seed", type=cli.natural, default=0, help="of the augmentation (default: 0)")
     option("--skip-bad", action="store_true", help="pass over images of a folder that cannot be read")
     return parser.parse_args()
 
@@ -73,7 +73,8 @@ def main() -> int:
     if output.suffix.lower() not in (".png", ".jpg"):
         raise UnusableError(f"cannot write a picture to {output} (allowed: .png, .jpg; nearest: {output}.png)")
     dataset = get_dataset(arguments.dataset, arguments.split, arguments.data_dir, arguments.skip_bad)
-    picture = grid(dataset.head(arguments.images), arguments.seed)
+    dataset = dataset.head(arguments.images)
+    picture = grid(dataset, arguments.seed)
     part = Path(f"{output}.part{output.suffix}")
     try:
         picture.save(part)
@@ -81,7 +82,7 @@ def main() -> int:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UnusableError(f"cannot write {output}: {error.strerror or error}") from None
-    print(f"wrote {output}: {arguments.images} images of {dataset.task.title}, raw and below it augmented three times")
+    print(f"wrote {output}: {len(dataset)} images of {dataset.task.title}, raw and below it augmented three times")
     return 0
 
 

@@ -58,9 +58,9 @@ def batches(
     the last batch may be smaller. The same arguments give the same batches, whatever the number of `threads`; `start`
     leaves out the first ones, as after a resume.
 
-    Of several workers, the one with number `part` of `parts` gets every `parts`-th image: the parts are disjoint and of
-    equal length (N mod `parts` images sit out the epoch), and the i-th batches of all are together the i-th batch, of
-    `parts` times the size, of a single worker.
+    Of several workers, the one with number `part` of `parts` gets every `parts`-th image. In training the parts are of
+    equal length (N mod `parts` images, others each time, sit out the epoch), and the i-th batches of all are together
+    the i-th batch, of `parts` times the size, of a single worker; otherwise they are together all images.
 
     The two arrays are used again: they are valid until the next batch is asked for. Raises UnknownNameError for numbers
     that make no sense.
@@ -71,7 +71,12 @@ def batches(
             f"threads={threads} (allowed: sizes and threads from 1, numbers from 0, part below parts)"
         )
     plan = draw(len(dataset), seed, epoch) if train else None
-    positions = np.arange(part, len(dataset) // parts * parts, parts)
+    positions = np.arange(part, len(dataset) // parts * parts if train else len(dataset), parts)
+    batch_size = batch_size if train else min(batch_size, max(1, len(positions)))  # no larger buffers than are needed
+    if train and len(positions) < batch_size:
+        raise UnknownNameError(
+            f"batch_size={batch_size} leaves no full batch of {len(positions)} images (nearest: {len(positions)})"
+        )
     count = len(positions) // batch_size if train else -(-len(positions) // batch_size)
     workers = [_Worker(dataset, batch_size, plan, parts) for _ in range(threads + 1)]  # one holds what is being used
     with ThreadPoolExecutor(threads) as pool:
@@ -99,7 +104,8 @@ class _Worker:
         shape = dataset.images.shape[1:]
         self.images = np.empty((batch_size, *shape), np.float32)
         self.labels = np.empty(batch_size, np.int64)
-        self.mapped = isinstance(dataset.images, np.memmap) and dataset.images.flags.c_contiguous
+        images = dataset.images
+        self.mapped = isinstance(images, np.memmap) and images.flags.c_contiguous and images.filename is not None
         if self.mapped:
             self.raw = np.empty((batch_size, *shape), np.uint8)
             self.start = file_offset(dataset.images)

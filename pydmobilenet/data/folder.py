@@ -70,8 +70,8 @@ def images_by_class(
             warnings.warn(f"{error}: passed over", stacklevel=2)
             continue
         labels.append(label)
-    if not images:
-        raise BadFileError(f"{folder} has no image that can be read")
+    if not images or (resize and len(set(labels)) < len({label for _, label, _ in entries})):
+        raise BadFileError(f"{folder} has a class of which no image can be read")
     return np.stack(images), np.array(labels, np.int64)
 
 
@@ -83,6 +83,10 @@ def read_image(path: Path, resize: bool) -> np.ndarray:
         with Image.open(path) as image:
             if not resize and image.size != (SIDE, SIDE):
                 raise UnknownNameError("{}x{} pixels (allowed: 32x32)".format(*image.size))
+            if image.mode == "F":
+                raise ValueError("its pixels are not whole numbers")
+            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
+                image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
             colours = image.convert("RGB")
             if colours.size != (SIDE, SIDE):
                 colours = colours.resize((SIDE, SIDE), Image.Resampling.BILINEAR)  # Pillow's takes in all pixels

@@ -9,6 +9,7 @@ The arrays of a split are three files: ``imagenet32-<split>-images.u8`` (N, 3, 3
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zlib
@@ -28,6 +29,7 @@ OFFICIAL_IMAGES = {"train": 1_281_167, "test": 50_000}  # no hash of the files i
 FILES = {"train": tuple(f"train_data_batch_{number}" for number in range(1, 11)), "test": ("val_data",)}
 FOLDERS = ("", "imagenet32", "Imagenet32_train", "Imagenet32_val", "Imagenet32_train_npz", "Imagenet32_val_npz")
 ROWS = 8192  # images written at a time
+COUNTED = ("images", "crc32", "labels_crc32")  # what is recorded of each official file, besides its identity
 
 TASK = Task("imagenet32", "ImageNet32", (), CLASSES, IMAGENET_MEAN, IMAGENET_STD)
 
@@ -52,12 +54,12 @@ class Arrays:
 
     def state(self) -> dict:
         """What the conversion has recorded; an empty one where there was none, or its record is damaged."""
-        empty = {"complete": False, "sources": []}
         try:
             state = json.loads(self.path(".json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return empty
-        return state if isinstance(state, dict) and state.keys() == empty.keys() else empty
+            sources = [{key: source[key] for key in ("name", "size", "mtime", *COUNTED)} for source in state["sources"]]
+            return {"complete": state["complete"] is True and bool(sources), "sources": sources}
+        except (OSError, ValueError, TypeError, KeyError):
+            return {"complete": False, "sources": []}
 
     def record(self, state: dict) -> None:
         part = self.path(".json.part")
@@ -67,16 +69,25 @@ class Arrays:
     def open(self) -> Raw:
         """The split, its images mapped into memory. Raises BadFileError where the files are not what was recorded."""
         number = sum(source["images"] for source in self.state()["sources"])
-        for path, size in ((self.images, number * PIXELS), (self.labels, number * 2)):
-            found = path.stat().st_size if path.exists() else 0
-            if found != size:
-                raise BadFileError(
-                    f"{path} has {found} bytes, not the {size} of its conversion; "
-                    f"delete {self.path('.json')} to convert again"
-                )
-        images = np.memmap(self.images, np.uint8, "r", shape=(number, 3, 32, 32))
-        labels = np.fromfile(self.labels, "<i2").astype(np.int64)
+        if not self.holds(number, exactly=True):
+            raise BadFileError(
+                f"{self.images} or {self.labels.name} is not of the size that its conversion has recorded; "
+                f"delete {self.path('.json')} to convert again"
+            )
+        try:
+            images = np.memmap(self.images, np.uint8, "r", shape=(number, 3, 32, 32))
+            labels = np.fromfile(self.labels, "<i2").astype(np.int64)
+        except OSError as error:
+            raise UnusableError(f"cannot read {self.directory}: {error.strerror}") from None
         return Raw(images, labels, number == OFFICIAL_IMAGES[self.split], source=str(self.directory))
+
+    def holds(self, number: int, exactly: bool = False) -> bool:
+        """Whether both files have room for so many images, and with `exactly` for no more."""
+        for path, size in ((self.images, number * PIXELS), (self.labels, number * 2)):
+            found = path.stat().st_size if os.path.isfile(path) else 0
+            if found < size or (exactly and found != size):
+                return False
+        return True
 
 
 def read(split: str, root: Path | None = None) -> Raw:
@@ -107,35 +118,51 @@ def read(split: str, root: Path | None = None) -> Raw:
 
 def _read_from(place: Path, split: str, home: Path) -> Raw | None:
     for directory in (place / folder for folder in FOLDERS):
-        sources = find_sources(directory, split)
         beside = Arrays(directory, split)
+        try:
+            sources = find_sources(directory, split)
+        except BadFileError:
+            if not beside.state()["complete"]:
+                raise
+            sources = []  # once they are converted, the official files may go
         if not sources:
-            if beside.state()["complete"]:  # the official files may have been deleted since
+            if beside.state()["complete"]:
                 return beside.open()
             continue
-        for arrays in (beside, Arrays(home, split)):
+        # What is converted at home is of one directory alone: others have files of the same names.
+        key = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
+        target = beside if os.access(directory, os.W_OK) else Arrays(home / f"converted-{key}", split)
+        for arrays in (beside, target):
             if arrays.state()["complete"] and _known(sources, arrays.state()["sources"]):
                 return arrays.open()
-        target = beside if os.access(directory, os.W_OK) else Arrays(home, split)
         return convert(sources, target).open()
     return None
 
 
 def _known(sources: list[Path], recorded: list[dict]) -> bool:
-    return [[path.name, path.stat().st_size] for path in sources] == [[one["name"], one["size"]] for one in recorded]
+    return [_identity(path) for path in sources] == [
+        {key: one[key] for key in ("name", "size", "mtime")} for one in recorded
+    ]
+
+
+def _identity(source: Path) -> dict:
+    """What tells one official file from another, without reading it."""
+    status = source.stat()
+    return {"name": source.name, "size": status.st_size, "mtime": status.st_mtime_ns}
 
 
 def find_sources(directory: Path, split: str) -> list[Path]:
     """The official files of a split in a directory, in either form; raises BadFileError where some are missing."""
+    incomplete = ""
     for ending in ("", ".npz"):
         paths = [directory / f"{name}{ending}" for name in FILES[split]]
         missing = [path.name for path in paths if not os.path.isfile(path)]
-        if missing and len(missing) < len(paths):
-            raise BadFileError(
-                f"{directory} has only a part of ImageNet32's {split} files: {', '.join(missing)} is missing"
-            )
         if not missing:
             return paths
+        if len(missing) < len(paths):
+            incomplete = f"{directory} lacks {', '.join(missing)} of ImageNet32's {split} files"
+    if incomplete:
+        raise BadFileError(incomplete)
     return []
 
 
@@ -148,10 +175,12 @@ def convert(sources: list[Path], arrays: Arrays) -> Arrays:
         with fetching.locked(arrays.directory, make=True):
             state = arrays.state()
             done = state["sources"]
-            if not _known(sources[: len(done)], done):  # of other files
-                done = []
-            if state["complete"] and len(done) == len(sources):  # another process was faster
+            if not _known(sources[: len(done)], done) or not arrays.holds(sum(one["images"] for one in done)):
+                done = []  # it was of other files, or has lost some of what was written
+            elif state["complete"] and len(done) == len(sources):  # another process was faster
                 return arrays
+            if state["complete"]:  # before the first byte of it is written over
+                arrays.record({"complete": False, "sources": done})
             for source in sources[len(done) :]:
                 done.append(_append(source, arrays, sum(one["images"] for one in done)))
                 arrays.record({"complete": False, "sources": done})
@@ -168,6 +197,7 @@ def _append(source: Path, arrays: Arrays, before: int) -> dict:
     """Write one official file's images and labels behind the `before` images that are there already."""
     from tqdm import tqdm
 
+    identity = _identity(source)
     pixels, labels = load(source)
     checksum = 0
     for path in (arrays.images, arrays.labels):
@@ -181,20 +211,21 @@ def _append(source: Path, arrays: Arrays, before: int) -> dict:
             rows = np.ascontiguousarray(pixels[start : start + ROWS])
             checksum = zlib.crc32(rows, checksum)
             images.write(rows)
-        numbers.write((labels - 1).astype("<i2").tobytes())
+        classes = (labels - 1).astype("<i2").tobytes()
+        numbers.write(classes)
         for file in (images, numbers):
             file.flush()
             os.fsync(file.fileno())
-    return {"name": source.name, "size": source.stat().st_size, "images": len(pixels), "crc32": checksum}
+    return {**identity, "images": len(pixels), "crc32": checksum, "labels_crc32": zlib.crc32(classes)}
 
 
 def _verify(arrays: Arrays, done: list[dict]) -> None:
-    with open(arrays.images, "rb") as images:
+    with open(arrays.images, "rb") as images, open(arrays.labels, "rb") as labels:
         for one in done:
             checksum, left = 0, one["images"] * PIXELS
             while left and (piece := images.read(min(left, ROWS * PIXELS))):
                 checksum, left = zlib.crc32(piece, checksum), left - len(piece)
-            if left or checksum != one["crc32"]:
+            if left or [checksum, zlib.crc32(labels.read(one["images"] * 2))] != [one["crc32"], one["labels_crc32"]]:
                 arrays.path(".json").unlink()
                 raise BadFileError(f"{arrays.images} is not what was written to it; run again to convert again")
 
