@@ -154,7 +154,7 @@ def validate(
         if any(record.checkpoint for record in rows):
             try:
                 dataset = get_dataset(name, "test", data_dir)
-            except UserError as error:
+            except (UserError, OSError) as error:
                 reason = str(error)
         yield dataset, [_validate_row(record, engine, dataset, reason, batch_size, limit) for record in rows]
 
