@@ -36,8 +36,10 @@ setup(
     python_requires=">=3.9,<3.12",  # what MXNet 1.9.1 runs on
     install_requires=[
         "numpy>=1.21,<2",  # MXNet's own limit
-        "filelock",  # two processes that download the same file
+        "filelock",  # two processes that download the same file, or train the same run
+        "matplotlib",  # training curves
         "pillow",  # folders of images
+        "pyyaml",  # the recipes in configs/
         "requests",  # downloads; MXNet needs it too
         "tabulate",  # the tables
         "tqdm",  # progress bars
@@ -47,6 +49,7 @@ setup(
         "gpu": MXNET_GPU,
         "wrn": ["gluoncv==0.10.5.post0"],  # the three Wide ResNets of the ImageNet32 table
         "digits": ["scikit-learn"],  # the data set `digits` is inside it
+        "tensorboard": ["tensorboardX"],  # training curves in TensorBoard; brings no TensorFlow
         "test": ["pytest", "ruff==0.17.6"],  # ruff's formatting changes between versions
     },
 )

@@ -31,8 +31,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int]) -> None:
-    """Run a command and exit with the code that it returns; 2 for a user's mistake, 130 for an interruption, 141 for
-    a pipe that was closed.
+    """Run a command and exit with the code that it returns; for an error its own, which is 2 for a user's mistake; 130
+    for an interruption, 141 for a pipe that was closed.
     """
     program = os.path.basename(sys.argv[0]).replace("__main__.py", "pydmobilenet")
     warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {message}\n"
@@ -41,7 +41,7 @@ def run(main: Callable[[], int]) -> None:
         sys.stdout.flush()
     except UserError as error:
         print(f"{program}: error: {error}", file=sys.stderr)
-        code = 2
+        code = error.exit_code
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         code = 130

@@ -49,6 +49,21 @@ def choose(name: str = "auto") -> Device:
     return Device(mx.gpu(), "GPU 0, which MXNet can use")
 
 
+def choose_several(name: str = "auto") -> list[Device]:
+    """The devices for a name that `choose` knows, or for several of a kind: ``gpu:0,1``, ``cpu:0,1``.
+
+    Raises as `choose` does, and UnknownNameError for one that is named twice.
+    """
+    match = re.fullmatch(r"(cpu|gpu):(\d+(?:,\d+)+)", name)
+    if match is None:
+        return [choose(name)]
+    numbers = [int(number) for number in match[2].split(",")]
+    if len(set(numbers)) < len(numbers):
+        nearest = ",".join(str(number) for number in dict.fromkeys(numbers))
+        raise UnknownNameError(f"device {name!r} names one twice; nearest: {match[1]}:{nearest}")
+    return [choose(f"{match[1]}:{number}") for number in numbers]
+
+
 def gpu_obstacle(number: int = 0) -> str:
     """Why MXNet cannot compute on GPU `number`, in words; an empty string where it can."""
     if not mx.runtime.Features().is_enabled("CUDA"):

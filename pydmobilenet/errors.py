@@ -12,6 +12,8 @@ from collections.abc import Iterable
 class UserError(Exception):
     """A mistake that the user can mend; the text says how."""
 
+    exit_code = 2
+
 
 class UnknownNameError(UserError, ValueError):
     """A name or value that is none of the allowed ones."""

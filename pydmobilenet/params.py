@@ -1,4 +1,4 @@
-"""MXNet's parameter files, read with NumPy.
+"""MXNet's parameter files, read and written with NumPy.
 
 ``mx.nd.load`` trusts the sizes that it reads: a single damaged byte in a header made it ask for tens of gigabytes. Here
 no array is made that the file does not hold. The format, little-endian, as `NDArray::Save` in MXNet 1.x writes it:
@@ -8,6 +8,7 @@ the list's magic number and a reserved one; the number of arrays, then each arra
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from .errors import BadFileError, MissingFileError
 LIST_MAGIC = 0x112
 ARRAY_MAGIC = 0xF993FAC9
 DENSE = 0  # the storage type
+CPU = 1  # the device type that an array is loaded to
 TYPES = ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8")  # by MXNet's number for them
 
 
@@ -78,3 +80,17 @@ def read(path: Path) -> dict[str, np.ndarray]:
         return named
     except ValueError as error:  # a name that is no UTF-8 raises a kind of it too
         raise BadFileError(f"{path} is no MXNet parameter file, or a damaged one: {error}") from None
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write named arrays as ``net.load_parameters`` and ``mx.nd.load`` read them. Raises OSError."""
+    with open(path, "wb") as file:
+        file.write(struct.pack("<QQQ", LIST_MAGIC, 0, len(arrays)))
+        for array in arrays.values():
+            kind = TYPES.index(array.dtype.newbyteorder("<").str.replace("|", ""))
+            file.write(struct.pack(f"<IiI{array.ndim}q", ARRAY_MAGIC, DENSE, array.ndim, *array.shape))
+            file.write(struct.pack("<iii", CPU, 0, kind))
+            file.write(np.ascontiguousarray(array, TYPES[kind]).tobytes())
+        file.write(struct.pack("<Q", len(arrays)))
+        for name in arrays:
+            file.write(struct.pack("<Q", len(name.encode())) + name.encode())

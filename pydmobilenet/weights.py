@@ -139,14 +139,20 @@ def structural_name(name: str) -> str | None:
     return f"{ours}.{kind}" if stage is None else f"stages.{stage}.{block}.{ours}.{kind}"
 
 
-def load(net: HybridBlock, path: Path) -> None:
+def load(net: HybridBlock, path: Path, other_head: bool = False) -> bool:
     """Load a parameter file into a network that `get_model` or `models.build` made, checked both ways.
 
     Raises BadFileError, and leaves the network as it was, unless the file has every parameter of the network in its
-    shape and no other.
+    shape and no other. With `other_head`, the dense layer may be of another size: it is left as it is then, and the
+    answer is whether that was so.
     """
     arrays = read(path)
     wanted = net._collect_params_with_prefix()
+    dense = [name for name in wanted if name in ("head.dense.weight", "head.dense.bias")]
+    left_out = other_head and any(name in arrays and arrays[name].shape != wanted[name].shape for name in dense)
+    if left_out:
+        wanted = {name: parameter for name, parameter in wanted.items() if name not in dense}
+        arrays = {name: array for name, array in arrays.items() if name not in dense}
     missing = [name for name in wanted if name not in arrays]
     extra = [name for name in arrays if name not in wanted]
     other = [name for name in wanted if name in arrays and wanted[name].shape != arrays[name].shape]
@@ -156,10 +162,11 @@ def load(net: HybridBlock, path: Path) -> None:
         raise BadFileError(
             f"{path} does not fit the network: {len(missing)} parameters are missing, {len(extra)} left over, "
             f"{len(other)} of another shape, as {first}: {there} in the file, {here} in the network; "
-            f"the file is of {describe(arrays)}"
+            f"the file is of {describe(read(path))}"
         )
     for name, parameter in wanted.items():
         parameter.set_data(mx.nd.array(arrays[name], dtype=parameter.dtype))
+    return left_out
 
 
 def describe(arrays: Mapping[str, np.ndarray]) -> str:

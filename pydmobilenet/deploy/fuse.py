@@ -137,9 +137,9 @@ class _Rewriter:
 def fuse(net: HybridBlock) -> HybridBlock:
     """An inference network that computes the same function as `net`, which has one input and initialised parameters.
 
-    The result stands on the device of `net`, in float32, and is not for training: what was folded is gone.
+    The result stands on the (first) device of `net`, in float32, and is not for training: what was folded is gone.
     """
-    parameters = {name: parameter.data() for name, parameter in net.collect_params().items()}
+    parameters = {name: parameter.list_data()[0] for name, parameter in net.collect_params().items()}
     context = next(iter(parameters.values())).context
     rewriter = _Rewriter(net(mx.sym.var("data")), {name: array.asnumpy() for name, array in parameters.items()})
     fused = mx.gluon.SymbolBlock(rewriter.run(), mx.sym.var("data", dtype="float32"))

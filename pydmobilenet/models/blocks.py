@@ -51,6 +51,7 @@ class Pyramid(HybridBlock):
 
     def __init__(self, channels: int, stride: int):
         super().__init__()
+        self.stride = stride
         self.conv3 = convolution(channels, channels, 3, stride, groups=channels)
         self.conv5 = convolution(channels, channels, 5, stride, groups=channels)
         self.conv7 = convolution(channels, channels, 7, stride, groups=channels)
@@ -99,7 +100,13 @@ class ResidualBlock(HybridBlock):
             self.shortcut.add(convolution(inputs, channels, 1, stride), batch_norm(channels))
 
     def hybrid_forward(self, F, x):
-        y = self.reduce(relu(F, self.norm1(x)))
-        y = self.spatial(relu(F, self.norm2(y)))
+        return self.finish(F, x, self.spatial(self.begin(F, x)))
+
+    def begin(self, F, x):
+        """Up to the spatial part: (N, inputs, H, W) to (N, width, H, W)."""
+        return relu(F, self.norm2(self.reduce(relu(F, self.norm1(x)))))
+
+    def finish(self, F, x, y):
+        """From what the spatial part has made of `begin`'s map, and the block's input, to the block's output."""
         y = self.norm4(self.expand(relu(F, self.norm3(y))))
         return y + (x if self.shortcut is None else self.shortcut(x))

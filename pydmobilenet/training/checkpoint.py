@@ -1,0 +1,145 @@
+"""A run's directory: everything that is needed to go on, to look back, and to use the result.
+
+``config.yaml``     the effective configuration
+``last.state``      all that `--resume` needs, in one file: parameters, momentum, position, history
+``last.params``     the parameters alone, for `get_model` and `run_validation.py`; ``best.params``, ``epoch-….params``
+``run.json``        model, data set, classes, and the errors of ``best.params`` and ``last.params``
+``history.csv``, ``curves.png``, ``events/``
+
+Each file is put in place whole, ``last.state`` as the last one: a run that is killed between two of them goes on from
+the earlier state and writes the others anew, the same as before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from .. import files, params
+from ..errors import BadFileError, MissingFileError, UnusableError
+from ..fetching import digest
+
+CONFIG, STATE, FACTS = "config.yaml", "last.state", "run.json"
+
+
+@dataclass(frozen=True)
+class State:
+    """What a run is at one moment: parameters and momentum by structural name, and a position that JSON can hold."""
+
+    parameters: Mapping[str, np.ndarray]
+    momentum: Mapping[str, np.ndarray]
+    position: Mapping[str, object]
+
+    def write(self, path: Path) -> None:
+        """Write one whole file; raises UnusableError where it cannot be written."""
+        arrays = {f"parameter/{name}": array for name, array in self.parameters.items()}
+        arrays.update({f"momentum/{name}": array for name, array in self.momentum.items()})
+        position = np.frombuffer(json.dumps(self.position).encode(), np.uint8)
+        with files.replacing(path) as part, open(part, "wb") as file:
+            np.savez(file, position=position, **arrays)
+
+    @classmethod
+    def read(cls, path: Path) -> State:
+        """Raises MissingFileError, and BadFileError for what is no such file, or is damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                arrays = {name: content[name] for name in content.files}
+            position = json.loads(arrays.pop("position").tobytes())
+        except FileNotFoundError:
+            raise MissingFileError(f"{path.parent} holds no run that can be resumed: {path} is missing") from None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise BadFileError(f"{path} is no state of a run, or a damaged one: {error}") from None
+        parts = {"parameter": {}, "momentum": {}}
+        for name, array in arrays.items():
+            kind, _, name = name.partition("/")
+            parts.setdefault(kind, {})[name] = array
+        return cls(parts["parameter"], parts["momentum"], position)
+
+
+class Run:
+    """The directory of one run, held by one process at a time."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.lock = FileLock(directory / ".lock")
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise UnusableError(f"another process is training in {directory}") from None
+        except OSError as error:
+            raise UnusableError(f"cannot write to {directory}: {error.strerror}") from None
+
+    @classmethod
+    def create(cls, directory: Path, config: str, state: State) -> Run:
+        """A new run with its configuration and its state before the first step.
+
+        Raises UnusableError where the directory exists already or cannot be made.
+        """
+        check_absent(directory)
+        nascent = directory.with_name(f".{directory.name}.part")
+        try:
+            shutil.rmtree(nascent, ignore_errors=True)
+            nascent.mkdir(parents=True)
+            files.write(nascent / CONFIG, config)
+            state.write(nascent / STATE)
+            os.rename(nascent, directory)
+        except OSError as error:
+            shutil.rmtree(nascent, ignore_errors=True)
+            if isinstance(error, UnusableError):
+                raise
+            raise UnusableError(f"cannot make the directory {directory}: {error.strerror}") from None
+        return cls(directory)
+
+    def save(self, state: State, facts: Mapping[str, object], also: Mapping[str, Mapping[str, object]]) -> None:
+        """Save the state, and its parameters as each of the files `also` names, with what is to be known of them.
+
+        Raises UnusableError where the disk is full, say; what was there before stays whole then.
+        """
+        for name in also:
+            with files.replacing(self.directory / name) as part:
+                params.write(part, state.parameters)
+        checkpoints = {**self.checkpoints(), **also}
+        for name in also:
+            checkpoints[name] = {**also[name], "sha256": digest(self.directory / name, "sha256").split(":")[1]}
+        files.write(self.directory / FACTS, json.dumps({**facts, "checkpoints": checkpoints}, indent=1) + "\n")
+        state.write(self.directory / STATE)
+
+    def checkpoints(self) -> dict[str, dict[str, object]]:
+        """What is known of each parameter file of the run."""
+        return read_facts(self.directory)["checkpoints"] if (self.directory / FACTS).exists() else {}
+
+    def state(self) -> State:
+        """The state to go on from."""
+        return State.read(self.directory / STATE)
+
+
+def check_absent(directory: Path) -> None:
+    """Raises UnusableError where something is already at the place of a new run."""
+    if os.path.lexists(directory):
+        raise UnusableError(
+            f"{directory} exists already: --resume {directory} goes on with it, --output takes another directory"
+        )
+
+
+def read_facts(directory: Path) -> dict:
+    """The content of a run's ``run.json``; raises MissingFileError and BadFileError."""
+    path = directory / FACTS
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(facts["checkpoints"], dict):
+            raise ValueError("it lists no checkpoints")
+        return facts
+    except OSError as error:
+        raise MissingFileError(
+            f"{directory} is no run with a checkpoint: {path} cannot be read ({error.strerror})"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadFileError(f"{path} does not describe a run: {error}") from None

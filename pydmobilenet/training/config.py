@@ -1,0 +1,225 @@
+"""The configuration of a training run: one field a key, the same in a YAML file and on the command line.
+
+The defaults live in the files of configs/ alone. A value is read from its text by one rule, wherever it stands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from .. import catalog, fetching
+from ..data import get_task
+from ..errors import BadFileError, MissingFileError, UnknownNameError, nearest, unknown
+
+
+class Rule(NamedTuple):
+    """What a key's value has to be. `parse` makes it of a text or of itself; raises ValueError where it is not so."""
+
+    allowed: str
+    metavar: str
+    parse: Callable[[object], object]
+    choices: tuple[str, ...] = ()
+
+
+def _number(kind: Callable[[str], Any], holds: Callable[[Any], bool]) -> Callable[[object], object]:
+    def parse(value: object) -> object:
+        number = kind(str(value))  # of the text: True is no 1, and 2.5 no 2
+        if not holds(number):
+            raise ValueError
+        return number
+
+    return parse
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value
+
+
+def _rising(value: object) -> tuple[int, ...]:
+    if isinstance(value, str):
+        value = value.split(",") if value.strip() else ()
+    if not isinstance(value, (list, tuple)):
+        raise ValueError
+    epochs = tuple(POSITIVE.parse(epoch) for epoch in value)
+    if list(epochs) != sorted(set(epochs)):
+        raise ValueError
+    return epochs
+
+
+def _one_of(*choices: str) -> Rule:
+    return Rule(", ".join(choices), "|".join(choices), lambda value: choices[choices.index(value)], choices)
+
+
+# Every comparison refuses nan, and the one with math.inf what is infinite.
+POSITIVE = Rule("a whole number from 1", "N", _number(int, lambda number: number >= 1))
+NATURAL = Rule("a whole number from 0", "N", _number(int, lambda number: number >= 0))
+ABOVE_0 = Rule("a number above 0", "X", _number(float, lambda number: 0 < number < math.inf))
+FROM_0 = Rule("a number from 0", "X", _number(float, lambda number: 0 <= number < math.inf))
+UP_TO_1 = Rule("a number above 0, at most 1", "X", _number(float, lambda number: 0 < number <= 1))
+BELOW_1 = Rule("a number from 0 and below 1", "X", _number(float, lambda number: 0 <= number < 1))
+NAME = Rule("a name", "NAME", _text)
+RISING = Rule("rising whole numbers from 1, as 150,225", "N,N", _rising)
+FLAG = _one_of("true", "false")._replace(parse=lambda value: ("false", "true").index(str(value).lower()) == 1)
+
+
+def _key(rule: Rule, help: str) -> Any:
+    return dataclasses.field(metadata={"rule": rule, "help": help})
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that a run's result depends on, but for its machine. Made by `make`."""
+
+    model: str = _key(NAME, "the network, as pyd-concat-56-0.5")
+    dataset: str = _key(NAME, "what it learns, as cifar10, digits or folder:PATH")
+    epochs: int = _key(POSITIVE, "passes over the training images")
+    batch_size: int = _key(POSITIVE, "images of one pass, over all devices and machines")
+    accumulate: int = _key(POSITIVE, "passes whose gradients are summed before an update")
+    learning_rate: float = _key(ABOVE_0, "the highest of the schedule")
+    schedule: str = _key(_one_of("step", "cosine"), "how the learning rate falls")
+    milestones: tuple[int, ...] = _key(RISING, "epochs after which step decays ('': none)")
+    decay: float = _key(UP_TO_1, "the factor at each milestone")
+    warmup_epochs: float = _key(FROM_0, "epochs over which the learning rate rises")
+    momentum: float = _key(BELOW_1, "Nesterov's")
+    weight_decay: float = _key(FROM_0, "pull of the weights towards 0")
+    decay_norm_and_bias: bool = _key(FLAG, "whether scales, shifts and biases decay as well")
+    mixup: float = _key(FROM_0, "alpha of Beta(alpha, alpha); 0: none")
+    plain_epochs: int = _key(NATURAL, "last epochs without mixup")
+    label_smoothing: float = _key(BELOW_1, "share of the label spread over all classes")
+    initialiser: str = _key(_one_of("xavier", "msra"), "of the first weights")
+    dtype: str = _key(_one_of("float32", "float16"), "of the computation")
+    seed: int = _key(NATURAL, "of all that is random")
+    keep_every: int = _key(NATURAL, "epochs between checkpoints kept for good; 0: none")
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+
+
+def read(path: str | Path) -> dict[str, object]:
+    """The values of a YAML file, each of them valid as far as it can be judged alone.
+
+    Raises MissingFileError, UnusableError, BadFileError and UnknownNameError.
+    """
+    path = fetching.expanded(path)
+    if not os.path.exists(path):
+        others = sorted(other.name for other in path.parent.glob("*.yaml"))
+        raise MissingFileError(f"no such file: {path}{nearest(path.name, others)}")
+    try:
+        with fetching.readable(path) as file:
+            values = yaml.load(file, _Loader)
+    except yaml.YAMLError as error:
+        raise BadFileError(f"{path}{_why(error)}") from None
+    if not isinstance(values, dict):
+        raise BadFileError(f"{path} is no configuration (allowed: one 'key: value' a line, as 'epochs: 320')")
+    try:
+        _check_keys(values)
+        return {key: _parse(key, value, key) for key, value in values.items()}
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{path}: {error}") from None
+
+
+def make(values: Mapping[str, object]) -> Config:
+    """The configuration of values for all keys, every one of them checked.
+
+    Raises UnknownNameError; for a folder of images, what `get_task` raises.
+    """
+    _check_keys(values)
+    for key in FIELDS:
+        if key not in values:
+            option = f"{_option(key)} {FIELDS[key].metadata['rule'].metavar}"
+            raise UnknownNameError(f"no {key} is given: add {option}, or {key} to the config file")
+    checked = {key: _parse(key, values[key], key) for key in FIELDS}
+    checked["model"] = catalog.parse_name(checked["model"]).name
+    get_task(checked["dataset"])
+    config = Config(**checked)
+    if config.warmup_epochs >= config.epochs:
+        raise UnknownNameError(
+            f"warmup_epochs: '{config.warmup_epochs:g}' (allowed: a number below the {config.epochs} epochs of the run)"
+        )
+    return config
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """One option a key, each of them None if it is not given."""
+    # Wide enough for the longest option: each stands on one line with its help.
+    parser.formatter_class = functools.partial(parser.formatter_class, max_help_position=36)
+    group = parser.add_argument_group("recipe", "The config file has the defaults.")
+    for key, field in FIELDS.items():
+        short = {"model": ["-m"], "dataset": ["-d"]}.get(key, [])
+        group.add_argument(
+            *short, _option(key), dest=key, metavar=field.metadata["rule"].metavar, help=field.metadata["help"]
+        )
+
+
+def given(namespace: argparse.Namespace) -> dict[str, object]:
+    """The values of the options that were given; raises UnknownNameError, as `read` does."""
+    texts = {key: getattr(namespace, key, None) for key in FIELDS}
+    return {key: _parse(key, text, f"argument {_option(key)}") for key, text in texts.items() if text is not None}
+
+
+def text(config: Config) -> str:
+    """The YAML of a configuration, from which `read` and `make` make an equal one."""
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(config).items()}
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True, width=math.inf)
+
+
+class _Loader(yaml.BaseLoader):
+    """Leaves every value a text, as YAML 1.1 takes 010 for 8, 1:30 for 90 and 1e-4 for no number; refuses a key that
+    stands twice.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        mapping = super().construct_mapping(node, deep)
+        keys = set()
+        for key, _ in node.value:
+            if key.value in keys:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} stands there a second time", problem_mark=key.start_mark
+                )
+            keys.add(key.value)
+        return mapping
+
+
+def _why(error: yaml.YAMLError) -> str:
+    """Where a file is no YAML, and why, on one line."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:  # bytes that are no text
+        return f": no valid YAML: {' '.join(str(error).split())}"
+    why = ", ".join(filter(None, (error.context, error.problem)))
+    return f", line {mark.line + 1}, column {mark.column + 1}: no valid YAML: {why}"
+
+
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _check_keys(values: Iterable[str]) -> None:
+    for key in values:
+        if key not in FIELDS:
+            raise unknown("key", key, FIELDS)
+
+
+def _parse(key: str, value: object, place: str) -> object:
+    """The value of a key as it has to be; raises UnknownNameError, which names the place."""
+    rule = FIELDS[key].metadata["rule"]
+    try:
+        return rule.parse(value)
+    except ValueError:
+        shown = _shown(value)
+        raise UnknownNameError(f"{place}: {shown!r}{nearest(shown, rule.choices)} (allowed: {rule.allowed})") from None
+
+
+def _shown(value: object) -> str:
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,254 @@
+"""What a training run has seen, an epoch a row: lines and a summary for people, CSV, curves and TensorBoard's events.
+
+Errors are in %, losses are means over the images, and nothing here needs MXNet.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import files
+from ..errors import UnusableError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
+OPTIMISM = (
+    "The best epoch is chosen by the test set, so its error leans optimistic; the published figures are of that kind."
+)
+TRAIN, TEST, RATE = "#4c78a8", "#d1495b", "#b0b0b0"  # told apart by the colour-blind too
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of training; the fields are the columns of the CSV file."""
+
+    epoch: int  # finished epochs, from 1
+    learning_rate: float  # at the epoch's last step
+    train_loss: float
+    train_error: float  # in %
+    test_loss: float
+    test_error: float  # in %
+    images_per_second: float
+    seconds: float
+
+
+@dataclass
+class History:
+    """The epochs of a run in their order; `epochs` is how many it shall have, 0 where that is not known."""
+
+    epochs: int = 0
+    rows: list[Epoch] = field(default_factory=list)
+
+    def append(self, row: Epoch) -> None:
+        self.rows.append(row)
+
+    @property
+    def last(self) -> Epoch | None:
+        """The last epoch, or None where there is none yet."""
+        return self.rows[-1] if self.rows else None
+
+    @property
+    def best(self) -> Epoch | None:
+        """The first of the epochs with the smallest test error, or None where there is none yet."""
+        return _best(self.rows)
+
+    def line(self, row: Epoch) -> str:
+        """An epoch on a line, with the best one up to then; the lines of a run stand below each other in columns."""
+        best = _best([earlier for earlier in self.rows if earlier.epoch < row.epoch] + [row])
+        total = str(self.epochs or "")
+        number = f"{row.epoch:>{len(total) or 3}}" + (f"/{total}" if total else "")
+        best_epoch = f"(epoch {best.epoch})"
+        return (
+            f"epoch {number}  loss {row.train_loss:.3f}  error {row.train_error:5.2f} %  test {row.test_error:5.2f} %  "
+            f"best {best.test_error:5.2f} % {best_epoch:<{8 + (len(total) or 3)}}  rate {row.learning_rate:.6f}  "
+            f"{row.images_per_second:>6,.0f} images/s  {row.seconds:>4,.0f} s"
+        )
+
+    def summary(self) -> str:
+        """How the run ended: the last and the best test error, and what the best one is worth."""
+        if not self.rows:
+            return "No epoch has been finished."
+        last, best = self.last, self.best
+        return (
+            f"Test error after the last epoch ({last.epoch}): {last.test_error:.2f} %; "
+            f"the best, after epoch {best.epoch}: {best.test_error:.2f} %.\n{OPTIMISM}"
+        )
+
+    def to_dicts(self) -> list[dict[str, float]]:
+        """The epochs as flat fields for JSON, which keeps every digit (and, as Python writes it, NaN and infinity)."""
+        return [asdict(row) for row in self.rows]
+
+    @classmethod
+    def from_dicts(cls, rows: Iterable[dict[str, float]], epochs: int = 0) -> History:
+        """The history that `to_dicts` has given. Raises TypeError where a field is missing or unknown."""
+        return cls(epochs, [Epoch(**row) for row in rows])
+
+
+def _best(rows: Iterable[Epoch]) -> Epoch | None:
+    return min(rows, key=lambda row: row.test_error if math.isfinite(row.test_error) else math.inf, default=None)
+
+
+def write_csv(history: History, path: str | os.PathLike[str]) -> None:
+    """Write the epochs as CSV with every digit of every number. Raises UnusableError where that is not possible."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, [column.name for column in fields(Epoch)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history.to_dicts())  # csv writes floats with repr
+    files.write(Path(path), buffer.getvalue())
+
+
+def draw(history: History, path: str | os.PathLike[str], title: str) -> None:
+    """Draw the curves as a PNG of 1440 x 540 pixels: errors on the left, losses and the learning rate on the right.
+
+    Values that are not finite are left out. Raises UnusableError where the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only the curves need it
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(12, 4.5), dpi=120)
+    FigureCanvasAgg(figure)
+    figure.subplots_adjust(0.04, 0.11, 0.955, 0.87, wspace=0.12)  # a layout engine doubles the time
+    figure.suptitle(title, parse_math=False)
+    errors, losses = figure.subplots(1, 2)
+    rates = losses.twinx()
+    _draw_errors(errors, history)
+    _draw_losses(losses, rates, history)
+    epochs = history.last.epoch if history.last else 1
+    margin = max(0.5, epochs / 50)
+    for axes in (errors, losses, rates):
+        axes.set_xlim(1 - margin, epochs + margin)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.spines["top"].set_visible(False)
+        axes.spines[:].set_color("lightgrey")
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    files.write(Path(path), image.getvalue())
+
+
+def _draw_errors(axes: Axes, history: History) -> None:
+    lines = [_plot(axes, history, "train_error", TRAIN, "train"), _plot(axes, history, "test_error", TEST, "test")]
+    best = history.best
+    if best and math.isfinite(best.test_error):
+        label = f"best test: {best.test_error:.2f} % (epoch {best.epoch})"
+        lines += axes.plot(best.epoch, best.test_error, "*", color=TEST, mec="black", ms=12, label=label)
+    axes.set_ylim(0, max(1, 1.08 * max(_finite(lines), default=100)))
+    _label(axes, "error, %", lines)
+
+
+def _draw_losses(axes: Axes, rates: Axes, history: History) -> None:
+    lines = [_plot(axes, history, "train_loss", TRAIN, "train"), _plot(axes, history, "test_loss", TEST, "test")]
+    values = _finite(lines)
+    if values and 0 < 10 * min(values) <= max(values):
+        axes.set_yscale("log")
+    lines.append(_plot(rates, history, "learning_rate", RATE, "learning rate (right)"))
+    values = _finite(lines[-1:])
+    if values and max(values) > 0:
+        highest, lowest = max(values), max(min(values), max(values) / 1e4)  # a cosine's last rate is next to nothing
+        rates.set_yscale("log")
+        rates.set_ylim(min(lowest, highest / 10) / 1.5, highest * 1.5)
+    rates.tick_params(which="both", colors="grey")
+    axes.set_zorder(rates.get_zorder() + 1)  # the losses in front of the faint rate
+    axes.patch.set_visible(False)
+    _label(axes, "loss", lines)
+
+
+def _plot(axes: Axes, history: History, column: str, color: str, label: str) -> Line2D:
+    values = [getattr(row, column) for row in history.rows]
+    values = [value if math.isfinite(value) else math.nan for value in values]
+    marker = "o" if len(values) <= 30 else ""  # a single epoch has no line, hundreds have no room for dots
+    (line,) = axes.plot([row.epoch for row in history.rows], values, color=color, label=label, marker=marker, ms=4)
+    return line
+
+
+def _finite(lines: Iterable[Line2D]) -> list[float]:
+    return [value for line in lines for value in line.get_ydata() if math.isfinite(value)]
+
+
+def _label(axes: Axes, title: str, lines: list[Line2D]) -> None:
+    """Name a panel and its curves; above it, where no curve can be."""
+    axes.set_title(title, loc="left")
+    above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.1, "ncol": len(lines)}
+    axes.legend(handles=lines, frameon=False, handlelength=1.5, columnspacing=1.5, **above)
+    axes.set_xlabel("epoch")
+    axes.grid(alpha=0.25)
+
+
+class Events:
+    """TensorBoard's event files, an epoch a step: `with Events(directory) as events: events.add(row)`.
+
+    Each writer has a file of its own. Its first epoch hides that epoch and all later ones in the directory's earlier
+    files, so a run that was resumed shows each epoch once. Raises UnusableError without tensorboardX or where the
+    directory cannot be written.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        try:
+            # Not its SummaryWriter, which writes from a thread: that waits for ever once the disk is full.
+            from tensorboardX.event_file_writer import EventsWriter
+            from tensorboardX.proto import event_pb2, summary_pb2
+        except ImportError as error:
+            raise UnusableError(
+                f"event files are written with tensorboardX, which cannot be imported ({error}): "
+                "pip install '.[tensorboard]' in the checkout"
+            ) from None
+        self._event, self._session, self._summary = event_pb2.Event, event_pb2.SessionLog, summary_pb2.Summary
+        self._directory = Path(directory)
+        self._is_first = True
+        with self._writing():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            # The library names a file by the second, and would write over that of a run which has just ended.
+            self._writer = EventsWriter(str(self._directory / "events"), f".{time.time_ns()}")
+
+    def add(self, row: Epoch) -> None:
+        """Write an epoch; it is on the disk when this returns. The format has single precision."""
+        if self._is_first:
+            self._write(row, session_log=self._session(status=self._session.START))  # the mark that hides
+            self._is_first = False
+        scalars = {
+            "train/loss": row.train_loss,
+            "train/error": row.train_error,
+            "test/loss": row.test_loss,
+            "test/error": row.test_error,
+            "learning_rate": row.learning_rate,
+            "images_per_second": row.images_per_second,
+        }
+        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        self._write(row, summary=self._summary(value=values))
+        with self._writing():
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Close the file; once more does nothing."""
+        writer, self._writer = self._writer, None
+        if writer:
+            with self._writing():
+                writer.close()
+
+    def __enter__(self) -> Events:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write(self, row: Epoch, **content: object) -> None:
+        with self._writing():
+            self._writer.write_event(self._event(wall_time=time.time(), step=row.epoch, **content))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UnusableError(f"cannot write to {self._directory}: {error.strerror}") from None

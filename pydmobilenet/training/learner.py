@@ -1,0 +1,168 @@
+"""A network that learns: gradients on one or several devices and machines, optimiser, evaluation. Knows MXNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import mxnet as mx
+import numpy as np
+from mxnet import gluon, nd
+from mxnet.gluon.block import HybridBlock
+
+from ..data import Dataset, batches
+from ..deploy import fuse
+from ..engine import predictor
+from ..errors import BadFileError, UnknownNameError
+from ..validation import count_wrong
+from . import step
+from .config import Config
+from .workers import Workers
+
+INITIALISERS = {"msra": mx.init.MSRAPrelu, "xavier": mx.init.Xavier}
+EVALUATION_BATCH = {"cpu": 50, "gpu": 500}
+
+
+class Score(NamedTuple):
+    """Summed losses and the number of wrong answers, of so many images."""
+
+    loss: float
+    wrong: int
+    images: int
+
+
+class Learner:
+    """A network under training, the same on each of the `contexts` and on each of the `workers`.
+
+    Every pass takes a batch of this worker, split evenly over its devices; the gradients of all devices and workers
+    are summed before an update.
+    """
+
+    def __init__(self, net: HybridBlock, config: Config, contexts: Sequence[mx.Context], workers: Workers):
+        check_split(config, len(contexts), workers.size)
+        self.net, self.config, self.contexts, self.workers = net, config, list(contexts), workers
+        self.parameters = net._collect_params_with_prefix()
+        # In the order of their names, which is the trainer's.
+        self.trained = {name: each for name, each in sorted(self.parameters.items()) if each.grad_req != "null"}
+        for name, parameter in self.trained.items():
+            if not (config.decay_norm_and_bias or name.endswith(".weight")):
+                parameter.wd_mult = 0.0
+            if config.accumulate > 1:
+                parameter.grad_req = "add"
+        options = {"learning_rate": config.learning_rate, "momentum": config.momentum, "wd": config.weight_decay}
+        kvstore = workers.kvstore or ("device" if len(self.contexts) > 1 else None)
+        # Each worker updates its own copy: the server would want an optimiser pickled to it.
+        self.trainer = gluon.Trainer(self.trained, "nag", options, kvstore=kvstore, update_on_kvstore=False)
+        if config.dtype == "float16":
+            _half_precision().init_trainer(self.trainer)
+        loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
+        self.step = {context: step.make(net, loss, context) for context in self.contexts}
+        self.passes = 0  # since the last update
+
+    def learn(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> Callable[[], Score]:
+        """A forward and backward pass, and an update if it is due. Nothing waits for the devices to finish but the
+        function that is returned: the score of the whole batch, over all devices and workers.
+        """
+        reports = []
+        scaler = getattr(self.trainer, "_amp_loss_scaler", None)
+        scale = scaler.loss_scale if scaler else 1.0
+        parts = len(self.contexts)
+        for part, context in enumerate(self.contexts):
+            x, y = (nd.array(array[part::parts], context) for array in (images, targets))
+            logits, losses = self.step[context](x, y, scale)
+            wrong = logits.argmax(axis=1) != y.argmax(axis=1)
+            reports.append(nd.stack(losses.sum().reshape(1), wrong.sum().reshape(1)).reshape(2))
+        self.passes += 1
+        if self.passes == self.config.accumulate:
+            self.trainer.set_learning_rate(learning_rate)
+            if scaler:
+                self.trainer._scale = 1 / scale
+            self.trainer.step(self.config.batch_size * self.config.accumulate)
+            if self.config.accumulate > 1:
+                for parameter in self.trained.values():
+                    parameter.zero_grad()
+            self.passes = 0
+
+        def read() -> Score:
+            total = self.workers.sum(np.sum([report.asnumpy() for report in reports], axis=0))
+            return Score(float(total[0]), int(total[1]), self.config.batch_size)
+
+        return read
+
+    def agree(self) -> None:
+        """Give all devices and workers the same moving statistics, the mean of theirs. Nothing else differs."""
+        self._wait()
+        moving = [each for each in self.parameters.values() if each.grad_req == "null"]
+        if len(self.contexts) * self.workers.size == 1 or not moving:
+            return
+        local = sum(np.concatenate([each.data(ctx).asnumpy().ravel() for each in moving]) for ctx in self.contexts)
+        mean = self.workers.sum(local) / (len(self.contexts) * self.workers.size)
+        ends = np.cumsum([np.prod(each.shape) for each in moving])[:-1].astype(int)
+        for parameter, values in zip(moving, np.split(mean, ends)):
+            parameter.set_data(nd.array(values.reshape(parameter.shape)))
+
+    def evaluate(self, dataset: Dataset) -> Score:
+        """The score on a whole data set, each worker taking its share of the images."""
+        self._wait()
+        context = self.contexts[0]
+        # Of a network in half precision, the literal graph: it has casts of its own.
+        predict = predictor(self.net if self.config.dtype == "float16" else fuse(self.net), context)
+        size = EVALUATION_BATCH[context.device_type]
+        loss = wrong = 0
+        for images, labels in batches(dataset, size, False, part=self.workers.rank, parts=self.workers.size, threads=1):
+            logits = predict(images).astype(np.float64)
+            loss += cross_entropy(logits, labels)
+            wrong += count_wrong(logits, labels)[0]
+        loss, wrong = self.workers.sum(np.array([loss, wrong]))
+        return Score(float(loss), int(wrong), len(dataset))
+
+    def arrays(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The parameters and the momentum, by structural name."""
+        self._wait()
+        parameters = {name: each.list_data()[0].asnumpy() for name, each in self.parameters.items()}
+        states = self.trainer._updaters[0].states
+        momentum = {
+            name: states[index].asnumpy() for index, name in enumerate(self.trained) if states.get(index) is not None
+        }
+        return parameters, momentum
+
+    def _wait(self) -> None:
+        """Let the last backward pass end: MXNet does not know that it still writes the moving statistics."""
+        mx.nd.waitall()
+
+    def restore(self, parameters: dict[str, np.ndarray], momentum: dict[str, np.ndarray]) -> None:
+        """Go back to what `arrays` has given. Raises BadFileError where it is of another network."""
+        shapes = {name: each.shape for name, each in self.parameters.items()}
+        if {name: array.shape for name, array in parameters.items()} != shapes or not momentum.keys() <= shapes.keys():
+            raise BadFileError("the state is of another network")
+        for name, array in parameters.items():
+            self.parameters[name].set_data(nd.array(array, dtype=array.dtype))
+        for updater, context in zip(self.trainer._updaters, self.contexts):
+            for index, name in enumerate(self.trained):
+                if name in momentum:
+                    updater.states[index] = nd.array(momentum[name], context)
+                    updater.states_synced[index] = True
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The summed losses of logits (N, outputs) for labels (N,)."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
+    return float((np.log(np.exp(shifted).sum(axis=1)) - own).sum())
+
+
+def check_split(config: Config, devices: int, workers: int) -> None:
+    """Raises UnknownNameError unless every device gets the same number of images, at least one."""
+    shares = devices * workers
+    if config.batch_size % shares:
+        nearest = max(1, round(config.batch_size / shares)) * shares
+        raise UnknownNameError(
+            f"batch_size is {config.batch_size} (allowed: a multiple of {shares}, for {workers} worker(s) with "
+            f"{devices} device(s) each; nearest: {nearest})"
+        )
+
+
+def _half_precision():
+    from mxnet.contrib import amp
+
+    return amp

@@ -1,0 +1,254 @@
+"""The training loop: epochs, checkpoints, signals, and what one sees. Knows no MXNet."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm import tqdm
+
+from ..data import Dataset, batches
+from ..errors import UnknownNameError, UserError
+from . import mixing
+from .checkpoint import Run, State
+from .config import Config
+from .history import Epoch, Events, History, draw, write_csv
+from .learner import Learner, Score
+
+SAVE_SECONDS = 600.0  # what a crash in the middle of a long epoch may cost
+
+
+class Diverged(UserError):
+    """The loss, or a parameter, is no longer finite."""
+
+    exit_code = 1
+
+
+@dataclass
+class Position:
+    """Where a run stands: so many `epochs` are finished, and `batches` of the one under way, with their sums."""
+
+    epochs: int = 0
+    batches: int = 0
+    loss: float = 0.0
+    wrong: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    history: History = field(default_factory=History)
+
+    def add(self, score: Score) -> None:
+        self.loss += score.loss
+        self.wrong += score.wrong
+        self.images += score.images
+
+    def plain(self) -> dict[str, object]:
+        """As JSON can hold it."""
+        return {**vars(self), "history": self.history.to_dicts()}
+
+    @classmethod
+    def restored(cls, plain: dict, epochs: int) -> Position:
+        return cls(**{**plain, "history": History.from_dicts(plain["history"], epochs)})
+
+
+class Loop:
+    """One run, from wherever it stands to its end.
+
+    `schedule` gives the learning rate of each update, from 1 on. Of several workers only the first has a `run` to write
+    to, and `events`, if TensorBoard is wanted.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        train: Dataset,
+        test: Dataset,
+        schedule: Callable[[int], float],
+        position: Position,
+        run: Run | None,
+        events: Events | None = None,
+    ):
+        self.learner, self.config, self.train, self.test = learner, learner.config, train, test
+        self.schedule, self.position, self.run, self.events = schedule, position, run, events
+        self.batches = updates_per_epoch(self.config, len(train)) * self.config.accumulate
+        self.stopped = 0  # the signal that asks for an end
+        self.saved = time.monotonic()
+
+    def go(self) -> int:
+        """Train to the end, or to a signal. The exit code: 0, or 128 and the signal's number.
+
+        Raises Diverged; the last good checkpoint stays then.
+        """
+        with self._signals():
+            while self.position.epochs < self.config.epochs:
+                if not self._train_epoch():
+                    self._save()
+                    return 128 + self.stopped
+                self._finish_epoch()
+        return 0
+
+    def _train_epoch(self) -> bool:
+        """Train to the end of the epoch; False if a signal came before."""
+        position, begun = self.position, time.monotonic() - self.position.seconds
+        read = None
+        with self._bar() as bar:
+            for images, targets in self._mixed_batches():
+                # The last pass's score is asked for when this one is under way: the devices never wait.
+                read, due = self.learner.learn(images, targets, self._learning_rate()), read
+                if due:
+                    self._add(due())
+                position.batches += 1
+                position.seconds = time.monotonic() - begun
+                self._show(bar)
+                if position.batches % self.config.accumulate == 0 and position.batches < self.batches:
+                    stop, save = self._wishes()
+                    if stop or save:
+                        self._add(read())
+                        read = None
+                    if stop:
+                        return False
+                    if save:
+                        self._save()
+        if read:
+            self._add(read())
+        return True
+
+    def _mixed_batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """What is left of the epoch's batches: images, and target distributions."""
+        config, position, workers = self.config, self.position, self.learner.workers
+        mixed = config.mixup > 0 and position.epochs < config.epochs - config.plain_epochs
+        source = batches(
+            self.train,
+            config.batch_size // workers.size,
+            train=True,
+            seed=config.seed,
+            epoch=position.epochs,
+            part=workers.rank,
+            parts=workers.size,
+            start=position.batches,
+        )
+        for number, (images, labels) in enumerate(source, position.batches):
+            if number == self.batches:  # of too few batches for another update
+                break
+            targets = mixing.targets(labels, self.train.task.outputs, config.label_smoothing)
+            if mixed:
+                share = mixing.share(config.mixup, config.seed, position.epochs, number)
+                images, targets = mixing.mix(images, share), mixing.mix(targets, share)
+            yield images, targets
+
+    def _learning_rate(self) -> float:
+        """That of the update which the pass under way is for."""
+        done = self.position.epochs * self.batches + self.position.batches
+        return self.schedule(done // self.config.accumulate + 1)
+
+    def _add(self, score: Score) -> None:
+        if not math.isfinite(score.loss):
+            raise Diverged(
+                f"the loss became {score.loss} in epoch {self.position.epochs + 1} at a learning rate of "
+                f"{self._learning_rate():.4g}: a smaller one may help; the last checkpoint is kept"
+            )
+        self.position.add(score)
+
+    def _finish_epoch(self) -> None:
+        position = self.position
+        self.learner.agree()
+        test = self.learner.evaluate(self.test)
+        done = Epoch(
+            epoch=position.epochs + 1,
+            learning_rate=self.schedule((position.epochs + 1) * self.batches // self.config.accumulate),
+            train_loss=position.loss / position.images,
+            train_error=100 * position.wrong / position.images,
+            test_loss=test.loss / test.images,
+            test_error=100 * test.wrong / test.images,
+            images_per_second=position.images / position.seconds,
+            seconds=position.seconds,
+        )
+        position.history.append(done)
+        self.position = Position(position.epochs + 1, history=position.history)
+        if self.run is None:
+            return
+        names = ["last.params"]
+        if position.history.best is done:
+            names.append("best.params")
+        if self.config.keep_every and done.epoch % self.config.keep_every == 0:
+            names.append(f"epoch-{done.epoch:04d}.params")
+        write_csv(position.history, self.run.directory / "history.csv")
+        draw(position.history, self.run.directory / "curves.png", f"{self.config.model} on {self.train.task.title}")
+        if self.events:
+            self.events.add(done)
+        self._save(names, done)
+        print(position.history.line(done), flush=True)
+
+    def _save(self, names: list[str] = (), done: Epoch | None = None) -> None:
+        self.saved = time.monotonic()
+        if self.run is None:
+            return
+        parameters, momentum = self.learner.arrays()
+        if not all(np.isfinite(array).all() for array in (*parameters.values(), *momentum.values())):
+            raise Diverged(
+                f"a parameter is no longer finite in epoch {self.position.epochs}; the last checkpoint is kept"
+            )
+        task = self.train.task
+        facts = {"model": self.config.model, "dataset": task.name, "outputs": task.outputs, "classes": task.classes}
+        errors = {name: {"epoch": done.epoch, "test_error": done.test_error} for name in names}
+        self.run.save(State(parameters, momentum, self.position.plain()), facts, errors)
+
+    def _wishes(self) -> tuple[bool, bool]:
+        """Whether a signal came to any of the workers, and whether it is time to save: all workers say the same."""
+        due = self.run is not None and time.monotonic() - self.saved > SAVE_SECONDS
+        stopped, due = self.learner.workers.sum(np.array([self.stopped, due], np.float32))
+        self.stopped = self.stopped or int(stopped)
+        return stopped > 0, due > 0
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM ask for an end after the update under way; a second one ends at once."""
+
+        def ask(number: int, _frame: object) -> None:
+            self.stopped = number
+            signal.signal(number, earlier[number])
+
+        earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+
+    def _bar(self) -> tqdm:
+        images = self.batches * self.config.batch_size
+        return tqdm(
+            desc=f"epoch {self.position.epochs + 1}/{self.config.epochs}",
+            total=images,
+            initial=self.position.batches * self.config.batch_size,
+            unit=" images",
+            leave=False,
+            disable=None if self.run else True,  # a bar on a terminal, nothing in a pipe
+        )
+
+    def _show(self, bar: tqdm) -> None:
+        position = self.position
+        bar.update(self.config.batch_size)
+        if position.images and not bar.disable:
+            left = (self.config.epochs - position.epochs) * self.batches - position.batches
+            seconds = left * position.seconds / position.batches
+            bar.set_postfix_str(
+                f"loss {position.loss / position.images:.3f}, error {100 * position.wrong / position.images:.1f} %, "
+                f"{tqdm.format_interval(seconds)} to the end",
+                refresh=False,
+            )
+
+
+def updates_per_epoch(config: Config, images: int) -> int:
+    """Whole updates of an epoch; what is left over sits it out. Raises UnknownNameError where there is none."""
+    updates = images // (config.batch_size * config.accumulate)
+    if not updates:
+        raise UnknownNameError(
+            f"batch_size {config.batch_size} times accumulate {config.accumulate} is more than the {images} training "
+            f"images; nearest: batch_size {max(1, images // config.accumulate)}"
+        )
+    return updates

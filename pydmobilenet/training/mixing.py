@@ -1,0 +1,29 @@
+"""Targets, label smoothing and mixup, in NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def targets(labels: np.ndarray, outputs: int, smoothing: float = 0.0) -> np.ndarray:
+    """The distributions (N, outputs) in float32 that the labels (N,) stand for: ``1 - smoothing`` on the label, and
+    `smoothing` spread over all outputs (Szegedy et al., 2016, arXiv 1512.00567).
+    """
+    distributions = np.full((len(labels), outputs), smoothing / outputs, np.float32)
+    distributions[np.arange(len(labels)), labels] += 1 - smoothing
+    return distributions
+
+
+def share(alpha: float, seed: int, epoch: int, batch: int) -> float:
+    """The share of each image in its mixture, drawn from Beta(alpha, alpha), one a batch: a pure function of where in
+    the training the batch stands (`epoch` and `batch` from 0), so that nothing has to be remembered.
+    """
+    return float(np.random.default_rng([seed, epoch, batch]).beta(alpha, alpha))
+
+
+def mix(array: np.ndarray, share: float) -> np.ndarray:
+    """Each of N images, or of N distributions, mixed with its partner, which is that of the batch in reverse order
+    (mixup: Zhang et al., 2018, arXiv 1710.09412; the partners as in the authors' code).
+    """
+    share = np.float32(share)
+    return share * array + (1 - share) * array[::-1]

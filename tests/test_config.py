@@ -1,0 +1,306 @@
+"""The configuration of a training run: the recipes, their files, and the same keys on the command line."""
+
+import argparse
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from pydmobilenet import cli
+from pydmobilenet.errors import BadFileError, MissingFileError, UnknownNameError, UnusableError, UserError
+from pydmobilenet.training import config
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+MODEL = "pyd-add-29-0.25"
+COMMON = {"accumulate": 1, "decay": 0.1, "momentum": 0.9, "initialiser": "msra", "dtype": "float32", "seed": 0}
+# The authors' recipes. Seed, accumulate and keep_every are this project's own.
+CIFAR = {
+    **COMMON,
+    "dataset": "cifar10",
+    "epochs": 320,
+    "batch_size": 128,
+    "learning_rate": 0.1,
+    "schedule": "step",
+    "milestones": (150, 225),
+    "warmup_epochs": 0,
+    "weight_decay": 1e-4,
+    "decay_norm_and_bias": True,
+    "mixup": 1,
+    "plain_epochs": 20,
+    "label_smoothing": 0,
+    "keep_every": 40,
+}
+IMAGENET32 = {
+    **COMMON,
+    "dataset": "imagenet32",
+    "epochs": 120,
+    "batch_size": 256,
+    "learning_rate": 0.4,
+    "schedule": "cosine",
+    "milestones": (),
+    "warmup_epochs": 5,
+    "weight_decay": 1e-4,
+    "decay_norm_and_bias": False,
+    "mixup": 0.2,
+    "plain_epochs": 0,
+    "label_smoothing": 0.1,
+    "keep_every": 10,
+}
+VALUES = {"model": MODEL, **CIFAR}
+# For each key a valid text that is not the value in VALUES, and what it stands for.
+OTHERS = {
+    "model": ("resnet-29-0.5", "resnet-29-0.5"),
+    "dataset": ("digits", "digits"),
+    "epochs": ("400", 400),
+    "batch_size": ("64", 64),
+    "accumulate": ("2", 2),
+    "learning_rate": ("1e-4", 0.0001),
+    "schedule": ("cosine", "cosine"),
+    "milestones": ("100,200,250", (100, 200, 250)),
+    "decay": (".5", 0.5),
+    "warmup_epochs": ("2.5", 2.5),
+    "momentum": ("0", 0.0),
+    "weight_decay": ("5e-4", 0.0005),
+    "decay_norm_and_bias": ("false", False),
+    "mixup": ("0.2", 0.2),
+    "plain_epochs": ("0", 0),
+    "label_smoothing": ("0.1", 0.1),
+    "initialiser": ("xavier", "xavier"),
+    "dtype": ("float16", "float16"),
+    "seed": ("007", 7),
+    "keep_every": ("0", 0),
+}
+WHOLE_1, WHOLE_0 = "a whole number from 1", "a whole number from 0"
+ABOVE_0, FROM_0, BELOW_1 = "a number above 0", "a number from 0", "a number from 0 and below 1"
+MISTAKES = [
+    *((key, bad, WHOLE_1) for key in ("epochs", "batch_size", "accumulate") for bad in ("0", "1.5", "true", "many")),
+    *((key, bad, WHOLE_0) for key in ("plain_epochs", "seed", "keep_every") for bad in ("-1", "0.5", "false", "nan")),
+    *(("learning_rate", bad, ABOVE_0) for bad in ("0", "-0.1", "true", "fast", "nan", "inf", "1e999")),
+    *(("decay", bad, "a number above 0, at most 1") for bad in ("0", "1.1", "nan")),
+    *((key, bad, FROM_0) for key in ("warmup_epochs", "weight_decay", "mixup") for bad in ("-1", "inf", ".nan", "yes")),
+    *((key, bad, BELOW_1) for key in ("momentum", "label_smoothing") for bad in ("1", "-0.1", "nan", "none")),
+    *(("decay_norm_and_bias", bad, "true, false") for bad in ("1", "no", "0.0")),
+    *(("milestones", bad, "rising whole numbers from 1, as 150,225") for bad in ("225,150", "9,9", "0,9", "1.5", "9,")),
+    ("schedule", "cosin", "step, cosine"),
+    ("initialiser", "msre", "xavier, msra"),
+    ("dtype", "float64", "float32, float16"),
+]
+
+
+def parsed(*arguments):
+    parser = cli.Parser(prog="train.py")
+    config.add_options(parser)
+    return config.given(parser.parse_args(arguments))
+
+
+def option(key):
+    return f"--{key.replace('_', '-')}"
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(content):
+        path = tmp_path / "recipe.yaml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("cifar", CIFAR), ("imagenet32", IMAGENET32)])
+def test_the_authors_recipes_are_what_they_trained_with(name, recipe):
+    assert config.read(ROOT / "configs" / f"{name}.yaml") == recipe
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_each_recipe_needs_a_model_and_no_more(path):
+    values = config.read(path)
+    assert list(values) == [key for key in config.FIELDS if key != "model"]
+    assert path.read_text().startswith("# ")
+    made = config.make({**values, "model": MODEL})
+    assert all(getattr(made, key) == value for key, value in values.items())
+    with pytest.raises(UnknownNameError, match=r"^no model is given: add --model NAME, or model to the config file$"):
+        config.make(values)
+
+
+def test_there_are_no_defaults_outside_the_files():
+    assert all(
+        field.default is field.default_factory is dataclasses.MISSING and field.metadata["help"]
+        for field in dataclasses.fields(config.Config)
+    )
+    assert parsed() == {}
+
+
+def test_a_name_is_made_the_usual_one():
+    assert config.make({**VALUES, "model": "pyd-add-29-1.0"}).model == "pyd-add-29-1"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_is_written_and_read_again(path, written):
+    made = config.make({**config.read(path), "model": MODEL, "learning_rate": 1e-7, "weight_decay": 1 / 3, "decay": 1})
+    assert config.make(config.read(written(config.text(made)))) == made
+
+
+def test_a_folder_of_any_name_is_written_and_read_again(tmp_path, written):
+    folder = tmp_path / "été: #1 'of' 2 \U0001f600" / ("long " * 30)
+    (folder / "train" / "ant").mkdir(parents=True)
+    made = config.make({**VALUES, "dataset": f"folder:{folder}"})
+    assert config.make(config.read(written(config.text(made)))) == made
+
+
+@pytest.mark.parametrize("key", config.FIELDS)
+def test_every_key_can_be_set_in_a_file_and_on_the_command_line(key, written):
+    text, value = OTHERS[key]
+    assert value != VALUES[key]
+    in_file = f"[{text}]" if key == "milestones" else text
+    assert config.read(written(f"{key}: {in_file}\n")) == parsed(option(key), text) == {key: value}
+    assert type(parsed(option(key), text)[key]) is type(value)
+    assert getattr(config.make({**VALUES, **parsed(option(key), text)}), key) == value
+
+
+def test_short_options_and_an_empty_list_of_milestones():
+    assert parsed("-m", MODEL, "-d", "digits", "--milestones", "") == {
+        "model": MODEL,
+        "dataset": "digits",
+        "milestones": (),
+    }
+
+
+@pytest.mark.parametrize(("key", "bad", "allowed"), MISTAKES)
+def test_a_mistake_reads_alike_in_a_file_on_the_command_line_and_in_python(key, bad, allowed, written):
+    path = written(f"{key}: {bad}\n")
+    errors = []
+    for place, attempt in (
+        (f"{path}: {key}", lambda: config.read(path)),
+        (f"argument {option(key)}", lambda: parsed(option(key), bad)),
+        (key, lambda: config.make({**VALUES, key: bad})),
+    ):
+        with pytest.raises(UnknownNameError) as caught:
+            attempt()
+        assert str(caught.value).startswith(f"{place}: '{bad}'")
+        errors.append(str(caught.value).removeprefix(place))
+    assert errors[0] == errors[1] == errors[2]
+    assert errors[0].endswith(f"(allowed: {allowed})")
+
+
+@pytest.mark.parametrize(("key", "bad", "near"), [("schedule", "cosin", "cosine"), ("dtype", "fp16", "float16")])
+def test_the_nearest_choice_is_named(key, bad, near):
+    with pytest.raises(UnknownNameError, match=f"'{bad}'; nearest: {near}"):
+        parsed(option(key), bad)
+
+
+@pytest.mark.parametrize(
+    ("key", "bad"),
+    [
+        ("model", 5),
+        ("epochs", True),
+        ("epochs", 2.5),
+        ("learning_rate", float("inf")),
+        ("milestones", 150),
+        ("milestones", [225, 150]),
+        ("momentum", False),
+        ("mixup", float("nan")),
+        ("dtype", 16),
+        ("seed", None),
+    ],
+)
+def test_wrong_types_are_refused_in_python_too(key, bad):
+    with pytest.raises(UnknownNameError, match=rf"^{key}: '{re.escape(str(bad))}'.* \(allowed: "):
+        config.make({**VALUES, key: bad})
+
+
+@pytest.mark.parametrize("missing", config.FIELDS)
+def test_a_missing_key_is_named_with_its_option(missing):
+    with pytest.raises(UnknownNameError, match=f"^no {missing} is given: add {option(missing)} "):
+        config.make({key: value for key, value in VALUES.items() if key != missing})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model": "pyd-cat-56-0.5"}, "unknown model 'pyd-cat-56-0.5'; nearest: pyd-concat-56-0.5"),
+        ({"dataset": "cifar11"}, "unknown data set 'cifar11'; nearest: cifar10"),
+        ({"warmup_epochs": 320}, "warmup_epochs: '320' (allowed: a number below the 320 epochs of the run)"),
+        ({"epoch": 3}, "unknown key 'epoch'; nearest: epochs"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(values, words):
+    with pytest.raises(UnknownNameError) as caught:
+        config.make({**VALUES, **values})
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"milestones": ()},
+        {"epochs": 10},  # milestones that are never reached, as in a short trial of a long recipe
+        {"warmup_epochs": 319.5},
+    ],
+)
+def test_values_on_the_near_side_of_a_limit_go_together(values):
+    assert config.make({**VALUES, **values}) == dataclasses.replace(config.make(VALUES), **values)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("learning-rate: 0.1\n", "recipe.yaml: unknown key 'learning-rate'; nearest: learning_rate"),
+        ("epochs: 3\nseed: 1\nepochs: 4\n", "line 3, column 1: no valid YAML: 'epochs' stands there a second time"),
+        (
+            "epochs: 3\nmilestones: [150, 225\n",
+            "line 3, column 1: no valid YAML: while parsing a flow sequence",
+        ),
+        ("epochs: 3: 4\n", "line 1, column 10: no valid YAML: mapping values are not allowed here"),
+        ("[a, b]: 3\n", "no valid YAML: while constructing a mapping, found unhashable key"),
+        ("epochs: 3\n---\nepochs: 4\n", "no valid YAML: expected a single document in the stream, but found another"),
+        (b"model: \xff\n", "no valid YAML: unacceptable character #x00ff: invalid start byte"),
+        (b"\x00\x01\x02", "no valid YAML: "),
+        ("", "is no configuration (allowed: one 'key: value' a line"),
+        ("- epochs\n", "is no configuration"),
+        ("epochs=3\n", "is no configuration"),
+        ("epochs: [3]\n", "epochs: '[3]' (allowed: a whole number from 1)"),
+        ("epochs:\n", "epochs: '' (allowed: a whole number from 1)"),
+        ("model: {name: x}\n", "model: "),
+        ("milestones: {150: 0.1}\n", "milestones: "),
+        ("milestones: [225, 150]\n", "milestones: '[225, 150]' (allowed: rising"),
+        ("seed: !!python/object/apply:os.getpid []\n", "seed: '[]' (allowed: a whole number from 0)"),
+    ],
+)
+def test_a_bad_file_is_named_on_one_line(content, words, written):
+    path = written(content)
+    with pytest.raises(UserError) as caught:
+        config.read(path)
+    assert isinstance(caught.value, (BadFileError, UnknownNameError))
+    assert str(caught.value).startswith(str(path))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_missing_or_unreadable_is_named(tmp_path):
+    with pytest.raises(MissingFileError, match=r"no such file: .*configs/cifr\.yaml; nearest: cifar\.yaml"):
+        config.read(ROOT / "configs" / "cifr.yaml")
+    with pytest.raises(MissingFileError, match=r"no such file: /nowhere/at/all\.yaml$"):
+        config.read("/nowhere/at/all.yaml")
+    with pytest.raises(UnusableError, match=r"cannot read .*: Is a directory"):
+        config.read(tmp_path)
+
+
+def test_each_option_and_its_help_is_one_line_of_100_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    parser = argparse.ArgumentParser(prog="train.py")
+    config.add_options(parser)
+    lines = parser.format_help().split("recipe:\n")[1].strip().splitlines()
+    assert "config file has the defaults" in lines[0]
+    assert len(lines[2:]) == len(config.FIELDS)
+    for line, (key, field) in zip(lines[2:], config.FIELDS.items()):
+        assert option(key) in line
+        assert line.endswith(f"  {field.metadata['help']}")
+
+
+def test_no_mxnet_is_imported():
+    check = "import sys, pydmobilenet.training.config; sys.exit('mxnet' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0

@@ -1,0 +1,311 @@
+"""What a run leaves for people: lines, a summary, CSV, curves and TensorBoard's events."""
+
+import csv
+import dataclasses
+import errno
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from pydmobilenet.errors import UnusableError
+from pydmobilenet.training import history as module
+from pydmobilenet.training.history import Epoch, Events, History, draw, write_csv
+
+TENTH = 0.1 + 0.2  # takes all 17 digits
+WRITERS = {"log.csv": write_csv, "curves.png": lambda history, path: draw(history, path, "a run")}
+
+
+def epoch(number, test_error=50.0, **values):
+    row = Epoch(number, 0.1, 1.234, 23.45, 1.5, test_error, 1234.4, 41.2)
+    return dataclasses.replace(row, **values)
+
+
+def run(number, epochs=0):
+    """A history like those of real runs: errors fall, the rate falls by tenths."""
+    history = History(epochs)
+    noise = np.random.default_rng(0).random(number)
+    for index in range(number):
+        error = 5 + 65 / (1 + index / 3) + float(noise[index])
+        rate = 0.1 / 10 ** (index * 4 // 320)
+        history.append(Epoch(index + 1, rate, error / 50, error, error / 40, error + 2, 1234.4, 41.2))
+    return history
+
+
+def pixels(path, colour):
+    """Where a PNG has a colour, as a boolean (height, width)."""
+    with Image.open(path) as image:
+        wanted = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+        return (np.asarray(image.convert("RGB")) == wanted).all(axis=2)
+
+
+def test_the_best_epoch_is_the_first_of_equals():
+    history = History(rows=[epoch(1, 30.0), epoch(2, 20.0), epoch(3, 20.0), epoch(4, 25.0)])
+    assert history.best.epoch == 2
+    assert history.last.epoch == 4
+
+
+def test_an_epoch_without_a_test_error_is_not_the_best():
+    rows = [epoch(1, math.nan), epoch(2, 20.0), epoch(3, math.nan), epoch(4, 10.0)]
+    assert History(rows=rows).best.epoch == 4
+    assert History(rows=rows[:1]).best.epoch == 1
+
+
+def test_an_empty_history_has_neither_a_best_nor_a_last_epoch():
+    history = History()
+    assert history.best is history.last is None
+    assert history.to_dicts() == []
+    assert history.summary() == "No epoch has been finished."
+
+
+def test_a_line_says_what_an_epoch_has_reached():
+    history = History(320, [epoch(7, 21.8)])
+    assert history.line(history.last) == (
+        "epoch   7/320  loss 1.234  error 23.45 %  test 21.80 %  best 21.80 % (epoch 7)    "
+        "rate 0.100000   1,234 images/s    41 s"
+    )
+
+
+def test_lines_stand_in_columns():
+    history = History(320, [epoch(7, 21.8), epoch(8, 9.5), epoch(120, 12.0, learning_rate=1e-4)])
+    lines = [history.line(row) for row in history.rows]
+    assert len({len(line) for line in lines}) == 1
+    assert len({line.index("rate") for line in lines}) == 1
+
+
+def test_a_line_knows_only_the_epochs_before_it():
+    history = History(3, [epoch(1, 30.0), epoch(2, 20.0), epoch(3, 25.0)])
+    assert "best 30.00 % (epoch 1)" in history.line(history.rows[0])
+    assert "best 20.00 % (epoch 2)" in history.line(history.rows[2])
+
+
+def test_a_line_does_without_the_number_of_epochs():
+    assert History(rows=[epoch(7)]).line(epoch(7)).startswith("epoch   7  loss 1.234")
+
+
+def test_the_summary_gives_the_last_and_the_best_error_and_what_the_best_is_worth():
+    summary = History(3, [epoch(1, 30.0), epoch(2, 20.0), epoch(3, 25.0)]).summary()
+    assert "last epoch (3): 25.00 %" in summary
+    assert "after epoch 2: 20.00 %" in summary
+    assert "optimistic" in summary
+    assert "published" in summary
+    assert len(summary.splitlines()) == 2
+
+
+def test_json_keeps_every_digit():
+    history = History(2, [epoch(1, TENTH, train_loss=5e-324), epoch(2, 1 / 3, seconds=math.inf)])
+    again = History.from_dicts(json.loads(json.dumps(history.to_dicts())), epochs=2)
+    assert again == history
+    again = History.from_dicts(json.loads(json.dumps(History(rows=[epoch(1, math.nan)]).to_dicts())))
+    assert math.isnan(again.last.test_error)
+
+
+@pytest.mark.parametrize("wrong", [{}, {**dataclasses.asdict(epoch(1)), "colour": 1}])
+def test_fields_that_are_missing_or_unknown_are_refused(wrong):
+    with pytest.raises(TypeError):
+        History.from_dicts([wrong])
+
+
+def test_csv_keeps_every_digit(tmp_path):
+    history = History(rows=[epoch(1, TENTH, train_loss=1e-300), epoch(2, 1 / 3, test_loss=math.inf)])
+    write_csv(history, tmp_path / "log.csv")
+    with open(tmp_path / "log.csv", newline="") as file:
+        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    assert rows == history.to_dicts()
+    assert (tmp_path / "log.csv").read_text().splitlines()[1].startswith("1,0.1,1e-300,")
+
+
+def test_csv_of_no_epochs_has_its_columns(tmp_path):
+    write_csv(History(), tmp_path / "log.csv")
+    assert (tmp_path / "log.csv").read_text() == (
+        "epoch,learning_rate,train_loss,train_error,test_loss,test_error,images_per_second,seconds\n"
+    )
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_is_replaced_whole(tmp_path, name):
+    (tmp_path / name).write_text("the earlier file")
+    WRITERS[name](run(2), tmp_path / name)
+    assert (tmp_path / name).read_bytes() != b"the earlier file"
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_earlier_file_survives_a_full_disk(tmp_path, monkeypatch, name):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / name).write_text("the earlier file")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UnusableError, match=f"{name}: No space left on device$"):
+        WRITERS[name](run(2), tmp_path / name)
+    assert (tmp_path / name).read_text() == "the earlier file"
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / "file").touch()
+    for place in (tmp_path / name, tmp_path / "missing" / name, tmp_path / "file" / name):
+        with pytest.raises(UnusableError, match="cannot write") as raised:
+            WRITERS[name](run(2), place)
+        assert "\n" not in str(raised.value)
+    assert sorted(os.listdir(tmp_path)) == sorted([name, "file"])
+
+
+@pytest.mark.parametrize("number", [1, 8, 320])
+def test_curves_are_drawn_in_both_panels(tmp_path, number):
+    draw(run(number, 320), tmp_path / "curves.png", "pyd-add-56-1.0 on CIFAR-10")
+    with Image.open(tmp_path / "curves.png") as image:
+        assert image.format == "PNG"
+        assert image.size == (1440, 540)
+    for colour in (module.TRAIN, module.TEST):
+        left, right = np.split(pixels(tmp_path / "curves.png", colour)[65:490], 2, axis=1)  # below the legends
+        assert left.sum() > 8
+        assert right.sum() > 8
+
+
+def test_the_same_history_gives_the_same_curves(tmp_path):
+    for name in ("one.png", "two.png"):
+        draw(run(8), tmp_path / name, "a run")
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_values_that_are_not_finite_are_left_out(tmp_path):
+    columns = ("train_loss", "train_error", "test_loss", "test_error")
+    for name, value in {"nan.png": math.nan, "inf.png": math.inf}.items():
+        history = run(40)
+        history.rows[20:30] = [dataclasses.replace(row, **dict.fromkeys(columns, value)) for row in history.rows[20:30]]
+        draw(history, tmp_path / name, "a run")
+    assert (tmp_path / "nan.png").read_bytes() == (tmp_path / "inf.png").read_bytes()
+    for panel in np.split(pixels(tmp_path / "nan.png", module.TEST)[65:490], 2, axis=1):
+        crossed = panel.any(axis=0).nonzero()[0]
+        assert np.diff(crossed).max() > 60  # of some 150 pixels without a curve, where ten of 40 epochs are
+
+
+@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # Matplotlib 3.9 uses old names of pyparsing
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [Epoch(1, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 1.0)],
+        [epoch(1, 0.0, learning_rate=0.0, train_loss=0.0, test_loss=0.0, train_error=0.0)],
+        [epoch(1, learning_rate=0.1), epoch(2, learning_rate=1e-12, train_loss=1e30)],
+    ],
+    ids=["no epoch", "nothing finite", "zeros", "extremes"],
+)
+def test_odd_histories_are_drawn_without_a_warning(tmp_path, rows):
+    draw(History(rows=rows), tmp_path / "curves.png", "costs $5_{")
+    with Image.open(tmp_path / "curves.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 10
+
+
+def test_curves_need_neither_mxnet_nor_a_display(tmp_path):
+    program = (
+        "import sys; from pydmobilenet.training.history import *; draw(History(), sys.argv[1], 'a run'); "
+        "assert not {'mxnet', 'matplotlib.pyplot', 'tensorboardX'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "curves.png")], check=True, cwd=ROOT)
+
+
+@pytest.fixture
+def event_pb2():
+    return pytest.importorskip("tensorboardX.proto.event_pb2", reason="event files need tensorboardX")
+
+
+def records(path):
+    """The records of a TFRecord file: length, its checksum, content, its checksum."""
+    content = path.read_bytes()
+    while content:
+        (length,) = struct.unpack("<Q", content[:8])
+        yield content[12 : 12 + length]
+        content = content[16 + length :]
+
+
+def shown(directory, event_pb2):
+    """The scalars as TensorBoard shows them, {tag: {step: value}}: a START hides its step and all later ones."""
+    scalars = {}
+    for path in sorted(directory.iterdir()):
+        for record in records(path):
+            event = event_pb2.Event.FromString(record)
+            if event.session_log.status == event_pb2.SessionLog.START:
+                scalars = {tag: {k: v for k, v in row.items() if k < event.step} for tag, row in scalars.items()}
+            for value in event.summary.value:
+                assert event.step not in scalars.setdefault(value.tag, {})
+                scalars[value.tag][event.step] = value.simple_value
+    return scalars
+
+
+def test_events_can_be_read_back(tmp_path, event_pb2):
+    history = run(3)
+    with Events(tmp_path / "new" / "events") as events:
+        for row in history.rows:
+            events.add(row)
+            read = shown(tmp_path / "new" / "events", event_pb2)  # each is on the disk at once
+            assert read["test/error"][row.epoch] == np.float32(row.test_error)
+    columns = {
+        "train/loss": "train_loss",
+        "train/error": "train_error",
+        "test/loss": "test_loss",
+        "test/error": "test_error",
+        "learning_rate": "learning_rate",
+        "images_per_second": "images_per_second",
+    }
+    assert shown(tmp_path / "new" / "events", event_pb2) == {
+        tag: {row.epoch: np.float32(getattr(row, column)) for row in history.rows} for tag, column in columns.items()
+    }
+
+
+def test_a_resumed_run_shows_each_epoch_once(tmp_path, event_pb2):
+    for first, last, loss in ((1, 10, 1.0), (8, 9, 2.0)):
+        with Events(tmp_path) as events:
+            for number in range(first, last + 1):
+                events.add(epoch(number, train_loss=loss))
+    assert len(list(tmp_path.iterdir())) == 2  # although within a second
+    assert shown(tmp_path, event_pb2)["train/loss"] == {**dict.fromkeys(range(1, 8), 1.0), 8: 2.0, 9: 2.0}
+
+
+def test_events_keep_values_that_are_not_finite(tmp_path, event_pb2):
+    with Events(tmp_path) as events:
+        events.add(epoch(1, math.nan, train_loss=math.inf))
+    read = shown(tmp_path, event_pb2)
+    assert math.isnan(read["test/error"][1])
+    assert read["train/loss"][1] == math.inf
+
+
+def test_events_may_be_closed_twice(tmp_path, event_pb2):
+    with Events(tmp_path) as events:
+        events.close()
+
+
+def test_events_say_where_they_cannot_be_written(tmp_path, event_pb2, monkeypatch):
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UnusableError, match=f"cannot write to {directory}: "):
+            Events(directory)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    events = Events(tmp_path / "events")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UnusableError, match="No space left on device"):
+            events.add(epoch(1))
+    events.close()
+
+
+def test_without_tensorboardx_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UnusableError, match=r"pip install '\.\[tensorboard\]'"):
+        Events(tmp_path / "events")
+    assert not (tmp_path / "events").exists()

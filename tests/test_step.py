@@ -1,0 +1,54 @@
+"""The faster backward pass computes the gradients of the literal one."""
+
+import mxnet as mx
+import numpy as np
+import pytest
+from conftest import NETWORKS
+from mxnet import gluon, nd
+
+import pydmobilenet
+from pydmobilenet.training import step
+
+LOSS = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
+PYRAMIDS = [(name, dataset) for name, dataset in NETWORKS if name.startswith("pyd") and dataset != "cifar100-coarse"]
+
+
+def gradients(net):
+    named = net._collect_params_with_prefix().items()
+    return {name: each.grad().asnumpy() for name, each in named if each.grad_req != "null"}
+
+
+def both(name, dataset, dtype, images=4):
+    """Gradients, logits and moving statistics of one step by each of the two, from the same parameters."""
+    found = []
+    for kind in (step.LiteralStep, step.PyramidStep):
+        mx.random.seed(0)
+        net = pydmobilenet.get_model(name, dataset)
+        net.cast(dtype)
+        outputs = net.head.dense.weight.shape[0]
+        x = np.random.default_rng(0).standard_normal((images, 3, 32, 32))
+        y = np.eye(outputs)[np.arange(images) % outputs]
+        logits, losses = kind(net, LOSS)(nd.array(x, dtype=dtype), nd.array(y, dtype=dtype), 2.0)
+        moving = {n: p.data().asnumpy() for n, p in net._collect_params_with_prefix().items() if "running" in n}
+        found.append((gradients(net), logits.asnumpy(), losses.asnumpy(), moving))
+    return found
+
+
+@pytest.mark.parametrize("name", ["pyd-add-29-0.25", "pyd-concat-29-0.25"])
+def test_in_float64_the_gradients_are_the_same_to_its_precision(name):
+    (literal, *others), (pieces, *ours) = both(name, "cifar10", "float64")
+    scale = max(abs(gradient).max() for gradient in literal.values())
+    assert pieces.keys() == literal.keys()
+    for parameter in literal:
+        np.testing.assert_allclose(pieces[parameter], literal[parameter], rtol=0, atol=1e-10 * scale, err_msg=parameter)
+    for theirs, mine in zip(others[:2], ours[:2]):  # logits and losses
+        np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "dataset"), PYRAMIDS)
+def test_in_float32_logits_losses_and_moving_statistics_are_the_same(name, dataset):
+    (_, *others), (_, *ours) = both(name, dataset, "float32")
+    for theirs, mine in zip(others[:2], ours[:2]):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+    for statistic in others[2]:
+        np.testing.assert_allclose(ours[2][statistic], others[2][statistic], rtol=1e-4, atol=1e-5)

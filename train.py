@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Train a network of the zoo. The recipe comes from a file in configs/; each of its keys can be set here as well."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+try:
+    from pydmobilenet import cli, fetching
+    from pydmobilenet.errors import UnknownNameError, UserError
+    from pydmobilenet.training import config
+except ImportError as error:
+    print(f"train.py: error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+RECIPES = {"imagenet32": "imagenet32.yaml", "digits": "digits.yaml"}  # of the other data sets: cifar.yaml
+EPILOG = """exit code: 0 trained to the end; 1 the loss is no longer finite; 2 a mistake in the command; 130 or 143
+interrupted: what was trained is saved, and --resume DIR goes on exactly where it was."""
+
+
+def parse_arguments() -> Namespace:
+    parser = cli.Parser(description=__doc__, epilog=EPILOG)
+    option = parser.add_argument
+    option("--config", type=Path, metavar="FILE", help="the recipe (default: that of the data set)")
+    option("--device", "-g", default="auto", help="auto (default), cpu, gpu, gpu:N, gpu:0,1, cpu:0,1")
+    option("--kvstore", default="local", metavar="KIND", help="local (default), or dist_sync for several machines")
+    option("--data-dir", type=cli.directory, metavar="DIR", help="where the data is, or is to be put")
+    option("--output", type=Path, metavar="DIR", help="the run's directory (default: runs/MODEL-DATASET)")
+    option("--resume", type=Path, metavar="DIR", help="go on with the run in this directory")
+    option("--pretrained", action="store_true", help="start from the authors' weights")
+    option("--init", type=Path, metavar="FILE", help="start from the weights of a .params file")
+    option("--tensorboard", action="store_true", help="write events for TensorBoard")
+    config.add_options(parser)
+    return parser.parse_args()
+
+
+def configure(arguments: Namespace) -> config.Config:
+    """The recipe's values, and over them what was given on the command line."""
+    given = config.given(arguments)
+    dataset = str(given.get("dataset", "cifar10"))
+    recipe = arguments.config or CONFIGS / RECIPES.get(dataset, "cifar.yaml")
+    return config.make({**config.read(recipe), **given})
+
+
+def check_same(given: dict[str, object], run: config.Config) -> None:
+    """Refuse to go on with a run under another configuration than its own."""
+    wanted = config.make({**vars(run), **given})
+    for key in given:
+        if getattr(wanted, key) != getattr(run, key):
+            raise UnknownNameError(
+                f"{key} is {getattr(wanted, key)!r}, but the run to resume has {getattr(run, key)!r}; to train on with "
+                "another recipe, start a run with --init on its last.params"
+            )
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    if arguments.resume and (arguments.output or arguments.config or arguments.init or arguments.pretrained):
+        raise UserError("--resume takes all of that from the run: leave out --output, --config, --init, --pretrained")
+    if arguments.init and arguments.pretrained:
+        raise UserError("--init and --pretrained are two beginnings: give one of them")
+    from pydmobilenet.training import checkpoint
+
+    if arguments.resume:
+        directory = fetching.expanded(arguments.resume)
+    else:
+        recipe = configure(arguments)
+        name = f"{recipe.model}-{recipe.dataset}".replace("/", "-").replace(":", "-")
+        directory = fetching.expanded(arguments.output or Path("runs") / name)
+        checkpoint.check_absent(directory)
+
+    from pydmobilenet import devices  # MXNet takes a while to import: not before the command is known to be right
+    from pydmobilenet.training import prepare
+
+    chosen = devices.choose_several(cli.device_name(arguments.device))
+    print(f"device: {'; '.join(device.why for device in chosen)}", file=sys.stderr)
+    on = prepare.Circumstances(
+        [device.context for device in chosen], arguments.kvstore, arguments.data_dir, arguments.tensorboard
+    )
+    if arguments.resume:
+        check_same(config.given(arguments), prepare.read_config(directory))
+        loop = prepare.resume(directory, on)
+        print(f"resuming {directory} after {loop.position.epochs} of {loop.config.epochs} epochs", file=sys.stderr)
+    else:
+        init = prepare.published_weights(recipe) if arguments.pretrained else arguments.init
+        loop = prepare.begin(recipe, directory, on, init)
+    code = loop.go()
+    if code:
+        print(f"train.py: interrupted; to go on: python train.py --resume {directory}", file=sys.stderr)
+    elif loop.run:
+        print(loop.position.history.summary())
+    return code
+
+
+if __name__ == "__main__":
+    cli.run(main)
