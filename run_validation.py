@@ -1,20 +1,21 @@
 #!/usr/bin/env python3
-"""Check the published error rates against what the authors' own weights answer."""
+"""Check the published error rates against what the authors' own weights answer, and those of trained networks."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 try:
-    from pydmobilenet import catalog, cli, report, validation
+    from pydmobilenet import catalog, cli, report, trained, validation
     from pydmobilenet.errors import UnknownNameError
 except ImportError as error:
     print(f"run_validation.py: error: {error}", file=sys.stderr)
     sys.exit(2)
 
-EPILOG = """exit code: 0 all that was evaluated is as published; 1 a row differs or, with --require-all, was not
-evaluated; 2 a mistake in the command; 3 nothing could be evaluated. Only the whole official test set is judged."""
+EPILOG = """exit code: 0 all that was evaluated is as published or recorded; 1 a row differs or, with --require-all, was
+not evaluated; 2 a mistake in the command; 3 nothing could be evaluated. Only the whole official test set is judged."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -27,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
         action="extend",
         default=[],
         metavar="NAME",
-        help="cifar10, cifar100-coarse, imagenet32",
+        help="cifar10, cifar100-coarse, imagenet32, digits",
     )
     option(
         "-m",
@@ -47,6 +48,16 @@ def parse_arguments() -> argparse.Namespace:
         type=cli.positive,
         metavar="N",
         help="29, 56 or 28 (the Wide ResNets)",
+    )
+    option(
+        "-r",
+        "--run",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="runs of train.py, or .params files of them, instead of the tables",
     )
     option("-g", "--device", default="auto", help="auto (default), cpu, gpu, gpu:N; or N for GPU N, -1 for the CPU")
     option("--data-dir", type=cli.directory, metavar="DIR", help="where the data is, or is to be put")
@@ -69,9 +80,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    records = catalog.select(arguments.model or ["*"], arguments.dataset or ["*"], arguments.depth)
+    rows = [trained.of_run(path) for path in arguments.run] or [*catalog.RECORDS, *trained.bundled()]
+    records = catalog.select(arguments.model or ["*"], arguments.dataset or ["*"], arguments.depth, rows)
     if not records:
-        raise UnknownNameError("no published row has all of the model, data set and depth asked for")
+        raise UnknownNameError("no row has all of the model, data set and depth asked for")
 
     from pydmobilenet import devices  # MXNet takes a while to import: not before the command is known to be right
     from pydmobilenet.engine import GluonEngine

@@ -37,7 +37,7 @@ setup(
     install_requires=[
         "numpy>=1.21,<2",  # MXNet's own limit
         "filelock",  # two processes that download the same file, or train the same run
-        "matplotlib",  # training curves
+        "matplotlib>=3.6",  # training curves
         "pillow",  # folders of images
         "pyyaml",  # the recipes in configs/
         "requests",  # downloads; MXNet needs it too
@@ -49,7 +49,7 @@ setup(
         "gpu": MXNET_GPU,
         "wrn": ["gluoncv==0.10.5.post0"],  # the three Wide ResNets of the ImageNet32 table
         "digits": ["scikit-learn"],  # the data set `digits` is inside it
-        "tensorboard": ["tensorboardX"],  # training curves in TensorBoard; brings no TensorFlow
+        "tensorboard": ["tensorboardX>=2.6.5,<3"],  # training curves in TensorBoard; brings no TensorFlow
         "test": ["pytest", "ruff==0.17.6"],  # ruff's formatting changes between versions
     },
 )

@@ -70,17 +70,25 @@ class Record:
     """One row of a published table: errors in %, parameters and multiply-adds in millions.
 
     `exact` holds the counts of the authors' own graph; of the Wide ResNets there is none. `note` is a caveat, if any.
+    A checkpoint that was trained with this project has a row of the same kind: `file` is where it is, `top1_error` was
+    recorded with it, and nothing else is known beforehand.
     """
 
     model: str
     dataset: str
     top1_error: float
     top5_error: float | None
-    params_m: float
+    params_m: float | None
     flops_m: float | None
     exact: Complexity | None
     checkpoint: Checkpoint | None
     note: str
+    file: Path | None = None
+
+    @property
+    def published(self) -> bool:
+        """Whether the figures are the published ones."""
+        return self.file is None
 
     @property
     def depth(self) -> int:
@@ -187,20 +195,25 @@ def find(model: str, dataset: str) -> Record | None:
 
 
 def select(
-    models: Sequence[str] = ("*",), datasets: Sequence[str] = ("*",), depths: Sequence[int] = ()
+    models: Sequence[str] = ("*",),
+    datasets: Sequence[str] = ("*",),
+    depths: Sequence[int] = (),
+    records: Sequence[Record] = RECORDS,
 ) -> list[Record]:
-    """The published rows whose model and data set match one of the wildcard patterns, in the order of the tables.
+    """The rows of `records`, by default the published ones, whose model and data set match one of the wildcard
+    patterns, in their order.
 
     Raises UnknownNameError for a pattern or depth that matches nothing.
     """
+    names = dict.fromkeys(record.dataset for record in records)
     for pattern in datasets:
-        if not fnmatch.filter(LABEL_SETS, pattern):
+        if not fnmatch.filter(names, pattern):
             if pattern == "cifar100":
                 raise UnknownNameError(
                     "no published figure is for 'cifar100' with its 100 classes: "
                     "the published CIFAR-100 column counts the 20 superclasses; nearest: cifar100-coarse"
                 )
-            raise unknown("data set", pattern, LABEL_SETS)
+            raise unknown("data set", pattern, names)
     for pattern in models:
         if not list_models(pattern):
             if not re.search(r"[*?\[]", pattern):
@@ -211,7 +224,7 @@ def select(
             raise unknown("depth", depth, sorted({name.split("-")[-2] for name in list_models()}))
     return [
         record
-        for record in RECORDS
+        for record in records
         if any(fnmatch.fnmatchcase(record.model, pattern) for pattern in models)
         and any(fnmatch.fnmatchcase(record.dataset, pattern) for pattern in datasets)
         and (not depths or record.depth in depths)

@@ -8,7 +8,7 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon.block import HybridBlock
 
-from . import catalog, complexity, zoo
+from . import catalog, complexity, trained, zoo
 from .catalog import Complexity, Record
 from .deploy import fuse
 from .validation import Predict
@@ -40,8 +40,9 @@ class GluonEngine:
         return complexity.count(net)
 
     def load(self, record: Record) -> Predict:
-        """The network with the authors' weights: images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
-        net = zoo.get_model(record.model, record.dataset, pretrained=True, device=self.context, root=self.root)
+        """The network with the record's weights: images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
+        root = self.root if record.published else trained.verified(record)
+        net = zoo.get_model(record.model, record.dataset, pretrained=True, device=self.context, root=root)
         return predictor(fuse(net) if self.fused else net, self.context)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from . import files
 from .catalog import Record
 from .data import Dataset, get_task
-from .errors import UnusableError
 from .validation import TOLERANCE, Result
 
 FILES = ("validation.md", "validation.csv", "validation.json")
@@ -21,6 +21,7 @@ FILES = ("validation.md", "validation.csv", "validation.json")
 def markdown(dataset: Dataset | None, results: Sequence[Result]) -> str:
     """The table of one data set, with a heading, and below it what a reader has to know."""
     task = get_task(results[0].record.dataset)
+    title = task.title if results[0].record.published else f"{task.title}, trained with this project"
     reasons = list(dict.fromkeys(result.reason for result in results if result.reason))
     table = _table(results, reasons)
     caveats = [f"{result.record.model}: {result.record.note}." for result in results if result.record.note]
@@ -30,7 +31,7 @@ def markdown(dataset: Dataset | None, results: Sequence[Result]) -> str:
             "The published multiply-adds lie 0.2 to 16 % below the exact count of the convolutions and the dense layer."
         )
     numbered = [f"[{number}] {reason}" for number, reason in enumerate(reasons, 1)]
-    return "\n\n".join([f"## {task.title}", table, *notes, *numbered]) + "\n"
+    return "\n\n".join([f"## {title}", table, *notes, *numbered]) + "\n"
 
 
 def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:
@@ -50,24 +51,28 @@ def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:
 
 
 def _table(results: Sequence[Result], reasons: list[str]) -> str:
-    columns = ["model", "params, M", "published", "mult-adds, M", "published", "error, %", "published"]
+    published = results[0].record.published
+    expected = "published" if published else "recorded"
+    counted = ["params, M", "published", "mult-adds, M", "published"] if published else ["params, M", "mult-adds, M"]
+    columns = ["model", *([] if published else ["checkpoint"]), *counted, "error, %", expected]
     with_interval = any(result.counts and not result.complete for result in results)
     with_top5 = results[0].record.top5_error is not None
-    columns[6:6] = ["95 % interval"] if with_interval else []
-    columns += ["top-5, %", "published"] if with_top5 else []
+    columns[-1:-1] = ["95 % interval"] if with_interval else []
+    columns += ["top-5, %", expected] if with_top5 else []
     columns += ["difference", "verdict"]
     rows = []
     for result in results:
         record, counts, count = result.record, result.counts, result.complexity
-        digits = 3 if record.params_m < 1 else 2
-        row = [
-            record.model,
-            f"{count.parameters / 1e6:.6f}" if count else "",
-            f"{record.params_m:.{digits}f}",
-            f"{count.multiply_adds / 1e6:.2f}" if count else "",
-            f"{record.flops_m:g}" if record.flops_m else "",
-            f"{result.error:.2f}" if counts else "",
-        ]
+        row = [record.model]
+        if not published:
+            row.append(f"{record.file.parent.name}/{record.file.name}")
+        row.append(f"{count.parameters / 1e6:.6f}" if count else "")
+        if published:
+            row.append(f"{record.params_m:.{3 if record.params_m < 1 else 2}f}")
+        row.append(f"{count.multiply_adds / 1e6:.2f}" if count else "")
+        if published:
+            row.append(f"{record.flops_m:g}" if record.flops_m else "")
+        row.append(f"{result.error:.2f}" if counts else "")
         if with_interval:
             row.append("{:.2f} to {:.2f}".format(*result.interval) if counts else "")
         row.append(f"{record.top1_error:.2f}")
@@ -76,7 +81,7 @@ def _table(results: Sequence[Result], reasons: list[str]) -> str:
         row.append(" / ".join(f"{points:+.2f}" for points in result.differences) if counts else "")
         row.append(result.verdict + (f" [{reasons.index(result.reason) + 1}]" if result.reason else ""))
         rows.append(row)
-    alignment = ["left" if name in ("model", "verdict") else "right" for name in columns]
+    alignment = ["left" if name in ("model", "checkpoint", "verdict") else "right" for name in columns]
     return tabulate(rows, columns, tablefmt="github", disable_numparse=True, colalign=alignment)
 
 
@@ -95,7 +100,8 @@ def plain(result: Result) -> dict[str, object]:
         "images": counts.images if counts else 0,
         "wrong": counts and counts.wrong,
         "top1_error": result.error if counts else None,
-        "published_top1_error": record.top1_error,
+        "published_top1_error": record.top1_error if record.published else None,
+        "recorded_top1_error": None if record.published else record.top1_error,
         "interval_low": low,
         "interval_high": high,
         "top5_error": result.top5_error if counts else None,
@@ -111,12 +117,7 @@ def write(directory: Path, tables: Sequence[str], results: Sequence[Result]) -> 
     rows = [plain(result) for result in results]
     contents = ("\n".join(tables), _csv(rows), json.dumps(rows, indent=1) + "\n")
     for name, text in zip(FILES, contents):
-        part = directory / f"{name}.part"
-        try:
-            part.write_text(text, encoding="utf-8")
-            part.replace(directory / name)
-        except OSError as error:
-            raise UnusableError(f"cannot write {directory / name}: {error.strerror}") from None
+        files.write(directory / name, text)
 
 
 def _csv(rows: Sequence[dict[str, object]]) -> str:

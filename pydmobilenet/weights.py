@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import mxnet as mx
 import numpy as np
 from mxnet.gluon.block import HybridBlock
 
-from . import fetching, params
+from . import fetching, files, params
 from .catalog import Architecture, Checkpoint
 from .errors import BadFileError, MissingFileError, UnusableError
 
@@ -194,13 +193,5 @@ def convert(source: Path, target: Path, net: HybridBlock) -> None:
     load(net, source)
     if os.path.exists(target):
         raise UnusableError(f"{target} exists already; choose another name, or move it away")
-    part = Path(f"{target}.part")
-    try:
-        part.write_bytes(b"")  # MXNet does not say why it cannot write
-        net.save_parameters(str(part))
-        part.replace(target)
-    except (OSError, mx.MXNetError) as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or "is the disk full?"
-        raise UnusableError(f"cannot write {target}: {reason}") from None
+    with files.replacing(Path(target)) as part:
+        params.write(part, read(source))

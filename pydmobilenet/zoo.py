@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import mxnet as mx
 from mxnet.gluon.block import HybridBlock
 
-from . import catalog, devices, models, weights
+from . import catalog, devices, fetching, models, trained, weights
 from .data import get_task
 from .errors import MissingFileError, UnknownNameError, UserError
 
@@ -25,8 +26,9 @@ def get_model(
     `name` is ``resnet-29-0.5``, ``mobilenet-56-1.5``, ``pyd-add-29-0.25``, ``pyd-concat-56-0.75``, ``wrn-28-10`` or any
     other of that form (`catalog.parse_name`). `dataset` sets the number of outputs, unless `classes` does, and on
     ``imagenet32`` the wider trunk. `pretrained` loads the authors' weights, found in `root` or as `weights.places`
-    says, else downloaded; without it, the parameters are drawn anew (He initialisation). `device` is a name that
-    `devices.choose` knows, or a context; by default MXNet's current one.
+    says, else downloaded; for ``digits``, those bundled with the checkout. Where `root` is a run of ``train.py``, its
+    best parameters are loaded; where it is a ``.params`` file, that file. Otherwise the parameters are drawn anew (He
+    initialisation). `device` is a name that `devices.choose` knows, or a context; by default MXNet's current one.
 
     Raises UnknownNameError, MissingFileError, BadFileError or UnusableError, which are ValueError, FileNotFoundError,
     ValueError and OSError.
@@ -37,13 +39,16 @@ def get_model(
     outputs = task.outputs if classes is None else classes
     if not isinstance(outputs, int) or outputs < 1:
         raise UnknownNameError(f"classes is {outputs!r} (allowed: a whole number from 1; nearest: {task.outputs})")
-    checkpoint = _published_checkpoint(architecture.name, dataset, outputs) if pretrained else None
+    root = None if root is None else fetching.expanded(root)
+    file = None
+    if pretrained or trained.is_own(root):
+        file = _weights_file(architecture.name, dataset, outputs, root)
     net = build(architecture, dataset, outputs)
     net.initialize(mx.init.MSRAPrelu(), ctx=context)
     if architecture.family == "wrn":  # GluonCV leaves the shapes to the first image
         net(mx.nd.zeros((1, 3, 32, 32), ctx=context))
-    if checkpoint:
-        weights.load(net, weights.obtain(checkpoint, root))
+    if file:
+        weights.load(net, file)
     return net
 
 
@@ -51,6 +56,24 @@ def build(architecture: catalog.Architecture, dataset: str, outputs: int | None 
     """The network for a data set, its parameters not yet initialised."""
     trunk = models.IMAGENET32 if dataset == "imagenet32" else models.CIFAR
     return models.build(architecture, outputs or get_task(dataset).outputs, trunk)
+
+
+def _weights_file(name: str, dataset: str, outputs: int, root: Path | None) -> Path:
+    """The file to load: of the run or the file that `root` is, else a bundled one, else the authors'."""
+    if trained.is_own(root):
+        if not os.path.isfile((root.parent if root.suffix == ".params" else root) / trained.FACTS):
+            return root
+        record = trained.of_run(root)
+        if (record.model, record.dataset) != (name, dataset):
+            raise UnknownNameError(
+                f"{root} is of {record.model} on {record.dataset}, not of {name} on {dataset}; "
+                f"nearest: get_model({record.model!r}, dataset={record.dataset!r}, …)"
+            )
+        return trained.verified(record)
+    for record in trained.bundled():
+        if (record.model, record.dataset) == (name, dataset):
+            return trained.verified(record)
+    return weights.obtain(_published_checkpoint(name, dataset, outputs), root)
 
 
 def _published_checkpoint(name: str, dataset: str, outputs: int) -> catalog.Checkpoint:

@@ -26,8 +26,9 @@ from filelock import FileLock, Timeout
 from .. import files, params
 from ..errors import BadFileError, MissingFileError, UnusableError
 from ..fetching import digest
+from ..trained import FACTS, read_facts
 
-CONFIG, STATE, FACTS = "config.yaml", "last.state", "run.json"
+CONFIG, STATE = "config.yaml", "last.state"
 
 
 @dataclass(frozen=True)
@@ -127,19 +128,3 @@ def check_absent(directory: Path) -> None:
         raise UnusableError(
             f"{directory} exists already: --resume {directory} goes on with it, --output takes another directory"
         )
-
-
-def read_facts(directory: Path) -> dict:
-    """The content of a run's ``run.json``; raises MissingFileError and BadFileError."""
-    path = directory / FACTS
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(facts["checkpoints"], dict):
-            raise ValueError("it lists no checkpoints")
-        return facts
-    except OSError as error:
-        raise MissingFileError(
-            f"{directory} is no run with a checkpoint: {path} cannot be read ({error.strerror})"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadFileError(f"{path} does not describe a run: {error}") from None

@@ -50,7 +50,7 @@ def begin(config: Config, directory: Path, on: Circumstances, init: Path | None 
     if workers.rank == 0:
         state = State(*learner.arrays(), position.plain())
         run = Run.create(directory, configuration.text(config), state)
-    return Loop(learner, train, test, rates, position, run, _events(on, run, 0))
+    return Loop(learner, train, test, rates, position, run, _events(on, run))
 
 
 def resume(directory: Path, on: Circumstances) -> Loop:
@@ -64,7 +64,7 @@ def resume(directory: Path, on: Circumstances) -> Loop:
     learner.restore(state.parameters, state.momentum)
     position = Position.restored(state.position, config.epochs)
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
-    return Loop(learner, train, test, rates, position, run, _events(on, run, position.epochs))
+    return Loop(learner, train, test, rates, position, run, _events(on, run))
 
 
 def read_config(directory: Path) -> Config:
@@ -110,8 +110,8 @@ def _data(config: Config, data_dir: Path | None) -> tuple[Dataset, Dataset]:
     return tuple(get_dataset(config.dataset, split, data_dir) for split in ("train", "test"))
 
 
-def _events(on: Circumstances, run: Run | None, epochs: int) -> Events | None:
-    return Events(run.directory / "events", epochs) if on.tensorboard and run else None
+def _events(on: Circumstances, run: Run | None) -> Events | None:
+    return Events(run.directory / "events") if on.tensorboard and run else None
 
 
 def _say(text: str) -> None:

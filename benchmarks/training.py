@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""Images a second of `train.py`'s whole loop, data included, against the conventional one.
+
+Conventional: the same graph as a trainable SymbolBlock, hybridised static, ``gluon.data.DataLoader`` with two workers
+and per-sample transforms, MXNet's default threads. Both train with Nesterov SGD at a batch of 128 on images of random
+pixels. Each side has a process of its own; they take turns, some batches each, and wait while the other computes.
+
+    python benchmarks/training.py                                  # a network of each family: about 20 minutes
+    python benchmarks/training.py --model 'pyd-*-29-*' --rounds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+BATCH, WARM_UP, IMAGES = 128, 2, 10_000
+OPTIMISER = {"learning_rate": 0.01, "momentum": 0.9, "wd": 1e-4}
+DEFAULT = ("resnet-29-0.5", "mobilenet-29-1", "pyd-add-29-0.25", "pyd-add-56-0.5", "pyd-concat-29-0.25")
+
+
+def pixels() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (IMAGES, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, IMAGES)
+
+
+def conventional(prefix: str) -> Iterator[None]:
+    """Train a batch each time it is asked, as MXNet's own tutorials do."""
+    np.bool = np.bool_
+    import mxnet as mx
+    from gluoncv.data import transforms as gcv_transforms
+    from mxnet import autograd, gluon
+    from mxnet.gluon.data.vision import transforms
+
+    images, labels = pixels()
+    normalise = transforms.Normalize((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    steps = [gcv_transforms.RandomCrop(32, pad=4), transforms.RandomFlipLeftRight(), transforms.ToTensor(), normalise]
+    samples = gluon.data.ArrayDataset(mx.nd.array(images.transpose(0, 2, 3, 1), dtype="uint8"), labels.astype(np.int32))
+    transformed = samples.transform_first(transforms.Compose(steps))
+    loader = gluon.data.DataLoader(transformed, BATCH, shuffle=True, last_batch="discard", num_workers=2)
+    net = gluon.SymbolBlock.imports(f"{prefix}-symbol.json", ["data"], f"{prefix}-0000.params")
+    net.hybridize(static_alloc=True, static_shape=True)
+    trainer = gluon.Trainer(net.collect_params(), "nag", OPTIMISER)
+    loss_function, metric = gluon.loss.SoftmaxCrossEntropyLoss(), mx.metric.Accuracy()
+    while True:
+        for data, label in loader:
+            with autograd.record():
+                output = net(data)
+                loss = loss_function(output, label)
+            loss.backward()
+            trainer.step(BATCH)
+            metric.update([label], [output])
+            yield
+
+
+def ours(prefix: str) -> Iterator[None]:
+    """Train a batch each time it is asked, as `train.py` does."""
+    import pydmobilenet  # noqa: F401  before mxnet: it sets the threads
+    import mxnet as mx  # isort: skip
+
+    from pydmobilenet import zoo
+    from pydmobilenet.data import Dataset, batches, get_task
+    from pydmobilenet.training import config, mixing
+    from pydmobilenet.training.learner import Learner
+    from pydmobilenet.training.workers import Workers
+
+    recipe = config.make({**config.read("configs/cifar.yaml"), "model": os.path.basename(prefix), "batch_size": BATCH})
+    net = zoo.get_model(recipe.model)
+    net.load_parameters(f"{prefix}.structural")
+    learner = Learner(net, recipe, [mx.cpu()], Workers())
+    dataset, read, epoch = Dataset(get_task("cifar10"), "train", *pixels(), False, "benchmark"), None, 0
+    while True:
+        for images, labels in batches(dataset, BATCH, train=True, epoch=epoch):
+            targets = mixing.targets(labels, 10)
+            read, due = learner.learn(images, targets, OPTIMISER["learning_rate"]), read
+            if due:
+                due()
+            yield
+        epoch += 1
+
+
+def serve(way: Callable[[str], Iterator[None]]) -> None:
+    """For each ``graph batches`` on standard input, the seconds of so many batches; a new graph is warmed up first."""
+    current, stream = None, iter(())
+    for line in sys.stdin:
+        prefix, number = line.split()
+        if prefix != current:
+            current, stream = prefix, way(prefix)
+            seconds(stream, WARM_UP)
+        print(seconds(stream, int(number)), flush=True)
+
+
+def seconds(stream: Iterator[None], number: int) -> float:
+    import mxnet as mx
+
+    start = time.perf_counter()
+    for _ in range(number):
+        next(stream)
+    mx.nd.waitall()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model", nargs="+", default=DEFAULT, help=f"names or wildcards (default: {' '.join(DEFAULT)})"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
+    parser.add_argument("--batches", type=int, default=6, help="a round (default: 6)")
+    arguments = parser.parse_args()
+    import pydmobilenet
+
+    names = [name for pattern in arguments.model for name in pydmobilenet.list_models(pattern, "cifar10")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            export(name, f"{folder}/{name}")
+        servers = {
+            way: subprocess.Popen(
+                [sys.executable, __file__, "--serve", way],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for way in ("conventional", "ours")
+        }
+        print(f"{'model':20} {'conventional':>13} {'ours, images/s':>15} {'ratio':>6}  (lowest to highest)")
+        for name in names:
+            rates = {way: [] for way in servers}
+            for turn in range(arguments.rounds):
+                for way in sorted(servers, reverse=turn % 2 == 0):  # who comes first alternates too
+                    servers[way].stdin.write(f"{folder}/{name} {arguments.batches}\n")
+                    servers[way].stdin.flush()
+                    rates[way].append(BATCH * arguments.batches / float(servers[way].stdout.readline()))
+            ratios = [ours / theirs for ours, theirs in zip(rates["ours"], rates["conventional"])]
+            middle = {way: statistics.median(values) for way, values in rates.items()}
+            print(
+                f"{name:20} {middle['conventional']:13.0f} {middle['ours']:15.0f} {statistics.median(ratios):6.2f}"
+                f"  ({min(ratios):.2f} to {max(ratios):.2f})",
+                flush=True,
+            )
+        for server in servers.values():
+            server.stdin.close()
+            server.terminate()  # the loader's workers do not always end by themselves
+            server.wait()
+
+
+def export(name: str, prefix: str) -> None:
+    """Write a network's graph and parameters for SymbolBlock, and its parameters for `load_parameters`."""
+    import mxnet as mx
+
+    import pydmobilenet
+
+    net = pydmobilenet.get_model(name)
+    net.hybridize()
+    net(mx.nd.zeros((1, 3, 32, 32)))
+    net.export(prefix)
+    net.save_parameters(f"{prefix}.structural")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve"]:
+        serve({"conventional": conventional, "ours": ours}[sys.argv[2]])
+    else:
+        main()

@@ -1,0 +1,87 @@
+"""Checkpoints that were trained with this project, as records: the bundled ones, and those of any run.
+
+``pretrained/manifest.json`` of the checkout lists the bundled ones: file, hash, error, and the command that made them.
+A run's own ``run.json`` lists its checkpoints in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from . import fetching
+from .catalog import Checkpoint, Record, parse_name
+from .errors import BadFileError, MissingFileError, unknown
+
+MANIFEST, FACTS = "manifest.json", "run.json"
+BEST = "best.params"
+
+
+def bundled(directory: Path | None = None) -> list[Record]:
+    """The records of the checkpoints in ``pretrained/`` of the checkout; none where there is no checkout."""
+    directory = directory or Path(__file__).resolve().parents[1] / "pretrained"
+    if not (directory / MANIFEST).is_file():
+        return []
+    try:
+        entries = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        return [_record(directory, entry["file"], entry, entry) for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadFileError(f"{directory / MANIFEST} is no list of checkpoints: {error!r}") from None
+
+
+def is_own(path: Path | None) -> bool:
+    """Whether a path is the directory of a run, or one file of parameters, and no place to look for several."""
+    return path is not None and (path.suffix == ".params" or os.path.isfile(path / FACTS))
+
+
+def of_run(path: Path) -> Record:
+    """The record of a run's directory, which stands for its best checkpoint, or of one of its ``.params`` files.
+
+    Raises MissingFileError and BadFileError.
+    """
+    path = fetching.expanded(path)
+    if not os.path.exists(path):
+        raise MissingFileError(f"no such run: {path}")
+    directory, file = (path, BEST) if os.path.isdir(path) else (path.parent, path.name)
+    facts = read_facts(directory)
+    if file not in facts["checkpoints"]:
+        raise unknown("checkpoint", file, facts["checkpoints"])
+    return _record(directory, file, facts, facts["checkpoints"][file])
+
+
+def verified(record: Record) -> Path:
+    """The file of a record's checkpoint; raises MissingFileError, and BadFileError where it is another one by now."""
+    if not os.path.isfile(record.file):
+        raise MissingFileError(f"no such parameter file: {record.file}")
+    return fetching.verify(record.file, record.checkpoint.digest)
+
+
+def read_facts(directory: Path) -> dict:
+    """The content of a run's ``run.json``; raises MissingFileError and BadFileError."""
+    path = directory / FACTS
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        parse_name(facts["model"])
+        if not isinstance(facts["dataset"], str) or not isinstance(facts["checkpoints"], dict):
+            raise ValueError("it lists no checkpoints")
+        return facts
+    except OSError as error:
+        raise MissingFileError(f"{directory} holds no checkpoint of a run: {path} ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadFileError(f"{path} does not describe a run: {error!r}") from None
+
+
+def _record(directory: Path, file: str, model: dict, checkpoint: dict) -> Record:
+    return Record(
+        model=model["model"],
+        dataset=model["dataset"],
+        top1_error=float(checkpoint["test_error"]),
+        top5_error=None,
+        params_m=None,
+        flops_m=None,
+        exact=None,
+        checkpoint=Checkpoint(path=file, bytes=None, sha256=str(checkpoint["sha256"]), git_blob_sha1=""),
+        note="",
+        file=directory / file,
+    )
