@@ -28,8 +28,8 @@ class GluonEngine:
 
     @property
     def batch_size(self) -> int:
-        """Images a call: on a CPU so few that a layer's maps stay in its caches, on a GPU so many that it is full."""
-        return 50 if self.context.device_type == "cpu" else 500
+        """Images a call."""
+        return batch_size(self.context)
 
     def count(self, record: Record) -> Complexity:
         """The exact parameters and multiply-adds of a record's network."""
@@ -44,6 +44,11 @@ class GluonEngine:
         root = self.root if record.published else trained.verified(record)
         net = zoo.get_model(record.model, record.dataset, pretrained=True, device=self.context, root=root)
         return predictor(fuse(net) if self.fused else net, self.context)
+
+
+def batch_size(context: mx.Context) -> int:
+    """Images a call: on a CPU so few that a layer's maps stay in its caches, on a GPU so many that it is full."""
+    return 50 if context.device_type == "cpu" else 500
 
 
 def predictor(net: HybridBlock, context: mx.Context) -> Predict:

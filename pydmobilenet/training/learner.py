@@ -8,19 +8,21 @@ from typing import NamedTuple
 import mxnet as mx
 import numpy as np
 from mxnet import gluon, nd
+from mxnet.contrib import amp
 from mxnet.gluon.block import HybridBlock
 
 from ..data import Dataset, batches
 from ..deploy import fuse
-from ..engine import predictor
+from ..engine import batch_size, predictor
 from ..errors import BadFileError, UnknownNameError
 from ..validation import count_wrong
 from . import step
 from .config import Config
 from .workers import Workers
 
+# Of half precision's loss scaling, which is part of the optimiser's state.
+LOSS_SCALE, SCALER_FIELDS = "loss scale", ("_loss_scale", "_next_loss_scale", "_unskipped")
 INITIALISERS = {"msra": mx.init.MSRAPrelu, "xavier": mx.init.Xavier}
-EVALUATION_BATCH = {"cpu": 50, "gpu": 500}
 
 
 class Score(NamedTuple):
@@ -54,7 +56,8 @@ class Learner:
         # Each worker updates its own copy: the server would want an optimiser pickled to it.
         self.trainer = gluon.Trainer(self.trained, "nag", options, kvstore=kvstore, update_on_kvstore=False)
         if config.dtype == "float16":
-            _half_precision().init_trainer(self.trainer)
+            amp.init_trainer(self.trainer)
+        self.scaler = getattr(self.trainer, "_amp_loss_scaler", None)
         loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
         self.step = {context: step.make(net, loss, context) for context in self.contexts}
         self.passes = 0  # since the last update
@@ -64,8 +67,7 @@ class Learner:
         function that is returned: the score of the whole batch, over all devices and workers.
         """
         reports = []
-        scaler = getattr(self.trainer, "_amp_loss_scaler", None)
-        scale = scaler.loss_scale if scaler else 1.0
+        scale = self.scaler.loss_scale if self.scaler else 1.0
         parts = len(self.contexts)
         for part, context in enumerate(self.contexts):
             x, y = (nd.array(array[part::parts], context) for array in (images, targets))
@@ -75,7 +77,7 @@ class Learner:
         self.passes += 1
         if self.passes == self.config.accumulate:
             self.trainer.set_learning_rate(learning_rate)
-            if scaler:
+            if self.scaler:
                 self.trainer._scale = 1 / scale
             self.trainer.step(self.config.batch_size * self.config.accumulate)
             if self.config.accumulate > 1:
@@ -107,9 +109,9 @@ class Learner:
         context = self.contexts[0]
         # Of a network in half precision, the literal graph: it has casts of its own.
         predict = predictor(self.net if self.config.dtype == "float16" else fuse(self.net), context)
-        size = EVALUATION_BATCH[context.device_type]
         loss = wrong = 0
-        for images, labels in batches(dataset, size, False, part=self.workers.rank, parts=self.workers.size, threads=1):
+        share = {"part": self.workers.rank, "parts": self.workers.size}
+        for images, labels in batches(dataset, batch_size(context), train=False, **share, threads=1):
             logits = predict(images).astype(np.float64)
             loss += cross_entropy(logits, labels)
             wrong += count_wrong(logits, labels)[0]
@@ -124,6 +126,8 @@ class Learner:
         momentum = {
             name: states[index].asnumpy() for index, name in enumerate(self.trained) if states.get(index) is not None
         }
+        if self.scaler:
+            momentum[LOSS_SCALE] = np.array([getattr(self.scaler, name) for name in SCALER_FIELDS])
         return parameters, momentum
 
     def _wait(self) -> None:
@@ -132,6 +136,11 @@ class Learner:
 
     def restore(self, parameters: dict[str, np.ndarray], momentum: dict[str, np.ndarray]) -> None:
         """Go back to what `arrays` has given. Raises BadFileError where it is of another network."""
+        momentum = dict(momentum)
+        scale = momentum.pop(LOSS_SCALE, None)
+        if self.scaler and scale is not None:
+            for name, value in zip(SCALER_FIELDS, scale.tolist()):
+                setattr(self.scaler, name, value)
         shapes = {name: each.shape for name, each in self.parameters.items()}
         if {name: array.shape for name, array in parameters.items()} != shapes or not momentum.keys() <= shapes.keys():
             raise BadFileError("the state is of another network")
@@ -160,9 +169,3 @@ def check_split(config: Config, devices: int, workers: int) -> None:
             f"batch_size is {config.batch_size} (allowed: a multiple of {shares}, for {workers} worker(s) with "
             f"{devices} device(s) each; nearest: {nearest})"
         )
-
-
-def _half_precision():
-    from mxnet.contrib import amp
-
-    return amp

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mxnet as mx
+from mxnet.contrib import amp
 from mxnet.gluon.block import HybridBlock
 
 from .. import catalog, weights, zoo
@@ -90,7 +91,7 @@ def _learner(config: Config, on: Circumstances, workers: Workers) -> Learner:
     if config.dtype == "float16":
         if any(context.device_type != "gpu" for context in on.contexts):
             raise UnusableError("dtype 'float16' needs a GPU (allowed on a CPU: float32)")
-        mx.contrib.amp.init()  # before the network is made
+        amp.init()  # before the network is made
     net = zoo.build(catalog.parse_name(config.model), config.dataset)
     initialise(net, config, on.contexts)
     return Learner(net, config, on.contexts, workers)
