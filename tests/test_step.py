@@ -49,6 +49,6 @@ def test_in_float64_the_gradients_are_the_same_to_its_precision(name):
 def test_in_float32_logits_losses_and_moving_statistics_are_the_same(name, dataset):
     (_, *others), (_, *ours) = both(name, dataset, "float32")
     for theirs, mine in zip(others[:2], ours[:2]):
-        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
-    for statistic in others[2]:
-        np.testing.assert_allclose(ours[2][statistic], others[2][statistic], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-4 * abs(theirs).max())
+    for statistic, theirs in others[2].items():
+        np.testing.assert_allclose(ours[2][statistic], theirs, rtol=1e-3, atol=1e-5)
