@@ -84,13 +84,18 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write named arrays as ``net.load_parameters`` and ``mx.nd.load`` read them. Raises OSError."""
-    with open(path, "wb") as file:
-        file.write(struct.pack("<QQQ", LIST_MAGIC, 0, len(arrays)))
-        for array in arrays.values():
-            kind = TYPES.index(array.dtype.newbyteorder("<").str.replace("|", ""))
-            file.write(struct.pack(f"<IiI{array.ndim}q", ARRAY_MAGIC, DENSE, array.ndim, *array.shape))
-            file.write(struct.pack("<iii", CPU, 0, kind))
-            file.write(np.ascontiguousarray(array, TYPES[kind]).tobytes())
-        file.write(struct.pack("<Q", len(arrays)))
-        for name in arrays:
-            file.write(struct.pack("<Q", len(name.encode())) + name.encode())
+    Path(path).write_bytes(dump(arrays))
+
+
+def dump(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """The content of the file that `write` writes."""
+    pieces = [struct.pack("<QQQ", LIST_MAGIC, 0, len(arrays))]
+    for array in arrays.values():
+        kind = TYPES.index(array.dtype.newbyteorder("<").str.replace("|", ""))
+        pieces.append(struct.pack(f"<IiI{array.ndim}q", ARRAY_MAGIC, DENSE, array.ndim, *array.shape))
+        pieces.append(struct.pack("<iii", CPU, 0, kind))
+        pieces.append(np.ascontiguousarray(array, TYPES[kind]).tobytes())
+    pieces.append(struct.pack("<Q", len(arrays)))
+    for name in arrays:
+        pieces.append(struct.pack("<Q", len(name.encode())) + name.encode())
+    return b"".join(pieces)

@@ -6,16 +6,18 @@
 ``run.json``        model, data set, classes, and the errors of ``best.params`` and ``last.params``
 ``history.csv``, ``curves.png``, ``events/``
 
-Each file is put in place whole, ``last.state`` as the last one: a run that is killed between two of them goes on from
-the earlier state and writes the others anew, the same as before.
+Each file is put in place whole, once all of them are on the disk, ``last.state`` as the last one: a run that is killed
+between two of them goes on from the earlier state and writes the others anew, the same as before.
 """
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
+import shlex
 import shutil
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,6 @@ from filelock import FileLock, Timeout
 
 from .. import files, params
 from ..errors import BadFileError, MissingFileError, UnusableError
-from ..fetching import digest
 from ..trained import FACTS, read_facts
 
 CONFIG, STATE = "config.yaml", "last.state"
@@ -41,11 +42,16 @@ class State:
 
     def write(self, path: Path) -> None:
         """Write one whole file; raises UnusableError where it cannot be written."""
+        files.write(path, self.content())
+
+    def content(self) -> bytes:
+        """What `write` writes. Made in memory: a zip file that cannot be ended has a traceback of its own."""
         arrays = {f"parameter/{name}": array for name, array in self.parameters.items()}
         arrays.update({f"momentum/{name}": array for name, array in self.momentum.items()})
         position = np.frombuffer(json.dumps(self.position).encode(), np.uint8)
-        with files.replacing(path) as part, open(part, "wb") as file:
-            np.savez(file, position=position, **arrays)
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays, position=position)  # last: a list that ends too early lacks it
+        return buffer.getvalue()
 
     @classmethod
     def read(cls, path: Path) -> State:
@@ -56,12 +62,15 @@ class State:
             position = json.loads(arrays.pop("position").tobytes())
         except FileNotFoundError:
             raise MissingFileError(f"{path.parent} holds no run that can be resumed: {path} is missing") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise BadFileError(f"{path} is no state of a run, or a damaged one: {error}") from None
+        except Exception as error:  # a damaged zip file raises a dozen kinds
+            why = " ".join(str(error).split())
+            raise BadFileError(f"{path} is no state of a run, or a damaged one: {why}") from None
         parts = {"parameter": {}, "momentum": {}}
         for name, array in arrays.items():
             kind, _, name = name.partition("/")
-            parts.setdefault(kind, {})[name] = array
+            if kind not in parts:
+                raise BadFileError(f"{path} is no state of a run, or a damaged one: it has an array {kind}/{name}")
+            parts[kind][name] = array
         return cls(parts["parameter"], parts["momentum"], position)
 
 
@@ -77,6 +86,7 @@ class Run:
             raise UnusableError(f"another process is training in {directory}") from None
         except OSError as error:
             raise UnusableError(f"cannot write to {directory}: {error.strerror}") from None
+        self.checkpoints()  # where it is damaged, that is known now and not after an epoch
 
     @classmethod
     def create(cls, directory: Path, config: str, state: State) -> Run:
@@ -104,14 +114,15 @@ class Run:
 
         Raises UnusableError where the disk is full, say; what was there before stays whole then.
         """
-        for name in also:
-            with files.replacing(self.directory / name) as part:
-                params.write(part, state.parameters)
-        checkpoints = {**self.checkpoints(), **also}
-        for name in also:
-            checkpoints[name] = {**also[name], "sha256": digest(self.directory / name, "sha256").split(":")[1]}
-        files.write(self.directory / FACTS, json.dumps({**facts, "checkpoints": checkpoints}, indent=1) + "\n")
-        state.write(self.directory / STATE)
+        content = params.dump(state.parameters)
+        sha256 = hashlib.sha256(content).hexdigest()
+        checkpoints = {**self.checkpoints(), **{name: {**also[name], "sha256": sha256} for name in also}}
+        contents = {
+            **dict.fromkeys(also, content),
+            FACTS: json.dumps({**facts, "checkpoints": checkpoints}, indent=1) + "\n",
+            STATE: state.content(),
+        }
+        files.write_together({self.directory / name: content for name, content in contents.items()})
 
     def checkpoints(self) -> dict[str, dict[str, object]]:
         """What is known of each parameter file of the run."""
@@ -125,6 +136,5 @@ class Run:
 def check_absent(directory: Path) -> None:
     """Raises UnusableError where something is already at the place of a new run."""
     if os.path.lexists(directory):
-        raise UnusableError(
-            f"{directory} exists already: --resume {directory} goes on with it, --output takes another directory"
-        )
+        resume = f"--resume {shlex.quote(str(directory))}"
+        raise UnusableError(f"{directory} exists already: {resume} goes on with it, --output takes another directory")

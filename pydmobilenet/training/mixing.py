@@ -18,7 +18,8 @@ def share(alpha: float, seed: int, epoch: int, batch: int) -> float:
     """The share of each image in its mixture, drawn from Beta(alpha, alpha), one a batch: a pure function of where in
     the training the batch stands (`epoch` and `batch` from 0), so that nothing has to be remembered.
     """
-    return float(np.random.default_rng([seed, epoch, batch]).beta(alpha, alpha))
+    # To NumPy, [seed, epoch, 0] is [seed, epoch], of which the order of the images is drawn.
+    return float(np.random.default_rng([seed, epoch, batch, 1]).beta(alpha, alpha))
 
 
 def mix(array: np.ndarray, share: float) -> np.ndarray:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 
 import mxnet as mx
 import numpy as np
 from mxnet import nd
+from mxnet.base import _LIB, KVStoreHandle, check_call
 
 from ..errors import UnusableError, unknown
 
@@ -27,7 +30,7 @@ class Workers:
                     "kvstore 'dist_sync' needs a scheduler, a server and the other workers: start with "
                     "python -m pydmobilenet.training.launch; nearest: local"
                 )
-            self.kvstore = mx.kv.create(kvstore)
+            self.kvstore = Store(kvstore)
             self.rank, self.size = self.kvstore.rank, self.kvstore.num_workers
         self._keys: dict[int, int] = {}
 
@@ -42,3 +45,27 @@ class Workers:
         total = nd.array(values)
         self.kvstore.pushpull(self._keys[values.size], total)
         return total.asnumpy()
+
+
+class Store(mx.kv.KVStore):
+    """MXNet's parameter server, made to wait where it has to, and nowhere else."""
+
+    def __init__(self, kind: str):
+        handle = KVStoreHandle()
+        # It waits for the other workers in C, where Python does not get to see a Ctrl-C.
+        earlier = signal.signal(signal.SIGINT, signal.SIG_DFL)
+        try:
+            check_call(_LIB.MXKVStoreCreate(kind.encode(), ctypes.byref(handle)))
+        finally:
+            signal.signal(signal.SIGINT, earlier)
+        super().__init__(handle)
+        # At its end it would wait for the others, which wait for its gradients if it has failed. The launcher is what
+        # ends scheduler and server.
+        check_call(_LIB.MXKVStoreSetBarrierBeforeExit(handle, ctypes.c_int(0)))
+
+    def broadcast(self, key: int, value: nd.NDArray, out: list[nd.NDArray], priority: int = 0) -> None:
+        """Give the first worker's parameter to all workers."""
+        super().broadcast(key, value, out, priority)
+        # The gradients will stand under the same key: no worker may send its own before all have fetched the parameter.
+        nd.waitall()
+        self._barrier()

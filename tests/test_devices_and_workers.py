@@ -1,0 +1,427 @@
+"""Several devices and several workers learn what one device learns; their launcher starts, watches and ends them.
+
+Each process that is started here has a mark in its environment, by which it is found and ended whatever happens.
+"""
+
+import functools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import mxnet as mx
+import numpy as np
+import pytest
+from conftest import ROOT
+from mxnet.gluon import nn
+
+from pydmobilenet import catalog, cli, zoo
+from pydmobilenet.data import batches, get_dataset
+from pydmobilenet.errors import UnknownNameError
+from pydmobilenet.training import config, launch, mixing, prepare
+from pydmobilenet.training.checkpoint import State
+from pydmobilenet.training.learner import Learner, check_split
+from pydmobilenet.training.workers import Workers
+
+LIMIT = 240  # seconds for any one process, were the machine ever so busy
+FAMILIES = ("resnet-11-0.5", "mobilenet-11-0.5", "pyd-add-11-0.25", "pyd-concat-11-0.25")
+ONE, TWO = [mx.cpu()], [mx.cpu(0), mx.cpu(1)]
+DIGITS = config.read(ROOT / "configs" / "digits.yaml")
+PLAIN = {"model": "pyd-add-11-0.25", "warmup_epochs": 0.5, "mixup": 0, "plain_epochs": 0, "label_smoothing": 0}
+LAUNCHER = ["-m", "pydmobilenet.training.launch"]
+WORKER = ["train.py", "-d", "digits", "--kvstore", "dist_sync", "--device", "cpu"]
+
+
+# Gradients
+
+
+def made(model, contexts, workers, frozen, batch_size, accumulate):
+    """A learner whose momentum after one update at a learning rate of 1 is minus the mean gradient."""
+    values = {"model": model, "batch_size": batch_size, "accumulate": accumulate, "weight_decay": 0}
+    recipe = config.make({**DIGITS, **values})
+    net = zoo.build(catalog.parse_name(model), "digits")
+    if frozen:  # over the moving statistics, as the images of a device depend on each other otherwise
+        net.apply(lambda block: isinstance(block, nn.BatchNorm) and block._kwargs.update(use_global_stats=True))
+    prepare.initialise(net, recipe, contexts)
+    return Learner(net, recipe, contexts, workers or Workers())
+
+
+def first_step(model, contexts=ONE, workers=None, accumulate=1):
+    """Parameters and momentum after the update by the same 16 digits, however they are shared out."""
+    learner = made(model, contexts, workers, True, 16 // accumulate, accumulate)
+    parts = {"part": learner.workers.rank, "parts": learner.workers.size}
+    source = batches(get_dataset("digits"), 16 // accumulate // learner.workers.size, train=True, **parts)
+    for _ in range(accumulate):
+        images, labels = next(source)
+        learner.learn(images, mixing.targets(labels, 10), 1.0)
+    parameters, momentum = learner.arrays()
+    return {**parameters, **{f"gradient of {name}": array for name, array in momentum.items()}}
+
+
+one_step = functools.lru_cache(first_step)  # that of one device, compared with several times
+
+
+def assert_close(found, expected):
+    assert found.keys() == expected.keys()
+    gradients = [name for name in expected if name.startswith("gradient")]
+    assert len(gradients) > 40
+    assert min(np.abs(expected[name]).max() for name in gradients) > 1e-3
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_two_devices_take_the_first_step_of_one(model):
+    assert_close(first_step(model, TWO), one_step(model))
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_two_passes_of_half_the_size_take_the_first_step_of_one(model):
+    assert_close(first_step(model, accumulate=2), one_step(model))
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_two_workers_take_the_first_step_of_one(model, two_machines):
+    directory, *_ = two_machines
+    for rank in (0, 1):
+        with np.load(directory / f"{model}-{rank}.npz") as found:
+            assert_close(dict(found), one_step(model))
+
+
+def test_two_devices_agree_on_the_mean_of_their_moving_statistics():
+    learner = made("pyd-concat-11-0.25", TWO, None, False, 16, 1)
+    images, labels = next(batches(get_dataset("digits"), 16, train=True))
+    learner.learn(images, mixing.targets(labels, 10), 1.0)()
+    mx.nd.waitall()
+    moving = {name: each for name, each in learner.parameters.items() if "running" in name}
+    before = {name: [array.asnumpy() for array in each.list_data()] for name, each in moving.items()}
+    assert any((one != other).any() for one, other in before.values())
+    learner.agree()
+    for name, each in moving.items():
+        for array in each.list_data():
+            np.testing.assert_allclose(array.asnumpy(), np.mean(before[name], axis=0), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("size", "devices", "workers", "near"), [(30, 2, 2, 32), (1, 1, 2, 2), (9, 2, 1, 8)])
+def test_a_batch_that_cannot_be_shared_out_names_the_nearest(size, devices, workers, near):
+    recipe = config.make({**DIGITS, "model": FAMILIES[0], "batch_size": size})
+    shares = f"{workers} worker.* with {devices} device"
+    with pytest.raises(UnknownNameError, match=f"batch_size is {size} .*{shares}.*nearest: {near}"):
+        check_split(recipe, devices, workers)
+
+
+# Processes
+
+
+def marked(mark):
+    """The processes of this machine that have the mark, those that have ended left out."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark.encode() in environment.read_bytes():
+                found.append(int(environment.parent.name))
+    return found
+
+
+@contextmanager
+def started(*arguments, program=LAUNCHER):
+    """The launcher with these arguments, in a process group of its own, and its mark: none is left at the end."""
+    mark = f"MARK={uuid.uuid4()}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MARK": mark.partition("=")[2]}
+    process = subprocess.Popen(
+        [sys.executable, *program, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    process.mark = mark
+    try:
+        yield process
+    finally:
+        for number in {process.pid, *marked(mark)}:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        process.communicate()
+
+
+def ended(process):
+    """Exit code, standard output and standard error of a launcher, which has left nothing behind."""
+    out, err = process.communicate(timeout=LIMIT)
+    assert marked(process.mark) == []
+    return process.returncode, out, err
+
+
+def lines(process, *expected):
+    """Read so many lines, and see whether they are these, in any order."""
+    assert sorted(process.stdout.readline().strip() for _ in expected) == sorted(expected)
+
+
+def until(condition):
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def machines(workers, port):
+    """Options of two launchers with one worker each."""
+    first = ["--workers", workers, "--here", 1, "--root", f"127.0.0.1:{port}"]
+    return [*first, "--"], [*first, "--join", "--"]
+
+
+# What workers run. Only those that say so need MXNet, which takes a while to import.
+
+FIRST_STEPS = """
+import sys
+from pathlib import Path
+import numpy as np
+import pydmobilenet  # before mxnet
+sys.path.insert(0, "tests")
+from test_devices_and_workers import FAMILIES, Workers, first_step
+
+workers = Workers("dist_sync")
+broadcast, pushpull = workers.kvstore.broadcast, workers.kvstore.pushpull
+for number, model in enumerate(FAMILIES):
+    # Each network's parameters are numbered from 0, and the server takes a number for one parameter alone.
+    workers.kvstore.broadcast = lambda key, *rest: broadcast(1000 * number + key, *rest)
+    workers.kvstore.pushpull = lambda key, *rest, **options: pushpull(1000 * number + key, *rest, **options)
+    np.savez(Path(sys.argv[1]) / f"{model}-{workers.rank}", **first_step(model, workers=workers))
+if workers.rank == 1:
+    sys.exit(5)
+del workers.kvstore.pushpull
+workers.sum(np.ones(1))  # waits for the other one
+"""
+FIRST_FAILS = """
+import os, signal, sys, time
+try:
+    os.mkdir(sys.argv[1])  # one of them alone can do that
+except FileExistsError:
+    time.sleep(600)
+{}
+"""
+SLEEPS = "import time; print('ready', flush=True); time.sleep(600)"
+FAILS = "import sys; sys.exit(7)"
+STOPS = """
+import signal, sys, time
+def stop(number, frame):
+    print("asked", flush=True)
+    if sys.argv[1] == "does":
+        sys.exit(128 + number)
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, stop)
+print("ready", flush=True)
+while True:
+    time.sleep(600)
+"""
+WAITS = """
+import pydmobilenet
+from pydmobilenet.training.workers import Workers
+print("ready", flush=True)
+Workers("dist_sync")
+"""
+
+
+@pytest.fixture(scope="module")
+def two_machines(tmp_path_factory):
+    """Two launchers with a worker each, both on this machine: what the workers wrote, and how the launchers ended."""
+    directory = tmp_path_factory.mktemp("steps")
+    first, second = machines(2, free_port())
+    with started(*second, "-c", FIRST_STEPS, directory) as joined, started(*first, "-c", FIRST_STEPS, directory) as led:
+        return directory, ended(led), ended(joined)
+
+
+def test_a_worker_that_fails_ends_those_on_all_machines_that_wait_for_its_gradients(two_machines):
+    _, (code, _, err), (other, _, _) = two_machines
+    assert (code, other) == (5, 5), err
+    assert "1 worker(s) at 127.0.0.1, 0 more to come" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "words"),
+    [
+        ("print('its own words', file=sys.stderr); sys.exit(3)", 3, "its own words"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "was killed by SIGKILL"),
+    ],
+)
+def test_a_worker_that_fails_ends_everything_with_its_exit_code(failure, code, words, tmp_path):
+    with started("--workers", 3, "--", "-c", FIRST_FAILS.format(failure), tmp_path / "mine") as process:
+        found, _, err = ended(process)
+    assert found == code
+    assert words in err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_reaches_each_worker_once_and_is_waited_for(number, code):
+    with started("--workers", 2, "--", "-c", STOPS, "does") as process:
+        lines(process, "ready", "ready")
+        os.killpg(process.pid, number)  # as a terminal does it: to the whole group
+        found, out, err = ended(process)
+    assert (found, out) == (code, "asked\nasked\n"), err
+    assert err == ""
+
+
+def test_a_second_signal_ends_workers_that_do_not_end_by_themselves():
+    with started("--workers", 2, "--", "-c", STOPS, "does not") as process:
+        lines(process, "ready", "ready")
+        process.send_signal(signal.SIGTERM)
+        lines(process, "asked", "asked")
+        process.send_signal(signal.SIGTERM)
+        assert ended(process)[0] == 143
+
+
+def test_workers_that_wait_for_those_of_another_machine_can_be_interrupted():
+    with started(*machines(2, free_port())[0], "-c", WAITS) as process:
+        lines(process, "ready")
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert ended(process)[0] == 130
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends a process with its parent")
+def test_a_launcher_that_is_killed_takes_everything_with_it():
+    with started("--workers", 2, "--", "-c", SLEEPS) as process:
+        lines(process, "ready", "ready")
+        assert len(marked(process.mark)) == 5
+        process.kill()
+        until(lambda: not marked(process.mark))
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_machine_that_goes_without_a_word_ends_the_other(killed):
+    first, second = machines(2, free_port())
+    with started(*first, "-c", SLEEPS) as led, started(*second, "-c", SLEEPS) as joined:
+        lines(led, "ready")
+        lines(joined, "ready")
+        (led, joined)[killed].kill()
+        code, _, err = ended((joined, led)[killed])
+    assert code == 1
+    assert "machine" in err.splitlines()[-1]
+    assert err.splitlines()[-1].endswith("has failed")
+
+
+def test_strangers_and_machines_of_another_job_are_not_let_in():
+    port = free_port()
+    first, second = machines(2, port)
+    with started(*first, "-c", SLEEPS) as led:
+        lines(led, "ready")
+        with socket.create_connection(("127.0.0.1", port)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert stranger.recv(100) == b""
+        with started(*machines(3, port)[1], "-c", SLEEPS) as other:
+            code, out, err = ended(other)
+        assert (code, out) == (2, "")
+        assert err == (
+            f"launch.py: error: 127.0.0.1:{port} refuses: --workers 3 --here 1 (allowed: --workers 2, --here to 1)\n"
+        )
+        with started(*second, "-c", FAILS) as joined:
+            assert ended(joined)[0] == 7
+        assert ended(led)[0] == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--", "train.py"], "the following arguments are required: --workers"),
+        (["--workers", "0", "train.py"], "argument --workers: '0' (allowed: a whole number from 1)"),
+        (["--workers", "2"], "nothing to run: add what a worker runs, as -- train.py --kvstore dist_sync"),
+        (["--workers", "2", "--here", "3", "x.py"], "argument --here: '3' (allowed: up to --workers; nearest: 2)"),
+        (["--workers", "2", "--here", "1", "x.py"], "add --root HOST:PORT"),
+        (["--workers", "2", "--join", "x.py"], "add --root HOST:PORT"),
+        (["--workers", "2", "--root", "here", "x.py"], "'here' (allowed: HOST:PORT, as 192.0.2.1:9000)"),
+        (["--workers", "2", "--root", "here:0", "x.py"], "'here:0' (allowed: HOST:PORT, as 192.0.2.1:9000)"),
+        (["--workers", "2", "--wrokers", "3", "x.py"], "unrecognized arguments: --wrokers; nearest: --workers"),
+        (["--workers", "2", "--here", "1", "--root", "192.0.2.1:9", "x.py"], "cannot wait at 192.0.2.1:9 ("),
+        (["--workers", "2", "--root", "no.such.host.invalid:9", "x.py"], "cannot wait at no.such.host.invalid:9 ("),
+        (["--workers", "2", "--join", "--root", "no.such.host.invalid:9", "x.py"], "unknown host 'no.such.host.inv"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
+    with pytest.raises(SystemExit) as exit:
+        cli.run(launch.main)
+    out, err = capsys.readouterr()
+    assert (exit.value.code, out) == (2, "")
+    assert err.startswith("launch.py: error: ")
+    assert words in err
+    assert len(err.splitlines()) == 1
+
+
+def test_workers_share_the_processors_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.setattr(launch, "available_processors", lambda: 8)
+    for given, workers, expected in (("8", 2, "4"), ("8", 3, "2"), ("8", 9, "1"), ("3", 2, "3")):
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert launch.threads(workers) == expected
+
+
+# Runs
+
+
+def options(values):
+    return [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+
+
+def test_error(directory):
+    return State.read(directory / "last.state").position["history"][-1]["test_error"]
+
+
+def test_two_devices_and_two_workers_reach_the_error_of_one_device(tmp_path):
+    # All go on from the same weights, in large batches at a small learning rate. From the first step on and in small
+    # ones, a run ends a point or two from another in any case: 360 test images are few, and batch normalisation over
+    # half a batch is as good as another seed.
+    wild = {**PLAIN, "epochs": 2, "batch_size": 16, "schedule": "step", "learning_rate": 0.1}
+    calm = {**PLAIN, "epochs": 2, "batch_size": 64, "schedule": "cosine", "learning_rate": 0.03}
+    weights = tmp_path / "start" / "last.params"
+
+    def train(name, contexts, recipe, init=None):
+        loop = prepare.begin(config.make({**DIGITS, **recipe}), tmp_path / name, prepare.Circumstances(contexts), init)
+        assert loop.go() == 0
+        return test_error(tmp_path / name)
+
+    start = train("start", ONE, wild)
+    one, two = train("one", ONE, calm, weights), train("two", TWO, calm, weights)
+    arguments = [*WORKER, *options(calm), "--init", weights, "--output", tmp_path / "workers"]
+    with started("--workers", 2, "--", *arguments) as process:
+        code, _, err = ended(process)
+        assert code == 0, err
+    assert one < start / 2
+    assert two == pytest.approx(one, abs=1.0)
+    assert test_error(tmp_path / "workers") == pytest.approx(one, abs=1.0)
+
+
+def test_two_workers_that_are_interrupted_go_on_to_what_two_devices_learn(tmp_path):
+    recipe = options({**PLAIN, "model": "resnet-11-0.125", "batch_size": 64, "epochs": 3})
+    interrupted, undisturbed = tmp_path / "interrupted", tmp_path / "undisturbed"
+    begin = [*WORKER, *recipe, "--output", interrupted]
+    first, second = machines(2, free_port())
+    with started(*first, *begin) as led, started(*second, *begin) as joined:
+        until((interrupted / "history.csv").exists)
+        led.terminate()  # which all workers on both machines come to know
+        for process in (led, joined):
+            code, _, err = ended(process)
+            assert code == 143, err
+            assert f"to go on: python train.py --resume {interrupted}" in err
+    for begin in (["--resume", interrupted], ["-d", "digits", *recipe, "--output", undisturbed]):
+        with started(*begin, "--device", "cpu:0,1", program=["train.py"]) as process:
+            code, _, err = ended(process)
+            assert code == 0, err
+    found, expected = (State.read(directory / "last.state").parameters for directory in (interrupted, undisturbed))
+    assert found.keys() == expected.keys()
+    for name in expected:
+        if "running" in name:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-2, atol=1e-2, err_msg=name)
+        else:  # the sum of two numbers is the same in any order
+            np.testing.assert_array_equal(found[name], expected[name], err_msg=name)

@@ -1,0 +1,279 @@
+"""A network that learns: the optimiser, the moving statistics, going back to a state, evaluation."""
+
+import functools
+
+import mxnet as mx
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from pydmobilenet import catalog, zoo
+from pydmobilenet.data import get_dataset
+from pydmobilenet.errors import BadFileError, UnknownNameError, UnusableError
+from pydmobilenet.training import config, mixing, prepare
+from pydmobilenet.training.learner import Learner, cross_entropy
+from pydmobilenet.training.step import LiteralStep, PyramidStep
+from pydmobilenet.training.workers import Workers
+
+DIGITS = {**config.read(ROOT / "configs" / "digits.yaml"), "batch_size": 8}
+STEPS = {"resnet-11-0.125": LiteralStep, "pyd-add-11-0.125": PyramidStep, "pyd-concat-11-0.125": PyramidStep}
+CPU = mx.cpu()
+each_model = pytest.mark.parametrize("model", STEPS)
+
+
+def recipe(model="resnet-11-0.125", **values):
+    return config.make({**DIGITS, "model": model, **values})
+
+
+def made(model="resnet-11-0.125", contexts=(CPU,), **values):
+    """A learner with fresh parameters."""
+    chosen = recipe(model, **values)
+    net = zoo.build(catalog.parse_name(chosen.model), "digits")
+    prepare.initialise(net, chosen, contexts)
+    return Learner(net, chosen, contexts, Workers())
+
+
+@functools.lru_cache
+def batch(number=0):
+    """Eight images and their smoothed targets."""
+    dataset = get_dataset("digits", "train")
+    part = slice(8 * number, 8 * number + 8)
+    return dataset.normalised(part.start, part.stop), mixing.targets(dataset.labels[part], 10, 0.1)
+
+
+def learn(learner, *numbers, rate=0.1):
+    """Passes of these batches, then all that the learner has come to."""
+    scores = [learner.learn(*batch(number), rate) for number in numbers]
+    [score() for score in scores]
+    return flat(learner.arrays())
+
+
+def flat(arrays):
+    """Copies of parameters and momentum in one dictionary, as bytes and numbers can be compared."""
+    parameters, momentum = arrays
+    return {
+        **{name: array.copy() for name, array in parameters.items()},
+        **{f"momentum of {name}": array.copy() for name, array in momentum.items()},
+    }
+
+
+def assert_same_bits(found, expected):
+    assert found.keys() == expected.keys()
+    different = [name for name in expected if found[name].tobytes() != expected[name].tobytes()]
+    assert not different
+
+
+def log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def recorded_gradients(learner, monkeypatch):
+    """A list that gets the gradients, {name: array}, of each update, as they are when the optimiser is called."""
+    updates, step = [], learner.trainer.step
+
+    def recording(images):
+        mx.nd.waitall()
+        updates.append((images, {name: each.grad().asnumpy().astype(float) for name, each in learner.trained.items()}))
+        step(images)
+
+    monkeypatch.setattr(learner.trainer, "step", recording)
+    return updates
+
+
+@pytest.mark.parametrize("model", ["resnet-11-0.125", "pyd-add-11-0.125"])
+@pytest.mark.parametrize("decays", [True, False])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_updates_of_nag_with_weight_decay_are_those_of_numpy(model, decays, accumulate, monkeypatch):
+    mu, wd, rates = 0.9, 0.02, (0.1, 0.04)
+    learner = made(model, momentum=mu, weight_decay=wd, decay_norm_and_bias=decays, accumulate=accumulate)
+    updates = recorded_gradients(learner, monkeypatch)
+    expected = {name: each.data().asnumpy().astype(float) for name, each in learner.trained.items()}
+    velocity = dict.fromkeys(expected, 0.0)
+    norms_and_biases = {name for name in expected if name.rsplit(".", 1)[1] in ("gamma", "beta", "bias")}
+    assert {"head.dense.bias", "stages.0.0.norm1.gamma", "stages.2.0.norm3.beta"} <= norms_and_biases
+    for number, rate in enumerate(rates):
+        found = learn(learner, *range(accumulate * number, accumulate * (number + 1)), rate=rate)
+        images, gradients = updates[number]
+        assert images == 8 * accumulate
+        for name, weight in expected.items():
+            pull = wd if decays or name not in norms_and_biases else 0.0
+            slope = gradients[name] / images + pull * weight
+            # MXNet's: the rate is inside the momentum, and the weight goes one momentum further.
+            expected[name] = weight + mu * (mu * velocity[name] - rate * slope) - rate * slope
+            # What is kept as momentum takes the decay of the weight that is already new: written in place.
+            slope = gradients[name] / images + pull * expected[name]
+            velocity[name] = mu * velocity[name] - rate * slope
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=2e-7, err_msg=name)
+            v = found[f"momentum of {name}"]
+            np.testing.assert_allclose(v, velocity[name], rtol=1e-4, atol=1e-7, err_msg=name)
+    assert len(updates) == len(rates)
+
+
+@each_model
+def test_accumulated_gradients_are_the_sum_of_those_of_the_passes(model, monkeypatch):
+    apart, together = made(model), made(model, accumulate=2)
+    separate, summed = recorded_gradients(apart, monkeypatch), recorded_gradients(together, monkeypatch)
+    learn(apart, 0, 1, rate=0.0)  # nothing is learnt in between
+    learn(together, 0, 1, 2, 3, rate=0.0)
+    ((_, first), (_, second)), (_, both) = separate, summed[0]
+    learn(apart, 2, 3, rate=0.0)
+    for one, other, total in ((first, second, both), (separate[2][1], separate[3][1], summed[1][1])):
+        scale = max(abs(gradient).max() for gradient in total.values())
+        assert scale > 0
+        for name in total:
+            np.testing.assert_allclose(total[name], one[name] + other[name], rtol=0, atol=1e-5 * scale, err_msg=name)
+
+
+@each_model
+def test_moving_statistics_follow_the_batches_even_in_the_stem(model):
+    learner = made(model)
+    assert type(learner.step[CPU]) is STEPS[model]
+    before = flat(learner.arrays())
+    mean, variance = np.zeros(3), np.ones(3)
+    for number in range(3):
+        found = learn(learner, number)
+        images = batch(number)[0].astype(float)
+        mean = 0.9 * mean + 0.1 * images.mean(axis=(0, 2, 3))
+        variance = 0.9 * variance + 0.1 * images.var(axis=(0, 2, 3))
+        np.testing.assert_allclose(found["stem.norm.running_mean"], mean, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(found["stem.norm.running_var"], variance, rtol=1e-3)
+    moving = [name for name in found if "running" in name]
+    assert len(moving) > 20
+    assert not [name for name in moving if np.array_equal(found[name], before[name])]
+
+
+@each_model
+def test_the_score_of_a_batch_is_that_of_its_logits(model):
+    learner, other = made(model), made(model)
+    images, targets = batch()
+    score = learner.learn(images, targets, 0.1)()
+    with mx.autograd.train_mode():
+        logits = other.net(mx.nd.array(images)).asnumpy()
+    assert score.loss == pytest.approx(-(targets * log_softmax(logits)).sum(), rel=1e-4)
+    assert score.wrong == (logits.argmax(axis=1) != targets.argmax(axis=1)).sum()
+    assert score.images == 8
+
+
+@each_model
+def test_a_restored_learner_takes_the_same_next_steps_bit_for_bit(model):
+    first, second = made(model), made(model, seed=1)
+    learn(first, 0, 1)
+    state = first.arrays()
+    second.restore(*state)
+    assert_same_bits(flat(second.arrays()), flat(state))
+    expected = learn(first, 2, 3)
+    assert_same_bits(learn(second, 2, 3), expected)
+    learn(second, 4)
+    second.restore(*state)  # whatever it has learnt since
+    assert_same_bits(learn(second, 2, 3), expected)
+
+
+def test_a_state_does_not_change_with_what_is_learnt_later():
+    learner = made()
+    learn(learner, 0)
+    state = learner.arrays()
+    before = flat(state)
+    learn(learner, 1, 2)
+    assert_same_bits(flat(state), before)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_learner_goes_back_to_before_its_first_step(momentum):
+    learner = made(momentum=momentum)
+    state = learner.arrays()
+    assert state[1] == {}
+    expected = learn(learner, 0, 1)
+    assert any(name.startswith("momentum") for name in expected) == (momentum > 0)
+    learner.restore(*state)
+    assert_same_bits(learn(learner, 0, 1), expected)
+
+
+def without(arrays, name):
+    return {other: array for other, array in arrays.items() if other != name}
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        lambda parameters, momentum: (without(parameters, "stem.conv.weight"), momentum),
+        lambda parameters, momentum: ({**parameters, "stem.conv.bias": np.zeros(32, np.float32)}, momentum),
+        lambda parameters, momentum: ({**parameters, "head.dense.bias": np.zeros(11, np.float32)}, momentum),
+        lambda parameters, momentum: (parameters, {**momentum, "head.other": np.zeros(10, np.float32)}),
+        lambda parameters, momentum: (parameters, {**momentum, "head.dense.bias": np.zeros(11, np.float32)}),
+        lambda parameters, momentum: (parameters, without(momentum, "head.dense.bias")),
+    ],
+    ids=["one less", "one more", "another shape", "momentum of no parameter", "momentum's shape", "momentum missing"],
+)
+def test_the_state_of_another_network_is_refused_and_changes_nothing(spoilt):
+    learner = made()
+    learn(learner, 0)
+    state = learner.arrays()
+    before = flat(state)
+    with pytest.raises(BadFileError, match="another network"):
+        learner.restore(*spoilt(*state))
+    assert_same_bits(flat(learner.arrays()), before)
+
+
+@pytest.mark.parametrize("other", ["resnet-11-0.25", "mobilenet-11-0.125", "resnet-20-0.125", "pyd-add-11-0.125"])
+def test_the_state_of_another_model_is_refused(other):
+    with pytest.raises(BadFileError, match="another network"):
+        made().restore(*made(other).arrays())
+
+
+@each_model
+def test_evaluation_is_a_plain_computation_over_all_images(model):
+    learner = made(model)
+    learn(learner, *range(6))
+    before = flat(learner.arrays())
+    dataset = get_dataset("digits", "test").head(60)  # of which the last batch is a small one
+    score = learner.evaluate(dataset)
+    plain = zoo.build(catalog.parse_name(model), "digits")
+    plain.initialize()
+    for name, parameter in plain._collect_params_with_prefix().items():
+        parameter.set_data(mx.nd.array(before[name]))
+    logits = plain(mx.nd.array(dataset.normalised())).asnumpy()
+    assert score.images == 60
+    assert 0 < score.wrong == (logits.argmax(axis=1) != dataset.labels).sum()
+    assert score.loss == pytest.approx(-log_softmax(logits)[np.arange(60), dataset.labels].sum(), rel=1e-4)
+    assert_same_bits(flat(learner.arrays()), before)
+
+
+@each_model
+def test_evaluation_in_between_changes_nothing_that_is_learnt(model):
+    with_it, without_it = made(model), made(model)
+    dataset = get_dataset("digits", "test").head(8)
+    learn(with_it, 0)
+    with_it.evaluate(dataset)
+    learn(without_it, 0)
+    assert_same_bits(learn(with_it, 1), learn(without_it, 1))
+
+
+def test_the_cross_entropy_of_extreme_logits_is_finite():
+    logits = np.array([[1e5, 0.0, -1e5], [0.0, 0.0, 0.0]])
+    assert cross_entropy(logits, np.array([0, 2])) == pytest.approx(np.log(3))
+    assert cross_entropy(logits, np.array([2, 0])) == pytest.approx(2e5 + np.log(3))
+    assert cross_entropy(logits[:0], np.array([], int)) == 0
+
+
+@pytest.mark.parametrize("initialiser", ["msra", "xavier"])
+def test_the_same_seed_draws_the_same_parameters_on_every_device(initialiser):
+    one, again, two = (made(initialiser=initialiser, contexts=c) for c in ([CPU], [CPU], [mx.cpu(1), CPU]))
+    other = made(initialiser=initialiser, seed=1)
+    assert_same_bits(flat(again.arrays()), flat(one.arrays()))
+    assert_same_bits(flat(two.arrays()), flat(one.arrays()))
+    assert flat(other.arrays())["head.dense.weight"].tobytes() != flat(one.arrays())["head.dense.weight"].tobytes()
+
+
+@pytest.mark.parametrize(("size", "near"), [(1, 3), (4, 3), (8, 9)])
+def test_a_batch_that_the_devices_cannot_share_evenly_is_refused(size, near):
+    with pytest.raises(UnknownNameError, match=f"batch_size is {size} .*a multiple of 3.*nearest: {near}"):
+        made(contexts=[mx.cpu(number) for number in range(3)], batch_size=size)
+
+
+def test_half_precision_on_a_cpu_is_refused_before_anything_is_written(tmp_path):
+    on = prepare.Circumstances([CPU])
+    with pytest.raises(UnusableError, match=r"dtype 'float16' needs a GPU \(allowed on a CPU: float32\)"):
+        prepare.begin(recipe(dtype="float16"), tmp_path / "run", on)
+    assert not list(tmp_path.iterdir())

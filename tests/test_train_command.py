@@ -1,0 +1,371 @@
+"""train.py, run as a user runs it: what it refuses, what it leaves behind, what it starts from."""
+
+import csv
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import warnings
+
+import mxnet as mx
+import numpy as np
+import pytest
+import yaml
+from conftest import NOWHERE, ROOT
+from PIL import Image
+
+import pydmobilenet
+from pydmobilenet import cli, params, weights
+from pydmobilenet.data import get_dataset
+from pydmobilenet.training import config
+from pydmobilenet.training.checkpoint import State
+from pydmobilenet.training.loop import Loop
+
+DIGITS = ROOT / "configs" / "digits.yaml"
+MODEL = "pyd-add-11-0.125"
+TINY = {"epochs": 4, "batch_size": 8, "warmup_epochs": 1.5, "mixup": 0.2, "plain_epochs": 1, "learning_rate": 0.05}
+
+
+def make_folder(root, classes="abcd", train=10, test=6):
+    """A data set of so many images a class, which can be told apart by a bright stripe."""
+    generator = np.random.default_rng(0)
+    for split, images in (("train", train), ("test", test)):
+        for label, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for number in range(images):
+                pixels = generator.integers(0, 128, (32, 32, 3))
+                pixels[8 * label : 8 * label + 8] += 100
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{number:02}.png")
+    return f"folder:{root}"
+
+
+def options(values):
+    return [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+
+
+def process(*arguments, **settings):
+    """train.py, started: a Popen. Its numbers depend on how many threads there are, so it has one."""
+    environment = {**os.environ, "COLUMNS": "100", "HTTPS_PROXY": NOWHERE, "OMP_NUM_THREADS": "1"}
+    settings = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **settings}
+    return subprocess.Popen([sys.executable, ROOT / "train.py", *map(str, arguments)], text=True, **settings)
+
+
+def train(*arguments, **settings):
+    """train.py, run to its end: exit code, standard output and standard error."""
+    started = process(*arguments, **settings)
+    try:
+        out, err = started.communicate(timeout=300)
+    finally:
+        started.kill()
+    return subprocess.CompletedProcess(arguments, started.returncode, out, err)
+
+
+def runner(monkeypatch, capsys):
+    """train.py, run inside this process, where MXNet has been imported already: a function like `train`."""
+    spec = importlib.util.spec_from_file_location("train_script", ROOT / "train.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command sets its own
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.run(script.main)
+        captured = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, ended.value.code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def inside(monkeypatch, capsys):
+    return runner(monkeypatch, capsys)
+
+
+def assert_mistake(answer, words):
+    """One clear line and exit code 2. Which device was chosen may stand above it."""
+    assert answer.returncode == 2, answer
+    assert answer.stdout == ""
+    *above, line = answer.stderr.splitlines()
+    assert line.startswith("train.py: error: ")
+    assert words in line
+    assert all(other.startswith(("device: ", "train.py: warning: ")) for other in above)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, folder):
+    """A run that was trained to its end, and what it printed."""
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    values = options({**TINY, "keep_every": 2, "model": MODEL, "dataset": folder, "seed": 1})
+    return directory, train("--config", DIGITS, *values, "--output", directory)
+
+
+def test_help_fits_two_screens_and_names_every_option():
+    answer = train("--help")
+    assert answer.returncode == 0
+    lines = answer.stdout.splitlines()
+    assert len(lines) <= 80
+    assert max(map(len, lines)) <= 100
+    for key in config.FIELDS:
+        assert f"--{key.replace('_', '-')} " in answer.stdout
+    for option in ("config", "device", "kvstore", "data-dir", "output", "resume", "pretrained", "init", "tensorboard"):
+        assert f"--{option} " in answer.stdout
+    assert {"0", "1", "2", "130", "143"} <= set(answer.stdout.split("exit code:")[1].split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no model is given: add --model NAME"),
+        (["-m", "pyd-cat-56-0.5"], "unknown model 'pyd-cat-56-0.5'; nearest: pyd-concat-56-0.5"),
+        (["-m", MODEL, "-d", "cifar11"], "unknown data set 'cifar11'; nearest: cifar10"),
+        (["-m", MODEL, "-d", "folder:/nowhere"], "/nowhere has neither train/ nor test/"),
+        (["-m", MODEL, "--epochs", "0"], "argument --epochs: '0' (allowed: a whole number from 1)"),
+        (["-m", MODEL, "--epochs", "5", "--warmup-epochs", "5"], "warmup_epochs: '5' (allowed: a number below the 5"),
+        (["-m", MODEL, "--config", "configs/digit.yaml"], "no such file: configs/digit.yaml; nearest: digits.yaml"),
+        (["-m", MODEL, "--config", "bad.yaml"], "bad.yaml: unknown key 'epoch'; nearest: epochs"),
+        (["-m", MODEL, "--config", "train.py"], "train.py, line 2, column 3: no valid YAML: "),
+        (["-m", MODEL, "--data-dir", "/nowhere"], "argument --data-dir: no such directory: /nowhere"),
+        (["-m", MODEL, "--output", "configs"], "configs exists already: --resume configs goes on with it, --output "),
+        (["--resume", "x", "--output", "y"], "--resume takes all of that from the run: leave out --output, --config"),
+        (["--resume", "x", "--pretrained"], "--resume takes all of that from the run: leave out --output, --config"),
+        (["--pretrained", "--init", "x"], "--init and --pretrained are two beginnings: give one of them"),
+        (["--modle", MODEL], "unrecognized arguments: --modle pyd-add-11-0.125; nearest: --model"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, tmp_path):
+    (tmp_path / "bad.yaml").write_text("epoch: 3\n")
+    arguments = [tmp_path / "bad.yaml" if argument == "bad.yaml" else argument for argument in arguments]
+    answer = train(*arguments)
+    assert_mistake(answer, words)
+    assert len(answer.stderr.splitlines()) == 1  # nothing is computed that far
+
+
+def damaged(tmp_path):
+    (tmp_path / "damaged.params").write_bytes(b"\x12\x01" + bytes(6) + b"and so on")
+    return tmp_path / "damaged.params"
+
+
+def of_another_model(tmp_path):
+    net = pydmobilenet.get_model("resnet-11-0.125", "digits")
+    net.save_parameters(str(tmp_path / "other.params"))
+    return tmp_path / "other.params"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "gpu:99"], "device 'gpu:99': "),
+        (["--device", "tpu"], "unknown device 'tpu' (allowed: auto, cpu, gpu, gpu:N; nearest: auto)"),
+        (["--device", "cpu:0,0"], "device 'cpu:0,0' names one twice; nearest: cpu:0"),
+        (["--device", "cpu:0,1,2"], "batch_size is 32 (allowed: a multiple of 3"),
+        (["--kvstore", "dist_async"], "unknown kvstore 'dist_async'; nearest: dist_sync"),
+        (["--kvstore", "dist_sync"], "kvstore 'dist_sync' needs a scheduler, a server and the other workers"),
+        (["--dtype", "float16", "--device", "cpu"], "dtype 'float16' needs a GPU (allowed on a CPU: float32)"),
+        (["--batch-size", "2000"], "is more than the 1437 training images; nearest: batch_size 1437"),
+        (["--batch-size", "200", "--accumulate", "8"], "more than the 1437 training images; nearest: batch_size 179"),
+        (["-d", "cifar10"], "the train images of CIFAR-10 are not in "),
+        (["-d", "imagenet32"], "no free address"),
+        (
+            ["-d", "cifar10", "--pretrained"],
+            f"no weights of {MODEL} are published for cifar10: --init FILE takes any others",
+        ),
+        (["--init", "/nowhere.params"], "no such parameter file: /nowhere.params"),
+        (["--init", damaged], "damaged.params is no MXNet parameter file, or a damaged one"),
+        (["--init", of_another_model], "the file is of resnet-11-0.125 with 10 classes"),
+        (["--output", "/proc/nowhere/run"], "cannot make the directory /proc/nowhere/run: "),
+    ],
+)
+def test_what_is_missing_or_does_not_fit_is_one_line_and_exit_code_2(arguments, words, tmp_path, inside):
+    (tmp_path / "data").mkdir()
+    output = tmp_path / "runs" / "run"
+    arguments = [argument(tmp_path) if callable(argument) else argument for argument in arguments]
+    standard = ["-m", MODEL, "-d", "digits", "--data-dir", tmp_path / "data", "--output", output]
+    assert_mistake(inside(*standard, *arguments), words)
+    assert not output.parent.exists()
+
+
+def test_events_without_tensorboardx_are_refused_before_anything_is_written(tmp_path, inside, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    answer = inside("-m", MODEL, "-d", "digits", "--output", tmp_path / "run", "--tensorboard")
+    assert_mistake(answer, "pip install '.[tensorboard]' in the checkout")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_is_to_use_a_gpu_where_there_is_none_ends_alike(tmp_path):
+    answer = train("-m", MODEL, "-d", "digits", "--device", "gpu:99", cwd=tmp_path)
+    assert_mistake(answer, "device 'gpu:99': ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_s_configuration_is_the_recipe_and_what_was_given(finished, folder):
+    directory, answer = finished
+    assert answer.returncode == 0, answer.stderr
+    given = {**TINY, "keep_every": 2, "model": MODEL, "dataset": folder, "seed": 1}
+    saved = config.read(directory / "config.yaml")
+    assert saved == {**config.read(DIGITS), **given}
+    assert config.make(saved) == config.make({**config.read(DIGITS), **given})
+    assert list(yaml.safe_load((directory / "config.yaml").read_text())) == list(config.FIELDS)
+
+
+def test_last_and_best_and_every_second_epoch_are_kept(finished):
+    directory, _ = finished
+    assert sorted(path.name for path in directory.iterdir() if not path.name.startswith(".")) == [
+        "best.params",
+        "config.yaml",
+        "curves.png",
+        "epoch-0002.params",
+        "epoch-0004.params",
+        "history.csv",
+        "last.params",
+        "last.state",
+        "run.json",
+    ]
+    state = State.read(directory / "last.state")
+    rows = state.position["history"]
+    best = min(rows, key=lambda row: row["test_error"])
+    facts = json.loads((directory / "run.json").read_text())
+    kept = {"last.params": 4, "best.params": best["epoch"], "epoch-0002.params": 2, "epoch-0004.params": 4}
+    assert {name: known["epoch"] for name, known in facts["checkpoints"].items()} == kept
+    for name, epoch in kept.items():
+        assert facts["checkpoints"][name]["test_error"] == rows[epoch - 1]["test_error"]
+    last = params.read(directory / "last.params")
+    assert last.keys() == state.parameters.keys()
+    assert all(last[name].tobytes() == state.parameters[name].tobytes() for name in last)
+    assert (directory / "epoch-0004.params").read_bytes() == (directory / "last.params").read_bytes()
+    assert (directory / "epoch-0002.params").read_bytes() != (directory / "last.params").read_bytes()
+
+
+@pytest.mark.parametrize("file", ["best.params", "last.params", "epoch-0002.params"])
+def test_a_checkpoint_loads_into_a_fresh_network_and_has_its_recorded_error(finished, file):
+    directory, _ = finished
+    facts = json.loads((directory / "run.json").read_text())
+    net = pydmobilenet.get_model(facts["model"], facts["dataset"])
+    net.load_parameters(str(directory / file))
+    test = get_dataset(facts["dataset"], "test")
+    answers = net(mx.nd.array(test.normalised())).asnumpy().argmax(axis=1)
+    assert 100 * (answers != test.labels).mean() == pytest.approx(facts["checkpoints"][file]["test_error"])
+    assert facts["classes"] == list(test.task.classes)
+
+
+def test_what_is_printed_is_lines_for_people_and_nothing_for_terminals(finished):
+    directory, answer = finished
+    assert "\x1b" not in answer.stdout + answer.stderr
+    assert "\r" not in answer.stdout + answer.stderr
+    rows = list(csv.DictReader((directory / "history.csv").open()))
+    lines = answer.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines[:4]] == [f"epoch {epoch}/4" for epoch in range(1, 5)]
+    for line, row in zip(lines, rows):
+        assert f"test {float(row['test_error']):5.2f} %" in line
+    best = min(rows, key=lambda row: float(row["test_error"]))
+    assert lines[4] == (
+        f"Test error after the last epoch (4): {float(rows[3]['test_error']):.2f} %; "
+        f"the best, after epoch {best['epoch']}: {float(best['test_error']):.2f} %."
+    )
+    assert len(answer.stderr.splitlines()) == 1
+    assert answer.stderr.startswith("device: ")
+
+
+@pytest.mark.parametrize("rate", ["1e8", "1e38"])
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_state(rate, folder, tmp_path, inside):
+    run = tmp_path / "run"
+    recipe = options({**TINY, "warmup_epochs": 0, "model": MODEL, "dataset": folder, "learning_rate": rate})
+    answer = inside("--config", DIGITS, *recipe, "--output", run)
+    assert answer.returncode == 1, answer
+    *_, line = answer.stderr.splitlines()
+    assert line.startswith("train.py: error: the loss became ") or "a parameter is no longer finite" in line
+    assert "the last checkpoint is kept" in line
+    assert all(line.startswith(("device: ", "train.py: ")) for line in answer.stderr.splitlines())
+    state = State.read(run / "last.state")
+    arrays = [*state.parameters.values(), *state.momentum.values()]
+    assert all(np.isfinite(array).all() for array in arrays)
+    assert not list(run.glob("*.part"))
+    again = inside("--resume", run)
+    assert (again.returncode, again.stderr.splitlines()[-1]) == (1, line)
+
+
+def test_weights_that_are_not_finite_end_the_run_in_its_first_epoch(finished, folder, tmp_path, inside):
+    arrays = {name: array.copy() for name, array in params.read(finished[0] / "last.params").items()}
+    arrays["stem.conv.weight"][0, 0, 0, 0] = np.nan
+    params.write(tmp_path / "nan.params", arrays)
+    recipe = options({**TINY, "model": MODEL, "dataset": folder})
+    answer = inside("--config", DIGITS, *recipe, "--init", tmp_path / "nan.params", "--output", tmp_path / "run")
+    assert answer.returncode == 1
+    assert "the loss became nan in epoch 1" in answer.stderr
+
+
+@pytest.fixture
+def begun(monkeypatch, inside):
+    """train.py, which ends before its first step: what it says, and the parameters that it would start from."""
+
+    def begin(directory, *arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(Loop, "go", lambda self: 143)
+            answer = inside(*arguments, "--output", directory)
+        assert answer.returncode == 143, answer.stderr
+        return answer, State.read(directory / "last.state").parameters
+
+    return begin
+
+
+def head(name):
+    return name.startswith("head.dense.")
+
+
+def test_a_run_starts_from_the_weights_of_a_file(finished, folder, tmp_path, begun):
+    file = finished[0] / "best.params"
+    answer, parameters = begun(tmp_path / "run", "-m", MODEL, "-d", folder, "--batch-size", 8, "--init", file)
+    given = params.read(file)
+    assert parameters.keys() == given.keys()
+    assert all(parameters[name].tobytes() == given[name].tobytes() for name in given)
+    assert "anew" not in answer.stderr
+
+
+def test_a_head_of_another_size_is_made_anew_which_is_said(finished, tmp_path, begun):
+    file = finished[0] / "best.params"
+    answer, parameters = begun(tmp_path / "run", "-m", MODEL, "-d", "digits", "--init", file)
+    assert f"{file} has a head of another size: the dense layer for Digits starts anew" in answer.stderr
+    given = params.read(file)
+    assert all(parameters[name].tobytes() == given[name].tobytes() for name in given if not head(name))
+    assert parameters["head.dense.weight"].shape == (10, 128)
+    assert parameters["head.dense.weight"].std() > 0.01
+
+
+def test_a_run_starts_from_the_authors_weights_with_a_head_of_its_own(shared, home, folder, tmp_path, begun):
+    (home / "project").mkdir()
+    os.symlink(shared / "weights", home / "project" / "models")
+    answer, parameters = begun(tmp_path / "run", "-m", "resnet-29-0.5", "-d", folder, "--batch-size", 8, "--pretrained")
+    assert f"no weights are published for {folder}: starting from those for cifar10" in answer.stderr
+    assert "has a head of another size" in answer.stderr
+    given = weights.read(shared / "weights" / "resnet" / "cifar10_resnet29-0000.params")
+    assert parameters.keys() == given.keys()
+    assert all(parameters[name].tobytes() == given[name].tobytes() for name in given if not head(name))
+    assert parameters["head.dense.weight"].shape == (4, 128)
+
+
+def test_a_run_is_put_below_the_working_directory_by_default(folder, tmp_path, monkeypatch, inside):
+    monkeypatch.setattr(Loop, "go", lambda self: 143)
+    monkeypatch.chdir(tmp_path)
+    assert inside("-m", MODEL, "-d", "digits").returncode == 143
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [f"{MODEL}-digits"]
+    again = inside("-m", MODEL, "-d", "digits")
+    assert_mistake(again, f"runs/{MODEL}-digits exists already: --resume runs/{MODEL}-digits goes on with it")
+    assert inside("-m", MODEL, "-d", folder, "--batch-size", 8).returncode == 143
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_when_what_is_printed_finds_no_room_the_epoch_is_saved_all_the_same(folder, tmp_path):
+    recipe = options({**TINY, "model": MODEL, "dataset": folder})
+    with open("/dev/full", "w") as full:
+        answer = train("--config", DIGITS, *recipe, "--output", tmp_path / "run", stdout=full)
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines()[-1] == "train.py: error: [Errno 28] No space left on device"
+    assert State.read(tmp_path / "run" / "last.state").position["epochs"] == 1
