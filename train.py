@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -89,7 +90,8 @@ def main() -> int:
         loop = prepare.begin(recipe, directory, on, init)
     code = loop.go()
     if code:
-        print(f"train.py: interrupted; to go on: python train.py --resume {directory}", file=sys.stderr)
+        again = f"python train.py --resume {shlex.quote(str(directory))}"
+        print(f"train.py: interrupted; to go on: {again}", file=sys.stderr)
     elif loop.run:
         print(loop.position.history.summary())
     return code

@@ -194,15 +194,11 @@ class Events:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        try:
-            # Not its SummaryWriter, which writes from a thread: that waits for ever once the disk is full.
-            from tensorboardX.event_file_writer import EventsWriter
-            from tensorboardX.proto import event_pb2, summary_pb2
-        except ImportError as error:
-            raise UnusableError(
-                f"event files are written with tensorboardX, which cannot be imported ({error}): "
-                "pip install '.[tensorboard]' in the checkout"
-            ) from None
+        self.check()
+        # Not its SummaryWriter, which writes from a thread: that waits for ever once the disk is full.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
+
         self._event, self._session, self._summary = event_pb2.Event, event_pb2.SessionLog, summary_pb2.Summary
         self._directory = Path(directory)
         self._is_first = True
@@ -210,6 +206,17 @@ class Events:
             self._directory.mkdir(parents=True, exist_ok=True)
             # The library names a file by the second, and would write over that of a run which has just ended.
             self._writer = EventsWriter(str(self._directory / "events"), f".{time.time_ns()}")
+
+    @staticmethod
+    def check() -> None:
+        """Raises UnusableError without tensorboardX."""
+        try:
+            import tensorboardX.event_file_writer  # noqa: F401
+        except ImportError as error:
+            raise UnusableError(
+                f"event files are written with tensorboardX, which cannot be imported ({error}): "
+                "pip install '.[tensorboard]' in the checkout"
+            ) from None
 
     def add(self, row: Epoch) -> None:
         """Write an epoch; it is on the disk when this returns. The format has single precision."""

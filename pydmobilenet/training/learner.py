@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import mxnet as mx
@@ -138,19 +138,25 @@ class Learner:
         """Go back to what `arrays` has given. Raises BadFileError where it is of another network."""
         momentum = dict(momentum)
         scale = momentum.pop(LOSS_SCALE, None)
+        moved = _shapes(momentum)  # of none before the first update, and without momentum
+        if _shapes(parameters) != _shapes(self.parameters) or moved not in ({}, _shapes(self.trained)):
+            raise BadFileError("the state is of another network")
         if self.scaler and scale is not None:
             for name, value in zip(SCALER_FIELDS, scale.tolist()):
                 setattr(self.scaler, name, value)
-        shapes = {name: each.shape for name, each in self.parameters.items()}
-        if {name: array.shape for name, array in parameters.items()} != shapes or not momentum.keys() <= shapes.keys():
-            raise BadFileError("the state is of another network")
         for name, array in parameters.items():
             self.parameters[name].set_data(nd.array(array, dtype=array.dtype))
         for updater, context in zip(self.trainer._updaters, self.contexts):
+            updater.states.clear()
+            updater.states_synced.clear()
             for index, name in enumerate(self.trained):
                 if name in momentum:
                     updater.states[index] = nd.array(momentum[name], context)
                     updater.states_synced[index] = True
+
+
+def _shapes(arrays: Mapping[str, np.ndarray | gluon.Parameter]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(array.shape) for name, array in arrays.items()}
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data import Dataset, batches
-from ..errors import UnknownNameError, UserError
+from ..errors import BadFileError, UnknownNameError, UserError
 from . import mixing
 from .checkpoint import Run, State
 from .config import Config
@@ -52,7 +52,11 @@ class Position:
 
     @classmethod
     def restored(cls, plain: dict, epochs: int) -> Position:
-        return cls(**{**plain, "history": History.from_dicts(plain["history"], epochs)})
+        """What `plain` has given, of a run of so many epochs. Raises BadFileError where it is something else."""
+        try:
+            return cls(**{**plain, "history": History.from_dicts(plain["history"], epochs)})
+        except (TypeError, KeyError) as error:
+            raise BadFileError(f"the state is of another version: {error}") from None
 
 
 class Loop:
@@ -86,7 +90,7 @@ class Loop:
         with self._signals():
             while self.position.epochs < self.config.epochs:
                 if not self._train_epoch():
-                    self._save()
+                    self._save_inside()
                     return 128 + self.stopped
                 self._finish_epoch()
         return 0
@@ -112,7 +116,7 @@ class Loop:
                     if stop:
                         return False
                     if save:
-                        self._save()
+                        self._save_inside()
         if read:
             self._add(read())
         return True
@@ -176,26 +180,34 @@ class Loop:
             names.append("best.params")
         if self.config.keep_every and done.epoch % self.config.keep_every == 0:
             names.append(f"epoch-{done.epoch:04d}.params")
+        state = self._good_state()  # before anything tells of the epoch
         write_csv(position.history, self.run.directory / "history.csv")
         draw(position.history, self.run.directory / "curves.png", f"{self.config.model} on {self.train.task.title}")
         if self.events:
             self.events.add(done)
-        self._save(names, done)
+        self._save(state, names, done)
         print(position.history.line(done), flush=True)
 
-    def _save(self, names: list[str] = (), done: Epoch | None = None) -> None:
-        self.saved = time.monotonic()
-        if self.run is None:
-            return
+    def _good_state(self) -> State:
+        """That of now; raises Diverged where a parameter is not finite."""
         parameters, momentum = self.learner.arrays()
         if not all(np.isfinite(array).all() for array in (*parameters.values(), *momentum.values())):
-            raise Diverged(
-                f"a parameter is no longer finite in epoch {self.position.epochs}; the last checkpoint is kept"
-            )
+            epoch = self.position.epochs + (self.position.batches > 0)
+            raise Diverged(f"a parameter is no longer finite in epoch {epoch}; the last checkpoint is kept")
+        return State(parameters, momentum, self.position.plain())
+
+    def _save_inside(self) -> None:
+        """Save in the middle of an epoch."""
+        if self.run is not None:
+            self._save(self._good_state())
+        self.saved = time.monotonic()
+
+    def _save(self, state: State, names: Sequence[str] = (), done: Epoch | None = None) -> None:
         task = self.train.task
         facts = {"model": self.config.model, "dataset": task.name, "outputs": task.outputs, "classes": task.classes}
         errors = {name: {"epoch": done.epoch, "test_error": done.test_error} for name in names}
-        self.run.save(State(parameters, momentum, self.position.plain()), facts, errors)
+        self.run.save(state, facts, errors)
+        self.saved = time.monotonic()
 
     def _wishes(self) -> tuple[bool, bool]:
         """Whether a signal came to any of the workers, and whether it is time to save: all workers say the same."""

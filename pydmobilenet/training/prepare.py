@@ -47,6 +47,8 @@ def begin(config: Config, directory: Path, on: Circumstances, init: Path | None 
     position = Position(history=History(config.epochs))
     # Made before the directory: what can go wrong in it should leave nothing behind.
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
+    if on.tensorboard:
+        Events.check()
     run = None
     if workers.rank == 0:
         state = State(*learner.arrays(), position.plain())
@@ -77,13 +79,14 @@ def read_config(directory: Path) -> Config:
 
 def published_weights(config: Config, root: Path | None = None) -> Path:
     """The file of the authors' weights to start from: those for the same data set, or else those for CIFAR-10."""
-    name = config.dataset
-    if catalog.find(config.model, name) is None:
-        name = "cifar10"
-        _say(f"no weights are published for {config.dataset}: starting from those for {name}")
-    record = catalog.find(config.model, name)
+    own, other = (catalog.find(config.model, name) for name in (config.dataset, "cifar10"))
+    record = own or other
     if record is None or record.checkpoint is None:
-        raise MissingFileError(f"no weights of {config.model} are published for {name}: --init FILE takes any others")
+        raise MissingFileError(
+            f"no weights of {config.model} are published for {config.dataset}: --init FILE takes any others"
+        )
+    if own is None:
+        _say(f"no weights are published for {config.dataset}: starting from those for cifar10")
     return weights.obtain(record.checkpoint, root)
 
 

@@ -16,7 +16,8 @@ def make(config: Config, updates_per_epoch: int) -> Callable[[int], float]:
     by `decay` once each of the `milestones` (in epochs) is behind, and ``cosine`` brings it to 0 with the very last
     update.
     """
-    warmup = {"base_lr": config.learning_rate, "warmup_steps": round(config.warmup_epochs * updates_per_epoch)}
+    rising = min(round(config.warmup_epochs * updates_per_epoch), config.epochs * updates_per_epoch - 1)
+    warmup = {"base_lr": config.learning_rate, "warmup_steps": rising}
 
     def rate(update: int) -> float:
         # A new scheduler each time: MXNet's remember what they were last asked.
