@@ -374,7 +374,7 @@ def options(values):
     return [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
 
 
-def test_error(directory):
+def last_error(directory):
     return State.read(directory / "last.state").position["history"][-1]["test_error"]
 
 
@@ -389,7 +389,7 @@ def test_two_devices_and_two_workers_reach_the_error_of_one_device(tmp_path):
     def train(name, contexts, recipe, init=None):
         loop = prepare.begin(config.make({**DIGITS, **recipe}), tmp_path / name, prepare.Circumstances(contexts), init)
         assert loop.go() == 0
-        return test_error(tmp_path / name)
+        return last_error(tmp_path / name)
 
     start = train("start", ONE, wild)
     one, two = train("one", ONE, calm, weights), train("two", TWO, calm, weights)
@@ -399,7 +399,7 @@ def test_two_devices_and_two_workers_reach_the_error_of_one_device(tmp_path):
         assert code == 0, err
     assert one < start / 2
     assert two == pytest.approx(one, abs=1.0)
-    assert test_error(tmp_path / "workers") == pytest.approx(one, abs=1.0)
+    assert last_error(tmp_path / "workers") == pytest.approx(one, abs=1.0)
 
 
 def test_two_workers_that_are_interrupted_go_on_to_what_two_devices_learn(tmp_path):

@@ -40,7 +40,7 @@ interrupted, once the run is saved (a second signal ends it at once); 2 a mistak
 SERVE = ("-c", "import pydmobilenet, mxnet")  # in a scheduler and in a server, MXNet's import goes on to the very end
 STOPPED = (130, 143)  # exit codes of workers that were asked to end, and did so in good order
 SAVING = 60.0  # seconds for the others to end by themselves once one has done so: the first worker may still be saving
-LAST_WORDS = 2.0  # the same once one has failed
+LAST_WORDS = 1.0  # the same once one has failed
 PERIOD = 0.05  # seconds between two looks at them all
 
 
