@@ -8,7 +8,8 @@ Two on each of two machines, of which the first one's address is 192.0.2.1: on t
 
     python -m pydmobilenet.training.launch --workers 4 --here 2 --root 192.0.2.1:9000 -- train.py --kvstore dist_sync …
 
-and on the second one the same with ``--join`` before the ``--``.
+and on the second one the same with ``--join`` before the ``--``. One worker is enough for all the GPUs of a machine:
+``--device gpu:0,1``.
 
 MXNet's processes wait for ever for one that is gone. So the launchers watch them, and each other over a connection to
 HOST:PORT: whatever fails on any machine ends everything on all of them.
@@ -105,6 +106,8 @@ class Job:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.listener:
+            self.listener.close()
         for member in self.members.values():
             if isinstance(member, Machine):
                 member.tell(self.code)
@@ -119,7 +122,7 @@ class Job:
             if self.absent:
                 self.listener = socket.create_server((own, port))
                 self.listener.setblocking(False)
-                say(f"waiting at {host}:{port} for {self.absent} more worker(s)")
+                say(f"waiting at {own}:{port} for {self.absent} more worker(s)")
             with socket.create_server((own, 0)) as free:
                 port = free.getsockname()[1]
         except OSError as error:

@@ -20,6 +20,7 @@ from .config import Config
 from .history import Epoch, Events, History, draw, write_csv
 from .learner import Learner, Score
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAVE_SECONDS = 600.0  # what a crash in the middle of a long epoch may cost
 
 
@@ -113,6 +114,7 @@ class Loop:
                     if stop or save:
                         self._add(read())
                         read = None
+                        self.learner.agree()
                     if stop:
                         return False
                     if save:
@@ -212,9 +214,10 @@ class Loop:
     def _wishes(self) -> tuple[bool, bool]:
         """Whether a signal came to any of the workers, and whether it is time to save: all workers say the same."""
         due = self.run is not None and time.monotonic() - self.saved > SAVE_SECONDS
-        stopped, due = self.learner.workers.sum(np.array([self.stopped, due], np.float32))
-        self.stopped = self.stopped or int(stopped)
-        return stopped > 0, due > 0
+        wishes = [*(self.stopped == number for number in SIGNALS), due]
+        *asked, due = self.learner.workers.sum(np.array(wishes, np.float32)) > 0
+        self.stopped = self.stopped or next((number for number, by_one in zip(SIGNALS, asked) if by_one), 0)
+        return any(asked), bool(due)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -224,7 +227,7 @@ class Loop:
             self.stopped = number
             signal.signal(number, earlier[number])
 
-        earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        earlier = {number: signal.signal(number, ask) for number in SIGNALS}
         try:
             yield
         finally:
