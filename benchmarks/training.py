@@ -3,7 +3,8 @@
 
 Conventional: the same graph as a trainable SymbolBlock, hybridised static, ``gluon.data.DataLoader`` with two workers
 and per-sample transforms, MXNet's default threads. Both train with Nesterov SGD at a batch of 128 on images of random
-pixels. Each side has a process of its own; they take turns, some batches each, and wait while the other computes.
+pixels. Each side has processes of its own; they take turns, some batches each, and those of the other side are stopped
+meanwhile: the DataLoader's workers would go on.
 
     python benchmarks/training.py                                  # a network of each family: about 20 minutes
     python benchmarks/training.py --model 'pyd-*-29-*' --rounds 3
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -131,6 +133,7 @@ def main() -> None:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                start_new_session=True,
             )
             for way in ("conventional", "ours")
         }
@@ -139,9 +142,11 @@ def main() -> None:
             rates = {way: [] for way in servers}
             for turn in range(arguments.rounds):
                 for way in sorted(servers, reverse=turn % 2 == 0):  # who comes first alternates too
+                    os.killpg(servers[way].pid, signal.SIGCONT)
                     servers[way].stdin.write(f"{folder}/{name} {arguments.batches}\n")
                     servers[way].stdin.flush()
                     rates[way].append(BATCH * arguments.batches / float(servers[way].stdout.readline()))
+                    os.killpg(servers[way].pid, signal.SIGSTOP)
             ratios = [ours / theirs for ours, theirs in zip(rates["ours"], rates["conventional"])]
             middle = {way: statistics.median(values) for way, values in rates.items()}
             print(
@@ -150,8 +155,7 @@ def main() -> None:
                 flush=True,
             )
         for server in servers.values():
-            server.stdin.close()
-            server.terminate()  # the loader's workers do not always end by themselves
+            os.killpg(server.pid, signal.SIGKILL)  # the loader's workers do not always end by themselves
             server.wait()
 
 
