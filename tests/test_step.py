@@ -52,3 +52,31 @@ def test_in_float32_logits_losses_and_moving_statistics_are_the_same(name, datas
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-4 * abs(theirs).max())
     for statistic, theirs in others[2].items():
         np.testing.assert_allclose(ours[2][statistic], theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet-11-0.5", "mobilenet-11-1", "pyd-add-11-0.25", "pyd-concat-11-0.25", "wrn-10-1"]
+)
+def test_normalisation_and_relu_as_one_operation_give_the_same_bits(name):
+    if name.startswith("wrn"):
+        pytest.importorskip("gluoncv", exc_type=ImportError)
+    net = pydmobilenet.get_model(name)
+    x, y = nd.random.normal(shape=(8, 3, 32, 32)), nd.one_hot(nd.arange(8), 10)
+    found = []
+    start = {key: each.data().copy() for key, each in net.collect_params().items()}
+    for network in (net, step.traced(net, net(mx.sym.var("data")), ["data"])):
+        for key, each in net.collect_params().items():
+            each.set_data(start[key])
+        logits, _ = step.LiteralStep(network, LOSS)(x, y)
+        nd.waitall()
+        moving = {key: each.data().asnumpy() for key, each in net.collect_params().items() if "running" in key}
+        found.append({**gradients(net), **moving, "logits": logits.asnumpy()})
+    for key, expected in found[0].items():
+        np.testing.assert_array_equal(found[1][key], expected, err_msg=key)
+
+
+def test_on_a_cpu_they_are_one_operation():
+    net = pydmobilenet.get_model("resnet-11-0.5")
+    graph = step.make(net, LOSS, mx.cpu()).net(mx.sym.var("data")).tojson()
+    assert graph.count('"op": "_contrib_BatchNormWithReLU"') == 3 * 3
+    assert graph.count('"op": "Activation"') == 0
