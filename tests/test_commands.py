@@ -62,18 +62,26 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words):
     assert answer.stdout == ""
 
 
-def test_offline_the_whole_table_is_printed_with_the_reason(tmp_path):
+def test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason(tmp_path):
+    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
     answer = run("--output", tmp_path)
-    assert answer.returncode == 3, answer
+    assert answer.returncode == 0, answer
     assert answer.stderr.startswith("device: the ")
     rows = list(csv.DictReader((tmp_path / "validation.csv").open()))
-    assert len(rows) == 50
-    counted = [row for row in rows if row["parameters"]]
+    own, published = ([row for row in rows if (row["dataset"] == "digits") == wanted] for wanted in (True, False))
+    assert (len(own), len(published)) == (4, 50)
+    assert {row["verdict"] for row in own} == {"right"}
+    assert all(row["top1_error"] == row["recorded_top1_error"] and float(row["top1_error"]) <= 2 for row in own)
+    assert {row["verdict"] for row in published} == {"not evaluated"}
+    counted = [row for row in published if row["parameters"]]
     assert len(counted) in (47, 50)  # without gluoncv, the Wide ResNets cannot be counted
-    assert {row["verdict"] for row in rows} == {"not evaluated"}
     assert "the test images of CIFAR-10 are not in" in answer.stdout
     assert "20 superclasses" in answer.stdout
     assert "\x1b" not in answer.stdout + answer.stderr  # nothing for terminals in a pipe
+
+
+def test_where_nothing_can_be_evaluated_the_exit_code_is_3_and_with_require_all_1():
+    assert run("-d", "cifar10", "-m", "resnet-29-0.5").returncode == 3
     assert run("-d", "cifar10", "-m", "resnet-29-0.5", "--require-all").returncode == 1
 
 

@@ -277,3 +277,14 @@ def test_half_precision_on_a_cpu_is_refused_before_anything_is_written(tmp_path)
     with pytest.raises(UnusableError, match=r"dtype 'float16' needs a GPU \(allowed on a CPU: float32\)"):
         prepare.begin(recipe(dtype="float16"), tmp_path / "run", on)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+@each_model
+def test_a_gpu_learns_what_the_cpu_learns(model):
+    expected, found = (learn(made(model, [context]), 0, 1) for context in (CPU, mx.gpu()))
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(
+            found[name], expected[name], rtol=0, atol=1e-3 * max(1, abs(expected[name]).max()), err_msg=name
+        )

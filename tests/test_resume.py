@@ -1,9 +1,7 @@
 """A run goes on exactly where it was, whatever ended it; and what is on the disk is whole at every moment."""
 
 import csv
-import functools
 import json
-import os
 import shlex
 import shutil
 import signal
@@ -12,18 +10,13 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import mxnet as mx
 import numpy as np
 import pytest
-from test_checkpoint import listing, no_larger_files_than
+from test_checkpoint import listing
 from test_train_command import DIGITS, assert_mistake, make_folder, options, process, runner
 
-from pydmobilenet import params
-from pydmobilenet.data import Dataset, get_task
-from pydmobilenet.training import config, loop, prepare
-from pydmobilenet.training.checkpoint import Run, State
-from pydmobilenet.training.learner import Score
-from pydmobilenet.training.workers import Workers
+from pydmobilenet.training import prepare
+from pydmobilenet.training.checkpoint import State
 
 ADD = "pyd-add-11-0.125"
 EPOCHS = 5
@@ -173,193 +166,6 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(undisturbed, tmp_path, in
     assert after == before
 
 
-# Inside this process, where a run of two epochs takes less than a second.
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """No curves: they take longer than the training of such small runs."""
-    monkeypatch.setattr(loop, "draw", lambda *_: None)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("few"), train=6, test=2)
-
-
-def recipe(small, model=ADD, **values):
-    made = {**config.read(DIGITS), **RECIPE, "batch_size": 4, "model": model, "dataset": small, "epochs": 2, **values}
-    return config.make(made)
-
-
-ON = prepare.Circumstances([mx.cpu()])
-
-
-def trained(made, directory):
-    """The code and the content of a run that is begun, or goes on, in a directory."""
-    run = prepare.resume(directory, ON) if made is None else prepare.begin(made, directory, ON)
-    try:
-        return run.go(), content(directory)
-    finally:
-        run.run.lock.release()
-
-
-@pytest.fixture
-def at_update(monkeypatch):
-    """Something happens, once, when the learning rate of an update is asked for."""
-
-    def arrange(number, happening):
-        make, pending = prepare.schedule.make, [happening]
-
-        def made(*arguments):
-            rate = make(*arguments)
-
-            def asked(update):
-                if update == number and pending:
-                    pending.pop()()
-                return rate(update)
-
-            return asked
-
-        monkeypatch.setattr(prepare.schedule, "make", made)
-
-    return arrange
-
-
-@pytest.fixture(scope="module")
-def left_alone(small, tmp_path_factory):
-    """The content of a run of a recipe that nothing disturbs."""
-
-    @functools.lru_cache
-    def train(made):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(loop, "draw", lambda *_: None)
-            code, found = trained(made, tmp_path_factory.mktemp("alone") / "run")
-        assert code == 0
-        return found
-
-    return train
-
-
-ACCUMULATING = {"model": "pyd-concat-11-0.125", "accumulate": 2}
-
-
-@pytest.mark.parametrize(
-    ("values", "place"),
-    [
-        ({}, "first"),
-        ({}, "middle"),
-        ({}, "last of an epoch"),
-        ({"model": "resnet-11-0.125"}, "middle"),
-        (ACCUMULATING, "middle"),
-        (ACCUMULATING, "last of an epoch"),
-        ({"model": "mobilenet-11-0.125", "momentum": 0}, "middle"),
-    ],
-)
-def test_a_signal_lets_the_update_end_and_the_run_goes_on_exactly(
-    values, place, small, tmp_path, quick, at_update, left_alone
-):
-    made = recipe(small, **values)
-    updates = 24 // (4 * made.accumulate)
-    last = {"first": 1, "middle": updates + updates // 2, "last of an epoch": updates}[place]
-    at_update(last, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    handler = signal.getsignal(signal.SIGTERM)
-    code, found = trained(made, tmp_path / "run")
-    assert code == 143
-    assert signal.getsignal(signal.SIGTERM) is handler
-    done = last + (place == "last of an epoch")  # the epoch is finished first, with all that is written at its end
-    position = found["position"]
-    assert (position["epochs"], position["batches"]) == (done // updates, done % updates * made.accumulate)
-    assert position["images"] == position["batches"] * 4
-    code, found = trained(None, tmp_path / "run")
-    assert code == 0
-    assert_same(found, left_alone(made))
-
-
-def test_a_signal_in_the_last_update_finds_a_finished_run(small, tmp_path, quick, at_update, left_alone):
-    made = recipe(small)
-    at_update(12, lambda: os.kill(os.getpid(), signal.SIGINT))
-    code, found = trained(made, tmp_path / "run")
-    assert code == 0
-    assert_same(found, left_alone(made))
-
-
-class Killed(BaseException):
-    """Nothing of the program handles it."""
-
-
-def kill():
-    raise Killed
-
-
-@pytest.mark.parametrize("update", [4, 7, 12])
-def test_what_is_saved_now_and_then_inside_an_epoch_is_gone_on_from(
-    update, small, tmp_path, quick, at_update, left_alone, monkeypatch
-):
-    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
-    made = recipe(small)
-    at_update(update, kill)
-    with pytest.raises(Killed):
-        trained(made, tmp_path / "run")
-    position = State.read(tmp_path / "run" / "last.state").position
-    assert 6 * position["epochs"] + position["batches"] == update - 1  # all that was done before
-    code, found = trained(None, tmp_path / "run")
-    assert code == 0
-    assert_same(found, left_alone(made))
-
-
-def test_a_second_interruption_ends_at_once(small, tmp_path, quick, at_update, inside):
-    def twice():
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.01)  # for the first one to be seen
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(10)
-
-    at_update(3, twice)
-    values = options({**RECIPE, "batch_size": 4, "model": ADD, "dataset": small, "epochs": 2})
-    answer = inside("--config", DIGITS, *values, "--output", tmp_path / "run")
-    assert answer.returncode == 130
-    assert answer.stderr.splitlines()[-1] == "train.py: interrupted"
-    assert State.read(tmp_path / "run" / "last.state").position["batches"] == 0
-
-
-@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("size", [1_000, 80_000, 150_000])
-def test_on_a_full_disk_a_run_ends_with_one_line_and_can_go_on(
-    size,
-    small,
-    tmp_path,
-    quick,
-    left_alone,
-    inside,
-):
-    made = recipe(small)
-    values = options({**RECIPE, "batch_size": 4, "model": ADD, "dataset": small, "epochs": 2})
-    directory = tmp_path / "run"
-    with no_larger_files_than(size):
-        answer = inside("--config", DIGITS, *values, "--output", directory)
-    file = "last.state"  # with momentum the largest file, without it larger than the parameters alone
-    assert_mistake(answer, f"/{file}: File too large")
-    assert not list(tmp_path.glob("**/*.part"))
-    if size < 100_000:  # not even the state before the first step
-        assert not directory.exists()
-        assert list(tmp_path.iterdir()) == []
-        return
-    assert sorted(path.name for path in directory.iterdir()) == [".lock", "config.yaml", "history.csv", "last.state"]
-    code, found = trained(None, directory)
-    assert code == 0
-    assert_same(found, left_alone(made))
-
-
-def test_train_py_does_not_go_on_with_a_run_that_another_process_is_at(small, tmp_path, inside):
-    made = recipe(small)
-    begun = prepare.begin(made, tmp_path / "run", ON)
-    before = listing(tmp_path / "run")
-    assert_mistake(inside("--resume", tmp_path / "run"), f"another process is training in {tmp_path / 'run'}")
-    assert listing(tmp_path / "run") == before
-    begun.run.lock.release()
-
-
 def cut_short(path):
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -424,40 +230,3 @@ def test_a_run_does_not_go_on_as_another_one(arguments, words, undisturbed, insi
     before = listing(undisturbed[0])
     assert_mistake(inside("--resume", undisturbed[0], *arguments), words)
     assert listing(undisturbed[0]) == before
-
-
-class Stub:
-    """In the place of a learner: every epoch is like the other, until the parameters of one are not finite."""
-
-    workers = Workers()
-
-    def __init__(self, config, bad):
-        self.config, self.bad, self.passes = config, bad, 0
-
-    def learn(self, images, targets, learning_rate):
-        self.passes += 1
-        return lambda: Score(1.0, 1, len(images))
-
-    def agree(self):
-        pass
-
-    def evaluate(self, dataset):
-        return Score(1.0, 1, len(dataset))
-
-    def arrays(self):
-        return {"w": np.array([np.nan if self.passes >= self.bad else self.passes], np.float32)}, {}
-
-
-def test_an_epoch_whose_parameters_are_not_finite_leaves_no_trace(tmp_path, quick):
-    images = np.zeros((8, 3, 32, 32), np.uint8)
-    dataset = Dataset(get_task("digits"), "train", images, np.zeros(8, int), False, "nowhere")
-    made = config.make({**config.read(DIGITS), "model": ADD, "epochs": 5, "batch_size": 4})
-    position = loop.Position()
-    run = Run.create(tmp_path / "run", config.text(made), State({"w": np.zeros(1, np.float32)}, {}, position.plain()))
-    training = loop.Loop(Stub(made, bad=5), dataset, dataset, lambda update: 0.1, position, run)
-    with pytest.raises(loop.Diverged, match="a parameter is no longer finite in epoch 3; the last checkpoint is kept"):
-        training.go()
-    assert run.state().position["epochs"] == 2
-    assert run.state().parameters["w"] == 4
-    assert params.read(run.directory / "last.params")["w"] == 4
-    assert len(rows(run.directory / "history.csv")) == 2  # what it says is what there is

@@ -369,3 +369,13 @@ def test_when_what_is_printed_finds_no_room_the_epoch_is_saved_all_the_same(fold
     assert answer.returncode == 2
     assert answer.stderr.splitlines()[-1] == "train.py: error: [Errno 28] No space left on device"
     assert State.read(tmp_path / "run" / "last.state").position["epochs"] == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("model", ["resnet-11-0.25", "pyd-add-11-0.25", "pyd-concat-11-0.25"])
+def test_half_precision_learns_on_a_gpu_and_goes_on(model, tmp_path):
+    values = {"model": model, "dataset": "digits", "dtype": "float16", "epochs": 3, "device": "gpu"}
+    answer = train("--config", DIGITS, *options(values), "--output", tmp_path / "run")
+    assert answer.returncode == 0, answer.stderr
+    assert State.read(tmp_path / "run" / "last.state").position["history"][-1]["test_error"] < 40
+    assert train("--resume", tmp_path / "run", "--device", "gpu").returncode == 0
