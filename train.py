@@ -25,7 +25,12 @@ interrupted: what was trained is saved, and --resume DIR goes on exactly where i
 def parse_arguments() -> Namespace:
     parser = cli.Parser(description=__doc__, epilog=EPILOG)
     option = parser.add_argument
-    option("--config", type=Path, metavar="FILE", help="the recipe (default: that of the data set)")
+    option(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="the recipe, or the name of one in configs/ (default: that of the data set)",
+    )
     option("--device", "-g", default="auto", help="auto (default), cpu, gpu, gpu:N, gpu:0,1, cpu:0,1")
     option("--kvstore", default="local", metavar="KIND", help="local (default), or dist_sync for several machines")
     option("--data-dir", type=cli.directory, metavar="DIR", help="where the data is, or is to be put")
@@ -43,7 +48,8 @@ def configure(arguments: Namespace) -> config.Config:
     given = config.given(arguments)
     dataset = str(given.get("dataset", "cifar10"))
     recipe = arguments.config or CONFIGS / RECIPES.get(dataset, "cifar.yaml")
-    return config.make({**config.read(recipe), **given})
+    bundled = CONFIGS / f"{recipe}.yaml"  # by its mere name
+    return config.make({**config.read(bundled if bundled.is_file() else recipe), **given})
 
 
 def check_same(given: dict[str, object], run: config.Config) -> None:
