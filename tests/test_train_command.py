@@ -132,8 +132,8 @@ def test_help_fits_two_screens_and_names_every_option():
         (["-m", MODEL, "--config", "configs/digit.yaml"], "no such file: configs/digit.yaml; nearest: digits.yaml"),
         (["-m", MODEL, "--config", "bad.yaml"], "bad.yaml: unknown key 'epoch'; nearest: epochs"),
         (
-            ["-m", MODEL, "--config", "digits", "--batch-size", "5000"],
-            "is more than the 1437 training images; nearest: ",
+            ["-m", MODEL, "--config", "digits", "--warmup-epochs", "20"],
+            "warmup_epochs: '20' (allowed: a number below the 20",
         ),
         (["-m", MODEL, "--config", "train.py"], "train.py, line 2, column 3: no valid YAML: "),
         (["-m", MODEL, "--data-dir", "/nowhere"], "argument --data-dir: no such directory: /nowhere"),
