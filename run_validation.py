@@ -9,7 +9,7 @@ from pathlib import Path
 
 try:
     from pydmobilenet import catalog, cli, report, trained, validation
-    from pydmobilenet.errors import UnknownNameError
+    from pydmobilenet.errors import UnknownNameError, unknown
 except ImportError as error:
     print(f"run_validation.py: error: {error}", file=sys.stderr)
     sys.exit(2)
@@ -67,6 +67,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="DIR",
         help="where the authors' .params files are, or are to be put",
     )
+    option("--engine", default="gluon", metavar="NAME", help="gluon (default), or onnxruntime: the same on the CPU")
     option("--batch-size", type=cli.positive, metavar="N", help="images a call (default: 50 on a CPU, 500 on a GPU)")
     option("--limit", type=cli.positive, metavar="N", help="only the first N images")
     option(
@@ -86,14 +87,18 @@ def main() -> int:
         raise UnknownNameError("no row has all of the model, data set and depth asked for")
 
     from pydmobilenet import devices  # MXNet takes a while to import: not before the command is known to be right
-    from pydmobilenet.engine import GluonEngine
+    from pydmobilenet.engine import ENGINES
 
+    if arguments.engine not in ENGINES:
+        raise unknown("engine", arguments.engine, ENGINES)
     device = devices.choose(cli.device_name(arguments.device))
+    make = ENGINES[arguments.engine]
+    engine = make(device.context, arguments.weights_dir, not arguments.no_fuse, arguments.print_net)
     print(f"device: {device.why}", file=sys.stderr)
-    engine = GluonEngine(device.context, arguments.weights_dir, not arguments.no_fuse, arguments.print_net)
     batch_size = arguments.batch_size or engine.batch_size
     tables, results = [], []
-    for dataset, rows in validation.validate(records, engine, arguments.data_dir, batch_size, arguments.limit):
+    options = (arguments.data_dir, batch_size, arguments.limit, engine.processes)
+    for dataset, rows in validation.validate(records, engine, *options):
         tables.append(report.markdown(dataset, rows))
         results += rows
         if arguments.output:  # after each data set: an interruption loses no more than the one under way

@@ -50,6 +50,7 @@ setup(
         "wrn": ["gluoncv==0.10.5.post0"],  # the three Wide ResNets of the ImageNet32 table
         "digits": ["scikit-learn"],  # the data set `digits` is inside it
         "tensorboard": ["tensorboardX>=2.6.5,<3"],  # training curves in TensorBoard; brings no TensorFlow
+        "onnx": ["onnx>=1.16", "onnxruntime>=1.17"],  # a way out of MXNet, and another engine; their C++ runs anywhere
         "test": ["pytest", "ruff==0.17.6"],  # ruff's formatting changes between versions
     },
 )

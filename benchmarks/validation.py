@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
-"""Time of `run_validation.py`'s way of evaluating the 22 CIFAR-10 networks against the conventional way.
+"""Time of `run_validation.py` for the 22 CIFAR-10 networks against the conventional way.
 
 Conventional: SymbolBlock of the same graph, ``gluon.data.DataLoader`` with ``transform_first``, batch 128, MXNet's
-default threads. Each way has a process of its own; the two take turns, network by network, on the same images.
+default threads, one network after the other. Ours: the command as it is typed, from its start to its end. Both answer
+the same random images with the same random weights, and take turns, a depth at a time.
 
-    python benchmarks/validation.py                # 10,000 images, all 22 networks: about half an hour on two cores
-    python benchmarks/validation.py --images 1000 --model 'pyd-*-29-*'
+    python benchmarks/validation.py                # 10,000 images, all 22 networks: a quarter of an hour on two cores
+    python benchmarks/validation.py --images 1000 --depth 29 --engine onnxruntime
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parents[1]
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
@@ -48,102 +50,102 @@ def conventional(images: np.ndarray, workers: int):
     return evaluate
 
 
-def ours(images: np.ndarray):
-    """Evaluate as `run_validation.py` does, but for where the weights come from."""
-    import pydmobilenet  # noqa: F401  before mxnet: it sets the threads
-    import mxnet as mx  # isort: skip
-
-    from pydmobilenet import validation, zoo
-    from pydmobilenet.data import Dataset, get_task
-    from pydmobilenet.deploy import fuse
-    from pydmobilenet.engine import GluonEngine, predictor
-
-    dataset = Dataset(get_task("cifar10"), "test", images, np.zeros(len(images), np.int64), False, "benchmark")
-    batch_size = GluonEngine(mx.cpu()).batch_size
-
-    def evaluate(prefix: str) -> float:
-        start = time.perf_counter()
-        net = zoo.get_model(Path(prefix).name)
-        net.load_parameters(f"{prefix}.structural")
-        validation.evaluate(predictor(fuse(net), mx.cpu()), dataset, batch_size)
-        return time.perf_counter() - start
-
-    return evaluate
-
-
-def serve(way: str, images: str, workers: int) -> None:
-    """Answer each graph named on standard input with the seconds that its evaluation took."""
-    arrays = np.load(images)
-    evaluate = conventional(arrays, workers) if way == "conventional" else ours(arrays)
+def serve(images: str, workers: int) -> None:
+    """Answer each graph named on standard input with the seconds that its conventional evaluation took."""
+    evaluate = conventional(np.load(images), workers)
     for line in sys.stdin:
         print(evaluate(line.strip()), flush=True)
+
+
+def ours(folder: Path, names: list[str], engine: str, environment: dict[str, str]) -> float:
+    """The seconds that `run_validation.py` takes for these networks."""
+    command = [sys.executable, ROOT / "run_validation.py", "--device", "cpu", "--engine", engine]
+    command += ["--data-dir", folder, "--run", *(folder / name for name in names)]
+    start = time.perf_counter()
+    answer = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    if answer.returncode != 0 or "not evaluated" in answer.stdout:
+        raise SystemExit(f"not all networks were evaluated:\n{answer.stdout}{answer.stderr}")
+    return seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_000, help="how many (default: 10000, the test set's number)")
-    parser.add_argument("--model", default="*", help="name or wildcard (default: all 22)")
+    parser.add_argument("--depth", type=int, nargs="+", default=[29, 56], help="of the networks (default: 29 56)")
+    parser.add_argument("--engine", nargs="+", default=["gluon"], help="of ours: gluon (default), onnxruntime, or both")
     parser.add_argument("--workers", type=int, default=2, help="of the DataLoader (default: 2)")
     arguments = parser.parse_args()
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    environment["PYTHONPATH"] = str(ROOT)
+    sys.path.insert(0, str(ROOT))
     import pydmobilenet
 
-    with tempfile.TemporaryDirectory() as folder:
-        images = f"{folder}/images.npy"
-        np.save(images, np.random.default_rng(0).integers(0, 256, (arguments.images, 3, 32, 32), dtype=np.uint8))
-        names = pydmobilenet.list_models(arguments.model, "cifar10")
-        if not names:
-            parser.error(
-                f"no CIFAR-10 network matches {arguments.model!r}; all: {', '.join(pydmobilenet.list_models())}"
-            )
-        for name in names:
-            export(name, f"{folder}/{name}")
-        servers = {
-            way: subprocess.Popen(
-                [sys.executable, __file__, "--serve", way, images, str(arguments.workers)],
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for way in ("conventional", "ours")
-        }
-        times = {way: [] for way in servers}
-        print(f"{'model':20} {'conventional, s':>16} {'ours, s':>9} {'ratio':>7}")
-        for turn, name in enumerate(names):
-            for way in sorted(servers, reverse=turn % 2 == 0):  # who comes first alternates too
-                servers[way].stdin.write(f"{folder}/{name}\n")
-                servers[way].stdin.flush()
-                times[way].append(float(servers[way].stdout.readline()))
-            last = {way: seconds[-1] for way, seconds in times.items()}
-            ratio = last["conventional"] / last["ours"]
-            print(f"{name:20} {last['conventional']:16.1f} {last['ours']:9.1f} {ratio:7.2f}", flush=True)
-        for server in servers.values():
-            server.stdin.close()
-            server.wait()
-    ratios = [a / b for a, b in zip(times["conventional"], times["ours"])]
-    totals = {way: sum(seconds) for way, seconds in times.items()}
-    print(f"{'total':20} {totals['conventional']:16.1f} {totals['ours']:9.1f}", end=" ")
-    print(f"{totals['conventional'] / totals['ours']:7.2f}")
-    print(f"ratio: median {statistics.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        images = np.random.default_rng(0).integers(0, 256, (arguments.images, 3, 32, 32), dtype=np.uint8)
+        np.save(folder / "images.npy", images)
+        labels = np.zeros((len(images), 1), np.uint8)
+        np.hstack([labels, images.reshape(len(images), -1)]).tofile(folder / "test_batch.bin")
+        groups = [pydmobilenet.list_models(f"*-{depth}-*", "cifar10") for depth in arguments.depth]
+        for name in (name for group in groups for name in group):
+            export(name, folder / name)
+        server = subprocess.Popen(
+            [sys.executable, __file__, "--serve", str(folder / "images.npy"), str(arguments.workers)],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+        def conventionally(names: list[str]) -> float:
+            total = 0.0
+            for name in names:
+                print(folder / name / "net", file=server.stdin, flush=True)
+                total += float(server.stdout.readline())
+            return total
+
+        ways = {"conventional": conventionally}
+        for engine in arguments.engine:
+            ways[engine] = lambda names, engine=engine: ours(folder, names, engine, environment)
+        totals = dict.fromkeys(ways, 0.0)
+        for turn, names in enumerate(groups):
+            seconds = {way: ways[way](names) for way in sorted(ways, reverse=turn % 2 == 0)}  # who is first alternates
+            print(f"depth {arguments.depth[turn]}, {len(names)} networks: {described(seconds)}", flush=True)
+            totals = {way: totals[way] + seconds[way] for way in ways}
+        print(f"together: {described(totals)}")
+        server.stdin.close()
+        server.wait()
 
 
-def export(name: str, prefix: str) -> None:
-    """Write a network's graph and parameters for SymbolBlock, and its parameters for `load_parameters`."""
+def described(seconds: dict[str, float]) -> str:
+    first = seconds["conventional"]
+    others = (f"{way} {time:.0f} s ({first / time:.2f} times)" for way, time in seconds.items() if time is not first)
+    return ", ".join([f"conventional {first:.0f} s", *sorted(others)])
+
+
+def export(name: str, folder: Path) -> None:
+    """Write a network with random weights: as a graph for SymbolBlock, and as a run of `train.py`."""
     import mxnet as mx
 
     import pydmobilenet
+    from pydmobilenet import fetching, params
 
     net = pydmobilenet.get_model(name)
     net.hybridize()
     net(mx.nd.zeros((1, 3, 32, 32)))
-    net.export(prefix)
-    net.save_parameters(f"{prefix}.structural")
+    folder.mkdir()
+    net.export(str(folder / "net"))
+    arrays = {key: each.data().asnumpy() for key, each in net._collect_params_with_prefix().items()}
+    params.write(folder / "best.params", arrays)
+    digest = fetching.digest(folder / "best.params", "sha256").partition(":")[2]
+    facts = {"model": name, "dataset": "cifar10", "checkpoints": {"best.params": {"test_error": 90, "sha256": digest}}}
+    (folder / "run.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
-        serve(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+        serve(sys.argv[2], int(sys.argv[3]))
     else:
         main()

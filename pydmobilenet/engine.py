@@ -1,4 +1,4 @@
-"""Gluon as the engine of validation: a record in, a function from images to logits out."""
+"""The engines of validation, Gluon and ONNX Runtime: a record in, a function from images to logits out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from mxnet.gluon.block import HybridBlock
 
 from . import catalog, complexity, trained, zoo
 from .catalog import Complexity, Record
+from .data import get_task
 from .deploy import fuse
+from .errors import UnusableError
+from .processes import processors
 from .validation import Predict
 
 
@@ -31,6 +34,11 @@ class GluonEngine:
         """Images a call."""
         return batch_size(self.context)
 
+    @property
+    def processes(self) -> int:
+        """How many processes may work at once. On a CPU, one a processor is faster than one with all processors."""
+        return 1 if self.print_net or self.context.device_type != "cpu" else processors()
+
     def count(self, record: Record) -> Complexity:
         """The exact parameters and multiply-adds of a record's network."""
         net = zoo.build(catalog.parse_name(record.model), record.dataset)
@@ -41,9 +49,33 @@ class GluonEngine:
 
     def load(self, record: Record) -> Predict:
         """The network with the record's weights: images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
+        return predictor(self.network(record), self.context)
+
+    def network(self, record: Record) -> HybridBlock:
+        """The network with the record's weights, fused if that is wanted."""
         root = self.root if record.published else trained.verified(record)
         net = zoo.get_model(record.model, record.dataset, pretrained=True, device=self.context, root=root)
-        return predictor(fuse(net) if self.fused else net, self.context)
+        return fuse(net) if self.fused else net
+
+
+class OnnxRuntimeEngine(GluonEngine):
+    """The same networks, run by ONNX Runtime on the CPU. Raises UnusableError for another device, or without it."""
+
+    def __init__(self, context: mx.Context, root: Path | None = None, fused: bool = True, print_net: bool = False):
+        if context.device_type != "cpu":
+            raise UnusableError(f"engine 'onnxruntime' runs on the CPU here, not on {context}; nearest: --device cpu")
+        from .deploy import runtime  # noqa: F401  whether it is there has to be known before anything is begun
+
+        super().__init__(context, root, fused, print_net)
+
+    def load(self, record: Record) -> Predict:
+        """The network with the record's weights: images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
+        from .deploy import graph, runtime
+
+        return runtime.predictor(graph.convert(self.network(record), get_task(record.dataset)))
+
+
+ENGINES = {"gluon": GluonEngine, "onnxruntime": OnnxRuntimeEngine}
 
 
 def batch_size(context: mx.Context) -> int:

@@ -6,7 +6,10 @@ The arithmetic speaks NumPy; what computes the logits is handed in.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -18,8 +21,10 @@ from tqdm import tqdm
 from .catalog import Complexity, Record
 from .data import Dataset, batches, get_dataset
 from .errors import UserError
+from .processes import Crew
 
 TOLERANCE = 0.05  # points: how far the error on the whole official test set may be from the expected one
+WORTH_PROCESSES = 10_000  # answers, about ten seconds of work: what it takes to start a process is gained back
 Predict = Callable[[np.ndarray], np.ndarray]
 """Normalised images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
 
@@ -125,15 +130,20 @@ def count_wrong(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
 
 
 def evaluate(predict: Predict, dataset: Dataset, batch_size: int, limit: int | None = None, title: str = "") -> Counts:
-    """Answer the first `limit` images of a data set, with a progress bar of that `title` on a terminal."""
+    """Answer the first `limit` images of a data set; with a `title`, a progress bar shows on a terminal."""
     dataset = dataset.head(limit)
     wrong = wrong_top5 = 0
-    with tqdm(total=len(dataset), desc=title, unit=" images", disable=None, leave=False) as bar:
+    with _bar(len(dataset), title, " images") as bar:
         for images, labels in batches(dataset, batch_size, train=False, threads=1):
             first, five = count_wrong(predict(images), labels)
             wrong, wrong_top5 = wrong + first, wrong_top5 + five
             bar.update(len(labels))
     return Counts(len(dataset), wrong, wrong_top5)
+
+
+def _bar(total: int, title: str, unit: str) -> tqdm:
+    """A progress bar on a terminal; none in a pipe, and none without a title."""
+    return tqdm(total=total, desc=title, unit=unit, disable=None if title else True, leave=False)
 
 
 def validate(
@@ -142,25 +152,82 @@ def validate(
     data_dir: Path | None = None,
     batch_size: int = 50,
     limit: int | None = None,
+    processes: int = 1,
 ) -> Iterator[tuple[Dataset | None, list[Result]]]:
     """Check records against what `engine` answers; yields, a data set at a time, its images and its results.
 
     What is wrong with a data set or with one row (no checkpoint, a corrupt file) stands in the results as their reason,
-    and the other rows go on.
+    and the other rows go on. Up to so many `processes` work on different rows at once, where that is worth their start.
     """
-    for (name, _), rows in groupby(records, key=lambda record: (record.dataset, record.published)):
-        dataset, reason = None, ""
-        rows = list(rows)
-        if any(record.checkpoint for record in rows):
-            try:
-                dataset = get_dataset(name, "test", data_dir)
-            except (UserError, OSError) as error:
-                reason = str(error)
-        yield dataset, [_validate_row(record, engine, dataset, reason, batch_size, limit) for record in rows]
+    with ExitStack() as stack:
+        crew = None
+        for (name, _), rows in groupby(records, key=lambda record: (record.dataset, record.published)):
+            rows = list(rows)
+            dataset, reason = _dataset(name, rows, data_dir)
+            images = len(dataset.head(limit)) if dataset else 0
+            if min(processes, len(rows)) > 1 and images * len(rows) >= WORTH_PROCESSES:
+                crew = crew or stack.enter_context(
+                    Crew(min(processes, len(rows)), _Worker.begin, engine, data_dir, batch_size, limit)
+                )
+                yield dataset, _together(crew, rows, dataset.task.title)
+            else:
+                yield (
+                    dataset,
+                    [_row(record, engine, dataset, reason, batch_size, limit, record.model) for record in rows],
+                )
 
 
-def _validate_row(
-    record: Record, engine: Engine, dataset: Dataset | None, reason: str, batch_size: int, limit: int | None
+def _dataset(name: str, rows: Sequence[Record], data_dir: Path | None) -> tuple[Dataset | None, str]:
+    """The test images of a data set, or why they cannot be had; none where no row has a checkpoint anyway."""
+    if not any(record.checkpoint for record in rows):
+        return None, ""
+    try:
+        return get_dataset(name, "test", data_dir), ""
+    except (UserError, OSError) as error:
+        return None, str(error)
+
+
+def _together(crew: Crew, rows: Sequence[Record], title: str) -> list[Result]:
+    """The results of rows that a crew works on, the costliest first, so that all end at about the same time."""
+    costliest_first = sorted(rows, key=lambda record: -(record.flops_m or 0))
+    futures = crew.submit(_Worker.answer, costliest_first)
+    with _bar(len(rows), title, " networks") as bar:
+        for _ in as_completed(futures):
+            bar.update()
+    answers = dict(zip(costliest_first, futures))
+    results = []
+    for record in rows:
+        try:
+            results.append(answers[record].result())
+        except BrokenProcessPool:
+            results.append(
+                Result(record, reason="a process died, perhaps for want of memory: OMP_NUM_THREADS=1 is one")
+            )
+    return results
+
+
+class _Worker:
+    """What a process of a crew works with."""
+
+    @classmethod
+    def begin(cls, engine: Engine, data_dir: Path | None, batch_size: int, limit: int | None) -> None:
+        cls.engine, cls.data_dir, cls.options, cls.datasets = engine, data_dir, (batch_size, limit), {}
+
+    @classmethod
+    def answer(cls, record: Record) -> Result:
+        if record.dataset not in cls.datasets:  # which is on this machine, as the parent has read it
+            cls.datasets[record.dataset] = _dataset(record.dataset, [record], cls.data_dir)
+        return _row(record, cls.engine, *cls.datasets[record.dataset], *cls.options)
+
+
+def _row(
+    record: Record,
+    engine: Engine,
+    dataset: Dataset | None,
+    reason: str,
+    batch_size: int,
+    limit: int | None,
+    title: str = "",
 ) -> Result:
     result = Result(record)
     try:
@@ -169,7 +236,7 @@ def _validate_row(
             raise UserError("no checkpoint is published")
         if dataset is None:
             raise UserError(reason)
-        counts = evaluate(engine.load(record), dataset, batch_size, limit, record.model)
+        counts = evaluate(engine.load(record), dataset, batch_size, limit, title)
     except UserError as error:
         return replace(result, reason=str(error))
     except Exception as error:  # of one row (a GPU that is full, say): the others go on, and nothing measured is lost

@@ -42,7 +42,7 @@ def get_model(
     root = None if root is None else fetching.expanded(root)
     file = None
     if pretrained or trained.is_own(root):
-        file = _weights_file(architecture.name, dataset, outputs, root)
+        file = weights_file(architecture.name, dataset, root, outputs)
     net = build(architecture, dataset, outputs)
     net.initialize(mx.init.MSRAPrelu(), ctx=context)
     if architecture.family == "wrn":  # GluonCV leaves the shapes to the first image
@@ -58,8 +58,10 @@ def build(architecture: catalog.Architecture, dataset: str, outputs: int | None 
     return models.build(architecture, outputs or get_task(dataset).outputs, trunk)
 
 
-def _weights_file(name: str, dataset: str, outputs: int, root: Path | None) -> Path:
-    """The file to load: of the run or the file that `root` is, else a bundled one, else the authors'."""
+def weights_file(name: str, dataset: str, root: Path | None = None, outputs: int | None = None) -> Path:
+    """The verified file that `get_model` loads: of the run or the file that `root` is, else a bundled one, else the
+    authors'. Raises as `get_model` does.
+    """
     if trained.is_own(root):
         if not os.path.isfile((root.parent if root.suffix == ".params" else root) / trained.FACTS):
             return root
@@ -73,7 +75,7 @@ def _weights_file(name: str, dataset: str, outputs: int, root: Path | None) -> P
     for record in trained.bundled():
         if (record.model, record.dataset) == (name, dataset):
             return trained.verified(record)
-    return weights.obtain(_published_checkpoint(name, dataset, outputs), root)
+    return weights.obtain(_published_checkpoint(name, dataset, outputs or get_task(dataset).outputs), root)
 
 
 def _published_checkpoint(name: str, dataset: str, outputs: int) -> catalog.Checkpoint:

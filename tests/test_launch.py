@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from pydmobilenet import cli
+from pydmobilenet import cli, processes
 from pydmobilenet.training import launch
 
 LIMIT = 240  # seconds for any one process, were the machine ever so busy
@@ -229,7 +229,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, monkeypatch, ca
 
 
 def test_workers_share_the_processors_unless_the_user_says_otherwise(monkeypatch):
-    monkeypatch.setattr(launch, "available_processors", lambda: 8)
+    monkeypatch.setattr(processes, "available_processors", lambda: 8)
     for given, workers, expected in (("8", 2, "4"), ("8", 3, "2"), ("8", 9, "1"), ("3", 2, "3")):
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-        assert launch.threads(workers) == expected
+        assert processes.threads(workers) == expected

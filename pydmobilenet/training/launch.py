@@ -18,7 +18,6 @@ HOST:PORT: whatever fails on any machine ends everything on all of them.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import itertools
 import math
 import os
@@ -31,8 +30,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from .. import cli
-from .._runtime import available_processors
 from ..errors import UnknownNameError, UnusableError
+from ..processes import die_with, threads
 
 EPILOG = """The first machine also runs MXNet's scheduler and its server. The machines need to reach each other on all
 ports, and --resume the same run directory on all of them. Exit code: that of the first worker that fails; 130 or 143
@@ -277,13 +276,6 @@ def connected(host: str, port: int) -> socket.socket:
             time.sleep(1.0)
 
 
-def threads(workers: int) -> str:
-    """OpenMP's threads of each of so many workers: what the user has set, or else a share of the processors."""
-    value, processors = os.environ["OMP_NUM_THREADS"], available_processors()
-    # Where nothing was set, the package has set all processors: which is too many for more than one anyway.
-    return str(max(1, processors // workers)) if value == str(processors) else value
-
-
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
     """The numbers of SIGINT and SIGTERM as they come, which do nothing else."""
@@ -295,14 +287,6 @@ def noted_signals() -> Iterator[list[int]]:
     finally:
         for kind, handler in earlier.items():
             signal.signal(kind, handler)
-
-
-def die_with(parent: int) -> None:
-    """Have this process killed as soon as its parent dies, even if that is killed itself. Linux alone offers it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:  # it died before
-            os._exit(1)
 
 
 def say(text: str) -> None:

@@ -1,0 +1,87 @@
+"""python -m pydmobilenet.deploy onnx: a network as an ONNX file, shown to be the same function."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from .. import catalog, cli, fetching, trained
+from ..data import Task, get_dataset, get_task
+from ..errors import MissingFileError, UnusableError
+
+IMAGES = 100  # on which Gluon and ONNX Runtime are compared
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = cli.Parser(prog="python -m pydmobilenet.deploy")
+    commands = parser.add_subparsers(dest="command", required=True)
+    onnx = commands.add_parser(
+        "onnx",
+        help="write a network as an ONNX file",
+        description="Write a network as an ONNX file, once it has been shown to answer as the Gluon network does.",
+    )
+    option = onnx.add_argument
+    option("-m", "--model", required=True, metavar="NAME", help="as pyd-concat-56-0.5")
+    option("-d", "--dataset", default="cifar10", metavar="NAME", help="cifar10 (default), digits, imagenet32, ...")
+    option("--weights", metavar="PATH", help="a .params file or a run of train.py (default: the published weights)")
+    option("--weights-dir", type=cli.directory, metavar="DIR", help="where published weights are, or are to be put")
+    option("--output", required=True, metavar="FILE", help="the file to write, as net.onnx")
+    option("--uint8-input", action="store_true", help="take (N, 32, 32, 3) in uint8 and normalise inside")
+    option("--no-fuse", action="store_true", help="write the literal network: no batch normalisation folded")
+    option("--data-dir", type=cli.directory, metavar="DIR", help="compare on this data's test images (default: random)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    name, task = catalog.parse_name(arguments.model).name, get_task(arguments.dataset)
+    output = fetching.expanded(arguments.output)
+    check_output(output)
+    images, kind = comparison_images(task, arguments.data_dir)
+
+    from .. import zoo  # MXNet takes a while to import: not before the command is known to be right
+    from .export import export
+
+    file = zoo.weights_file(name, task.name, root(arguments))
+    net = zoo.get_model(name, task.name, device="cpu", root=file)
+    metadata = {
+        "model": name,
+        "weights": f"{file.name} {fetching.digest(file, 'sha256')}",
+        "fused": str(not arguments.no_fuse),
+    }
+    found = export(net, task, output, images, not arguments.no_fuse, arguments.uint8_input, metadata)
+    print(
+        f"wrote {output}: {name} for {task.title}, {output.stat().st_size / 1e6:.2f} MB; on {len(images)} {kind} "
+        f"images its logits are within {found.logits:.1e} of their range of Gluon's, and all classes are the same"
+    )
+    return 0
+
+
+def root(arguments: argparse.Namespace) -> Path | None:
+    """The file or run of ``--weights``; else the directory of published weights. Raises MissingFileError."""
+    if arguments.weights is None:
+        return arguments.weights_dir
+    path = fetching.expanded(arguments.weights)
+    if not trained.is_own(path) or not path.exists():
+        raise MissingFileError(f"no such parameter file or run: {path}")
+    return path
+
+
+def check_output(output: Path) -> None:
+    """Raises UnusableError for a place that cannot be written to, before any work is done."""
+    if output.is_dir() or not output.parent.is_dir():
+        reason = "it is a directory" if output.is_dir() else f"no such directory: {output.parent}"
+        raise UnusableError(f"cannot write {output}: {reason}")
+
+
+def comparison_images(task: Task, data_dir: Path | None) -> tuple[np.ndarray, str]:
+    """Images (N, 3, 32, 32) in uint8, and what they are: of the test set where it is at hand, random ones elsewhere."""
+    if data_dir is not None or task.name == "digits" or task.name.startswith("folder:"):
+        return get_dataset(task.name, "test", data_dir).images[:IMAGES], "test"
+    return np.random.default_rng(0).integers(0, 256, (IMAGES, 3, 32, 32), np.uint8), "random"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,76 @@
+"""Networks as ONNX files, which are put in place only once they have been shown to be the same function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from mxnet.gluon.block import HybridBlock
+
+from .. import files
+from ..data import Task, normalise
+from ..engine import predictor
+from ..errors import BadFileError
+from . import runtime
+from .fuse import fuse
+from .graph import convert, parameters
+
+TOLERANCE = 1e-4  # of the logits' range: what rounding may differ by
+BATCH = 50  # images compared at once
+
+
+class Difference(NamedTuple):
+    """How far two functions are apart: the largest difference of their logits by the range of the first one's, and how
+    many images they put into different classes.
+    """
+
+    logits: float
+    classes: int
+
+
+def export(
+    net: HybridBlock,
+    task: Task,
+    output: Path,
+    images: np.ndarray,
+    fused: bool = True,
+    uint8_input: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> Difference:
+    """Write a network on a CPU as an ONNX file, fused unless `fused` says otherwise; `graph.convert` has the form.
+
+    Before the file is put in place, it is checked against the standard, and its logits on `images` (N, 3, 32, 32) in
+    uint8 are compared with those of `net` as it stands, in Gluon. Raises BadFileError where they differ by more than
+    rounding, or `graph.convert` does; UnusableError where the file cannot be written. No file is left behind then.
+    """
+    parameters(net)  # those that are not finite may be gone once they are folded
+    model = convert(fuse(net) if fused else net, task, uint8_input, metadata)
+    onnx.checker.check_model(model, full_check=True)
+    found = difference(net, task, model, images, uint8_input)
+    if not found.logits <= TOLERANCE or found.classes:
+        raise BadFileError(
+            f"the exported network is another function: on {len(images)} images, its logits are {found.logits:.1e} of "
+            f"their range apart (allowed: {TOLERANCE:.0e}), and {found.classes} classes differ; nothing was written"
+        )
+    files.write(output, model.SerializeToString())
+    return found
+
+
+def difference(
+    net: HybridBlock, task: Task, model: onnx.ModelProto, images: np.ndarray, uint8_input: bool
+) -> Difference:
+    """How far ONNX Runtime's answers of a model are from Gluon's of a network, on images (N, 3, 32, 32) in uint8."""
+    context = next(iter(net.collect_params().values())).list_ctx()[0]
+    gluon, other = predictor(net, context), runtime.predictor(model)
+    expected, found = [], []
+    for start in range(0, len(images), BATCH):
+        pixels = images[start : start + BATCH]
+        normal = normalise(pixels, task)
+        expected.append(gluon(normal))
+        found.append(other(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if uint8_input else normal))
+    expected, found = np.concatenate(expected), np.concatenate(found)
+    apart = abs(expected - found).max() / np.ptp(expected)
+    return Difference(float(apart), int((expected.argmax(axis=1) != found.argmax(axis=1)).sum()))
