@@ -1,0 +1,224 @@
+"""Networks as ONNX files: the same function, opened without MXNet, and nothing written where it is another one."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import mxnet as mx
+import numpy as np
+import pytest
+from conftest import CIFAR_MODELS, NETWORKS, ROOT, first_images
+from PIL import Image
+from test_fuse import randomise
+
+import pydmobilenet
+from pydmobilenet import catalog, cli
+from pydmobilenet.data import get_dataset, get_task
+from pydmobilenet.errors import BadFileError, UnusableError
+
+onnx = pytest.importorskip("onnx", reason="ONNX files need the extra 'onnx'")
+pytest.importorskip("onnxruntime", reason="ONNX files are compared by ONNX Runtime")
+
+from pydmobilenet.deploy import __main__ as command  # noqa: E402
+from pydmobilenet.deploy import export, fuse, graph, runtime  # noqa: E402
+
+SMALL = ["resnet-11-0.25", "mobilenet-11-0.25", "pyd-add-11-0.25", "pyd-concat-11-0.25"]
+CIFAR10 = get_task("cifar10")
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), np.uint8)
+# CIFAR-100's networks are CIFAR-10's with another dense layer.
+TABLES = [(name, dataset) for name, dataset in NETWORKS if dataset != "cifar100-coarse"]
+
+
+def nodes(model):
+    return [node.op_type for node in model.graph.node]
+
+
+@pytest.mark.parametrize(("name", "dataset"), [*TABLES, ("pyd-add-29-0.5", "cifar100-coarse")])
+def test_every_network_of_the_tables_is_the_same_function(name, dataset):
+    net = randomise(pydmobilenet.get_model(name, dataset))
+    model = graph.convert(fuse(net), get_task(dataset))
+    onnx.checker.check_model(model, full_check=True)
+    found = export.difference(net, get_task(dataset), model, PIXELS, uint8_input=False)
+    assert found.logits < 1e-5
+    assert found.classes == 0
+
+
+def test_a_wide_resnet_is_the_same_function():
+    pytest.importorskip("gluoncv", exc_type=ImportError)
+    net = randomise(pydmobilenet.get_model("wrn-16-2", "imagenet32"))
+    for each in (net, fuse(net)):
+        assert export.difference(net, CIFAR10, graph.convert(each, CIFAR10), PIXELS, False).logits < 1e-5
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("uint8_input", [True, False])
+def test_a_file_has_one_input_a_free_batch_size_and_says_what_it_is(name, fused, uint8_input, tmp_path):
+    net = randomise(pydmobilenet.get_model(name))
+    path = tmp_path / "net.onnx"
+    found = export.export(net, CIFAR10, path, PIXELS, fused, uint8_input, {"model": name})
+    assert found.logits < 1e-5
+    model = onnx.load(path)
+    assert nodes(model).count("BatchNormalization") == (1 + 3 if fused else 1 + 4 * 3 + 2)
+    assert [each.name for each in model.graph.input] == ["images"]
+    assert [each.name for each in model.graph.output] == ["logits"]
+    facts = {each.key: each.value for each in model.metadata_props}
+    assert (facts["model"], facts["dataset"]) == (name, "cifar10")
+    assert json.loads(facts["classes"]) == list(CIFAR10.classes)
+    assert (json.loads(facts["mean"]), json.loads(facts["std"])) == (list(CIFAR10.mean), list(CIFAR10.std))
+    predict = runtime.predictor(path.read_bytes())
+    pixels = PIXELS.transpose(0, 2, 3, 1) if uint8_input else PIXELS.astype(np.float32)
+    together = predict(pixels)
+    for number in range(len(pixels)):
+        np.testing.assert_allclose(predict(pixels[number : number + 1])[0], together[number], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", CIFAR_MODELS)
+def test_real_checkpoints_fused_and_in_onnx_runtime_answer_as_the_literal_network(name, weights_dir):
+    record = catalog.find(name, "cifar10")
+    if not list(weights_dir.rglob(record.checkpoint.filename)):
+        pytest.skip(f"{record.checkpoint.filename} is not here")
+    net = pydmobilenet.get_model(name, pretrained=True, root=weights_dir)
+    images = first_images()[:100]
+    for model in (graph.convert(net, CIFAR10), graph.convert(fuse(net), CIFAR10)):
+        found = export.difference(net, CIFAR10, model, images, uint8_input=False)
+        assert found.logits < 1e-4
+        assert found.classes == 0
+
+
+def test_another_function_is_refused_and_leaves_no_file(tmp_path, monkeypatch):
+    net = randomise(pydmobilenet.get_model(SMALL[2]))
+    convert = graph.convert
+
+    def spoilt(net, *arguments):
+        bias = next(each for name, each in net.collect_params().items() if re.search("dense.*_bias", name))
+        bias.set_data(bias.data() + mx.nd.array([0, 0, 0, 0.1, 0, 0, 0, 0, 0, 0]))
+        return convert(net, *arguments)
+
+    monkeypatch.setattr(export, "convert", spoilt)
+    with pytest.raises(BadFileError, match=r"another function: on 3 images, .*\(allowed: 1e-04\).*nothing was written"):
+        export.export(net, CIFAR10, tmp_path / "net.onnx", PIXELS)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("fused", [True, False])
+def test_parameters_that_are_not_finite_are_refused(value, fused, tmp_path):
+    net = pydmobilenet.get_model(SMALL[3])
+    variance = net.stages[0][0].norm3.running_var
+    values = variance.data().asnumpy().copy()
+    values[1] = value
+    variance.set_data(mx.nd.array(values))
+    with pytest.raises(BadFileError, match="running_var has values that are not finite"):
+        export.export(net, CIFAR10, tmp_path / "net.onnx", PIXELS, fused)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parameters_that_are_not_initialised_are_refused(tmp_path):
+    net = pydmobilenet.zoo.build(catalog.parse_name(SMALL[0]), "cifar10")
+    with pytest.raises(BadFileError, match="is not initialised: load weights first"):
+        export.export(net, CIFAR10, tmp_path / "net.onnx", PIXELS)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Odd(mx.gluon.nn.HybridBlock):
+    def hybrid_forward(self, F, x):
+        return F.sin(x)
+
+
+def test_an_operator_without_counterpart_is_named():
+    with pytest.raises(UnusableError, match=r"sin has no counterpart here \(allowed: Convolution, "):
+        graph.convert(Odd(), CIFAR10)
+
+
+# The command
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["deploy", "onnx", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.run(command.main)
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+def test_the_bundled_network_is_exported_compared_on_real_digits(run, tmp_path):
+    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
+    path = tmp_path / "net.onnx"
+    code, out, _ = run("-m", "pyd-add-29-0.25", "-d", "digits", "--output", path)
+    assert code == 0
+    assert re.search(
+        rf"wrote {path}: pyd-add-29-0.25 for Digits, 0.2\d MB; on 100 test images its logits are within \S+ of", out
+    )
+    facts = {each.key: each.value for each in onnx.load(path).metadata_props}
+    assert re.fullmatch(r"digits-pyd-add-29-0.25.params sha256:[0-9a-f]{64}", facts["weights"])
+    test = get_dataset("digits", "test")
+    wrong = runtime.predictor(path.read_bytes())(test.normalised()).argmax(axis=1) != test.labels
+    assert wrong.mean() < 0.02
+
+
+def test_the_readme_s_ten_lines_classify_an_image_without_mxnet(run, tmp_path):
+    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
+    assert run("-m", "pyd-add-29-0.25", "-d", "digits", "--uint8-input", "--output", tmp_path / "net.onnx")[0] == 0
+    test = get_dataset("digits", "test")
+    Image.fromarray(test.images[0].transpose(1, 2, 0)).save(tmp_path / "image.png")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (lines,) = (block for block in blocks if "InferenceSession" in block)
+    assert len(lines.splitlines()) <= 10
+    blocked = "import sys\nsys.modules['mxnet'] = sys.modules['pydmobilenet'] = None\n"
+    answer = subprocess.run(
+        [sys.executable, "-c", blocked + lines],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"]},
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.split()[0] == str(test.labels[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", "pyd-ad-29-0.25"], "unknown model 'pyd-ad-29-0.25'; nearest: pyd-add-29-0.25"),
+        (["-m", "pyd-add-29-0.25", "-d", "digit"], "unknown data set 'digit'; nearest: digits"),
+        (["-m", "pyd-add-29-0.3"], "no weights of pyd-add-29-0.3 are published for cifar10"),
+        (["-m", "pyd-add-29-0.25"], "cifar10_pydmobilenet29_0.25_plus-0000.params is not in"),
+        (["-m", "pyd-add-29-0.25", "--weights", "nowhere.params"], "no such parameter file or run: nowhere.params"),
+        (["-m", "pyd-add-29-0.25", "--weights", "tests"], "no such parameter file or run: tests"),
+        (["-m", "pyd-add-29-0.25", "--weights", "{own}"], "with 10 classes"),
+        (["-m", "pyd-add-29-0.25", "-d", "digits", "--data-dir", "/nowhere"], "no such directory: /nowhere"),
+        (["-m", "pyd-add-29-0.25", "-d", "folder:/nowhere"], "/nowhere has neither train/ nor test/"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_no_file(arguments, words, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    own = tmp_path / "own.params"
+    pydmobilenet.get_model("pyd-concat-11-0.25").save_parameters(str(own))
+    code, out, err = run(*(each.format(own=own) for each in arguments), "--output", tmp_path / "net.onnx")
+    assert (code, out) == (2, "")
+    assert words in err
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == [own]
+
+
+@pytest.mark.parametrize(("output", "words"), [("no/net.onnx", "no such directory: "), (".", "it is a directory")])
+def test_a_place_that_cannot_be_written_to_is_refused_first(output, words, run, tmp_path):
+    code, _, err = run("-m", "pyd-add-29-0.25", "-d", "digits", "--output", tmp_path / output)
+    assert code == 2
+    assert words in err
+
+
+def test_an_image_that_is_none_is_refused(run, tmp_path):
+    (tmp_path / "data" / "test" / "a").mkdir(parents=True)
+    (tmp_path / "data" / "test" / "a" / "0.png").write_text("no image")
+    code, _, err = run("-m", "resnet-29-0.5", "-d", f"folder:{tmp_path / 'data'}", "--output", tmp_path / "net.onnx")
+    assert code == 2
+    assert "0.png cannot be read as an image" in err
+    assert not (tmp_path / "net.onnx").exists()

@@ -1,0 +1,113 @@
+"""Several processes validate what one validates; none of them outlives the one that started them."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from pydmobilenet import catalog, processes, validation
+from pydmobilenet.catalog import Complexity
+from pydmobilenet.processes import Crew
+
+RECORDS = catalog.select(["*-29-*"], ["cifar10"])
+IMAGES = 20
+
+
+class Engine:
+    """Always answers the class that a model's place in the table is the number of; one of them as told."""
+
+    def __init__(self, special=""):
+        self.special = special
+
+    def count(self, record):
+        return record.exact or Complexity(0, 0)
+
+    def load(self, record):
+        if record.model == "mobilenet-29-1":
+            if self.special == "dies":
+                os._exit(1)
+            if self.special == "fails":
+                raise ValueError("no memory")
+        answer = RECORDS.index(record) % 10
+        return lambda images: np.eye(10)[np.full(len(images), answer)]
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch):
+    """A directory with a test set of a few images, of which it is worth to start processes."""
+    monkeypatch.setattr(validation, "WORTH_PROCESSES", 0)
+    records = np.zeros((IMAGES, 3073), np.uint8)
+    records[:, 0] = np.arange(IMAGES) % 7
+    records.tofile(tmp_path / "test_batch.bin")
+    return tmp_path
+
+
+def validated(data_dir, number, special=""):
+    ((dataset, rows),) = validation.validate(RECORDS, Engine(special), data_dir, processes=number)
+    assert len(dataset) == IMAGES
+    return rows
+
+
+def test_two_processes_find_what_one_finds(data_dir):
+    found = validated(data_dir, 2)
+    assert found == validated(data_dir, 1)
+    assert [row.record for row in found] == RECORDS
+    assert len({row.counts.wrong for row in found}) > 1
+    assert not multiprocessing.active_children()
+
+
+def test_a_row_that_fails_has_its_reason_in_either_way(data_dir):
+    assert validated(data_dir, 2, "fails") == validated(data_dir, 1, "fails")
+
+
+def test_a_process_that_dies_is_not_waited_for(data_dir):
+    rows = validated(data_dir, 2, "dies")
+    assert "a process died" in next(row for row in rows if row.record.model == "mobilenet-29-1").reason
+    assert not multiprocessing.active_children()
+
+
+def test_for_a_few_answers_no_process_is_started(data_dir, monkeypatch):
+    monkeypatch.setattr(validation, "WORTH_PROCESSES", IMAGES * len(RECORDS) + 1)
+    monkeypatch.setattr(validation, "Crew", None)
+    assert len(validated(data_dir, 2)) == len(RECORDS)
+
+
+def nothing():
+    pass
+
+
+def facts(_):
+    return os.getpid(), os.environ["OMP_NUM_THREADS"], signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
+def test_a_crew_shares_the_processors_and_leaves_interruptions_to_its_parent(monkeypatch):
+    monkeypatch.setattr(processes, "available_processors", lambda: 6)
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    with Crew(2, nothing) as crew:
+        found = [future.result() for future in crew.submit(facts, range(4))]
+    assert os.getpid() not in [number for number, *_ in found]
+    assert {(threads, ignored) for _, threads, ignored in found} == {("3", True)}
+    assert os.environ["OMP_NUM_THREADS"] == "6"
+
+
+def interrupted():
+    with Crew(2, nothing) as crew:
+        crew.submit(time.sleep, [0, 100, 100])[0].result()
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_ends_the_processes():
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - begun < 60
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize(("value", "number"), [("4", 4), ("1", 1), ("4,2", 1), ("", 1)])
+def test_as_many_processors_are_used_as_openmp_is_to_use(value, number, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert processes.processors() == number
