@@ -51,11 +51,11 @@ class GluonEngine:
         """The network with the record's weights: images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
         return predictor(self.network(record), self.context)
 
-    def network(self, record: Record) -> HybridBlock:
+    def network(self, record: Record, portable: bool = False) -> HybridBlock:
         """The network with the record's weights, fused if that is wanted."""
         root = self.root if record.published else trained.verified(record)
         net = zoo.get_model(record.model, record.dataset, pretrained=True, device=self.context, root=root)
-        return fuse(net) if self.fused else net
+        return fuse(net, portable) if self.fused else net
 
 
 class OnnxRuntimeEngine(GluonEngine):
@@ -72,7 +72,7 @@ class OnnxRuntimeEngine(GluonEngine):
         """The network with the record's weights: images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
         from .deploy import graph, runtime
 
-        return runtime.predictor(graph.convert(self.network(record), get_task(record.dataset)))
+        return runtime.predictor(graph.convert(self.network(record, portable=True), get_task(record.dataset)))
 
 
 ENGINES = {"gluon": GluonEngine, "onnxruntime": OnnxRuntimeEngine}

@@ -38,7 +38,7 @@ def nodes(model):
 @pytest.mark.parametrize(("name", "dataset"), [*TABLES, ("pyd-add-29-0.5", "cifar100-coarse")])
 def test_every_network_of_the_tables_is_the_same_function(name, dataset):
     net = randomise(pydmobilenet.get_model(name, dataset))
-    model = graph.convert(fuse(net), get_task(dataset))
+    model = graph.convert(fuse(net, portable=True), get_task(dataset))
     onnx.checker.check_model(model, full_check=True)
     found = export.difference(net, get_task(dataset), model, PIXELS, uint8_input=False)
     assert found.logits < 1e-5
@@ -48,7 +48,7 @@ def test_every_network_of_the_tables_is_the_same_function(name, dataset):
 def test_a_wide_resnet_is_the_same_function():
     pytest.importorskip("gluoncv", exc_type=ImportError)
     net = randomise(pydmobilenet.get_model("wrn-16-2", "imagenet32"))
-    for each in (net, fuse(net)):
+    for each in (net, fuse(net, portable=True)):
         assert export.difference(net, CIFAR10, graph.convert(each, CIFAR10), PIXELS, False).logits < 1e-5
 
 
@@ -82,7 +82,7 @@ def test_real_checkpoints_fused_and_in_onnx_runtime_answer_as_the_literal_networ
         pytest.skip(f"{record.checkpoint.filename} is not here")
     net = pydmobilenet.get_model(name, pretrained=True, root=weights_dir)
     images = first_images()[:100]
-    for model in (graph.convert(net, CIFAR10), graph.convert(fuse(net), CIFAR10)):
+    for model in (graph.convert(net, CIFAR10), graph.convert(fuse(net, portable=True), CIFAR10)):
         found = export.difference(net, CIFAR10, model, images, uint8_input=False)
         assert found.logits < 1e-4
         assert found.classes == 0

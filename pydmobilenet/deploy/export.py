@@ -47,7 +47,7 @@ def export(
     rounding, or `graph.convert` does; UnusableError where the file cannot be written. No file is left behind then.
     """
     parameters(net)  # those that are not finite may be gone once they are folded
-    model = convert(fuse(net) if fused else net, task, uint8_input, metadata)
+    model = convert(fuse(net, portable=True) if fused else net, task, uint8_input, metadata)
     onnx.checker.check_model(model, full_check=True)
     found = difference(net, task, model, images, uint8_input)
     if not found.logits <= TOLERANCE or found.classes:

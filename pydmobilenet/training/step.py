@@ -16,8 +16,6 @@ On a CPU, batch normalisation and the ReLU behind it also become one operation o
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 import mxnet as mx
@@ -25,6 +23,7 @@ import numpy as np
 from mxnet import autograd, gluon, nd
 from mxnet.gluon.block import HybridBlock
 
+from ..deploy.fuse import joined
 from ..models import Network
 from ..models.blocks import Pyramid, PyramidAdd, ResidualBlock
 
@@ -134,26 +133,6 @@ def traced(net: HybridBlock, graph: mx.sym.Symbol, inputs: Sequence[str]) -> Hyb
     if dtype == np.float32:  # the joint operation knows no other type
         graph = joined(graph)
     return gluon.SymbolBlock(graph, [mx.sym.var(name, dtype=dtype) for name in inputs], params=parameters)
-
-
-def joined(graph: mx.sym.Symbol) -> mx.sym.Symbol:
-    """The graph with every batch normalisation that a ReLU alone follows as one operation with it."""
-    content = json.loads(graph.tojson())
-    nodes = content["nodes"]
-    uses = Counter(source for node in nodes for source, *_ in node["inputs"])
-    values = []
-    for node in nodes:
-        operator, options, sources = node["op"], node.get("attrs", {}), node["inputs"]
-        if operator == "null":
-            values.append(mx.sym.var(node["name"]))
-            continue
-        before = nodes[sources[0][0]]
-        if options.get("act_type") == "relu" and before["op"] == "BatchNorm" and uses[sources[0][0]] == 1:
-            operate, options, sources = mx.sym.contrib.BatchNormWithReLU, before["attrs"], before["inputs"]
-        else:
-            operate = getattr(mx.sym, operator, None) or getattr(mx.sym._internal, operator)
-        values.append(operate(*(values[source] for source, *_ in sources), name=node["name"], **options))
-    return mx.sym.Group([values[head] for head, *_ in content["heads"]])
 
 
 class PyramidGradient:
