@@ -59,14 +59,9 @@ def parse_arguments() -> argparse.Namespace:
         metavar="DIR",
         help="runs of train.py, or .params files of them, instead of the tables",
     )
-    option("-g", "--device", default="auto", help="auto (default), cpu, gpu, gpu:N; or N for GPU N, -1 for the CPU")
-    option("--data-dir", type=cli.directory, metavar="DIR", help="where the data is, or is to be put")
-    option(
-        "--weights-dir",
-        type=cli.directory,
-        metavar="DIR",
-        help="where the authors' .params files are, or are to be put",
-    )
+    cli.add_device(parser)
+    cli.add_data_dir(parser)
+    cli.add_weights_dir(parser)
     option("--engine", default="gluon", metavar="NAME", help="gluon (default), or onnxruntime: the same on the CPU")
     option("--batch-size", type=cli.positive, metavar="N", help="images a call (default: 50 on a CPU, 500 on a GPU)")
     option("--limit", type=cli.positive, metavar="N", help="only the first N images")

@@ -33,7 +33,7 @@ def parse_arguments() -> Namespace:
     )
     option("--device", "-g", default="auto", help="auto (default), cpu, gpu, gpu:N, gpu:0,1, cpu:0,1")
     option("--kvstore", default="local", metavar="KIND", help="local (default), or dist_sync for several machines")
-    option("--data-dir", type=cli.directory, metavar="DIR", help="where the data is, or is to be put")
+    cli.add_data_dir(parser)
     option("--output", type=Path, metavar="DIR", help="the run's directory (default: runs/MODEL-DATASET)")
     option("--resume", type=Path, metavar="DIR", help="go on with the run in this directory")
     option("--pretrained", action="store_true", help="start from the authors' weights")

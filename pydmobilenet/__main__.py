@@ -1,41 +1,138 @@
-"""python -m pydmobilenet convert: a checkpoint of the authors in Gluon's structural format."""
+"""python -m pydmobilenet: classify images, list the zoo, look into a network, fetch files, convert checkpoints."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from pathlib import Path
 
-from . import catalog, cli
+from . import catalog, cli, trained
 from .data import get_task
+from .errors import UnknownNameError
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.Parser(prog="python -m pydmobilenet")
-    commands = parser.add_subparsers(dest="command", required=True)
-    convert = commands.add_parser(
-        "convert",
-        help="write a checkpoint of the authors in Gluon's structural format",
-        description="Write a checkpoint of the authors in Gluon's structural format, as net.load_parameters reads it.",
-    )
+    parser = cli.Parser(prog="python -m pydmobilenet", description=__doc__.partition(": ")[2].capitalize())
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> cli.Parser:
+        made = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        made.set_defaults(run=COMMANDS[name])
+        return made
+
+    predict = command("predict", "classify images, of any size, by a network of the zoo")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or - for standard input")
+    _model(predict)
+    cli.add_weights(predict)
+    predict.add_argument("--top", type=cli.positive, default=3, metavar="K", help="classes an image (default: 3)")
+    predict.add_argument("--json", action="store_true", help="print JSON")
+    cli.add_device(predict)
+
+    listing = command("list", "list the zoo: complexity, errors, and the weights on this machine")
+    _pattern(listing)
+    cli.add_weights_dir(listing)
+
+    info = command("info", "show a network layer by layer")
+    info.add_argument("model", metavar="MODEL", help="as pyd-concat-56-0.5")
+    cli.add_dataset(info)
+
+    fetch = command("fetch", "download data sets and published weights ahead of time")
+    _pattern(fetch)
+    cli.add_data_dir(fetch)
+    cli.add_weights_dir(fetch)
+
+    convert = command("convert", "write a checkpoint of the authors in Gluon's structural format")
     convert.add_argument("source", type=Path, help="a .params file of the authors")
     convert.add_argument("target", type=Path, help="the file to write")
-    convert.add_argument("-m", "--model", required=True, metavar="NAME", help="as pyd-concat-56-0.5")
-    convert.add_argument("-d", "--dataset", default="cifar10", metavar="NAME", help="default: cifar10")
+    _model(convert)
     return parser.parse_args()
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def _model(parser: cli.Parser) -> None:
+    parser.add_argument("-m", "--model", required=True, metavar="NAME", help="as pyd-concat-56-0.5")
+    cli.add_dataset(parser)
+
+
+def _pattern(parser: cli.Parser) -> None:
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="as 'pyd-concat-*' (default: all)")
+    parser.add_argument("-d", "--dataset", nargs="+", metavar="NAME", help="of the tables (default: all)")
+
+
+def predict(arguments: argparse.Namespace) -> int:
+    from .predict import image_files, predict
+
+    architecture, task = catalog.parse_name(arguments.model), get_task(arguments.dataset)
+    files = image_files(arguments.images)
+
+    from . import devices, zoo  # MXNet takes a while to import: not before the command is known to be right
+    from .deploy import fuse
+    from .engine import predictor
+
+    context = devices.choose(cli.device_name(arguments.device)).context
+    root = cli.weights_root(arguments)
+    net = zoo.get_model(architecture.name, task.name, pretrained=True, device=context, root=root)
+    found = list(predict(predictor(fuse(net), context), task, files, arguments.top))
+    resized = sum(prediction.resized for prediction in found)
+    if resized:
+        print(f"{resized} of {len(found)} images resized to 32x32, which networks see", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps([prediction.plain() for prediction in found], indent=1, ensure_ascii=False))
+        return 0
+    for prediction in found:
+        classes = ", ".join(f"{name} {100 * share:.1f} %" for _, name, share in prediction.classes)
+        print(f"{prediction.image}: {classes}")
+    return 0
+
+
+def listing(arguments: argparse.Namespace) -> int:
+    from .listing import zoo_table
+
+    print(zoo_table(_records(arguments, [*catalog.RECORDS, *trained.bundled()]), arguments.weights_dir))
+    return 0
+
+
+def info(arguments: argparse.Namespace) -> int:
+    name, task = catalog.parse_name(arguments.model).name, get_task(arguments.dataset)
+    from .listing import layer_table
+
+    print(f"{name} for {task.title}")
+    print(layer_table(name, task.name))
+    return 0
+
+
+def fetch(arguments: argparse.Namespace) -> int:
+    records = _records(arguments, catalog.RECORDS)
+    from .listing import fetch
+
+    return 1 if fetch(records, arguments.data_dir, arguments.weights_dir) else 0
+
+
+def convert(arguments: argparse.Namespace) -> int:
     architecture = catalog.parse_name(arguments.model)
     get_task(arguments.dataset)
-
-    from . import weights, zoo  # MXNet takes a while to import: not before the command is known to be right
+    from . import weights, zoo
 
     net = zoo.build(architecture, arguments.dataset)
     net.initialize()
     weights.convert(arguments.source, arguments.target, net)
     print(f"wrote {arguments.target}")
     return 0
+
+
+COMMANDS = {"predict": predict, "list": listing, "info": info, "fetch": fetch, "convert": convert}
+
+
+def _records(arguments: argparse.Namespace, rows: list[catalog.Record]) -> list[catalog.Record]:
+    records = catalog.select([arguments.pattern], arguments.dataset or ["*"], records=rows)
+    if not records:
+        raise UnknownNameError(f"no row has both the model {arguments.pattern!r} and the data set asked for")
+    return records
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    return arguments.run(arguments)
 
 
 if __name__ == "__main__":

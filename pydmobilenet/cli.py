@@ -10,17 +10,21 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from . import fetching
-from .errors import UserError, nearest
+from . import fetching, trained
+from .errors import MissingFileError, UserError, nearest, unknown
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are those of the project: one line, with the nearest option for an unknown one."""
+    """A parser whose errors are those of the project: one line, with the nearest choice for an unknown one."""
 
     def error(self, message: str) -> None:
         unknown_option = re.search(r"unrecognized arguments: (\S+)", message)
         if unknown_option:
             message += nearest(unknown_option[1], self.options())
+        unknown_command = re.search(r"argument COMMAND: invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if unknown_command:
+            choices = [choice.strip("'\" ") for choice in unknown_command[2].split(",")]
+            message = str(unknown("command", unknown_command[1], choices))
         raise UserError(message)
 
     def options(self) -> list[str]:
@@ -53,6 +57,43 @@ def run(main: Callable[[], int]) -> None:
         print(f"{program}: error: {error}", file=sys.stderr)
         code = 2
     sys.exit(code)
+
+
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-d", "--dataset", default="cifar10", metavar="NAME", help="cifar10 (default), digits, ...")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-g", "--device", default="auto", help="auto (default), cpu, gpu, gpu:N; or N for GPU N")
+
+
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", type=directory, metavar="DIR", help="where the data is, or is to be put")
+
+
+def add_weights_dir(parser: argparse.ArgumentParser) -> None:
+    text = "where published weights are, or are to be put"
+    parser.add_argument("--weights-dir", type=directory, metavar="DIR", help=text)
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Options that say where the weights of one network come from; `weights_root` understands them."""
+    text = "a .params file or a run of train.py (default: the published or bundled weights)"
+    parser.add_argument("--weights", metavar="PATH", help=text)
+    add_weights_dir(parser)
+
+
+def weights_root(arguments: argparse.Namespace) -> Path | None:
+    """The `root` of `get_model`: the file or run of ``--weights``; else the directory of published weights.
+
+    Raises MissingFileError.
+    """
+    if arguments.weights is None:
+        return arguments.weights_dir
+    path = fetching.expanded(arguments.weights)
+    if not path.exists() or not trained.is_own(path):
+        raise MissingFileError(f"no such parameter file or run: {path}")
+    return path
 
 
 def positive(text: str) -> int:

@@ -20,14 +20,14 @@ ZOOM, MARGIN, LINE = 3, 6, 14  # screen pixels: for one of an image's, between i
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m pydmobilenet.data")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     show = commands.add_parser("show", help="write a labelled grid of raw and augmented images", description=__doc__)
     option = show.add_argument
     option(
         "-d", "--dataset", default="cifar10", metavar="NAME", help="as cifar10, digits, folder:PATH (default: cifar10)"
     )
     option("--split", default="train", help="train (default) or test")
-    option("--data-dir", type=cli.directory, metavar="DIR", help="where the data is, or is to be put")
+    cli.add_data_dir(show)
     option("--output", required=True, metavar="FILE", help="the picture to write, as grid.png")
     option("--images", type=cli.positive, default=2 * COLUMNS, metavar="N", help="how many (default: 16)")
     option("--seed", type=cli.natural, default=0, help="of the augmentation (default: 0)")

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -75,9 +76,9 @@ def images_by_class(
     return np.stack(images), np.array(labels, np.int64)
 
 
-def read_image(path: Path, resize: bool) -> np.ndarray:
+def read_image(path: Path | BinaryIO, resize: bool) -> np.ndarray:
     """One image (3, 32, 32) uint8; raises BadFileError where it cannot be read or, without `resize`, is not 32x32."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
@@ -87,7 +88,7 @@ def read_image(path: Path, resize: bool) -> np.ndarray:
                 raise ValueError("its pixels are not whole numbers")
             if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
                 image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-            colours = image.convert("RGB")
+            colours = ImageOps.exif_transpose(image).convert("RGB")  # cameras note which way is up
             if colours.size != (SIDE, SIDE):
                 colours = colours.resize((SIDE, SIDE), Image.Resampling.BILINEAR)  # Pillow's takes in all pixels
             return np.asarray(colours).transpose(2, 0, 1)

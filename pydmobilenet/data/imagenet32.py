@@ -23,7 +23,11 @@ from ..errors import BadFileError, MissingFileError, UnusableError
 from . import pickles
 from .dataset import IMAGENET_MEAN, IMAGENET_STD, Raw, Task
 
-CLASSES = 1000
+CLASSES = tuple(
+    line
+    for line in Path(__file__).with_name("imagenet_classes.txt").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+)
 PIXELS = 3 * 32 * 32
 OFFICIAL_IMAGES = {"train": 1_281_167, "test": 50_000}  # no hash of the files is published: their number has to do
 FILES = {"train": tuple(f"train_data_batch_{number}" for number in range(1, 11)), "test": ("val_data",)}
@@ -31,7 +35,7 @@ FOLDERS = ("", "imagenet32", "Imagenet32_train", "Imagenet32_val", "Imagenet32_t
 ROWS = 8192  # images written at a time
 COUNTED = ("images", "crc32", "labels_crc32")  # what is recorded of each official file, besides its identity
 
-TASK = Task("imagenet32", "ImageNet32", (), CLASSES, IMAGENET_MEAN, IMAGENET_STD)
+TASK = Task("imagenet32", "ImageNet32", CLASSES, len(CLASSES), IMAGENET_MEAN, IMAGENET_STD)
 
 
 @dataclass(frozen=True)
@@ -250,10 +254,10 @@ def load(source: Path) -> tuple[np.ndarray, np.ndarray]:
         raise BadFileError(f"{source} has images of {side:g}x{side:g} pixels (allowed: 32x32)")
     if len(pixels) != len(labels) or not len(labels):
         raise BadFileError(f"{source} has {len(pixels)} images and {len(labels)} labels")
-    if labels.min() < 1 or labels.max() > CLASSES:
-        counted = ": they seem to be counted from 0" if labels.min() == 0 and labels.max() < CLASSES else ""
+    if labels.min() < 1 or labels.max() > TASK.outputs:
+        counted = ": they seem to be counted from 0" if labels.min() == 0 and labels.max() < TASK.outputs else ""
         raise BadFileError(
-            f"{source} has labels from {labels.min()} to {labels.max()} (allowed: 1 to {CLASSES}){counted}"
+            f"{source} has labels from {labels.min()} to {labels.max()} (allowed: 1 to {TASK.outputs}){counted}"
         )
     return pixels, labels
 

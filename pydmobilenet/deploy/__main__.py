@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import catalog, cli, fetching, trained
+from .. import catalog, cli, fetching
 from ..data import Task, get_dataset, get_task
-from ..errors import MissingFileError, UnusableError
+from ..errors import UnusableError
 
 IMAGES = 100  # on which Gluon and ONNX Runtime are compared
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m pydmobilenet.deploy")
-    commands = parser.add_subparsers(dest="command", required=True)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     onnx = commands.add_parser(
         "onnx",
         help="write a network as an ONNX file",
@@ -24,9 +24,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     option = onnx.add_argument
     option("-m", "--model", required=True, metavar="NAME", help="as pyd-concat-56-0.5")
-    option("-d", "--dataset", default="cifar10", metavar="NAME", help="cifar10 (default), digits, imagenet32, ...")
-    option("--weights", metavar="PATH", help="a .params file or a run of train.py (default: the published weights)")
-    option("--weights-dir", type=cli.directory, metavar="DIR", help="where published weights are, or are to be put")
+    cli.add_dataset(onnx)
+    cli.add_weights(onnx)
     option("--output", required=True, metavar="FILE", help="the file to write, as net.onnx")
     option("--uint8-input", action="store_true", help="take (N, 32, 32, 3) in uint8 and normalise inside")
     option("--no-fuse", action="store_true", help="write the literal network: no batch normalisation folded")
@@ -44,7 +43,7 @@ def main() -> int:
     from .. import zoo  # MXNet takes a while to import: not before the command is known to be right
     from .export import export
 
-    file = zoo.weights_file(name, task.name, root(arguments))
+    file = zoo.weights_file(name, task.name, cli.weights_root(arguments))
     net = zoo.get_model(name, task.name, device="cpu", root=file)
     metadata = {
         "model": name,
@@ -57,16 +56,6 @@ def main() -> int:
         f"images its logits are within {found.logits:.1e} of their range of Gluon's, and all classes are the same"
     )
     return 0
-
-
-def root(arguments: argparse.Namespace) -> Path | None:
-    """The file or run of ``--weights``; else the directory of published weights. Raises MissingFileError."""
-    if arguments.weights is None:
-        return arguments.weights_dir
-    path = fetching.expanded(arguments.weights)
-    if not trained.is_own(path) or not path.exists():
-        raise MissingFileError(f"no such parameter file or run: {path}")
-    return path
 
 
 def check_output(output: Path) -> None:

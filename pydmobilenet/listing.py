@@ -1,0 +1,98 @@
+"""The zoo and its networks as tables, and their files ahead of time."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tabulate import tabulate
+
+from . import catalog, complexity, trained, weights, zoo
+from .catalog import Record
+from .data import get_dataset, get_task
+from .errors import UserError
+
+
+def zoo_table(records: Sequence[Record], root: Path | None = None) -> str:
+    """A row for each record: exact parameters and multiply-adds, published or recorded error, and where its weights are
+    on this machine. Where the exact counts were not published, the published ones stand, with fewer digits.
+    """
+    rows = []
+    for record in records:
+        exact = record.exact or (None if record.published else _count(record))
+        params = f"{exact.parameters / 1e6:.3f}" if exact else f"{record.params_m:g}"
+        flops = f"{exact.multiply_adds / 1e6:.1f}" if exact else ""
+        top5 = f" (top-5 {record.top5_error:.2f})" if record.top5_error is not None else ""
+        rows.append(
+            [record.model, record.dataset, params, flops, f"{record.top1_error:.2f}{top5}", _place(record, root)]
+        )
+    columns = ["model", "data set", "params, M", "mult-adds, M", "error, %", "weights here"]
+    alignment = ["left", "left", "right", "right", "left", "left"]
+    return tabulate(rows, columns, tablefmt="simple", disable_numparse=True, colalign=alignment)
+
+
+def layer_table(model: str, dataset: str) -> str:
+    """A network, layer by layer: names as in the checkpoints, output for one image, parameters, multiply-adds."""
+    layers = complexity.layers(zoo.build(catalog.parse_name(model), dataset))
+    rows = [
+        [
+            layer.name,
+            layer.operator,
+            "x".join(map(str, layer.shape)),
+            _number(layer.parameters),
+            _number(layer.multiply_adds),
+        ]
+        for layer in layers
+    ]
+    totals = [sum(layer.parameters for layer in layers), sum(layer.multiply_adds for layer in layers)]
+    rows.append(["together", "", "", *map(_number, totals)])
+    columns = ["layer", "operator", "output", "params", "mult-adds"]
+    alignment = ["left", "left", "left", "right", "right"]
+    return tabulate(rows, columns, tablefmt="simple", disable_numparse=True, colalign=alignment)
+
+
+def fetch(records: Sequence[Record], data_dir: Path | None = None, weights_dir: Path | None = None) -> int:
+    """Bring the data sets and published weights of some records to this machine, and print where each is.
+
+    The answer is how many could not be had; their reasons are printed on standard error.
+    """
+    missing = 0
+    for dataset in dict.fromkeys(record.dataset for record in records):
+        for split in ("train", "test"):
+            title = f"{get_task(dataset).title}, {split} images"
+            missing += _obtained(title, lambda d=dataset, s=split: get_dataset(d, s, data_dir).source)
+    for record in (record for record in records if record.published and record.checkpoint):
+        title = f"{record.model} for {record.dataset}"
+        missing += _obtained(title, lambda r=record: weights.obtain(r.checkpoint, weights_dir))
+    return missing
+
+
+def _obtained(title: str, obtain: Callable[[], object]) -> bool:
+    """Whether something could not be had."""
+    try:
+        print(f"{title}: {obtain()}", flush=True)
+    except (UserError, OSError) as error:
+        print(f"{title}: {error}", file=sys.stderr, flush=True)
+        return True
+    return False
+
+
+def _count(record: Record) -> catalog.Complexity:
+    return complexity.count(zoo.build(catalog.parse_name(record.model), record.dataset))
+
+
+def _place(record: Record, root: Path | None) -> str:
+    """Where the weights of a record are, or what is wrong with them; nothing where they are not here."""
+    if record.checkpoint is None:
+        return ""
+    try:
+        found = weights.find(record.checkpoint, root) if record.published else trained.verified(record)
+        return os.path.relpath(found) if found and found.is_relative_to(Path.cwd()) else str(found or "")
+    except UserError as error:
+        return f"({error})"
+
+
+def _number(value: int) -> str:
+    return f"{value:,}" if value else ""
