@@ -39,6 +39,8 @@ def parse_arguments() -> Namespace:
     option("--pretrained", action="store_true", help="start from the authors' weights")
     option("--init", type=Path, metavar="FILE", help="start from the weights of a .params file")
     option("--tensorboard", action="store_true", help="write events for TensorBoard")
+    option("-q", "--quiet", action="store_true", help="print nothing but the errors at the end")
+    option("-v", "--verbose", action="store_true", help="print the effective configuration first")
     config.add_options(parser)
     return parser.parse_args()
 
@@ -83,17 +85,19 @@ def main() -> int:
     from pydmobilenet.training import prepare
 
     chosen = devices.choose_several(cli.device_name(arguments.device))
-    print(f"device: {'; '.join(device.why for device in chosen)}", file=sys.stderr)
-    on = prepare.Circumstances(
-        [device.context for device in chosen], arguments.kvstore, arguments.data_dir, arguments.tensorboard
-    )
+    contexts = [device.context for device in chosen]
+    on = prepare.Circumstances(contexts, arguments.kvstore, arguments.data_dir, arguments.tensorboard, arguments.quiet)
+    say = (lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr))
+    say(f"device: {'; '.join(device.why for device in chosen)}")
     if arguments.resume:
         check_same(config.given(arguments), prepare.read_config(directory))
         loop = prepare.resume(directory, on)
-        print(f"resuming {directory} after {loop.position.epochs} of {loop.config.epochs} epochs", file=sys.stderr)
+        say(f"resuming {directory} after {loop.position.epochs} of {loop.config.epochs} epochs")
     else:
         init = prepare.published_weights(recipe) if arguments.pretrained else arguments.init
         loop = prepare.begin(recipe, directory, on, init)
+    if arguments.verbose:
+        say(config.text(loop.config).rstrip())
     code = loop.go()
     if code:
         again = f"python train.py --resume {shlex.quote(str(directory))}"

@@ -115,7 +115,10 @@ def test_help_fits_two_screens_and_names_every_option():
     assert max(map(len, lines)) <= 100
     for key in config.FIELDS:
         assert f"--{key.replace('_', '-')} " in answer.stdout
-    for option in ("config", "device", "kvstore", "data-dir", "output", "resume", "pretrained", "init", "tensorboard"):
+    for option in (
+        *("config", "device", "kvstore", "data-dir", "output", "resume", "pretrained", "init", "tensorboard"),
+        *("quiet", "verbose"),
+    ):
         assert f"--{option} " in answer.stdout
     assert {"0", "1", "2", "130", "143"} <= set(answer.stdout.split("exit code:")[1].split())
 
@@ -373,6 +376,17 @@ def test_when_what_is_printed_finds_no_room_the_epoch_is_saved_all_the_same(fold
     assert answer.returncode == 2
     assert answer.stderr.splitlines()[-1] == "train.py: error: [Errno 28] No space left on device"
     assert State.read(tmp_path / "run" / "last.state").position["epochs"] == 1
+
+
+def test_a_quiet_run_prints_its_errors_alone_and_a_verbose_one_its_configuration(folder, tmp_path, inside):
+    values = options({**TINY, "epochs": 2, "model": MODEL, "dataset": folder, "seed": 1})
+    quiet = inside("--config", DIGITS, *values, "--quiet", "--output", tmp_path / "quiet")
+    assert quiet.returncode == 0, quiet.stderr
+    assert quiet.stdout.startswith("Test error after the last epoch (2): ")
+    assert quiet.stderr == ""
+    verbose = inside("--config", DIGITS, *values, "--verbose", "--output", tmp_path / "verbose")
+    assert (tmp_path / "verbose" / "config.yaml").read_text().rstrip() in verbose.stderr
+    assert verbose.stdout.splitlines()[2:] == quiet.stdout.splitlines()
 
 
 @pytest.mark.gpu

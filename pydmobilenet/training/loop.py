@@ -64,7 +64,7 @@ class Loop:
     """One run, from wherever it stands to its end.
 
     `schedule` gives the learning rate of each update, from 1 on. Of several workers only the first has a `run` to write
-    to, and `events`, if TensorBoard is wanted.
+    to, and `events`, if TensorBoard is wanted. A `quiet` run prints nothing.
     """
 
     def __init__(
@@ -76,9 +76,11 @@ class Loop:
         position: Position,
         run: Run | None,
         events: Events | None = None,
+        quiet: bool = False,
     ):
         self.learner, self.config, self.train, self.test = learner, learner.config, train, test
         self.schedule, self.position, self.run, self.events = schedule, position, run, events
+        self.quiet = quiet
         self.batches = updates_per_epoch(self.config, len(train)) * self.config.accumulate
         self.stopped = 0  # the signal that asks for an end
         self.saved = time.monotonic()
@@ -188,7 +190,8 @@ class Loop:
         if self.events:
             self.events.add(done)
         self._save(state, names, done)
-        print(position.history.line(done), flush=True)
+        if not self.quiet:
+            print(position.history.line(done), flush=True)
 
     def _good_state(self) -> State:
         """That of now; raises Diverged where a parameter is not finite."""
@@ -242,7 +245,7 @@ class Loop:
             initial=self.position.batches * self.config.batch_size,
             unit=" images",
             leave=False,
-            disable=None if self.run else True,  # a bar on a terminal, nothing in a pipe
+            disable=None if self.run and not self.quiet else True,  # a bar on a terminal, nothing in a pipe
         )
 
     def _show(self, bar: tqdm) -> None:

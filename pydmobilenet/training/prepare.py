@@ -32,6 +32,7 @@ class Circumstances:
     kvstore: str = "local"
     data_dir: Path | None = None
     tensorboard: bool = False
+    quiet: bool = False
 
 
 def begin(config: Config, directory: Path, on: Circumstances, init: Path | None = None) -> Loop:
@@ -53,7 +54,7 @@ def begin(config: Config, directory: Path, on: Circumstances, init: Path | None 
     if workers.rank == 0:
         state = State(*learner.arrays(), position.plain())
         run = Run.create(directory, configuration.text(config), state)
-    return Loop(learner, train, test, rates, position, run, _events(on, run))
+    return Loop(learner, train, test, rates, position, run, _events(on, run), on.quiet)
 
 
 def resume(directory: Path, on: Circumstances) -> Loop:
@@ -67,7 +68,7 @@ def resume(directory: Path, on: Circumstances) -> Loop:
     learner.restore(state.parameters, state.momentum)
     position = Position.restored(state.position, config.epochs)
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
-    return Loop(learner, train, test, rates, position, run, _events(on, run))
+    return Loop(learner, train, test, rates, position, run, _events(on, run), on.quiet)
 
 
 def read_config(directory: Path) -> Config:
