@@ -31,7 +31,7 @@ def test_help_fits_one_screen():
     assert len(answer.stdout.splitlines()) <= 40
     for option in ("-d", "-m", "-l", "-g", "--data-dir", "--weights-dir", "--batch-size", "--limit", "--output"):
         assert option in answer.stdout
-    for option in ("--require-all", "--print-net", "--no-fuse"):
+    for option in ("--require-all", "--print-net", "--no-fuse", "--engine"):
         assert option in answer.stdout
 
 
@@ -44,6 +44,7 @@ def test_help_fits_one_screen():
         (["-l", "30"], "unknown depth '30'"),
         (["-d", "cifar10", "-m", "wrn-*"], "no row has all"),
         (["-m", "resnet-29-0.5", "-g", "tpu"], "unknown device 'tpu'"),
+        (["-m", "resnet-29-0.5", "--engine", "onnx"], "unknown engine 'onnx'; nearest: onnxruntime"),
         (["--data-dir", "/nowhere"], "no such directory: /nowhere"),
         (["--weights-dir", "/nowhere"], "no such directory: /nowhere"),
         (["--limit", "0"], "'0' (allowed: a whole number from 1)"),
@@ -105,6 +106,26 @@ def test_real_images_and_weights_give_the_table(shared, tmp_path):
     assert "Total params: 103904" in literal.stdout
     assert literal.stdout.rsplit("##", 1)[1] == fused.stdout.rsplit("##", 1)[1]
     assert "the first 300 of 1,000" in fused.stdout or "300 of 1,000" in fused.stdout
+
+
+def test_onnx_runtime_gives_the_same_table(shared, tmp_path):
+    pytest.importorskip("onnxruntime", reason="the engine onnxruntime needs the extra 'onnx'")
+    (tmp_path / "test_batch.bin").symlink_to(shared / "datasets" / "cifar10-test-first1000.bin")
+    common = [
+        "-d",
+        "cifar10",
+        "-m",
+        "*-29-0.5",
+        "--data-dir",
+        tmp_path,
+        "--weights-dir",
+        shared / "weights",
+        "-g",
+        "cpu",
+    ]
+    gluon, other = (run(*common, "--limit", "200", "--engine", engine) for engine in ("gluon", "onnxruntime"))
+    assert gluon.returncode == other.returncode == 0, other.stderr
+    assert other.stdout == gluon.stdout
 
 
 def test_a_checkpoint_is_converted(shared, tmp_path):

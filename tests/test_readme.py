@@ -1,0 +1,127 @@
+"""What the README says is what happens: each of its commands is run here, or by a test that is named here."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import NOWHERE, ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+SHELL = "".join(text for language, text in BLOCKS if not language)
+LINES = [line.partition("  #")[0].strip() for line in SHELL.splitlines()]
+COMMANDS = [line for line in LINES if line.startswith(("python ", "make ", "pip "))]
+INLINE = [text for text in re.findall(r"`((?:OMP_NUM_THREADS=1 )?python [^`]+)`", README) if "..." not in text]
+
+# Commands that need minutes, a network, or files of the reader's, and the tests that run their like.
+ELSEWHERE = {
+    "make validate": "test_commands.py::test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason",
+    "make test": "../.ci/run::make test",
+    "pip install -e '.[cpu,digits]'": "../Makefile::pip install",
+    "python -m pydmobilenet predict PHOTOS": "test_front_door.py::test_a_folder_of_images_is_classified",
+    "python -m pydmobilenet fetch": "test_front_door.py::test_files_are_fetched_from_a_server",
+    "python -m pydmobilenet convert": "test_commands.py::test_a_checkpoint_is_converted",
+    "python -m pydmobilenet.deploy onnx": "test_onnx.py::test_the_readme_s_ten_lines_classify_an_image_without_mxnet",
+    "python run_validation.py --engine onnxruntime": "test_commands.py::test_onnx_runtime_gives_the_same_table",
+    "python run_validation.py --run": "test_trained.py::",
+    "python run_validation.py --data-dir DIR": "test_commands.py::test_real_images_and_weights_give_the_table",
+    "python run_validation.py --dataset cifar10": "test_commands.py::test_real_images_and_weights_give_the_table",
+    "python run_validation.py": "test_commands.py::test_offline_the_bundled_checkpoints_are_checked",
+    "python train.py --resume": "test_resume.py::test_killed_at_three_random_moments_a_run_ends_with_the_same_bits",
+    "python train.py": "test_train_command.py::",
+    "OMP_NUM_THREADS=1 python train.py --dataset digits": "test_trained.py::",
+    "python -m pydmobilenet.training.launch": "test_devices_and_workers.py::test_two_devices_and_two_workers_reach",
+    "python benchmarks/": "",  # measured by hand: minutes on a quiet machine
+}
+# What is run here, and what of it stands in the README.
+HERE = {
+    "python -m pydmobilenet predict examples/digits --model pyd-add-29-0.25 --dataset digits": "stdout",
+    "python -m pydmobilenet list 'pyd-add-*'": "",
+    "python -m pydmobilenet info pyd-concat-56-0.5": "",
+    "python -m pydmobilenet.data show --dataset digits --output grid.png": "",
+}
+ENTRIES = [
+    *("run_validation.py", "train.py", "-m pydmobilenet", "-m pydmobilenet.deploy", "-m pydmobilenet.data"),
+    *(f"-m pydmobilenet {name}" for name in ("predict", "list", "info", "fetch", "convert")),
+    *("-m pydmobilenet.deploy onnx", "-m pydmobilenet.data show", "-m pydmobilenet.training.launch"),
+    *(f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.py"))),
+]
+
+
+def run(command, **settings):
+    environment = {**os.environ, "COLUMNS": "100", "HTTPS_PROXY": NOWHERE, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    settings = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, **settings}
+    return subprocess.run([sys.executable, *shlex.split(command)], **settings)
+
+
+@pytest.mark.parametrize("command", dict.fromkeys([*COMMANDS, *INLINE]))
+def test_every_command_is_tested_somewhere(command):
+    if command in HERE:
+        return
+    known = [key for key in ELSEWHERE if command.startswith(key)]
+    assert known, f"no test is named for {command!r}"
+    file, _, words = ELSEWHERE[max(known, key=len)].partition("::")
+    if file:
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert (words if file.startswith("..") else f"def {words}") in text
+
+
+@pytest.mark.parametrize("command", HERE)
+def test_a_command_does_what_the_readme_says(command, tmp_path):
+    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
+    assert command in [*COMMANDS, *INLINE]
+    if "--output" in command:  # it works from anywhere
+        answer = run(command.removeprefix("python "), cwd=tmp_path)
+        assert list(tmp_path.iterdir())
+    else:
+        answer = run(command.removeprefix("python "))
+    assert answer.returncode == 0, answer.stderr
+    assert "\x1b" not in answer.stdout + answer.stderr
+    if HERE[command] == "stdout":
+        assert f"```\n{answer.stdout}```" in README
+
+
+def test_the_table_of_the_bundled_checkpoints_is_the_readme_s():
+    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
+    answer = run("run_validation.py --dataset digits --device cpu")
+    table = [line for line in answer.stdout.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 4
+    assert "```\n" + "\n".join(table) + "\n```" in README
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_help_is_there_and_fits(entry):
+    answer = run(f"{entry} --help")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("usage: ")
+    assert max(map(len, answer.stdout.splitlines())) <= 120
+    assert len(answer.stdout.splitlines()) <= 80
+
+
+@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if not entry.startswith("benchmarks")])
+def test_an_unknown_option_is_one_line_and_exit_code_2(entry):
+    answer = run(f"{entry} --nonsense")
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert len(answer.stderr.splitlines()) == 1
+    assert "error: " in answer.stderr
+
+
+def test_the_first_python_block_runs():
+    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
+    first = next(text for language, text in BLOCKS if language == "python")
+    answer = subprocess.run(
+        [sys.executable, "-c", first + "print(logits.shape)"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert answer.stdout == "(8, 10)\n", answer.stderr
+
+
+def test_files_that_the_readme_names_are_there():
+    links = re.findall(r"\]\(((?!http|#)[^)]+)\)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+    for path in re.findall(r"`((?:pydmobilenet|configs|tests|benchmarks|docs|examples)/[\w./-]+)`", README):
+        assert (ROOT / path).exists(), path
