@@ -30,7 +30,8 @@ setup(
     description="PydMobileNet (Hoang and Jo, 2018) in Apache MXNet's Gluon",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license="Apache-2.0",  # the text is in LICENSE
+    license_files=["LICENSE"],
     packages=find_packages(include=["pydmobilenet*"]),
     package_data={"pydmobilenet": ["catalog.csv"]},
     python_requires=">=3.9,<3.12",  # what MXNet 1.9.1 runs on
