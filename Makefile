@@ -37,7 +37,7 @@ $(INSTALLED): setup.py $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	rm -f .venv/.installed-*
 	$(BIN)/python -m pip uninstall -qq --yes $(if $(filter gpu,$(DEVICE)),mxnet,mxnet-cu112)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(DEVICE),wrn,digits,tensorboard,onnx,docs,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(DEVICE),wrn,digits,tensorboard,onnx,notebook,docs,test]'
 	touch $@
 
 $(BIN)/python:

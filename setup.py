@@ -52,6 +52,7 @@ setup(
         "digits": ["scikit-learn"],  # the data set `digits` is inside it
         "tensorboard": ["tensorboardX>=2.6.5,<3"],  # training curves in TensorBoard; brings no TensorFlow
         "onnx": ["onnx>=1.16", "onnxruntime>=1.17"],  # a way out of MXNet, and another engine; their C++ runs anywhere
+        "notebook": ["nbclient", "ipykernel"],  # run examples/quickstart.ipynb, without Jupyter's own interface
         "docs": ["pdoc>=15,<17"],  # make docs; its templates and its ways change between versions
         "test": ["pytest", "ruff==0.17.6"],  # ruff's formatting changes between versions
     },
