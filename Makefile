@@ -11,6 +11,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.10 python3.9; do \
 	&& echo $$python && break; done)
 ARGS ?=
 BIN := .venv/bin
+EXTRAS := $(DEVICE),wrn,digits,tensorboard,onnx,notebook,docs,test
 INSTALLED := .venv/.installed-$(DEVICE)
 
 ifeq ($(filter $(DEVICE),cpu gpu),)
@@ -37,7 +38,7 @@ $(INSTALLED): setup.py $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	rm -f .venv/.installed-*
 	$(BIN)/python -m pip uninstall -qq --yes $(if $(filter gpu,$(DEVICE)),mxnet,mxnet-cu112)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(DEVICE),wrn,digits,tensorboard,onnx,notebook,docs,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	touch $@
 
 $(BIN)/python:
