@@ -1,6 +1,7 @@
 # make validate [DEVICE=gpu] [ARGS='--dataset cifar10']   check the published table
 # make test [ARGS='-k weights']                           run the tests
 # make lint                                               check style and format
+# make docs                                               the API's pages, build/docs/index.html
 # Each makes .venv and installs what this machine needs first; a second run installs nothing again.
 
 DEVICE ?= cpu
@@ -10,13 +11,14 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.10 python3.9; do \
 	&& echo $$python && break; done)
 ARGS ?=
 BIN := .venv/bin
+EXTRAS := $(DEVICE),wrn,digits,tensorboard,onnx,notebook,docs,test
 INSTALLED := .venv/.installed-$(DEVICE)
 
 ifeq ($(filter $(DEVICE),cpu gpu),)
 $(error DEVICE is '$(DEVICE)' (allowed: cpu, gpu))
 endif
 
-.PHONY: validate test lint clean
+.PHONY: validate test lint docs clean
 
 validate: $(INSTALLED)
 	$(BIN)/python run_validation.py $(ARGS)
@@ -28,12 +30,15 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: $(INSTALLED)
+	$(BIN)/python docs/make.py
+
 # The CPU and the GPU build of MXNet are one package under two names: the one must go before the other comes.
 $(INSTALLED): setup.py $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	rm -f .venv/.installed-*
 	$(BIN)/python -m pip uninstall -qq --yes $(if $(filter gpu,$(DEVICE)),mxnet,mxnet-cu112)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(DEVICE),wrn,digits,tensorboard,onnx,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
 	touch $@
 
 $(BIN)/python:

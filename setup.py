@@ -30,7 +30,8 @@ setup(
     description="PydMobileNet (Hoang and Jo, 2018) in Apache MXNet's Gluon",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license="Apache-2.0",  # the text is in LICENSE
+    license_files=["LICENSE"],
     packages=find_packages(include=["pydmobilenet*"]),
     package_data={"pydmobilenet": ["catalog.csv", "data/imagenet_classes.txt"]},
     python_requires=">=3.9,<3.12",  # what MXNet 1.9.1 runs on
@@ -51,6 +52,8 @@ setup(
         "digits": ["scikit-learn"],  # the data set `digits` is inside it
         "tensorboard": ["tensorboardX>=2.6.5,<3"],  # training curves in TensorBoard; brings no TensorFlow
         "onnx": ["onnx>=1.16", "onnxruntime>=1.17"],  # a way out of MXNet, and another engine; their C++ runs anywhere
+        "notebook": ["nbclient", "ipykernel"],  # run examples/quickstart.ipynb, without Jupyter's own interface
+        "docs": ["pdoc>=15,<17"],  # make docs; its templates and its ways change between versions
         "test": ["pytest", "ruff==0.17.6"],  # ruff's formatting changes between versions
     },
 )

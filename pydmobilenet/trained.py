@@ -36,7 +36,7 @@ def is_own(path: Path | None) -> bool:
 
 
 def of_run(path: Path) -> Record:
-    """The record of a run's directory, which stands for its best checkpoint, or of one of its ``.params`` files.
+    """The record of a run's directory, which stands for its best checkpoint, or of one of its files as ``last.params``.
 
     Raises MissingFileError and BadFileError.
     """

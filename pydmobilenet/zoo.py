@@ -27,8 +27,9 @@ def get_model(
     other of that form (`catalog.parse_name`). `dataset` sets the number of outputs, unless `classes` does, and on
     ``imagenet32`` the wider trunk. `pretrained` loads the authors' weights, found in `root` or as `weights.places`
     says, else downloaded; for ``digits``, those bundled with the checkout. Where `root` is a run of ``train.py``, its
-    best parameters are loaded; where it is a ``.params`` file, that file. Otherwise the parameters are drawn anew (He
-    initialisation). `device` is a name that `devices.choose` knows, or a context; by default MXNet's current one.
+    best parameters are loaded; where it is a file as ``last.params``, that file. Otherwise the parameters are drawn
+    anew (He initialisation). `device` is a name that `devices.choose` knows, or a context; by default MXNet's current
+    one.
 
     Raises UnknownNameError, MissingFileError, BadFileError or UnusableError, which are ValueError, FileNotFoundError,
     ValueError and OSError.

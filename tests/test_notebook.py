@@ -1,0 +1,89 @@
+"""The quickstart notebook runs from start to end, and its committed outputs are those of a run.
+
+After a change to it: ``jupyter execute --inplace examples/quickstart.ipynb``.
+"""
+
+import re
+
+import pytest
+from conftest import ROOT
+
+for module, extra in {
+    "nbclient": "notebook",
+    "ipykernel": "notebook",
+    "sklearn": "digits",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+}.items():
+    pytest.importorskip(module, reason=f"the notebook needs the extra '{extra}'")
+
+import nbformat  # noqa: E402
+from nbclient import NotebookClient  # noqa: E402
+
+PATH = ROOT / "examples" / "quickstart.ipynb"
+ABSOLUTE = re.compile(r"(?<![\w.:/])/[\w.-]+/|\b[A-Z]:\\|~/|/(home|root|tmp|Users)\b")  # a path of somebody's machine
+
+
+def read():
+    return nbformat.read(PATH, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def kinds(cell):
+    """What a cell shows: text that is printed, values, pictures."""
+    return {kind for output in cell.outputs for kind in output.get("data", {output.get("name", "error"): None})}
+
+
+def texts(notebook):
+    """All that a reader of the notebook can read."""
+    for cell in notebook.cells:
+        yield cell.source
+        for output in cell.get("outputs", []):
+            yield output.get("text", "")
+            yield "".join(value for kind, value in output.get("data", {}).items() if kind.startswith("text/"))
+
+
+def test_it_runs_anywhere_and_its_committed_outputs_are_of_the_same_kind(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel has its own
+    for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(name, str(tmp_path / "jupyter"))  # neither the user's kernels nor their settings
+    here = tmp_path / "here"
+    here.mkdir()
+    notebook = read()
+    NotebookClient(notebook, kernel_name="python3", timeout=300, resources={"metadata": {"path": here}}).execute()
+    assert [kinds(cell) for cell in code_cells(notebook)] == [kinds(cell) for cell in code_cells(read())]
+    assert not list(here.iterdir())  # it works in a temporary directory of its own
+
+
+def test_every_cell_that_shows_something_has_its_output():
+    notebook = read()
+    nbformat.validate(notebook)
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert [cell.execution_count for cell in code_cells(notebook)] == list(range(1, len(code_cells(notebook)) + 1))
+    for cell in code_cells(notebook):
+        assert kinds(cell)
+        assert kinds(cell).isdisjoint({"error", "stderr"})
+        assert "print(" not in cell.source or "stdout" in kinds(cell)
+        assert not re.search(r"plt\.show|Image\(", cell.source) or "image/png" in kinds(cell)
+
+
+def test_it_says_nothing_of_the_machine_that_it_ran_on_and_is_small():
+    for text in texts(read()):
+        assert not ABSOLUTE.search(text)
+        assert "Traceback" not in text
+        assert "Warning" not in text
+    assert PATH.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("text", ["/home/me/x.py", "in /opt/lib/x", "C:\\x", "~/x", "'/tmp'", "(/a/b)"])
+def test_absolute_paths_are_recognised(text):
+    assert ABSOLUTE.search(text)
+
+
+@pytest.mark.parametrize("text", ["1/2", "262 images/s", "configs/digits.yaml", "https://a.org/b/c"])
+def test_other_slashes_are_none(text):
+    assert not ABSOLUTE.search(text)
