@@ -54,6 +54,6 @@ setup(
         "onnx": ["onnx>=1.16", "onnxruntime>=1.17"],  # a way out of MXNet, and another engine; their C++ runs anywhere
         "notebook": ["nbclient", "ipykernel"],  # run examples/quickstart.ipynb, without Jupyter's own interface
         "docs": ["pdoc>=15,<17"],  # make docs; its templates and its ways change between versions
-        "test": ["pytest", "ruff==0.17.6"],  # ruff's formatting changes between versions
+        "test": ["pytest", "pytest-xdist", "ruff==0.17.6"],  # on all processors; ruff's formatting changes by version
     },
 )

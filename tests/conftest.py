@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import os
 import socket
 import threading
 import time
@@ -11,6 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+# Before MXNet is imported: files of tests run side by side, and threads that wait for each other are slow.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pydmobilenet  # noqa: F401  before mxnet
 from pydmobilenet import catalog, devices, fetching
