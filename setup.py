@@ -32,7 +32,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["pydmobilenet*"]),
-    package_data={"pydmobilenet": ["catalog.csv"]},
+    package_data={"pydmobilenet": ["catalog.csv", "report.css"]},
     python_requires=">=3.9,<3.12",  # what MXNet 1.9.1 runs on
     install_requires=[
         "numpy>=1.21,<2",  # MXNet's own limit
