@@ -44,7 +44,7 @@ def page(sections: Sequence[Section], results: Sequence[Result]) -> str:
     summary = "".join(f"<li><b>{number}</b> {verdict}</li>" for verdict, number in verdicts.items())
     contents = "".join(f'<li><a href="#{anchor}">{title}</a></li>' for anchor, title, _ in sections)
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    return f"""<!DOCTYPE html>
+    text = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -67,6 +67,7 @@ def page(sections: Sequence[Section], results: Sequence[Result]) -> str:
 </body>
 </html>
 """
+    return text.encode("utf-8", "replace").decode("utf-8")  # a class can have a folder's name that is no UTF-8
 
 
 def section(dataset: Dataset | None, results: Sequence[Result], number: int) -> Section:
@@ -242,7 +243,7 @@ def _mistake(dataset: Dataset, answers: Answers, index: int, anchor: str) -> str
 def _label(task: Task, number: int) -> str:
     """The name of a class, escaped; its number where it has no name. A long one may break at its underscores."""
     if number == NO_CLASS:
-        return "no number"
+        return "no class (not a number)"
     if number < len(task.classes):
         return escape(task.classes[number]).replace("_", "_<wbr>")
     return str(number)

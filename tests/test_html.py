@@ -128,6 +128,13 @@ def test_whatever_comes_from_data_is_escaped(cifar, tmp_path):
     assert [text for text in page.of("summary") if "<i>.params" in text]
 
 
+def test_a_folder_whose_name_is_no_utf8_does_not_stop_the_report(cifar):
+    task = replace(cifar.task, classes=(b"caf\xe9".decode("utf-8", "surrogateescape"), *"bcdefghij"))
+    text = page_of((replace(cifar, task=task), [answered(catalog.find("resnet-29-0.5", "cifar10"), cifar)]))
+    assert "caf?" in text
+    assert text.encode()
+
+
 def test_the_table_says_what_the_markdown_says(text, cifar):
     page = Page(text)
     cells = page.of("td")
