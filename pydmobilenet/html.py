@@ -125,7 +125,7 @@ def _results(content: Table, results: Sequence[Result], anchor: str) -> str:
         others[-1] = re.sub(r"\[(\d+)\]$", rf'<a href="#{anchor}r\1">[\1]</a>', others[-1])
         cells = "".join(
             f'<td role="cell" data-column="{name}"{side}>{cell}</td>'
-            for side, name, cell in zip(sides[1:], columns[1:], others)
+            for side, name, cell in zip(sides[1:], _alone(columns)[1:], others)
         )
         kind = re.sub(r"\W+", "-", result.verdict)
         rows.append(f'<tr role="row" class="{kind}"><th role="rowheader" scope="row">{model}</th>{cells}</tr>\n')
@@ -137,6 +137,16 @@ def _results(content: Table, results: Sequence[Result], anchor: str) -> str:
     ]
     body = f'<thead><tr role="row">{head}</tr></thead><tbody>\n{"".join(rows)}</tbody>'
     return f'{_scrolling("results", body, caption)}<div class="notes">\n{"".join(notes)}</div>'
+
+
+def _alone(columns: Sequence[str]) -> list[str]:
+    """The names of columns for where each stands alone: ``published``, say, with what was published."""
+    names, subject = [], ""
+    for name in columns:
+        if name.endswith((", M", ", %")):
+            subject = name[:-3]
+        names.append(f"{subject}, {name}" if name in ("published", "recorded") else name)
+    return names
 
 
 def _strong(text: str) -> str:
@@ -171,15 +181,15 @@ def _png(image: np.ndarray) -> str:
 def _network(dataset: Dataset, result: Result, shown: np.ndarray, anchor: str, place: int, alone: bool) -> str:
     """The confusions of one network and the mistakes `shown`, folded up unless it is `alone`."""
     record, counts, task = result.record, result.counts, dataset.task
-    name = record.model if record.published else f"{record.model}, {record.file.parent.name}/{record.file.name}"
+    checkpoint = "" if record.published else f", {record.file.parent.name}/{record.file.name}"
     classes = len(task.classes) or task.outputs
     matrix = confusion(dataset.labels[: counts.images], result.answers.classes, classes)
     parts = [
-        f"<details{' open' if alone else ''}><summary><b>{escape(name)}</b> "
-        f"<span>{result.error:.2f} %: {counts.wrong:,} of {counts.images:,} wrong</span></summary>",
+        f"<details{' open' if alone else ''}><summary><b>{record.model}</b> "
+        f"<span>{result.error:.2f} %: {counts.wrong:,} of {counts.images:,} wrong{escape(checkpoint)}</span></summary>",
         f'<div id="{anchor}n{place}">',
         "<div>",
-        (_matrix if classes <= MATRIX else _confusions)(matrix, task, escape(name)),
+        (_matrix if classes <= MATRIX else _confusions)(matrix, task, record.model),
     ]
     if len(shown):
         pictures = "".join(_mistake(dataset, result.answers, index, anchor) for index in shown)

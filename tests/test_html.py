@@ -148,6 +148,14 @@ def test_the_table_says_what_the_markdown_says(text, cifar):
     assert "These are not the official test images" in Page(other).of("strong")
 
 
+def test_a_cell_says_by_itself_what_it_is(text):
+    cells = [attributes for tag, attributes, _ in Page(text).elements if tag == "td" and "data-column" in attributes]
+    assert [cell["data-column"] for cell in cells[:9]] == [
+        *("params, M", "params, published", "mult-adds, M", "mult-adds, published"),
+        *("error, %", "error, published", "difference", "verdict", "params, M"),
+    ]
+
+
 def test_the_summary_counts_the_verdicts(text):
     summary = Page(text).of("ul", "summary")[0]
     assert "12 not evaluated" in summary
