@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 try:
-    from pydmobilenet import catalog, cli, report, trained, validation
+    from pydmobilenet import catalog, cli, html, report, trained, validation
     from pydmobilenet.errors import UnknownNameError, unknown
 except ImportError as error:
     print(f"run_validation.py: error: {error}", file=sys.stderr)
@@ -66,7 +66,10 @@ def parse_arguments() -> argparse.Namespace:
     option("--batch-size", type=cli.positive, metavar="N", help="images a call (default: 50 on a CPU, 500 on a GPU)")
     option("--limit", type=cli.positive, metavar="N", help="only the first N images")
     option(
-        "--output", type=cli.output_directory, metavar="DIR", help="write the table there, as Markdown, CSV and JSON"
+        "--output",
+        type=cli.output_directory,
+        metavar="DIR",
+        help="write the table there, as Markdown, CSV, JSON and a web page",
     )
     option("--require-all", action="store_true", help="a row that cannot be evaluated is a failure")
     option("--no-fuse", action="store_true", help="run the networks literally: no batch normalisation folded")
@@ -91,13 +94,14 @@ def main() -> int:
     engine = make(device.context, arguments.weights_dir, not arguments.no_fuse, arguments.print_net)
     print(f"device: {device.why}", file=sys.stderr)
     batch_size = arguments.batch_size or engine.batch_size
-    tables, results = [], []
-    options = (arguments.data_dir, batch_size, arguments.limit, engine.processes)
+    tables, sections, results = [], [], []
+    options = (arguments.data_dir, batch_size, arguments.limit, engine.processes, bool(arguments.output))
     for dataset, rows in validation.validate(records, engine, *options):
         tables.append(report.markdown(dataset, rows))
         results += rows
         if arguments.output:  # after each data set: an interruption loses no more than the one under way
-            report.write(arguments.output, tables, results)
+            sections.append(html.section(dataset, rows, len(sections)))
+            report.write(arguments.output, tables, results, html.page(sections, results))
         print(tables[-1], flush=True)
     return validation.exit_code(results, arguments.require_all)
 

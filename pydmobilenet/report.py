@@ -1,4 +1,4 @@
-"""Results as tables: Markdown for people, CSV and JSON for programs."""
+"""Results as tables: Markdown for people, CSV and JSON for programs. The web page has a module of its own, `html`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tabulate import tabulate
 
@@ -15,23 +16,49 @@ from .catalog import Record
 from .data import Dataset, get_task
 from .validation import TOLERANCE, Result
 
-FILES = ("validation.md", "validation.csv", "validation.json")
+FILES = ("validation.md", "validation.csv", "validation.json", "report.html")
 
 
-def markdown(dataset: Dataset | None, results: Sequence[Result]) -> str:
+class Table(NamedTuple):
+    """The table of one data set, its cells as text, and the paragraphs below it, whose ``**`` mark what is strong.
+
+    The verdict of a row that was not evaluated ends with the number of its reason, counted from 1, in brackets.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+    reasons: list[str]
+
+    @property
+    def alignment(self) -> list[str]:
+        """``left`` or ``right``, of each column."""
+        return ["left" if name in ("model", "checkpoint", "verdict") else "right" for name in self.columns]
+
+
+def table(dataset: Dataset | None, results: Sequence[Result]) -> Table:
     """The table of one data set, with a heading, and below it what a reader has to know."""
     task = get_task(results[0].record.dataset)
     title = task.title if results[0].record.published else f"{task.title}, trained with this project"
     reasons = list(dict.fromkeys(result.reason for result in results if result.reason))
-    table = _table(results, reasons)
     caveats = [f"{result.record.model}: {result.record.note}." for result in results if result.record.note]
     notes = [note for note in (_judgement(dataset, results), task.note, *caveats) if note]
     if any(result.record.flops_m for result in results):
         notes.append(
             "The published multiply-adds lie 0.2 to 16 % below the exact count of the convolutions and the dense layer."
         )
-    numbered = [f"[{number}] {reason}" for number, reason in enumerate(reasons, 1)]
-    return "\n\n".join([f"## {title}", table, *notes, *numbered]) + "\n"
+    return Table(title, *_cells(results, reasons), notes, reasons)
+
+
+def markdown(dataset: Dataset | None, results: Sequence[Result]) -> str:
+    """The table of one data set in Markdown."""
+    content = table(dataset, results)
+    lines = tabulate(
+        content.rows, content.columns, tablefmt="github", disable_numparse=True, colalign=content.alignment
+    )
+    numbered = [f"[{number}] {reason}" for number, reason in enumerate(content.reasons, 1)]
+    return "\n\n".join([f"## {content.title}", lines, *content.notes, *numbered]) + "\n"
 
 
 def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:
@@ -50,7 +77,8 @@ def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:
     return f"Measured on the official test set, {images}; right is what is within {TOLERANCE} points."
 
 
-def _table(results: Sequence[Result], reasons: list[str]) -> str:
+def _cells(results: Sequence[Result], reasons: list[str]) -> tuple[list[str], list[list[str]]]:
+    """The names of the columns, and the rows."""
     published = results[0].record.published
     expected = "published" if published else "recorded"
     counted = ["params, M", "published", "mult-adds, M", "published"] if published else ["params, M", "mult-adds, M"]
@@ -81,8 +109,7 @@ def _table(results: Sequence[Result], reasons: list[str]) -> str:
         row.append(" / ".join(f"{points:+.2f}" for points in result.differences) if counts else "")
         row.append(result.verdict + (f" [{reasons.index(result.reason) + 1}]" if result.reason else ""))
         rows.append(row)
-    alignment = ["left" if name in ("model", "checkpoint", "verdict") else "right" for name in columns]
-    return tabulate(rows, columns, tablefmt="github", disable_numparse=True, colalign=alignment)
+    return columns, rows
 
 
 def plain(result: Result) -> dict[str, object]:
@@ -112,10 +139,10 @@ def plain(result: Result) -> dict[str, object]:
     }
 
 
-def write(directory: Path, tables: Sequence[str], results: Sequence[Result]) -> None:
-    """Write the tables as Markdown, and the results as CSV and JSON; each file is put in place whole."""
+def write(directory: Path, tables: Sequence[str], results: Sequence[Result], page: str) -> None:
+    """Write the tables as Markdown, the results as CSV and JSON, and the web page; each file is put in place whole."""
     rows = [plain(result) for result in results]
-    contents = ("\n".join(tables), _csv(rows), json.dumps(rows, indent=1) + "\n")
+    contents = ("\n".join(tables), _csv(rows), json.dumps(rows, indent=1) + "\n", page)
     for name, text in zip(FILES, contents):
         files.write(directory / name, text)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -24,6 +24,7 @@ from .errors import UserError
 from .processes import Crew
 
 TOLERANCE = 0.05  # points: how far the error on the whole official test set may be from the expected one
+NO_CLASS = np.iinfo(np.uint16).max  # stands for the class of an answer that is not a number
 WORTH_PROCESSES = 10_000  # answers, about ten seconds of work: what it takes to start a process is gained back
 Predict = Callable[[np.ndarray], np.ndarray]
 """Normalised images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
@@ -45,11 +46,27 @@ class Counts(NamedTuple):
     wrong_top5: int
 
 
+class Answers(NamedTuple):
+    """What a network says of each image: the class (N,) as uint16, and its softmax, from 0 to 1, (N,) as float32.
+
+    Where the logits are not all finite, the class is `NO_CLASS` and the confidence 0.
+    """
+
+    classes: np.ndarray
+    confidences: np.ndarray
+
+    @classmethod
+    def empty(cls, images: int) -> Answers:
+        """Room for so many answers."""
+        return cls(np.full(images, NO_CLASS, np.uint16), np.zeros(images, np.float32))
+
+
 @dataclass(frozen=True)
 class Result:
     """One row of the table: what was counted and measured for a record, or the `reason` why it was not.
 
-    `complete` says that the whole official test set was answered: only then is the error judged.
+    `complete` says that the whole official test set was answered: only then is the error judged. `answers` are kept
+    where they were asked for.
     """
 
     record: Record
@@ -57,6 +74,7 @@ class Result:
     counts: Counts | None = None
     complete: bool = False
     reason: str = ""
+    answers: Answers | None = field(default=None, compare=False, repr=False)
 
     @property
     def error(self) -> float:
@@ -129,16 +147,40 @@ def count_wrong(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
     return int((rank > 0).sum()), int((rank > 4).sum())
 
 
-def evaluate(predict: Predict, dataset: Dataset, batch_size: int, limit: int | None = None, title: str = "") -> Counts:
-    """Answer the first `limit` images of a data set; with a `title`, a progress bar shows on a terminal."""
+def most_likely(logits: np.ndarray) -> Answers:
+    """The answers that logits (N, outputs) give; of equal ones the lower class wins."""
+    finite = np.isfinite(logits).all(axis=1)
+    logits = np.where(finite[:, None], logits, 0)
+    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+    classes = np.where(finite, logits.argmax(axis=1), NO_CLASS).astype(np.uint16)
+    return Answers(classes, (finite / shares.sum(axis=1)).astype(np.float32))  # the highest share is 1
+
+
+def evaluate(
+    predict: Predict,
+    dataset: Dataset,
+    batch_size: int,
+    limit: int | None = None,
+    title: str = "",
+    answers: Answers | None = None,
+) -> Counts:
+    """Answer the first `limit` images of a data set; with a `title`, a progress bar shows on a terminal.
+
+    Room for `answers` to as many images, if given, is filled with them.
+    """
     dataset = dataset.head(limit)
-    wrong = wrong_top5 = 0
+    answered = wrong = wrong_top5 = 0
     with _bar(len(dataset), title, " images") as bar:
         for images, labels in batches(dataset, batch_size, train=False, threads=1):
-            first, five = count_wrong(predict(images), labels)
+            logits = predict(images)
+            first, five = count_wrong(logits, labels)
             wrong, wrong_top5 = wrong + first, wrong_top5 + five
+            if answers is not None:
+                here = slice(answered, answered + len(labels))
+                answers.classes[here], answers.confidences[here] = most_likely(logits)
+            answered += len(labels)
             bar.update(len(labels))
-    return Counts(len(dataset), wrong, wrong_top5)
+    return Counts(answered, wrong, wrong_top5)
 
 
 def _bar(total: int, title: str, unit: str) -> tqdm:
@@ -153,12 +195,15 @@ def validate(
     batch_size: int = 50,
     limit: int | None = None,
     processes: int = 1,
+    keep_answers: bool = False,
 ) -> Iterator[tuple[Dataset | None, list[Result]]]:
     """Check records against what `engine` answers; yields, a data set at a time, its images and its results.
 
     What is wrong with a data set or with one row (no checkpoint, a corrupt file) stands in the results as their reason,
     and the other rows go on. Up to so many `processes` work on different rows at once, where that is worth their start.
+    With `keep_answers`, the results have the answer to each image.
     """
+    options = batch_size, limit, keep_answers
     with ExitStack() as stack:
         crew = None
         for (name, _), rows in groupby(records, key=lambda record: (record.dataset, record.published)):
@@ -167,14 +212,11 @@ def validate(
             images = len(dataset.head(limit)) if dataset else 0
             if min(processes, len(rows)) > 1 and images * len(rows) >= WORTH_PROCESSES:
                 crew = crew or stack.enter_context(
-                    Crew(min(processes, len(rows)), _Worker.begin, engine, data_dir, batch_size, limit)
+                    Crew(min(processes, len(rows)), _Worker.begin, engine, data_dir, *options)
                 )
                 yield dataset, _together(crew, rows, dataset.task.title)
             else:
-                yield (
-                    dataset,
-                    [_row(record, engine, dataset, reason, batch_size, limit, record.model) for record in rows],
-                )
+                yield dataset, [_row(record, engine, dataset, reason, *options, record.model) for record in rows]
 
 
 def _dataset(name: str, rows: Sequence[Record], data_dir: Path | None) -> tuple[Dataset | None, str]:
@@ -210,8 +252,8 @@ class _Worker:
     """What a process of a crew works with."""
 
     @classmethod
-    def begin(cls, engine: Engine, data_dir: Path | None, batch_size: int, limit: int | None) -> None:
-        cls.engine, cls.data_dir, cls.options, cls.datasets = engine, data_dir, (batch_size, limit), {}
+    def begin(cls, engine: Engine, data_dir: Path | None, *options: int | None) -> None:
+        cls.engine, cls.data_dir, cls.options, cls.datasets = engine, data_dir, options, {}
 
     @classmethod
     def answer(cls, record: Record) -> Result:
@@ -227,6 +269,7 @@ def _row(
     reason: str,
     batch_size: int,
     limit: int | None,
+    keep_answers: bool,
     title: str = "",
 ) -> Result:
     result = Result(record)
@@ -236,12 +279,14 @@ def _row(
             raise UserError("no checkpoint is published")
         if dataset is None:
             raise UserError(reason)
-        counts = evaluate(engine.load(record), dataset, batch_size, limit, title)
+        answers = Answers.empty(len(dataset.head(limit))) if keep_answers else None
+        counts = evaluate(engine.load(record), dataset, batch_size, limit, title, answers)
     except UserError as error:
         return replace(result, reason=str(error))
     except Exception as error:  # of one row (a GPU that is full, say): the others go on, and nothing measured is lost
         return replace(result, reason=f"{type(error).__name__}: {' '.join(str(error).split())[-200:]}")
-    return replace(result, counts=counts, complete=dataset.official and counts.images == len(dataset))
+    complete = dataset.official and counts.images == len(dataset)
+    return replace(result, counts=counts, complete=complete, answers=answers)
 
 
 def exit_code(results: Iterable[Result], require_all: bool = False) -> int:

@@ -77,6 +77,9 @@ def test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason
     counted = [row for row in published if row["parameters"]]
     assert len(counted) in (47, 50)  # without gluoncv, the Wide ResNets cannot be counted
     assert "the test images of CIFAR-10 are not in" in answer.stdout
+    page = (tmp_path / "report.html").read_text()
+    assert "the test images of CIFAR-10 are not in" in page
+    assert page.count("<details>") == 4
     assert "20 superclasses" in answer.stdout
     assert "\x1b" not in answer.stdout + answer.stderr  # nothing for terminals in a pipe
 

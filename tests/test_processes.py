@@ -45,8 +45,8 @@ def data_dir(tmp_path, monkeypatch):
     return tmp_path
 
 
-def validated(data_dir, number, special=""):
-    ((dataset, rows),) = validation.validate(RECORDS, Engine(special), data_dir, processes=number)
+def validated(data_dir, number, special="", **options):
+    ((dataset, rows),) = validation.validate(RECORDS, Engine(special), data_dir, processes=number, **options)
     assert len(dataset) == IMAGES
     return rows
 
@@ -57,6 +57,15 @@ def test_two_processes_find_what_one_finds(data_dir):
     assert [row.record for row in found] == RECORDS
     assert len({row.counts.wrong for row in found}) > 1
     assert not multiprocessing.active_children()
+
+
+def test_the_answers_come_from_either_where_they_are_wanted(data_dir):
+    for number in (1, 2):
+        rows = validated(data_dir, number, keep_answers=True)
+        for place, row in enumerate(rows):
+            np.testing.assert_array_equal(row.answers.classes, np.full(IMAGES, place % 10))
+            np.testing.assert_allclose(row.answers.confidences, np.e / (np.e + 9), rtol=1e-6)
+    assert not any(row.answers for row in validated(data_dir, 1))
 
 
 def test_a_row_that_fails_has_its_reason_in_either_way(data_dir):

@@ -201,11 +201,12 @@ def test_the_imagenet32_table_has_top5():
     assert "44.27" in table  # what the authors' file name says
 
 
-def test_reports_are_written_as_markdown_csv_and_json(tmp_path):
+def test_reports_are_written_as_markdown_csv_json_and_a_page(tmp_path):
     rows = [result(472), result(reason="no, file")]
     (tmp_path / "out").mkdir()
-    report.write(tmp_path / "out", ["## table"], rows)
+    report.write(tmp_path / "out", ["## table"], rows, "<p>page</p>")
     assert (tmp_path / "out" / "validation.md").read_text() == "## table"
+    assert (tmp_path / "out" / "report.html").read_text() == "<p>page</p>"
     content = json.loads((tmp_path / "out" / "validation.json").read_text())
     assert content[0]["top1_error"] == 4.72
     assert content[0]["published_top1_error"] == 4.72
@@ -219,4 +220,4 @@ def test_reports_are_written_as_markdown_csv_and_json(tmp_path):
 
 def test_a_report_to_nowhere_is_refused(tmp_path):
     with pytest.raises(UnusableError, match=f"cannot write {tmp_path}/out"):
-        report.write(tmp_path / "out", ["## table"], [result(472)])
+        report.write(tmp_path / "out", ["## table"], [result(472)], "")
