@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -74,6 +76,8 @@ def parse_arguments() -> argparse.Namespace:
     option("--require-all", action="store_true", help="a row that cannot be evaluated is a failure")
     option("--no-fuse", action="store_true", help="run the networks literally: no batch normalisation folded")
     option("--print-net", action="store_true", help="print each network layer by layer")
+    option("-q", "--quiet", action="store_true", help="print a line a data set, and the rows that differ")
+    option("-v", "--verbose", action="store_true", help="print a line a network, as soon as it is evaluated")
     return parser.parse_args()
 
 
@@ -92,9 +96,13 @@ def main() -> int:
     device = devices.choose(cli.device_name(arguments.device))
     make = ENGINES[arguments.engine]
     engine = make(device.context, arguments.weights_dir, not arguments.no_fuse, arguments.print_net)
-    print(f"device: {device.why}", file=sys.stderr)
+    if not arguments.quiet:
+        print(f"device: {device.why}", file=sys.stderr)
+    if arguments.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
     batch_size = arguments.batch_size or engine.batch_size
     tables, sections, results = [], [], []
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     options = (arguments.data_dir, batch_size, arguments.limit, engine.processes, bool(arguments.output))
     for dataset, rows in validation.validate(records, engine, *options):
         tables.append(report.markdown(dataset, rows))
@@ -102,7 +110,7 @@ def main() -> int:
         if arguments.output:  # after each data set: an interruption loses no more than the one under way
             sections.append(html.section(dataset, rows, len(sections)))
             report.write(arguments.output, tables, results, html.page(sections, results))
-        print(tables[-1], flush=True)
+        print(report.summary(rows) if arguments.quiet else report.markdown(dataset, rows, width), flush=True)
     return validation.exit_code(results, arguments.require_all)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,13 @@ class Table(NamedTuple):
         """``left`` or ``right``, of each column."""
         return ["left" if name in ("model", "checkpoint", "verdict") else "right" for name in self.columns]
 
+    def without(self, needless: str | slice) -> Table:
+        """The table without the column of that name, or those at these places."""
+        places = range(len(self.columns))
+        gone = places[needless] if isinstance(needless, slice) else [i for i in places if self.columns[i] == needless]
+        columns, *rows = ([row[i] for i in places if i not in gone] for row in (self.columns, *self.rows))
+        return self._replace(columns=columns, rows=rows)
+
 
 def table(dataset: Dataset | None, results: Sequence[Result]) -> Table:
     """The table of one data set, with a heading, and below it what a reader has to know."""
@@ -51,14 +59,34 @@ def table(dataset: Dataset | None, results: Sequence[Result]) -> Table:
     return Table(title, *_cells(results, reasons), notes, reasons)
 
 
-def markdown(dataset: Dataset | None, results: Sequence[Result]) -> str:
-    """The table of one data set in Markdown."""
+def markdown(dataset: Dataset | None, results: Sequence[Result], width: int | None = None) -> str:
+    """The table of one data set in Markdown; with its least needed columns left out, if need be, to fit a `width`."""
     content = table(dataset, results)
-    lines = tabulate(
-        content.rows, content.columns, tablefmt="github", disable_numparse=True, colalign=content.alignment
-    )
+    figures = content.columns.index("error, %")
+    narrower = content
+    for needless in (slice(1, figures), "95 % interval", "difference"):
+        if width is None or len(_grid(narrower).partition("\n")[0]) <= width:
+            break
+        narrower = narrower.without(needless)
+    lines = _grid(narrower)
     numbered = [f"[{number}] {reason}" for number, reason in enumerate(content.reasons, 1)]
     return "\n\n".join([f"## {content.title}", lines, *content.notes, *numbered]) + "\n"
+
+
+def summary(results: Sequence[Result]) -> str:
+    """How many rows of one data set have which verdict, on a line, and each row that differs on one of its own."""
+    verdicts = Counter(result.verdict for result in results)
+    lines = [f"{table(None, results).title}: {', '.join(f'{count} {verdict}' for verdict, count in verdicts.items())}"]
+    for result in (result for result in results if result.differs):
+        measured = (
+            f"{result.error:.2f} %" if result.counts else f"{result.complexity.parameters / 1e6:.6f} M parameters"
+        )
+        lines.append(f"{result.record.model}: {measured}, expected {result.record.top1_error:.2f} %: {result.verdict}")
+    return "\n".join(lines)
+
+
+def _grid(content: Table) -> str:
+    return tabulate(content.rows, content.columns, tablefmt="github", disable_numparse=True, colalign=content.alignment)
 
 
 def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:

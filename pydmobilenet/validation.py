@@ -5,6 +5,7 @@ The arithmetic speaks NumPy; what computes the logits is handed in.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import as_completed
@@ -22,6 +23,8 @@ from .catalog import Complexity, Record
 from .data import Dataset, batches, get_dataset
 from .errors import UserError
 from .processes import Crew
+
+logger = logging.getLogger(__name__)
 
 TOLERANCE = 0.05  # points: how far the error on the whole official test set may be from the expected one
 NO_CLASS = np.iinfo(np.uint16).max  # stands for the class of an answer that is not a number
@@ -216,7 +219,10 @@ def validate(
                 )
                 yield dataset, _together(crew, rows, dataset.task.title)
             else:
-                yield dataset, [_row(record, engine, dataset, reason, *options, record.model) for record in rows]
+                yield (
+                    dataset,
+                    [_told(_row(record, engine, dataset, reason, *options, record.model)) for record in rows],
+                )
 
 
 def _dataset(name: str, rows: Sequence[Record], data_dir: Path | None) -> tuple[Dataset | None, str]:
@@ -234,8 +240,10 @@ def _together(crew: Crew, rows: Sequence[Record], title: str) -> list[Result]:
     costliest_first = sorted(rows, key=lambda record: -(record.flops_m or 0))
     futures = crew.submit(_Worker.answer, costliest_first)
     with _bar(len(rows), title, " networks") as bar:
-        for _ in as_completed(futures):
+        for future in as_completed(futures):
             bar.update()
+            if not future.exception():
+                _told(future.result())
     answers = dict(zip(costliest_first, futures))
     results = []
     for record in rows:
@@ -246,6 +254,14 @@ def _together(crew: Crew, rows: Sequence[Record], title: str) -> list[Result]:
                 Result(record, reason="a process died, perhaps for want of memory: OMP_NUM_THREADS=1 is one")
             )
     return results
+
+
+def _told(result: Result) -> Result:
+    """The result, which a log has had as well."""
+    counts = result.counts
+    found = f"{counts.wrong:,} of {counts.images:,} wrong" if counts else result.reason
+    logger.info("%s on %s: %s", result.record.model, result.record.dataset, found)
+    return result
 
 
 class _Worker:

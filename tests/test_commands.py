@@ -84,6 +84,17 @@ def test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason
     assert "\x1b" not in answer.stdout + answer.stderr  # nothing for terminals in a pipe
 
 
+def test_quiet_is_a_line_a_data_set_and_verbose_a_line_a_network():
+    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
+    quiet = run("-d", "digits", "--quiet")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "Digits, trained with this project: 4 right\n", "")
+    verbose = run("-d", "digits", "-m", "pyd-*", "--verbose")
+    assert verbose.stderr.splitlines()[1:] == [
+        "pyd-add-29-0.25 on digits: 7 of 360 wrong",
+        "pyd-concat-29-0.25 on digits: 6 of 360 wrong",
+    ]
+
+
 def test_where_nothing_can_be_evaluated_the_exit_code_is_3_and_with_require_all_1():
     assert run("-d", "cifar10", "-m", "resnet-29-0.5").returncode == 3
     assert run("-d", "cifar10", "-m", "resnet-29-0.5", "--require-all").returncode == 1

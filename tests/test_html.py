@@ -206,7 +206,8 @@ def test_of_a_thousand_classes_the_most_frequent_confusions_are_listed():
     assert not page.of("table", "matrix")
     of_7, of_5 = (dataset.labels == 7).sum(), (dataset.labels == 5).sum()
     (listed,) = page.of("table", "confusions")
-    assert f"7123{9} of {of_7}\n5999{3} of {of_5}\n" in listed
+    names = dataset.task.classes
+    assert f"{names[7]}{names[123]}9 of {of_7}\n{names[5]}{names[999]}3 of {of_5}\n" in listed
 
 
 def test_the_most_confident_mistakes_are_shown_first(cifar):

@@ -177,6 +177,35 @@ def test_the_table_shows_what_was_measured_beside_what_was_published():
     assert len({len(line) for line in table.splitlines() if line.startswith("|")}) == 1
 
 
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [
+        (None, 9),
+        (200, 9),
+        (80, 5),
+        (62, 4),
+        (20, 4),
+    ],
+)
+def test_a_narrow_table_leaves_out_what_is_needed_least(width, columns):
+    table = report.markdown(dataset(np.arange(10)), [result(480)], width)
+    lines = [line for line in table.splitlines() if line.startswith("|")]
+    assert lines[0].count("|") - 1 == columns
+    for cell in ("pyd-concat-56-0.75", "4.80", "4.72", "differs"):
+        assert cell in lines[2]
+    if width and width > 60:
+        assert max(map(len, lines)) <= width
+
+
+def test_a_summary_counts_the_verdicts_and_names_what_differs():
+    rows = [result(472), result(480), result(reason="no file"), Result(RECORD, Complexity(489_089, 1))]
+    assert report.summary(rows).splitlines() == [
+        "CIFAR-10: 1 right, 1 differs, 1 not evaluated, 1 differs: counts",
+        "pyd-concat-56-0.75: 4.80 %, expected 4.72 %: differs",
+        "pyd-concat-56-0.75: 0.489089 M parameters, expected 4.72 %: differs: counts",
+    ]
+
+
 def test_the_table_of_other_data_says_so():
     table = report.markdown(dataset(np.arange(10), official=False), [result(41, 1000, complete=False)])
     assert "**These are not the official test images**" in table
