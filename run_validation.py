@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shutil
 import sys
 from pathlib import Path
 
@@ -102,7 +101,7 @@ def main() -> int:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     batch_size = arguments.batch_size or engine.batch_size
     tables, sections, results = [], [], []
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    width = cli.terminal_width()
     options = (arguments.data_dir, batch_size, arguments.limit, engine.processes, bool(arguments.output))
     for dataset, rows in validation.validate(records, engine, *options):
         tables.append(report.markdown(dataset, rows))

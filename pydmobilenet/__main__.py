@@ -88,7 +88,8 @@ def predict(arguments: argparse.Namespace) -> int:
 def listing(arguments: argparse.Namespace) -> int:
     from .listing import zoo_table
 
-    print(zoo_table(_records(arguments, [*catalog.RECORDS, *trained.bundled()]), arguments.weights_dir))
+    records = _records(arguments, [*catalog.RECORDS, *trained.bundled()])
+    print(zoo_table(records, arguments.weights_dir, cli.terminal_width()))
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -94,6 +95,11 @@ def weights_root(arguments: argparse.Namespace) -> Path | None:
     if not path.exists() or not trained.is_own(path):
         raise MissingFileError(f"no such parameter file or run: {path}")
     return path
+
+
+def terminal_width() -> int | None:
+    """How many characters a line of the terminal has that standard output goes to; None where it goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def positive(text: str) -> int:

@@ -15,9 +15,10 @@ from .data import get_dataset, get_task
 from .errors import UserError
 
 
-def zoo_table(records: Sequence[Record], root: Path | None = None) -> str:
+def zoo_table(records: Sequence[Record], root: Path | None = None, width: int | None = None) -> str:
     """A row for each record: exact parameters and multiply-adds, published or recorded error, and where its weights are
-    on this machine. Where the exact counts were not published, the published ones stand, with fewer digits.
+    on this machine; only whether, if the rows are to fit a `width`. Where the exact counts were not published, the
+    published ones stand, with fewer digits.
     """
     rows = []
     for record in records:
@@ -30,7 +31,11 @@ def zoo_table(records: Sequence[Record], root: Path | None = None) -> str:
         )
     columns = ["model", "data set", "params, M", "mult-adds, M", "error, %", "weights here"]
     alignment = ["left", "left", "right", "right", "left", "left"]
-    return tabulate(rows, columns, tablefmt="simple", disable_numparse=True, colalign=alignment)
+    text = tabulate(rows, columns, tablefmt="github", disable_numparse=True, colalign=alignment)
+    if width is None or len(text.partition("\n")[0]) <= width:
+        return text
+    rows = [[*cells, "yes" if place else ""] for *cells, place in rows]
+    return tabulate(rows, [*columns[:-1], "here"], tablefmt="github", disable_numparse=True, colalign=alignment)
 
 
 def layer_table(model: str, dataset: str) -> str:
@@ -50,7 +55,7 @@ def layer_table(model: str, dataset: str) -> str:
     rows.append(["together", "", "", *map(_number, totals)])
     columns = ["layer", "operator", "output", "params", "mult-adds"]
     alignment = ["left", "left", "left", "right", "right"]
-    return tabulate(rows, columns, tablefmt="simple", disable_numparse=True, colalign=alignment)
+    return tabulate(rows, columns, tablefmt="github", disable_numparse=True, colalign=alignment)
 
 
 def fetch(records: Sequence[Record], data_dir: Path | None = None, weights_dir: Path | None = None) -> int:

@@ -12,7 +12,7 @@ from PIL import Image
 
 import pydmobilenet
 from pydmobilenet import __main__ as command
-from pydmobilenet import catalog, cli, complexity, predict, zoo
+from pydmobilenet import catalog, cli, complexity, listing, predict, trained, zoo
 from pydmobilenet.data import DATASETS, get_dataset, get_task
 
 MODEL = ["-m", "pyd-add-29-0.25", "-d", "digits"]
@@ -152,7 +152,7 @@ def test_the_zoo_is_listed_with_what_is_here(run, monkeypatch):
     monkeypatch.chdir(ROOT)
     code, out, _ = run("list")
     assert code == 0
-    rows = [line.split() for line in out.splitlines()[2:]]
+    rows = [line.replace("|", " ").split() for line in out.splitlines()[2:]]
     assert len(rows) == len(catalog.RECORDS) + 4
     for model in CIFAR_MODELS:
         record = catalog.find(model, "cifar10")
@@ -168,10 +168,17 @@ def test_the_zoo_is_listed_with_what_is_here(run, monkeypatch):
     ]
 
 
+def test_on_a_narrow_terminal_the_zoo_is_narrow():
+    wide, narrow = (listing.zoo_table(trained.bundled(), width=width).splitlines() for width in (None, 90))
+    assert "digits-pyd-add-29-0.25.params" in "".join(wide)
+    assert [line.split("|")[-2].strip() for line in narrow[2:]] == ["yes"] * 4
+    assert max(map(len, narrow)) <= 90
+
+
 def test_checkpoints_that_are_here_are_listed(run, weights_dir):
     code, out, _ = run("list", "resnet-29-*", "-d", "cifar10", "--weights-dir", weights_dir)
     assert code == 0
-    assert out.splitlines()[-1].endswith("cifar10_resnet29-0000.params")
+    assert out.splitlines()[-1].endswith("cifar10_resnet29-0000.params |")
 
 
 @pytest.mark.parametrize("name", ["resnet-29-0.5", "mobilenet-29-1", "pyd-add-29-0.25", "pyd-concat-29-0.25"])
@@ -180,7 +187,11 @@ def test_a_network_s_layers_add_up(name, run):
     assert code == 0
     assert out.startswith(f"{name} for CIFAR-10\n")
     exact = catalog.find(name, "cifar10").exact
-    assert out.splitlines()[-1].split() == ["together", f"{exact.parameters:,}", f"{exact.multiply_adds:,}"]
+    assert out.splitlines()[-1].replace("|", " ").split() == [
+        "together",
+        f"{exact.parameters:,}",
+        f"{exact.multiply_adds:,}",
+    ]
     layers = {layer.name: layer for layer in complexity.layers(zoo.build(catalog.parse_name(name), "cifar10"))}
     assert layers["stages.1.0.shortcut.0"].shape == (64, 16, 16)
     assert layers["head.dense"][2:] == ((10,), 1290, 1280)
