@@ -30,9 +30,9 @@ def die_with(parent: int) -> None:
 
 
 def processors() -> int:
-    """How many processors this process is to use: as many as OpenMP's threads are to be."""
+    """How many processors this process is to use: as many as OpenMP's threads are to be, if there are so many."""
     value = os.environ["OMP_NUM_THREADS"]
-    return int(value) if value.isdigit() else 1  # OpenMP also takes lists
+    return min(int(value), available_processors()) if value.isdigit() else 1  # OpenMP also takes lists
 
 
 class Crew:
