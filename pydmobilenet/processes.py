@@ -42,7 +42,7 @@ class Crew:
     """
 
     def __init__(self, size: int, begin: Callable[..., None], *arguments: Any):
-        self.threads = threads(size)
+        self.threads = str(max(1, processors() // size))
         context = multiprocessing.get_context("spawn")  # MXNet's threads do not survive a fork
         self.executor = ProcessPoolExecutor(size, context, _begin, (os.getpid(), begin, arguments))
 
