@@ -15,9 +15,12 @@ from pydmobilenet import _runtime, devices
 from pydmobilenet.errors import UnknownNameError, UnusableError
 
 
+SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "PYTHONPATH")
+
+
 def run(code, **environment):
     """Run Python code in a process of its own, as after a fresh start."""
-    clean = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "PYTHONPATH")}
+    clean = {key: value for key, value in os.environ.items() if key not in SETTINGS}
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True
     )
@@ -39,6 +42,15 @@ def test_affinity_is_respected():
 def test_what_the_user_set_is_kept():
     answer = run("import pydmobilenet, os; print(os.environ['OMP_NUM_THREADS'])", OMP_NUM_THREADS="7")
     assert answer.stdout.strip() == "7"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")],
+)
+def test_threads_that_wait_do_not_spin_for_long_unless_the_user_says_so(given, expected):
+    answer = run("import pydmobilenet, os; print(os.environ.get('GOMP_SPINCOUNT'))", **given)
+    assert answer.stdout.strip() == expected
 
 
 def test_nothing_breaks_where_mxnet_was_imported_first():
