@@ -59,8 +59,9 @@ def prepare() -> None:
         raise ImportError(NO_MXNET)
     # MXNet takes half of the processors for hyper-threads and leaves them idle; measured here: 1.4 to 1.9 times faster.
     os.environ.setdefault("OMP_NUM_THREADS", str(available_processors()))
-    # OpenMP's threads spin for a millisecond before they sleep. Where others use the processors too, the thread that is
-    # waited for is not running, and two threads were 3 to 100 times slower than one; so briefly, they cost nothing.
+    # GNU's OpenMP lets a thread that waits spin for long before it sleeps. Where other programs use the processors too,
+    # what it waits for is then not running: 41 images/s by two threads, 713 by one, beside two other jobs. Spinning
+    # briefly made it 2.3 times as fast beside two busy loops, and no difference on a quiet machine.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     # cuDNN's trial runs may choose another algorithm, and so another rounding, each time.

@@ -14,7 +14,6 @@ from conftest import ROOT
 from pydmobilenet import _runtime, devices
 from pydmobilenet.errors import UnknownNameError, UnusableError
 
-
 SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "PYTHONPATH")
 
 
