@@ -9,6 +9,7 @@ from conftest import NETWORKS
 
 import pydmobilenet
 from pydmobilenet.deploy import fuse
+from pydmobilenet.deploy.fuse import for_onednn
 
 
 def randomise(net, seed=0):
@@ -118,6 +119,13 @@ class SumNeededTwice(mx.gluon.nn.HybridBlock):
         y = self.a(x)
         z = self.b(y) + y
         return (z + (F.relu(z) if self.relu else self.norm(z))).mean(axis=(2, 3))
+
+
+def test_where_normalisations_follow_sums_the_fusing_of_mxnet_is_left_out(monkeypatch):
+    # Joined with their ReLU they are out of its reach; it takes those that are not into the sum.
+    monkeypatch.setitem(for_onednn.__globals__, "joined", lambda graph: graph)
+    net = randomise(pydmobilenet.get_model("resnet-11-0.5"))
+    assert_same_function(fuse(net), net)
 
 
 @pytest.mark.parametrize("relu", [False, True])
