@@ -1,5 +1,5 @@
 # make validate [DEVICE=gpu] [ARGS='--dataset cifar10']   check the published table
-# make test [ARGS='-k weights']                           run the tests
+# make test [ARGS='-k weights']                           run the tests, at each instruction set of the processor
 # make lint                                               check style and format
 # make docs                                               the API's pages, build/docs/index.html
 # Each makes .venv and installs what this machine needs first; a second run installs nothing again.
@@ -24,7 +24,7 @@ validate: $(INSTALLED)
 	$(BIN)/python run_validation.py $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(BIN)/python tests/run.py --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

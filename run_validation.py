@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 try:
-    from pydmobilenet import catalog, cli, html, report, trained, validation
+    from pydmobilenet import _runtime, catalog, cli, html, report, trained, validation
     from pydmobilenet.errors import UnknownNameError, unknown
 except ImportError as error:
     print(f"run_validation.py: error: {error}", file=sys.stderr)
@@ -87,6 +87,7 @@ def main() -> int:
     if not records:
         raise UnknownNameError("no row has all of the model, data set and depth asked for")
 
+    _runtime.use_all_instructions()
     from pydmobilenet import devices  # MXNet takes a while to import: not before the command is known to be right
     from pydmobilenet.engine import ENGINES
 

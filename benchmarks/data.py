@@ -16,6 +16,7 @@ import time
 import numpy as np
 
 import pydmobilenet  # noqa: F401  before mxnet
+from pydmobilenet import provenance
 from pydmobilenet.data import Dataset, batches, get_task
 
 BATCH = 128
@@ -56,6 +57,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     rounds = parser.parse_args().rounds
+    print(provenance.summary())
     rng = np.random.default_rng(0)
 
     def make(number):

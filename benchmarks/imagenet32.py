@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pydmobilenet import get_dataset
+from pydmobilenet import get_dataset, provenance
 from pydmobilenet.data import batches
 
 
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1_281_167, help="default: 1281167, the training set's number")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary one)")
     arguments = parser.parse_args()
+    print(provenance.summary())
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         make(Path(folder), arguments.images)
         for name in ("convert", "reopen", "iterate"):

@@ -15,12 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+from server import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS = ["resnet-29-0.5", "mobilenet-29-1", "pyd-add-29-0.5", "pyd-concat-29-0.5"]
@@ -32,6 +33,8 @@ def serve(rounds: int) -> None:
     """Answer each model named on standard input with its figures, as a line of JSON."""
     sys.path.insert(0, str(ROOT))
     import pydmobilenet  # before mxnet
+
+    pydmobilenet._runtime.use_all_instructions()  # as the commands do that only answer
     import mxnet as mx  # isort: skip
 
     from pydmobilenet import complexity, data
@@ -103,35 +106,34 @@ def main() -> None:
     arguments = parser.parse_args()
 
     sys.path.insert(0, str(ROOT))
-    from pydmobilenet._runtime import available_processors
+    from pydmobilenet import processor
+    from pydmobilenet._runtime import available_processors, use_all_instructions
 
-    servers = {
-        threads: subprocess.Popen(
-            [sys.executable, __file__, "--serve", str(arguments.rounds)],
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for threads in sorted({1, available_processors()})
-    }
+    use_all_instructions()
+    print(f"{processor.cpu_name()}, {processor.instruction_set()}\n")
     print(
         "| model | way | threads | batch 1 | batch 32 | batch 128 | lowest to highest | p50, ms | p99, ms | of peak |"
     )
     print("| --- | --- | --: | --: | --: | --: | --: | --: | --: | --: |")
-    for model in arguments.model:
-        for threads, server in servers.items():
-            print(model, file=server.stdin, flush=True)
-            for way, row in json.loads(server.stdout.readline()).items():
-                speeds = " | ".join(f"{row[str(size)]:.0f}" for size in BATCHES)
-                print(
-                    f"| {model} | {way} | {threads} | {speeds} | {row['low']:.0f} to {row['high']:.0f} "
-                    f"| {row['p50']:.2f} | {row['p99']:.2f} | {row['share']:.0f} % of {row['peak']:.0f} GFLOP/s |",
-                    flush=True,
-                )
-    for server in servers.values():
-        server.stdin.close()
-        server.wait()
+    with ExitStack() as stack:
+        servers = {}
+        for threads in sorted({1, available_processors()}):
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+            server = Server(__file__, str(arguments.rounds), environment=environment)
+            servers[threads] = stack.enter_context(server)
+        for model in arguments.model:
+            for threads, server in servers.items():
+                for way, row in json.loads(server.ask(model)).items():
+                    print(line(model, way, threads, row), flush=True)
+
+
+def line(model: str, way: str, threads: int, row: dict[str, float]) -> str:
+    """A row of the table."""
+    speeds = " | ".join(f"{row[str(size)]:.0f}" for size in BATCHES)
+    return (
+        f"| {model} | {way} | {threads} | {speeds} | {row['low']:.0f} to {row['high']:.0f} "
+        f"| {row['p50']:.2f} | {row['p99']:.2f} | {row['share']:.0f} % of {row['peak']:.0f} GFLOP/s |"
+    )
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ def main() -> None:
 
     sys.path.insert(0, str(ROOT))
     import pydmobilenet  # before mxnet
+    from pydmobilenet import provenance
     from pydmobilenet.deploy import fuse, graph, runtime
 
     logging.disable(logging.WARNING)  # of ONNX Runtime, which advises another preparation
@@ -60,6 +61,7 @@ def main() -> None:
     calibration = pydmobilenet.get_dataset("cifar10", "train", arguments.train_dir).normalised(0, CALIBRATION)
     test = pydmobilenet.get_dataset("cifar10", "test", arguments.test_dir).head(arguments.limit)
     images = test.normalised()
+    print(provenance.summary())
     print("| model | error, % | int8 | size, kB | int8 | images/s | int8 |")
     print("| --- | --: | --: | --: | --: | --: | --: |")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,28 +1,32 @@
 #!/usr/bin/env python3
-"""Images a second of `train.py`'s whole loop, data included, against the conventional one.
+"""Images a second of `train.py`'s whole loop, data included, against the conventional one and Gluon's backward pass.
 
-Conventional: the same graph as a trainable SymbolBlock, hybridised static, ``gluon.data.DataLoader`` with two workers
-and per-sample transforms, MXNet's default threads. Both train with Nesterov SGD at a batch of 128 on images of random
-pixels. Each side has processes of its own; they take turns, some batches each, and those of the other side are stopped
-meanwhile: the DataLoader's workers would go on.
+- conventional: the same graph as a trainable SymbolBlock, hybridised static, ``gluon.data.DataLoader`` with two workers
+  and per-sample transforms
+- gluon: `train.py`'s loop with MXNet's own backward pass of the literal network
+- ours: `train.py`'s loop as it is
+
+The first two use every instruction that the processor has, the last one is limited as `train.py` is. All train with
+Nesterov SGD at a batch of 128 on images of random pixels. Each side has a process of its own; they take turns, some
+batches each, and those of the other sides are stopped meanwhile: the DataLoader's workers would go on.
 
     python benchmarks/training.py                                  # a network of each family: about 20 minutes
-    python benchmarks/training.py --model 'pyd-*-29-*' --rounds 3
+    python benchmarks/training.py --model 'pyd-*-29-*' --rounds 3 --threads 1 2
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 
 import numpy as np
+from server import Server
 
 BATCH, WARM_UP, IMAGES = 128, 2, 10_000
 OPTIMISER = {"learning_rate": 0.01, "momentum": 0.9, "wd": 1e-4}
@@ -64,6 +68,15 @@ def conventional(prefix: str) -> Iterator[None]:
             yield
 
 
+def gluon(prefix: str) -> Iterator[None]:
+    """Train a batch each time it is asked, by `train.py`'s loop with MXNet's own backward pass."""
+    import pydmobilenet  # noqa: F401  before mxnet
+    from pydmobilenet.training import step
+
+    step.make = lambda net, loss, context: step.LiteralStep(net, loss)
+    return ours(prefix)
+
+
 def ours(prefix: str) -> Iterator[None]:
     """Train a batch each time it is asked, as `train.py` does."""
     import pydmobilenet  # noqa: F401  before mxnet: it sets the threads
@@ -88,6 +101,9 @@ def ours(prefix: str) -> Iterator[None]:
                 due()
             yield
         epoch += 1
+
+
+WAYS = {"conventional": conventional, "gluon": gluon, "ours": ours}
 
 
 def serve(way: Callable[[str], Iterator[None]]) -> None:
@@ -118,45 +134,55 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--batches", type=int, default=6, help="a round (default: 6)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[0], help="of each side (default: as each has it)")
     arguments = parser.parse_args()
     import pydmobilenet
 
     names = [name for pattern in arguments.model for name in pydmobilenet.list_models(pattern, "cifar10")]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             export(name, f"{folder}/{name}")
-        servers = {
-            way: subprocess.Popen(
-                [sys.executable, __file__, "--serve", way],
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-            for way in ("conventional", "ours")
-        }
-        print(f"{'model':20} {'conventional':>13} {'ours, images/s':>15} {'ratio':>6}  (lowest to highest)")
+        for threads in arguments.threads:
+            compare(folder, names, threads, arguments.rounds, arguments.batches)
+
+
+def compare(folder: str, names: Sequence[str], threads: int, rounds: int, batches: int) -> None:
+    """Print images/s of each way for each network, and how many times as fast as the others ours is."""
+    from pydmobilenet import processor
+
+    clean = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", processor.VARIABLE)}
+    if threads:
+        clean["OMP_NUM_THREADS"] = str(threads)
+    environments = {way: {**clean, processor.VARIABLE: processor.ALL} for way in WAYS}
+    environments["ours"] = clean
+    sets = ", ".join(
+        f"{way} {processor.instruction_set(environment=environments[way])}" for way in ("conventional", "gluon")
+    )
+    print(
+        f"\n{processor.cpu_name()}, threads: {threads or 'the default of each side'}; {sets}, ours as train.py has it"
+    )
+    print(f"{'model':20} {'conventional':>13} {'gluon':>6} {'ours, images/s':>15}  ours / conventional    ours / gluon")
+    with ExitStack() as stack:
+        sides = {way: stack.enter_context(Server(__file__, way, environment=environments[way])) for way in WAYS}
+        for side in sides.values():
+            side.pause()
         for name in names:
-            rates = {way: [] for way in servers}
-            for turn in range(arguments.rounds):
-                for way in sorted(servers, reverse=turn % 2 == 0):  # who comes first alternates too
-                    os.killpg(servers[way].pid, signal.SIGCONT)
-                    servers[way].stdin.write(f"{folder}/{name} {arguments.batches}\n")
-                    servers[way].stdin.flush()
-                    rates[way].append(BATCH * arguments.batches / float(servers[way].stdout.readline()))
-                    os.killpg(servers[way].pid, signal.SIGSTOP)
-            ratios = [ours / theirs for ours, theirs in zip(rates["ours"], rates["conventional"])]
+            rates = {way: [] for way in sides}
+            for turn in range(rounds):
+                for way in sorted(sides, reverse=turn % 2 == 0):  # who comes first alternates too
+                    sides[way].resume()
+                    rates[way].append(BATCH * batches / float(sides[way].ask(f"{folder}/{name} {batches}")))
+                    sides[way].pause()
             middle = {way: statistics.median(values) for way, values in rates.items()}
-            print(
-                f"{name:20} {middle['conventional']:13.0f} {middle['ours']:15.0f} {statistics.median(ratios):6.2f}"
-                f"  ({min(ratios):.2f} to {max(ratios):.2f})",
-                flush=True,
-            )
-        for server in servers.values():
-            os.killpg(server.pid, signal.SIGKILL)  # the loader's workers do not always end by themselves
-            server.wait()
+            ratios = "  ".join(f"{ratio(rates['ours'], rates[way]):>20}" for way in ("conventional", "gluon"))
+            figures = f"{middle['conventional']:13.0f} {middle['gluon']:6.0f} {middle['ours']:15.0f}"
+            print(f"{name:20} {figures} {ratios}", flush=True)
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """The median of the rounds' ratios, with the lowest and the highest."""
+    ratios = [mine / other for mine, other in zip(ours, theirs)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def export(name: str, prefix: str) -> None:
@@ -174,6 +200,6 @@ def export(name: str, prefix: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
-        serve({"conventional": conventional, "ours": ours}[sys.argv[2]])
+        serve(WAYS[sys.argv[2]])
     else:
         main()

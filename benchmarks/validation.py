@@ -18,9 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from server import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -77,11 +79,14 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="of the DataLoader (default: 2)")
     arguments = parser.parse_args()
 
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "DNNL_"))}
     environment["PYTHONPATH"] = str(ROOT)
     sys.path.insert(0, str(ROOT))
     import pydmobilenet
+    from pydmobilenet import _runtime, processor
 
+    sets = f"{processor.cpu_name()}, {processor.instruction_set(environment={})} on all sides"
+    print(f"{sets}; threads: ours {_runtime.available_processors()}, conventional MXNet's default")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = np.random.default_rng(0).integers(0, 256, (arguments.images, 3, 32, 32), dtype=np.uint8)
@@ -91,32 +96,21 @@ def main() -> None:
         groups = [pydmobilenet.list_models(f"*-{depth}-*", "cifar10") for depth in arguments.depth]
         for name in (name for group in groups for name in group):
             export(name, folder / name)
-        server = subprocess.Popen(
-            [sys.executable, __file__, "--serve", str(folder / "images.npy"), str(arguments.workers)],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        with Server(__file__, str(folder / "images.npy"), str(arguments.workers), environment=environment) as server:
+            ways = {"conventional": lambda names: sum(float(server.ask(str(folder / name / "net"))) for name in names)}
+            for engine in arguments.engine:
+                ways[engine] = lambda names, engine=engine: ours(folder, names, engine, environment)
+            compare(ways, dict(zip(arguments.depth, groups)))
 
-        def conventionally(names: list[str]) -> float:
-            total = 0.0
-            for name in names:
-                print(folder / name / "net", file=server.stdin, flush=True)
-                total += float(server.stdout.readline())
-            return total
 
-        ways = {"conventional": conventionally}
-        for engine in arguments.engine:
-            ways[engine] = lambda names, engine=engine: ours(folder, names, engine, environment)
-        totals = dict.fromkeys(ways, 0.0)
-        for turn, names in enumerate(groups):
-            seconds = {way: ways[way](names) for way in sorted(ways, reverse=turn % 2 == 0)}  # who is first alternates
-            print(f"depth {arguments.depth[turn]}, {len(names)} networks: {described(seconds)}", flush=True)
-            totals = {way: totals[way] + seconds[way] for way in ways}
-        print(f"together: {described(totals)}")
-        server.stdin.close()
-        server.wait()
+def compare(ways: dict[str, Callable[[list[str]], float]], groups: dict[int, list[str]]) -> None:
+    """Print the seconds of each way for the networks of each depth, and together."""
+    totals = dict.fromkeys(ways, 0.0)
+    for turn, (depth, names) in enumerate(groups.items()):
+        seconds = {way: ways[way](names) for way in sorted(ways, reverse=turn % 2 == 0)}  # who is first alternates
+        print(f"depth {depth}, {len(names)} networks: {described(seconds)}", flush=True)
+        totals = {way: totals[way] + seconds[way] for way in ways}
+    print(f"together: {described(totals)}")
 
 
 def described(seconds: dict[str, float]) -> str:

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import catalog, cli, trained
+from . import _runtime, catalog, cli, trained
 from .data import get_task
 from .errors import UnknownNameError
 
@@ -65,6 +65,7 @@ def predict(arguments: argparse.Namespace) -> int:
     architecture, task = catalog.parse_name(arguments.model), get_task(arguments.dataset)
     files = image_files(arguments.images)
 
+    _runtime.use_all_instructions()
     from . import devices, zoo  # MXNet takes a while to import: not before the command is known to be right
     from .deploy import fuse
     from .engine import predictor

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy
 
+from . import processor
+
 # The shared libraries that the GPU wheel links to, each after those that it needs itself. The wheel brings none of
 # them; the NVIDIA packages of the `gpu` extra do, in directories that the dynamic loader does not search.
 CUDA_LIBRARIES = (
@@ -31,6 +33,9 @@ CUDA_LIBRARIES = (
     "libnccl.so.2",
     "libcudnn.so.8",
 )
+
+LIMIT = "AVX2"
+_own_limit = False  # whether it is this module that has set it, and not the user
 
 NO_MXNET = (
     "PydMobileNet needs Apache MXNet, which comes in two builds, one of which has to be chosen: in the checkout, "
@@ -53,6 +58,7 @@ def prepare() -> None:
     """
     if "bool" not in vars(numpy):
         numpy.bool = numpy.bool_  # MXNet 1.9.1 still uses the name, which is gone since NumPy 1.24
+    limit_instructions()  # in time even after MXNet's import, as long as it has made no kernel
     if "mxnet" in sys.modules:
         return
     if importlib.util.find_spec("mxnet") is None:
@@ -69,6 +75,39 @@ def prepare() -> None:
     wheel = gpu_wheel()
     if wheel:
         load_cuda_libraries(wheel)
+
+
+def limit_instructions() -> None:
+    """Limit oneDNN to AVX2 unless the user has set ``DNNL_MAX_CPU_ISA``.
+
+    The one place where that is chosen, and why (measured on an AMD EPYC with AVX-512):
+
+    - The fast way to train a PydMobileNet or a Wide ResNet (`training/step.py`) cannot run with AVX-512: oneDNN 2.4.4
+      has no backward kernel of normalisation and ReLU for the layout in which its AVX-512 depthwise kernels leave the
+      maps. With AVX2 it is 5 to 9 times as fast as what can run with AVX-512.
+    - With AVX2, training gives the same bits on every machine that has it.
+    - Below AVX2 the joint operation has no fast kernels; there it is not used.
+
+    The price: a ResNet trains at 0.6 of its speed. ``DNNL_MAX_CPU_ISA=ALL`` lifts the limit; what then cannot run falls
+    back to what can, with a warning. Commands that only answer lift it themselves (`use_all_instructions`).
+    """
+    global _own_limit
+    value = os.environ.get(processor.VARIABLE)
+    if not value:
+        os.environ[processor.VARIABLE] = LIMIT
+        _own_limit = True
+    elif value.upper() in processor.NAMES:
+        os.environ[processor.VARIABLE] = value.upper()  # oneDNN knows no other spelling
+
+
+def use_all_instructions() -> None:
+    """Lift the limit of `limit_instructions`, for a process that does nothing but answer: AVX-512 makes inference 1.4
+    to 2.6 times as fast. What the user has set stays; after MXNet's first kernel, nothing changes any more.
+    """
+    global _own_limit
+    if _own_limit:
+        os.environ[processor.VARIABLE] = processor.ALL  # processes that this one starts take it over
+        _own_limit = False
 
 
 def available_processors() -> int:

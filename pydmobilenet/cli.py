@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from . import fetching, trained
-from .errors import MissingFileError, UserError, nearest, unknown
+from .errors import MissingFileError, UserError, nearest, of_engine, unknown
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,8 +36,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[], int]) -> None:
-    """Run a command and exit with the code that it returns; for an error its own, which is 2 for a user's mistake; 130
-    for an interruption, 141 for a pipe that was closed.
+    """Run a command and exit with the code that it returns; for an error its own, which is 2 for a user's mistake and 1
+    for what an engine throws; 130 for an interruption, 141 for a pipe that was closed.
     """
     program = os.path.basename(sys.argv[0]).replace("__main__.py", "pydmobilenet")
     warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {message}\n"
@@ -57,6 +57,12 @@ def run(main: Callable[[], int]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"{program}: error: {error}", file=sys.stderr)
         code = 2
+    except Exception as error:
+        failure = of_engine(error)
+        if failure is None:
+            raise
+        print(f"{program}: error: {failure}", file=sys.stderr)
+        code = failure.exit_code
     sys.exit(code)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import warnings
 from typing import NamedTuple
 
 import mxnet as mx
 
+from . import processor
 from .errors import UnknownNameError, UnusableError
 
 # The GPU wheels of MXNet 1.9.1 hold machine code for sm_50 to sm_86 and nothing to compile for newer cards from;
@@ -33,7 +35,7 @@ def choose(name: str = "auto") -> Device:
         raise UnknownNameError(f"unknown device {name!r} (allowed: auto, cpu, gpu, gpu:N; nearest: auto)")
     kind, number = match[1], int(match[2] or 0)
     if kind == "cpu":
-        return Device(mx.cpu(number), "the CPU, as asked for")
+        return _cpu(number, "the CPU, as asked for")
     obstacle = gpu_obstacle(number)
     if kind == "gpu":
         if obstacle:
@@ -45,8 +47,15 @@ def choose(name: str = "auto") -> Device:
     if obstacle:
         if compute_capabilities() and mx.runtime.Features().is_enabled("CUDA"):
             warnings.warn(f"{obstacle}; computing on the CPU", stacklevel=2)
-        return Device(mx.cpu(), f"the CPU: {obstacle}")
+        return _cpu(0, f"the CPU: {obstacle}")
     return Device(mx.gpu(), "GPU 0, which MXNet can use")
+
+
+def _cpu(number: int, why: str) -> Device:
+    unknown_setting = processor.why_unknown(os.environ.get(processor.VARIABLE, processor.ALL))
+    if unknown_setting:
+        warnings.warn(unknown_setting, stacklevel=3)
+    return Device(mx.cpu(number), why)
 
 
 def choose_several(name: str = "auto") -> list[Device]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# The packages that engines come in, and how people call them.
+ENGINES = {"mxnet": "MXNet", "onnxruntime": "ONNX Runtime", "onnx": "ONNX"}
+
 
 class UserError(Exception):
     """A mistake that the user can mend; the text says how."""
@@ -31,6 +34,35 @@ class UnusableError(UserError, OSError):
     """A device, directory or package that this machine does not offer."""
 
 
+class EngineError(UserError, RuntimeError):
+    """What an engine has thrown, in words: a kernel that cannot be made, no memory."""
+
+    exit_code = 1
+
+
+def of_engine(error: BaseException) -> EngineError | None:
+    """What an engine or the memory's end has thrown as an `EngineError`, None for anything else.
+
+    An engine's own errors are told by the package that their class comes from, so that none has to be imported.
+    """
+    if isinstance(error, EngineError):
+        return error
+    if isinstance(error, MemoryError):
+        return EngineError(f"no memory is left ({engine_words(error) or 'MemoryError'}): a smaller batch needs less")
+    package = type(error).__module__.partition(".")[0]
+    if package not in ENGINES:
+        return None
+    words = engine_words(error)
+    advice = "a smaller batch needs less" if "memory" in words.lower() else "DNNL_MAX_CPU_ISA=AVX2 or SSE41 may help"
+    return EngineError(f"{ENGINES[package]} has failed: {words} ({advice})")
+
+
+def engine_words(error: BaseException) -> str:
+    """What an engine's error says, on one line: the last one, as a trace of the engine's own code may come before."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].removeprefix("MXNetError: ")[:300] if lines else type(error).__name__
+
+
 def unknown(kind: str, value: object, choices: Iterable[str], allowed: str = "") -> UnknownNameError:
     """The error for a `value` that is none of `choices`; `allowed` describes them where a list would be too long."""
     choices = [str(choice) for choice in choices]
@@ -41,5 +73,6 @@ def unknown(kind: str, value: object, choices: Iterable[str], allowed: str = "")
 
 def nearest(value: object, choices: Iterable[str]) -> str:
     """``; nearest: …`` with up to three of the choices that are like a value, or nothing."""
-    near = difflib.get_close_matches(str(value).lower(), list(choices), n=3, cutoff=0.4)
-    return f"; nearest: {', '.join(near)}" if near else ""
+    spelt = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(str(value).lower(), spelt, n=3, cutoff=0.4)
+    return f"; nearest: {', '.join(spelt[choice] for choice in near)}" if near else ""

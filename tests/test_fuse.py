@@ -11,6 +11,8 @@ import pydmobilenet
 from pydmobilenet.deploy import fuse
 from pydmobilenet.deploy.fuse import for_onednn
 
+pytestmark = pytest.mark.instruction_sets
+
 
 def randomise(net, seed=0):
     """Give every batch normalisation of a network statistics, a scale and a shift that matter."""
@@ -133,3 +135,26 @@ def test_a_sum_that_is_needed_twice_stays_a_sum(relu):
     net = SumNeededTwice(relu)
     net.initialize(mx.init.MSRAPrelu())
     assert_same_function(fuse(randomise(net)), net)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda graph: graph * 1.1, r"they give other logits \(up to .* off, of "),
+        (
+            lambda graph: mx.sym.broadcast_add(graph, mx.sym.zeros((3, 10))),
+            r"they do not work here \(",
+        ),  # but for the first batch
+    ],
+    ids=["wrong", "failing"],
+)
+def test_fused_operations_that_do_not_work_are_left_out_with_a_warning(spoil, words, monkeypatch):
+    monkeypatch.setitem(for_onednn.__globals__, "for_onednn", spoil)
+    net = randomise(pydmobilenet.get_model("pyd-add-11-0.25"))
+    with pytest.warns(UserWarning, match=f"oneDNN's fused operations are left out, as {words}"):
+        assert_same_function(fuse(net), net)
+
+
+def test_a_fused_network_has_the_parameters_of_the_plain_one_alone():
+    net = pydmobilenet.get_model("pyd-add-11-0.25")
+    assert sorted(fuse(net).collect_params()) == sorted(fuse(net, portable=True).collect_params())

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import select
 import shlex
 import shutil
 import signal
@@ -17,6 +18,8 @@ from test_train_command import DIGITS, assert_mistake, make_folder, options, pro
 
 from pydmobilenet.training import prepare
 from pydmobilenet.training.checkpoint import State
+
+pytestmark = pytest.mark.instruction_sets
 
 ADD = "pyd-add-11-0.125"
 EPOCHS = 5
@@ -123,7 +126,7 @@ def test_killed_at_three_random_moments_a_run_ends_with_the_same_bits(undisturbe
             until(run.stderr, "resuming " if resumed else "device: ")
             if int(moment) > finished:
                 until(run.stdout, f"epoch {int(moment)}/")
-            time.sleep(moment % 1 * seconds)
+            select.select([run.stdout], [], [], moment % 1 * seconds)  # at the latest when the next epoch is told of
             run.kill()
             assert run.wait() == -signal.SIGKILL
         finished = State.read(directory / "last.state").position["epochs"]

@@ -1,5 +1,7 @@
 """The faster backward pass computes the gradients of the literal one."""
 
+import warnings
+
 import mxnet as mx
 import numpy as np
 import pytest
@@ -7,10 +9,25 @@ from conftest import NETWORKS
 from mxnet import gluon, nd
 
 import pydmobilenet
+from pydmobilenet import processor
+from pydmobilenet.data import get_task
 from pydmobilenet.training import step
 
+pytestmark = pytest.mark.instruction_sets
+
 LOSS = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
-PYRAMIDS = [(name, dataset) for name, dataset in NETWORKS if name.startswith("pyd") and dataset != "cifar100-coarse"]
+ALL = [(name, dataset) for name, dataset in NETWORKS if dataset != "cifar100-coarse"] + [("wrn-16-2", "cifar10")]
+AVX512 = processor.instruction_set().startswith("AVX512")
+
+
+def made(name, dataset="cifar10", dtype="float32"):
+    """A network with the same parameters each time."""
+    if name.startswith("wrn"):
+        pytest.importorskip("gluoncv", exc_type=ImportError)
+    mx.random.seed(0)
+    net = pydmobilenet.get_model(name, dataset)
+    net.cast(dtype)
+    return net
 
 
 def gradients(net):
@@ -18,20 +35,52 @@ def gradients(net):
     return {name: each.grad().asnumpy() for name, each in named if each.grad_req != "null"}
 
 
-def both(name, dataset, dtype, images=4):
-    """Gradients, logits and moving statistics of one step by each of the two, from the same parameters."""
+def moving(net):
+    nd.waitall()
+    named = net._collect_params_with_prefix().items()
+    return {name: each.data().asnumpy() for name, each in named if "running" in name}
+
+
+def batch(images=4, outputs=10, dtype="float32", seed=0):
+    x = np.random.default_rng(seed).standard_normal((images, 3, 32, 32))
+    return nd.array(x, dtype=dtype), nd.array(np.eye(outputs)[np.arange(images) % outputs], dtype=dtype)
+
+
+def decide(net):
+    """Shift each channel so far to one side of 0 that no rounding lets the input of a ReLU change its sign."""
+    for name, each in net._collect_params_with_prefix().items():
+        if name.endswith("beta"):
+            each.set_data(nd.array(np.resize([5.0, 5.0, -5.0], each.shape)))
+
+
+def both(name, dataset, dtype, decided=False):
+    """Gradients, logits, losses and moving statistics of one step: the literal one, then the fastest that works."""
     found = []
-    for kind in (step.LiteralStep, step.PyramidStep):
-        mx.random.seed(0)
-        net = pydmobilenet.get_model(name, dataset)
-        net.cast(dtype)
-        outputs = net.head.dense.weight.shape[0]
-        x = np.random.default_rng(0).standard_normal((images, 3, 32, 32))
-        y = np.eye(outputs)[np.arange(images) % outputs]
-        logits, losses = kind(net, LOSS)(nd.array(x, dtype=dtype), nd.array(y, dtype=dtype), 2.0)
-        moving = {n: p.data().asnumpy() for n, p in net._collect_params_with_prefix().items() if "running" in n}
-        found.append((gradients(net), logits.asnumpy(), losses.asnumpy(), moving))
+    for literal in (True, False):
+        net = made(name, dataset, dtype)
+        if decided:
+            decide(net)
+        x, y = batch(outputs=get_task(dataset).outputs, dtype=dtype)
+        with warnings.catch_warnings():
+            if AVX512:  # there some fall back, and say so
+                warnings.simplefilter("ignore")
+            taken = step.LiteralStep(net, LOSS) if literal else step.make(net, LOSS, mx.cpu())
+            logits, losses = taken(x, y, 2.0)
+        found.append((gradients(net), logits.asnumpy(), losses.asnumpy(), moving(net)))
     return found
+
+
+@pytest.mark.parametrize(("name", "dataset"), ALL)
+def test_a_step_has_the_gradients_statistics_and_losses_of_the_literal_network(name, dataset):
+    (literal, *others), (ours, *mine) = both(name, dataset, "float32", decided=True)
+    assert ours.keys() == literal.keys()
+    size = max(gradient.max() for gradient in literal.values()) - min(each.min() for each in literal.values())
+    for parameter, expected in literal.items():
+        np.testing.assert_allclose(ours[parameter], expected, rtol=0, atol=1e-5 * size, err_msg=parameter)
+    for theirs, own in zip(others[:2], mine[:2]):
+        np.testing.assert_allclose(own, theirs, rtol=0, atol=1e-4 * abs(theirs).max())
+    for statistic, theirs in others[2].items():
+        np.testing.assert_allclose(mine[2][statistic], theirs, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["pyd-add-29-0.25", "pyd-concat-29-0.25"])
@@ -45,38 +94,101 @@ def test_in_float64_the_gradients_are_the_same_to_its_precision(name):
         np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "dataset"), PYRAMIDS)
-def test_in_float32_logits_losses_and_moving_statistics_are_the_same(name, dataset):
-    (_, *others), (_, *ours) = both(name, dataset, "float32")
-    for theirs, mine in zip(others[:2], ours[:2]):
-        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-4 * abs(theirs).max())
-    for statistic, theirs in others[2].items():
-        np.testing.assert_allclose(ours[2][statistic], theirs, rtol=1e-3, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     "name", ["resnet-11-0.5", "mobilenet-11-1", "pyd-add-11-0.25", "pyd-concat-11-0.25", "wrn-10-1"]
 )
 def test_normalisation_and_relu_as_one_operation_give_the_same_bits(name):
-    if name.startswith("wrn"):
-        pytest.importorskip("gluoncv", exc_type=ImportError)
-    net = pydmobilenet.get_model(name)
+    if AVX512 and not name.startswith(("resnet", "mobilenet")):
+        pytest.skip("oneDNN has no such kernels with AVX-512: the step does without")
+    net = made(name)
     x, y = nd.random.normal(shape=(8, 3, 32, 32)), nd.one_hot(nd.arange(8), 10)
-    found = []
-    start = {key: each.data().copy() for key, each in net.collect_params().items()}
+    found, start = [], {key: each.data().copy() for key, each in net.collect_params().items()}
     for network in (net, step.traced(net, net(mx.sym.var("data")), ["data"])):
         for key, each in net.collect_params().items():
             each.set_data(start[key])
         logits, _ = step.LiteralStep(network, LOSS)(x, y)
-        nd.waitall()
-        moving = {key: each.data().asnumpy() for key, each in net.collect_params().items() if "running" in key}
-        found.append({**gradients(net), **moving, "logits": logits.asnumpy()})
+        found.append({**gradients(net), **moving(net), "logits": logits.asnumpy()})
     for key, expected in found[0].items():
         np.testing.assert_array_equal(found[1][key], expected, err_msg=key)
 
 
 def test_on_a_cpu_they_are_one_operation():
     net = pydmobilenet.get_model("resnet-11-0.5")
-    graph = step.make(net, LOSS, mx.cpu()).net(mx.sym.var("data")).tojson()
-    assert graph.count('"op": "_contrib_BatchNormWithReLU"') == 3 * 3
-    assert graph.count('"op": "Activation"') == 0
+    graph = step.make(net, LOSS, mx.cpu()).chosen.net(mx.sym.var("data")).tojson()
+    fast = processor.instruction_set() not in ("AVX", "SSE41")  # below AVX2 they are slower together
+    assert graph.count('"op": "_contrib_BatchNormWithReLU"') == (3 * 3 if fast else 0)
+    assert graph.count('"op": "Activation"') == (0 if fast else 3 * 3)
+
+
+@pytest.mark.skipif(not AVX512, reason="only with AVX-512")
+@pytest.mark.parametrize("name", ["pyd-add-11-0.25", "pyd-concat-11-0.25", "wrn-10-1"])
+def test_what_cannot_run_with_avx512_is_left_out_with_a_warning(name):
+    taken = step.make(made(name), LOSS, mx.cpu())
+    with pytest.warns(UserWarning, match="the faster training step is left out.*DNNL_MAX_CPU_ISA=AVX2 may bring"):
+        taken(*batch())
+    assert taken.chosen is taken.literal
+
+
+class Spoilt:
+    """A step that fails, or has other gradients, and leaves something else in the moving statistics."""
+
+    def __init__(self, literal, how):
+        self.literal, self.how = literal, how
+
+    def __call__(self, images, targets, scale=1.0):
+        answer = self.literal(images, targets, scale)
+        if self.how == "is wrong":
+            self.literal.net.head.dense.weight.grad()[:] *= 1.2
+        elif self.how == "fails":
+            nd.Convolution(images, nd.zeros((1, 1, 1, 1)), kernel=(2, 2), num_filter=1, no_bias=True)
+        elif self.how == "fails later":  # as operators do: on the engine's own threads
+            nd.linalg.potrf(nd.array([[-1.0]])).wait_to_read()
+        return answer
+
+
+@pytest.mark.parametrize("request_", ["write", "add"])
+@pytest.mark.parametrize("how", ["is wrong", "fails", "fails later"])
+@pytest.mark.parametrize("name", ["resnet-11-0.125", "pyd-add-11-0.125"])
+def test_a_faster_step_that_does_not_work_is_replaced_and_leaves_no_trace(name, how, request_):
+    found = []
+    for spoilt in (False, True):
+        net = made(name)
+        for parameter in net.collect_params().values():
+            if parameter.grad_req != "null":
+                parameter.grad_req = request_
+        taken = literal = step.LiteralStep(net, LOSS)
+        if spoilt:
+            taken = step.CheckedStep(Spoilt(literal, how), literal, net.collect_params().values(), mx.cpu())
+            with pytest.warns(UserWarning, match=r"off by 20\.0%" if how == "is wrong" else r"does not work here \("):
+                logits, _ = taken(*batch())
+        else:
+            logits, _ = taken(*batch())
+        logits, _ = taken(*batch(seed=1))
+        found.append({**gradients(net), **moving(net), "logits": logits.asnumpy()})
+    assert found[0].keys() == found[1].keys()
+    for key, expected in found[0].items():
+        np.testing.assert_array_equal(found[1][key], expected, err_msg=key)
+
+
+def literal_twice():
+    """A checked step that cannot fail."""
+    net = made("resnet-11-0.125")
+    return step.CheckedStep(*(step.LiteralStep(net, LOSS) for _ in range(2)), net.collect_params().values(), mx.cpu())
+
+
+def test_a_step_is_tried_once_for_each_shape(monkeypatch):
+    taken, tried = literal_twice(), []
+    monkeypatch.setattr(taken, "_obstacle", lambda images, targets: tried.append(len(images)) or "")
+    for images in (4, 4, 2, 4):
+        taken(*batch(images))
+    assert tried == [4, 2]
+
+
+def test_gradients_that_are_not_finite_are_no_reason_to_leave_a_step_out():
+    taken = literal_twice()
+    x, y = batch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", DeprecationWarning)  # MXNet's own
+        taken(x * float("nan"), y)
+    assert taken.chosen is not taken.literal

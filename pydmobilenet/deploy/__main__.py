@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import catalog, cli, fetching
+from .. import _runtime, catalog, cli, fetching
 from ..data import Task, get_dataset, get_task
 from ..errors import UnusableError
 
@@ -40,6 +40,7 @@ def main() -> int:
     check_output(output)
     images, kind = comparison_images(task, arguments.data_dir)
 
+    _runtime.use_all_instructions()
     from .. import zoo  # MXNet takes a while to import: not before the command is known to be right
     from .export import export
 

@@ -8,13 +8,15 @@ done in float64. Concat's three stay three: as one 7x7 convolution with three ou
 A ReLU goes ahead of the concatenation that it follows, to the convolutions. On a CPU, oneDNN then computes
 convolution, addition and ReLU as one operation, and so it does with what is left of batch normalisation and ReLU.
 
-The network is rewritten as a graph, so that it can be fused whatever its blocks are.
+The network is rewritten as a graph, so that it can be fused whatever its blocks are. What oneDNN makes of it depends on
+the processor and on the shapes, so it is not relied on before it has been seen to work (`Fused`).
 """
 
 from __future__ import annotations
 
 import ast
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +25,9 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon.block import HybridBlock
 
+from ..errors import engine_words
+
+TOLERANCE = 1e-3  # of the largest logit; rounding makes 1e-6
 ADDITIONS = ("elemwise_add", "broadcast_add", "_Plus")
 
 
@@ -152,16 +157,51 @@ def fuse(net: HybridBlock, portable: bool = False) -> HybridBlock:
     context = next(iter(parameters.values())).context
     rewriter = _Rewriter(net(mx.sym.var("data")), {name: array.asnumpy() for name, array in parameters.items()})
     graph = rewriter.run()
-    if not portable and context.device_type == "cpu":
-        graph = for_onednn(graph)
-    fused = mx.gluon.SymbolBlock(graph, mx.sym.var("data", dtype="float32"))
-    for name, parameter in fused.collect_params().items():
+    plain = mx.gluon.SymbolBlock(graph, mx.sym.var("data", dtype="float32"))
+    for name, parameter in plain.collect_params().items():
         value = mx.nd.array(rewriter.new[name].astype(np.float32), ctx=context)
         parameter.shape = value.shape
         parameter.initialize(mx.init.Zero(), ctx=context)
         parameter.set_data(value)
         parameter.grad_req = "null"
-    return fused
+    return plain if portable or context.device_type != "cpu" else Fused(for_onednn(graph), plain)
+
+
+class Fused(mx.gluon.SymbolBlock):
+    """A graph with operations of oneDNN, used once it has been seen to answer as the `plain` network of the same
+    parameters does: in this process, on this processor, for images of this shape. Where it does not, the plain one
+    answers, and a warning says so.
+    """
+
+    def __init__(self, graph: mx.sym.Symbol, plain: mx.gluon.SymbolBlock):
+        super().__init__(graph, mx.sym.var("data", dtype="float32"), params=plain.collect_params())
+        self.plain = plain.__call__  # not the network itself, which would become a part of this one
+        self.works: dict[tuple[int, ...], bool] = {}
+
+    def forward(self, x, *others):
+        if isinstance(x, mx.nd.NDArray) and not self._works(x):
+            return self.plain(x)
+        return super().forward(x, *others)
+
+    def _works(self, x: mx.nd.NDArray) -> bool:
+        if x.shape not in self.works:
+            obstacle = self._obstacle(x)
+            self.works[x.shape] = not obstacle
+            if obstacle:
+                warnings.warn(f"oneDNN's fused operations are left out, as {obstacle}: slower", stacklevel=3)
+        return self.works[x.shape]
+
+    def _obstacle(self, x: mx.nd.NDArray) -> str:
+        """Why oneDNN's operations cannot be used for images like these, or nothing."""
+        try:
+            found = super().forward(x).asnumpy()
+        except mx.MXNetError as error:
+            return f"they do not work here ({engine_words(error)})"
+        expected = self.plain(x).asnumpy()
+        apart, size = abs(found - expected).max(), abs(expected).max()
+        if apart <= TOLERANCE * size or not np.isfinite(size):
+            return ""
+        return f"they give other logits (up to {apart:.2g} off, of {size:.2g})"
 
 
 def for_onednn(graph: mx.sym.Symbol) -> mx.sym.Symbol:

@@ -75,10 +75,10 @@ class State:
 
 
 class Run:
-    """The directory of one run, held by one process at a time."""
+    """The directory of one run, held by one process at a time. A `new` one has been made by this process."""
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    def __init__(self, directory: Path, new: bool = False):
+        self.directory, self.new = directory, new
         self.lock = FileLock(directory / ".lock")
         try:
             self.lock.acquire(timeout=0)
@@ -107,7 +107,12 @@ class Run:
             if isinstance(error, UnusableError):
                 raise
             raise UnusableError(f"cannot make the directory {directory}: {error.strerror}") from None
-        return cls(directory)
+        return cls(directory, new=True)
+
+    def discard(self) -> None:
+        """Remove the directory, of a run that has come to nothing."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self.lock.release()
 
     def save(self, state: State, facts: Mapping[str, object], also: Mapping[str, Mapping[str, object]]) -> None:
         """Save the state, and its parameters as each of the files `also` names, with what is to be known of them.

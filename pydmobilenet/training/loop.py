@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
+from .. import provenance
 from ..data import Dataset, batches
-from ..errors import BadFileError, UnknownNameError, UserError
+from ..errors import BadFileError, UnknownNameError, UserError, of_engine
 from . import mixing
 from .checkpoint import Run, State
 from .config import Config
@@ -88,14 +89,23 @@ class Loop:
     def go(self) -> int:
         """Train to the end, or to a signal. The exit code: 0, or 128 and the signal's number.
 
-        Raises Diverged; the last good checkpoint stays then.
+        Raises Diverged, and EngineError for what an engine throws. The last good checkpoint stays then; without even
+        one batch behind it, a new run leaves nothing.
         """
-        with self._signals():
-            while self.position.epochs < self.config.epochs:
-                if not self._train_epoch():
-                    self._save_inside()
-                    return 128 + self.stopped
-                self._finish_epoch()
+        try:
+            with self._signals():
+                while self.position.epochs < self.config.epochs:
+                    if not self._train_epoch():
+                        self._save_inside()
+                        return 128 + self.stopped
+                    self._finish_epoch()
+        except Exception as error:
+            failure = of_engine(error)
+            if failure is None:
+                raise
+            if self.run and self.run.new and not self.position.epochs and not self.position.images:
+                self.run.discard()
+            raise failure from error
         return 0
 
     def _train_epoch(self) -> bool:
@@ -209,7 +219,13 @@ class Loop:
 
     def _save(self, state: State, names: Sequence[str] = (), done: Epoch | None = None) -> None:
         task = self.train.task
-        facts = {"model": self.config.model, "dataset": task.name, "outputs": task.outputs, "classes": task.classes}
+        facts = {
+            "model": self.config.model,
+            "dataset": task.name,
+            "outputs": task.outputs,
+            "classes": task.classes,
+            "environment": provenance.environment(),
+        }
         errors = {name: {"epoch": done.epoch, "test_error": done.test_error} for name in names}
         self.run.save(state, facts, errors)
         self.saved = time.monotonic()

@@ -1,0 +1,39 @@
+#!/usr/bin/env python3
+"""All tests, then once more those of what oneDNN's kernels decide, at each other instruction set of this processor.
+
+Arguments go to pytest. The first run is at the project's own limit (`pydmobilenet/_runtime.py`), or at that of
+``DNNL_MAX_CPU_ISA``.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from pydmobilenet import processor
+
+NO_TESTS = 5  # pytest's exit code: none of those asked for is of this kind
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    first = processor.instruction_set()
+    others = {processor.instruction_set(environment={processor.VARIABLE: value}): value for value in processor.levels()}
+    others.pop(first, None)
+    print(f"{processor.cpu_name()}: all tests with {first or 'an unknown instruction set'}", flush=True)
+    codes = [pytest(arguments, os.environ)]
+    for name, value in others.items():
+        print(f"\ntraining and fusing again with {name}, {processor.VARIABLE}={value}", flush=True)
+        code = pytest(["-m", "instruction_sets", *arguments], {**os.environ, processor.VARIABLE: value})
+        codes.append(0 if code == NO_TESTS else code)
+    print(f"\ntested with {', '.join(name or 'unknown' for name in (first, *others))}")
+    return max(codes)
+
+
+def pytest(arguments: list[str], environment: dict[str, str]) -> int:
+    return subprocess.run([sys.executable, "-m", "pytest", *arguments], env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Which instruction set oneDNN uses, chosen by the processor's flags and the user's setting."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from pydmobilenet import devices, processor, provenance
+
+SSE41 = {"sse4_1", "sse4_2"}
+AVX2 = SSE41 | {"avx", "avx2", "fma"}
+SKYLAKE_X = AVX2 | set(processor.AVX512)
+ZEN4 = SKYLAKE_X | {"avx512_vnni", "avx512_bf16"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "expected"),
+    [
+        (ZEN4, None, "AVX512_CORE_BF16"),
+        (ZEN4, "ALL", "AVX512_CORE_BF16"),
+        (ZEN4, "AVX512_CORE", "AVX512_CORE"),
+        (ZEN4, "AVX2", "AVX2"),
+        (ZEN4 | {"avx_vnni"}, "AVX2", "AVX2"),
+        (ZEN4, "SSE41", "SSE41"),
+        (SKYLAKE_X, "AVX512_CORE_AMX", "AVX512_CORE"),
+        (AVX2, "ALL", "AVX2"),
+        (SSE41 | {"avx"}, "AVX2", "AVX"),
+        (SSE41, "AVX2", "SSE41"),
+        (set(), "AVX2", ""),  # no x86, or nobody tells
+        (ZEN4, "nonsense", "AVX512_CORE_BF16"),  # which oneDNN passes over
+    ],
+)
+def test_the_highest_instruction_set_up_to_the_limit_is_used(flags, limit, expected):
+    assert processor.instruction_set(flags, {processor.VARIABLE: limit} if limit else {}) == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [(ZEN4, ["ALL", "AVX2", "SSE41"]), (AVX2, ["ALL", "SSE41"]), (SSE41, ["ALL"]), (set(), ["ALL"])],
+)
+def test_the_tests_run_at_the_processor_s_own_level_and_at_each_lower_one(flags, expected):
+    assert processor.levels(flags) == expected
+
+
+def test_flags_and_name_are_read_where_linux_tells_them(tmp_path):
+    path = tmp_path / "cpuinfo"
+    path.write_text(
+        "processor\t: 0\nmodel name\t: Some: CPU\nflags\t\t: fpu sse4_1 avx\n\nprocessor\t: 1\nflags\t: x\n"
+    )
+    assert processor.cpu_flags(path) == {"fpu", "sse4_1", "avx"}
+    assert processor.cpu_name(path) == "Some: CPU"
+    assert processor.cpu_flags(tmp_path / "nothing") == frozenset()
+    assert processor.cpu_name(tmp_path / "nothing")
+
+
+CONVOLUTION = """
+images, weight = mx.nd.ones((1, 3, 8, 8)), mx.nd.ones((4, 3, 3, 3))
+mx.nd.Convolution(images, weight, kernel=(3, 3), num_filter=4, no_bias=True).asnumpy()
+"""
+LIMITED = f"import pydmobilenet, mxnet as mx{CONVOLUTION}"
+FULL = f"import pydmobilenet._runtime as r; r.use_all_instructions(); import mxnet as mx{CONVOLUTION}"
+MXNET_FIRST = f"import numpy; numpy.bool = bool; import mxnet as mx, pydmobilenet{CONVOLUTION}"
+
+
+def used(code, setting=None):
+    """What oneDNN itself says that it uses, in a fresh process; "" where it computes nothing here."""
+    environment = {name: value for name, value in os.environ.items() if name != processor.VARIABLE}
+    if setting:
+        environment[processor.VARIABLE] = setting
+    environment["DNNL_VERBOSE"] = "1"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    found = re.search(r"info,cpu,isa:Intel (.*)", answer.stdout)
+    return found[1] if found else ""
+
+
+@pytest.mark.skipif("avx2" not in processor.cpu_flags(), reason="this processor has no AVX2")
+@pytest.mark.parametrize(
+    ("code", "setting", "limited"),
+    [
+        (LIMITED, None, True),
+        (MXNET_FIRST, None, True),  # oneDNN reads it later
+        (LIMITED, "avx2", True),  # which it would not understand
+        (LIMITED, "ALL", False),
+        (FULL, None, False),
+        (FULL, "AVX2", True),  # what the user has set stays
+    ],
+    ids=["default", "mxnet first", "small letters", "lifted", "answering", "answering, as set"],
+)
+def test_onednn_is_limited_to_avx2_unless_the_user_or_a_command_that_only_answers_lifts_it(code, setting, limited):
+    full = any(name.startswith("avx512") for name in processor.cpu_flags())
+    assert used(code, setting).startswith("AVX-512" if full and not limited else "AVX2")
+
+
+def test_a_setting_that_onednn_does_not_know_is_named(monkeypatch):
+    monkeypatch.setenv(processor.VARIABLE, "AVX3")
+    with pytest.warns(UserWarning, match=r"DNNL_MAX_CPU_ISA is 'AVX3', which oneDNN does not know .*nearest: AVX"):
+        devices.choose("cpu")
+
+
+def test_the_environment_of_a_result_is_told(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    found = provenance.environment()
+    assert found["threads"] == "3"
+    assert found["python"] == sys.version.split()[0]
+    assert found["mxnet"].startswith("1.9")
+    assert found["instruction_set"] == processor.instruction_set()
+    assert all(found[name] for name in ("pydmobilenet", "numpy", "processor"))
+    assert provenance.summary() == f"{found['processor']}, {found['instruction_set']}, OMP_NUM_THREADS=3"
