@@ -20,7 +20,9 @@ from .text import printable
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are those of the project: one line, with the nearest choice for an unknown one."""
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         """As argparse's, but for an unknown option the error names the nearest of those that the command has."""
         found, unknown_ones = self.parse_known_args(args, namespace)
         if unknown_ones:

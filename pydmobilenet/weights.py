@@ -203,9 +203,10 @@ def describe(arrays: Mapping[str, np.ndarray]) -> str:
     """What network the arrays of a file belong to, as far as they tell: ``pyd-add-29-0.25 with 10 classes``."""
     try:
         if "output.bias" in arrays:
-            stem, kernel = arrays["features.1.weight"].shape[0], arrays["features.3.0.conv1.weight"].shape
+            stem = arrays["features.2.gamma"].shape[0]  # of the normalisation that GluonCV's other networks lack
+            width = arrays["features.3.0.conv1.weight"].shape[0] / stem
             blocks = len({name.split(".")[2] for name in arrays if name.startswith("features.3.")})
-            name = Architecture("wrn", 6 * blocks + 4, kernel[0] / stem).name
+            name = Architecture("wrn", 6 * blocks + 4, width).name
             return f"{name} with {arrays['output.bias'].shape[0]} classes"
         spatial = {name.split(".")[4] for name in arrays if ".spatial." in name}
         kernel, stem = arrays["stages.0.0.spatial.conv3.weight"].shape, arrays["stem.conv.weight"].shape[0]
