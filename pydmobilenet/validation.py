@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -267,6 +268,7 @@ class _Worker:
     @classmethod
     def begin(cls, engine: Engine, data_dir: Path | None, *options: int | None) -> None:
         cls.engine, cls.data_dir, cls.options, cls.datasets = engine, data_dir, options, {}
+        tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that is killed leaves behind
 
     @classmethod
     def answer(cls, record: Record) -> Result:
