@@ -347,36 +347,15 @@ def test_a_head_of_another_size_is_made_anew_which_is_said(finished, tmp_path, b
     assert parameters["head.dense.weight"].std() > 0.01
 
 
-@pytest.mark.parametrize("place", ["home", "--weights-dir"])
-def test_a_run_starts_from_the_authors_weights_with_a_head_of_its_own(place, shared, home, folder, tmp_path, begun):
-    (home / "project").mkdir()
-    if place == "home":
-        os.symlink(shared / "weights", home / "project" / "models")
-    where = [] if place == "home" else [place, shared / "weights"]
-    recipe = ("-m", "resnet-29-0.5", "-d", folder, "--batch-size", 8)
-    answer, parameters = begun(tmp_path / "run", *recipe, "--pretrained", *where)
+def test_a_run_starts_from_the_authors_weights_with_a_head_of_its_own(shared, folder, tmp_path, begun):
+    start = ("--pretrained", "--weights-dir", shared / "weights")
+    answer, parameters = begun(tmp_path / "run", "-m", "resnet-29-0.5", "-d", folder, "--batch-size", 8, *start)
     assert f"no weights are published for {folder}: starting from those for cifar10" in answer.stderr
     assert "has a head of another size" in answer.stderr
     given = weights.read(shared / "weights" / "resnet" / "cifar10_resnet29-0000.params")
     assert parameters.keys() == given.keys()
     assert all(parameters[name].tobytes() == given[name].tobytes() for name in given if not head(name))
     assert parameters["head.dense.weight"].shape == (4, 128)
-
-
-@pytest.mark.parametrize(("epochs", "warmup"), [(1, 0.15), (3, 0.45), (4, 3)])
-def test_a_warm_up_that_has_no_room_keeps_its_share_of_the_epochs_which_is_said(
-    epochs, warmup, folder, tmp_path, begun
-):
-    arguments = ("-m", MODEL, "-d", folder, "--config", "digits", "--batch-size", 8, "--epochs", epochs)
-    if warmup == 3:
-        begun(tmp_path / "run", *arguments)
-    else:
-        words = (
-            f"warmup_epochs 3 does not fit into --epochs {epochs}: shortened to {warmup}, its share of the recipe's 20"
-        )
-        with pytest.warns(UserWarning, match=words):
-            begun(tmp_path / "run", *arguments)
-    assert config.make(config.read(tmp_path / "run" / "config.yaml")).warmup_epochs == pytest.approx(warmup)
 
 
 def test_a_run_is_put_below_the_working_directory_by_default(folder, tmp_path, monkeypatch, inside):
