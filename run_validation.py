@@ -14,6 +14,9 @@ try:
 except ImportError as error:
     print(f"run_validation.py: error: {error}", file=sys.stderr)
     sys.exit(2)
+except KeyboardInterrupt:
+    print("run_validation.py: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 EPILOG = """exit code: 0 all that was evaluated is as published or recorded; 1 a row differs or, with --require-all, was
 not evaluated; 2 a mistake in the command; 3 nothing could be evaluated. Only the whole official test set is judged."""
@@ -76,7 +79,12 @@ def parse_arguments() -> argparse.Namespace:
     option("--no-fuse", action="store_true", help="run the networks literally: no batch normalisation folded")
     option("--print-net", action="store_true", help="print each network layer by layer")
     option("-q", "--quiet", action="store_true", help="print a line a data set, and the rows that differ")
-    option("-v", "--verbose", action="store_true", help="print a line a network, as soon as it is evaluated")
+    option(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="print a line a network as soon as it is evaluated, as on a terminal",
+    )
     return parser.parse_args()
 
 
@@ -98,7 +106,7 @@ def main() -> int:
     engine = make(device.context, arguments.weights_dir, not arguments.no_fuse, arguments.print_net)
     if not arguments.quiet:
         print(f"device: {device.why}", file=sys.stderr)
-    if arguments.verbose:
+    if arguments.verbose or (sys.stderr.isatty() and not arguments.quiet):
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     batch_size = arguments.batch_size or engine.batch_size
     tables, sections, results = [], [], []

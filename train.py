@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from argparse import Namespace
 from pathlib import Path
 
 try:
     from pydmobilenet import cli, fetching
     from pydmobilenet.errors import UnknownNameError, UserError
+    from pydmobilenet.text import printable
     from pydmobilenet.training import config
 except ImportError as error:
     print(f"train.py: error: {error}", file=sys.stderr)
     sys.exit(2)
+except KeyboardInterrupt:
+    print("train.py: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 RECIPES = {"imagenet32": "imagenet32.yaml", "digits": "digits.yaml"}  # of the other data sets: cifar.yaml
@@ -37,6 +42,7 @@ def parse_arguments() -> Namespace:
     option("--output", type=Path, metavar="DIR", help="the run's directory (default: runs/MODEL-DATASET)")
     option("--resume", type=Path, metavar="DIR", help="go on with the run in this directory")
     option("--pretrained", action="store_true", help="start from the authors' weights")
+    cli.add_weights_dir(parser)
     option("--init", type=Path, metavar="FILE", help="start from the weights of a .params file")
     option("--tensorboard", action="store_true", help="write events for TensorBoard")
     option("-q", "--quiet", action="store_true", help="print nothing but the errors at the end")
@@ -46,12 +52,23 @@ def parse_arguments() -> Namespace:
 
 
 def configure(arguments: Namespace) -> config.Config:
-    """The recipe's values, and over them what was given on the command line."""
+    """The recipe's values, and over them what was given on the command line.
+
+    A warm-up that the recipe has and the epochs given leave no room for keeps its share of the epochs, with a warning.
+    """
     given = config.given(arguments)
     dataset = str(given.get("dataset", "cifar10"))
     recipe = arguments.config or CONFIGS / RECIPES.get(dataset, "cifar.yaml")
     bundled = CONFIGS / f"{recipe}.yaml"  # by its mere name
-    return config.make({**config.read(bundled if bundled.is_file() else recipe), **given})
+    values = config.read(bundled if bundled.is_file() else recipe)
+    own, epochs = values.get("warmup_epochs", 0), given.get("epochs")
+    if epochs and "warmup_epochs" not in given and own >= epochs and values.get("epochs"):
+        values["warmup_epochs"] = own * epochs / values["epochs"]
+        shorter = f"{values['warmup_epochs']:g}, its share of the recipe's {values['epochs']} epochs"
+        warnings.warn(
+            f"warmup_epochs {own:g} does not fit into --epochs {epochs}: shortened to {shorter}", stacklevel=2
+        )
+    return config.make({**values, **given})
 
 
 def check_same(given: dict[str, object], run: config.Config) -> None:
@@ -71,6 +88,8 @@ def main() -> int:
         raise UserError("--resume takes all of that from the run: leave out --output, --config, --init, --pretrained")
     if arguments.init and arguments.pretrained:
         raise UserError("--init and --pretrained are two beginnings: give one of them")
+    if arguments.weights_dir and not arguments.pretrained:
+        raise UserError("--weights-dir is where --pretrained looks: add that, or leave it out")
     from pydmobilenet.training import checkpoint
 
     if arguments.resume:
@@ -92,16 +111,16 @@ def main() -> int:
     if arguments.resume:
         check_same(config.given(arguments), prepare.read_config(directory))
         loop = prepare.resume(directory, on)
-        say(f"resuming {directory} after {loop.position.epochs} of {loop.config.epochs} epochs")
+        say(f"resuming {printable(directory)} after {loop.position.epochs} of {loop.config.epochs} epochs")
     else:
-        init = prepare.published_weights(recipe) if arguments.pretrained else arguments.init
+        init = prepare.published_weights(recipe, arguments.weights_dir) if arguments.pretrained else arguments.init
         loop = prepare.begin(recipe, directory, on, init)
     if arguments.verbose:
         say(config.text(loop.config).rstrip())
     code = loop.go()
     if code:
         again = f"python train.py --resume {shlex.quote(str(directory))}"
-        print(f"train.py: interrupted; to go on: {again}", file=sys.stderr)
+        print(f"train.py: interrupted; to go on: {printable(again)}", file=sys.stderr)
     elif loop.run:
         print(loop.position.history.summary())
     return code

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from . import _runtime
+import os
+import sys
+
+
+def _excepthook(kind: type, error: BaseException, trace: object) -> None:
+    """One line for an interruption of ``python -m pydmobilenet…`` while it still imports; later, `cli.run` has it."""
+    if kind is KeyboardInterrupt and sys.argv[0].startswith(("-m", os.path.dirname(__file__))):
+        print("pydmobilenet: interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+    sys.__excepthook__(kind, error, trace)
+
+
+if sys.argv[:1] == ["-m"]:  # as long as `python -m` imports the package that it is to run
+    sys.excepthook = _excepthook
+
+from . import _runtime  # noqa: E402
 
 _runtime.prepare()
 
@@ -23,3 +38,7 @@ def __getattr__(name: str):
 
         return get_dataset
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,6 +10,7 @@ from pathlib import Path
 from . import _runtime, catalog, cli, trained
 from .data import get_task
 from .errors import UnknownNameError
+from .text import printable
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -78,11 +79,11 @@ def predict(arguments: argparse.Namespace) -> int:
     if resized:
         print(f"{resized} of {len(found)} images resized to 32x32, which networks see", file=sys.stderr)
     if arguments.json:
-        print(json.dumps([prediction.plain() for prediction in found], indent=1, ensure_ascii=False))
+        print(json.dumps([prediction.plain() for prediction in found], indent=1))  # in ASCII: exact on any terminal
         return 0
     for prediction in found:
         classes = ", ".join(f"{name} {100 * share:.1f} %" for _, name, share in prediction.classes)
-        print(f"{prediction.image}: {classes}")
+        print(printable(f"{prediction.image}: {classes}"))
     return 0
 
 
@@ -98,7 +99,7 @@ def info(arguments: argparse.Namespace) -> int:
     name, task = catalog.parse_name(arguments.model).name, get_task(arguments.dataset)
     from .listing import layer_table
 
-    print(f"{name} for {task.title}")
+    print(printable(f"{name} for {task.title}"))
     print(layer_table(name, task.name))
     return 0
 
@@ -115,10 +116,8 @@ def convert(arguments: argparse.Namespace) -> int:
     get_task(arguments.dataset)
     from . import weights, zoo
 
-    net = zoo.build(architecture, arguments.dataset)
-    net.initialize()
-    weights.convert(arguments.source, arguments.target, net)
-    print(f"wrote {arguments.target}")
+    weights.convert(arguments.source, arguments.target, zoo.get_model(architecture.name, arguments.dataset))
+    print(printable(f"wrote {arguments.target}"))
     return 0
 
 

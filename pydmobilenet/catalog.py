@@ -203,25 +203,29 @@ def select(
     """The rows of `records`, by default the published ones, whose model and data set match one of the wildcard
     patterns, in their order.
 
-    Raises UnknownNameError for a pattern or depth that matches nothing.
+    Raises UnknownNameError for a pattern or depth that matches none of them.
     """
     names = dict.fromkeys(record.dataset for record in records)
     for pattern in datasets:
-        if not fnmatch.filter(names, pattern):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             if pattern == "cifar100":
                 raise UnknownNameError(
                     "no published figure is for 'cifar100' with its 100 classes: "
                     "the published CIFAR-100 column counts the 20 superclasses; nearest: cifar100-coarse"
                 )
             raise unknown("data set", pattern, names)
+    published = any(record.published for record in records)
+    own = list(dict.fromkeys(record.model for record in records))
     for pattern in models:
-        if not list_models(pattern):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in own):
             if not re.search(r"[*?\[]", pattern):
                 parse_name(pattern)  # raises for what is no name at all
-            raise unknown("published model", pattern, list_models(), "a name or a wildcard, as 'pyd-*-56-*'")
+            kind, allowed = ("published model", "a name or a wildcard, as 'pyd-*-56-*'") if published else ("model", "")
+            raise unknown(kind, pattern, own, allowed)
+    own_depths = sorted({record.depth for record in records})
     for depth in depths:
-        if not list_models(f"*-{depth}-*"):
-            raise unknown("depth", depth, sorted({name.split("-")[-2] for name in list_models()}))
+        if depth not in own_depths:
+            raise unknown("depth", depth, own_depths)
     return [
         record
         for record in records

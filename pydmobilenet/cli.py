@@ -3,49 +3,63 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import fetching, trained
 from .errors import MissingFileError, UserError, nearest, of_engine, unknown
+from .text import printable
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are those of the project: one line, with the nearest choice for an unknown one."""
 
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse's, but for an unknown option the error names the nearest of those that the command has."""
+        found, unknown_ones = self.parse_known_args(args, namespace)
+        if unknown_ones:
+            parser = self.commands().get(str(getattr(found, "command", "")), self)
+            near = nearest(unknown_ones[0], parser._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown_ones)}{near}")
+        return found
+
     def error(self, message: str) -> None:
-        unknown_option = re.search(r"unrecognized arguments: (\S+)", message)
-        if unknown_option:
-            message += nearest(unknown_option[1], self.options())
         unknown_command = re.search(r"argument COMMAND: invalid choice: '(.*)' \(choose from (.*)\)", message)
         if unknown_command:
             choices = [choice.strip("'\" ") for choice in unknown_command[2].split(",")]
             message = str(unknown("command", unknown_command[1], choices))
         raise UserError(message)
 
-    def options(self) -> list[str]:
-        """The options of this parser and of its commands."""
-        commands = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
-        below = [option for action in commands for parser in action.choices.values() for option in parser.options()]
-        return list(dict.fromkeys([*self._option_string_actions, *below]))
+    def commands(self) -> dict[str, Parser]:
+        """The parsers of the commands by name; none where there are no commands."""
+        actions = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        return next((action.choices for action in actions), {})
 
 
 def run(main: Callable[[], int]) -> None:
     """Run a command and exit with the code that it returns; for an error its own, which is 2 for a user's mistake and 1
     for what an engine throws; 130 for an interruption, 141 for a pipe that was closed.
+
+    What a terminal's encoding lacks is written as an escape; `text.printable` is for what no terminal should get.
     """
     program = os.path.basename(sys.argv[0]).replace("__main__.py", "pydmobilenet")
-    warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {message}\n"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"{program}: warning: {printable(message)}\n"
     try:
         code = main()
         sys.stdout.flush()
     except UserError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {printable(error)}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
@@ -55,13 +69,13 @@ def run(main: Callable[[], int]) -> None:
         code = 141
     except (OSError, ImportError) as error:  # a full disk behind standard output; MXNet's libraries
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {printable(error)}", file=sys.stderr)
         code = 2
     except Exception as error:
         failure = of_engine(error)
         if failure is None:
             raise
-        print(f"{program}: error: {failure}", file=sys.stderr)
+        print(f"{program}: error: {printable(failure)}", file=sys.stderr)
         code = failure.exit_code
     sys.exit(code)
 

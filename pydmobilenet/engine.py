@@ -14,6 +14,7 @@ from .data import get_task
 from .deploy import fuse
 from .errors import UnusableError
 from .processes import processors
+from .text import printable
 from .validation import Predict
 
 
@@ -43,7 +44,7 @@ class GluonEngine:
         """The exact parameters and multiply-adds of a record's network."""
         net = zoo.build(catalog.parse_name(record.model), record.dataset)
         if self.print_net:
-            print(f"{record.model} on {record.dataset}")
+            print(printable(f"{record.model} on {record.dataset}"))
             mx.visualization.print_summary(net(mx.sym.var("data")), {"data": (1, 3, 32, 32)})
         return complexity.count(net)
 

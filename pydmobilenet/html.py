@@ -1,6 +1,7 @@
 """Results as one web page that needs nothing but itself: tables, plots, confusions, and the worst mistakes as pictures.
 
-No script, and nothing from elsewhere: the page's own policy forbids both. Whatever comes from data is escaped.
+No script, and nothing from elsewhere: the page's own policy forbids both. Whatever comes from data is printable, and
+escaped.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from PIL import Image
 from . import plots
 from .data import Dataset, Task
 from .report import Table, table
+from .text import printable
 from .validation import NO_CLASS, Answers, Result
 
 MATRIX = 20  # so many classes have a matrix; of more, the most frequent confusions are listed
@@ -44,7 +46,7 @@ def page(sections: Sequence[Section], results: Sequence[Result]) -> str:
     summary = "".join(f"<li><b>{number}</b> {verdict}</li>" for verdict, number in verdicts.items())
     contents = "".join(f'<li><a href="#{anchor}">{title}</a></li>' for anchor, title, _ in sections)
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-    text = f"""<!DOCTYPE html>
+    return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -67,7 +69,6 @@ def page(sections: Sequence[Section], results: Sequence[Result]) -> str:
 </body>
 </html>
 """
-    return text.encode("utf-8", "replace").decode("utf-8")  # a class can have a folder's name that is no UTF-8
 
 
 def section(dataset: Dataset | None, results: Sequence[Result], number: int) -> Section:
@@ -181,7 +182,7 @@ def _png(image: np.ndarray) -> str:
 def _network(dataset: Dataset, result: Result, shown: np.ndarray, anchor: str, place: int, alone: bool) -> str:
     """The confusions of one network and the mistakes `shown`, folded up unless it is `alone`."""
     record, counts, task = result.record, result.counts, dataset.task
-    checkpoint = "" if record.published else f", {record.file.parent.name}/{record.file.name}"
+    checkpoint = "" if record.published else printable(f", {record.file.parent.name}/{record.file.name}")
     classes = len(task.classes) or task.outputs
     matrix = confusion(dataset.labels[: counts.images], result.answers.classes, classes)
     parts = [
@@ -255,5 +256,5 @@ def _label(task: Task, number: int) -> str:
     if number == NO_CLASS:
         return "no class (not a number)"
     if number < len(task.classes):
-        return escape(task.classes[number]).replace("_", "_<wbr>")
+        return escape(printable(task.classes[number])).replace("_", "_<wbr>")
     return str(number)

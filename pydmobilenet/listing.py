@@ -13,6 +13,7 @@ from . import catalog, complexity, trained, weights, zoo
 from .catalog import Record
 from .data import get_dataset, get_task
 from .errors import UserError
+from .text import printable
 
 
 def zoo_table(records: Sequence[Record], root: Path | None = None, width: int | None = None) -> str:
@@ -77,9 +78,9 @@ def fetch(records: Sequence[Record], data_dir: Path | None = None, weights_dir: 
 def _obtained(title: str, obtain: Callable[[], object]) -> bool:
     """Whether something could not be had."""
     try:
-        print(f"{title}: {obtain()}", flush=True)
+        print(printable(f"{title}: {obtain()}"), flush=True)
     except (UserError, OSError) as error:
-        print(f"{title}: {error}", file=sys.stderr, flush=True)
+        print(printable(f"{title}: {error}"), file=sys.stderr, flush=True)
         return True
     return False
 
@@ -94,9 +95,9 @@ def _place(record: Record, root: Path | None) -> str:
         return ""
     try:
         found = weights.find(record.checkpoint, root) if record.published else trained.verified(record)
-        return os.path.relpath(found) if found and found.is_relative_to(Path.cwd()) else str(found or "")
+        return printable(os.path.relpath(found) if found and found.is_relative_to(Path.cwd()) else found or "")
     except UserError as error:
-        return f"({error})"
+        return printable(f"({error})")
 
 
 def _number(value: int) -> str:

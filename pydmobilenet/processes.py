@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from ._runtime import available_processors
@@ -16,9 +18,9 @@ from ._runtime import available_processors
 
 def threads(processes: int) -> str:
     """OpenMP's threads of each of so many processes: what the user has set, or else a share of the processors."""
-    value, processors = os.environ["OMP_NUM_THREADS"], available_processors()
+    value, processors = os.environ.get("OMP_NUM_THREADS"), available_processors()
     # Where nothing was set, the package has set all processors: which is too many for more than one anyway.
-    return str(max(1, processors // processes)) if value == str(processors) else value
+    return str(max(1, processors // processes)) if value in (None, str(processors)) else value
 
 
 def die_with(parent: int) -> None:
@@ -30,8 +32,10 @@ def die_with(parent: int) -> None:
 
 
 def processors() -> int:
-    """How many processors this process is to use: as many as OpenMP's threads are to be, if there are so many."""
-    value = os.environ["OMP_NUM_THREADS"]
+    """How many processors this process is to use: as many as OpenMP's threads are to be, if there are so many; all
+    where nothing says so, as where MXNet was imported before this package.
+    """
+    value = os.environ.get("OMP_NUM_THREADS", str(available_processors()))
     return min(int(value), available_processors()) if value.isdigit() else 1  # OpenMP also takes lists
 
 
@@ -43,8 +47,9 @@ class Crew:
 
     def __init__(self, size: int, begin: Callable[..., None], *arguments: Any):
         self.threads = str(max(1, processors() // size))
-        context = multiprocessing.get_context("spawn")  # MXNet's threads do not survive a fork
-        self.executor = ProcessPoolExecutor(size, context, _begin, (os.getpid(), begin, arguments))
+        self.beginning = os.getpid(), begin, arguments
+        # A pool a process: one that dies breaks its whole pool, and so no more than the value that it worked on.
+        self.pools = [self._pool() for _ in range(size)]
 
     def __enter__(self) -> Crew:
         return self
@@ -53,16 +58,51 @@ class Crew:
         if kind is not None:
             for process in multiprocessing.active_children():
                 process.terminate()
-        self.executor.shutdown(cancel_futures=True)
+        for pool in self.pools:
+            pool.shutdown(cancel_futures=True)
 
-    def submit(self, function: Callable[..., Any], values: Iterable[Any]) -> list[Future]:
-        """The futures of ``function(value)``, begun in the order of the values."""
-        own = os.environ["OMP_NUM_THREADS"]
-        os.environ["OMP_NUM_THREADS"] = self.threads  # for the processes, which start now
+    def run(self, function: Callable[..., Any], values: Iterable[Any]) -> Iterator[tuple[Any, Future]]:
+        """Each value with the finished future of ``function(value)``, as soon as it is finished.
+
+        They are begun in their order. A value on which a process dies is tried once more, by a new process and after
+        all the others; the future of one on which that dies too raises BrokenProcessPool.
+        """
+        waiting = deque((value, True) for value in values)
+        idle, working = list(range(len(self.pools))), {}
+        while waiting or working:
+            while waiting and idle:
+                place, (value, again) = idle.pop(), waiting.popleft()
+                working[self._submit(place, function, value)] = place, value, again
+            finished, _ = wait(working, return_when=FIRST_COMPLETED)
+            for future in finished:
+                place, value, again = working.pop(future)
+                idle.append(place)
+                died = isinstance(future.exception(), BrokenProcessPool)
+                if died:
+                    self.pools[place].shutdown()
+                    self.pools[place] = self._pool()
+                if died and again:
+                    waiting.append((value, False))
+                else:
+                    yield value, future
+
+    def _pool(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")  # MXNet's threads do not survive a fork
+        return ProcessPoolExecutor(1, context, _begin, self.beginning)
+
+    def _submit(self, place: int, function: Callable[..., Any], value: Any) -> Future:
+        own = os.environ.get("OMP_NUM_THREADS")
+        os.environ["OMP_NUM_THREADS"] = self.threads  # for the process, which starts now unless it has already
         try:
-            return [self.executor.submit(function, value) for value in values]
+            return self.pools[place].submit(function, value)
+        except BrokenProcessPool:  # it died while it had nothing to do
+            self.pools[place] = self._pool()
+            return self.pools[place].submit(function, value)
         finally:
-            os.environ["OMP_NUM_THREADS"] = own
+            if own is None:
+                del os.environ["OMP_NUM_THREADS"]
+            else:
+                os.environ["OMP_NUM_THREADS"] = own
 
 
 def _begin(parent: int, begin: Callable[..., None], arguments: tuple) -> None:

@@ -15,13 +15,15 @@ from tabulate import tabulate
 from . import files
 from .catalog import Record
 from .data import Dataset, get_task
+from .text import encodable, printable
 from .validation import TOLERANCE, Result
 
 FILES = ("validation.md", "validation.csv", "validation.json", "report.html")
 
 
 class Table(NamedTuple):
-    """The table of one data set, its cells as text, and the paragraphs below it, whose ``**`` mark what is strong.
+    """The table of one data set, its cells as text, and the paragraphs below it, whose ``**`` mark what is strong. All
+    of it is printable.
 
     The verdict of a row that was not evaluated ends with the number of its reason, counted from 1, in brackets.
     """
@@ -48,7 +50,7 @@ class Table(NamedTuple):
 def table(dataset: Dataset | None, results: Sequence[Result]) -> Table:
     """The table of one data set, with a heading, and below it what a reader has to know."""
     task = get_task(results[0].record.dataset)
-    title = task.title if results[0].record.published else f"{task.title}, trained with this project"
+    title = printable(task.title) + ("" if results[0].record.published else ", trained with this project")
     reasons = list(dict.fromkeys(result.reason for result in results if result.reason))
     caveats = [f"{result.record.model}: {result.record.note}." for result in results if result.record.note]
     notes = [note for note in (_judgement(dataset, results), task.note, *caveats) if note]
@@ -56,7 +58,7 @@ def table(dataset: Dataset | None, results: Sequence[Result]) -> Table:
         notes.append(
             "The published multiply-adds lie 0.2 to 16 % below the exact count of the convolutions and the dense layer."
         )
-    return Table(title, *_cells(results, reasons), notes, reasons)
+    return Table(title, *_cells(results, reasons), notes, [printable(reason) for reason in reasons])
 
 
 def markdown(dataset: Dataset | None, results: Sequence[Result], width: int | None = None) -> str:
@@ -77,12 +79,24 @@ def summary(results: Sequence[Result]) -> str:
     """How many rows of one data set have which verdict, on a line, and each row that differs on one of its own."""
     verdicts = Counter(result.verdict for result in results)
     lines = [f"{table(None, results).title}: {', '.join(f'{count} {verdict}' for verdict, count in verdicts.items())}"]
-    for result in (result for result in results if result.differs):
-        measured = (
-            f"{result.error:.2f} %" if result.counts else f"{result.complexity.parameters / 1e6:.6f} M parameters"
-        )
-        lines.append(f"{result.record.model}: {measured}, expected {result.record.top1_error:.2f} %: {result.verdict}")
+    lines += [f"{result.record.model}: {_difference(result)}: {result.verdict}" for result in results if result.differs]
     return "\n".join(lines)
+
+
+def _difference(result: Result) -> str:
+    """What a row that differs has, and what was expected."""
+    record, count = result.record, result.complexity
+    if not result.counts_right:
+        found = f"{count.parameters:,} parameters and {count.multiply_adds:,} multiply-adds"
+        if record.exact:
+            return f"{found}, expected {record.exact.parameters:,} and {record.exact.multiply_adds:,}"
+        return f"{found}, expected {record.params_m:g} M parameters"
+    if record.top5_error is None:
+        return f"{result.error:.2f} %, expected {record.top1_error:.2f} %"
+    return (
+        f"{result.error:.2f} %, top-5 {result.top5_error:.2f} %, "
+        f"expected {record.top1_error:.2f} % and {record.top5_error:.2f} %"
+    )
 
 
 def _grid(content: Table) -> str:
@@ -94,7 +108,7 @@ def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:
     counts = next((result.counts for result in results if result.counts), None)
     if dataset is None or counts is None:
         return ""
-    images = f"{counts.images:,} of {len(dataset):,} images from {dataset.source}"
+    images = f"{counts.images:,} of {len(dataset):,} images from {printable(dataset.source)}"
     if not dataset.official:
         return (
             f"Measured on {images}. **These are not the official test images**: the interval (95 %, Wilson) informs, "
@@ -121,7 +135,7 @@ def _cells(results: Sequence[Result], reasons: list[str]) -> tuple[list[str], li
         record, counts, count = result.record, result.counts, result.complexity
         row = [record.model]
         if not published:
-            row.append(f"{record.file.parent.name}/{record.file.name}")
+            row.append(printable(f"{record.file.parent.name}/{record.file.name}"))
         row.append(f"{count.parameters / 1e6:.6f}" if count else "")
         if published:
             row.append(f"{record.params_m:.{3 if record.params_m < 1 else 2}f}")
@@ -168,9 +182,13 @@ def plain(result: Result) -> dict[str, object]:
 
 
 def write(directory: Path, tables: Sequence[str], results: Sequence[Result], page: str) -> None:
-    """Write the tables as Markdown, the results as CSV and JSON, and the web page; each file is put in place whole."""
+    """Write the tables as Markdown, the results as CSV and JSON, and the web page; each file is put in place whole.
+
+    Names are exact in the JSON, and in the CSV too, but for the bytes of those that are no UTF-8; in the Markdown and
+    on the page they are printable.
+    """
     rows = [plain(result) for result in results]
-    contents = ("\n".join(tables), _csv(rows), json.dumps(rows, indent=1) + "\n", page)
+    contents = ("\n".join(tables), encodable(_csv(rows)), json.dumps(rows, indent=1) + "\n", page)
     for name, text in zip(FILES, contents):
         files.write(directory / name, text)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -23,11 +23,13 @@ from .catalog import Complexity, Record
 from .data import Dataset, batches, get_dataset
 from .errors import UserError
 from .processes import Crew
+from .text import printable
 
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 0.05  # points: how far the error on the whole official test set may be from the expected one
 NO_CLASS = np.iinfo(np.uint16).max  # stands for the class of an answer that is not a number
+DIED = "a process died on it, and a second one: perhaps for want of memory, of which OMP_NUM_THREADS=1 takes less"
 WORTH_PROCESSES = 10_000  # answers, about ten seconds of work: what it takes to start a process is gained back
 Predict = Callable[[np.ndarray], np.ndarray]
 """Normalised images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
@@ -188,7 +190,7 @@ def evaluate(
 
 def _bar(total: int, title: str, unit: str) -> tqdm:
     """A progress bar on a terminal; none in a pipe, and none without a title."""
-    return tqdm(total=total, desc=title, unit=unit, disable=None if title else True, leave=False)
+    return tqdm(total=total, desc=printable(title), unit=unit, disable=None if title else True, leave=False)
 
 
 def validate(
@@ -203,8 +205,9 @@ def validate(
     """Check records against what `engine` answers; yields, a data set at a time, its images and its results.
 
     What is wrong with a data set or with one row (no checkpoint, a corrupt file) stands in the results as their reason,
-    and the other rows go on. Up to so many `processes` work on different rows at once, where that is worth their start.
-    With `keep_answers`, the results have the answer to each image.
+    and the other rows go on. Each row is logged as soon as it is finished. Up to so many `processes` work on different
+    rows at once, where that is worth their start; a row on which one dies is tried once more. With `keep_answers`, the
+    results have the answer to each image.
     """
     options = batch_size, limit, keep_answers
     with ExitStack() as stack:
@@ -238,29 +241,24 @@ def _dataset(name: str, rows: Sequence[Record], data_dir: Path | None) -> tuple[
 def _together(crew: Crew, rows: Sequence[Record], title: str) -> list[Result]:
     """The results of rows that a crew works on, the costliest first, so that all end at about the same time."""
     costliest_first = sorted(rows, key=lambda record: -(record.flops_m or 0))
-    futures = crew.submit(_Worker.answer, costliest_first)
+    results = {}
     with _bar(len(rows), title, " networks") as bar:
-        for future in as_completed(futures):
+        for record, future in crew.run(_Worker.answer, costliest_first):
+            try:
+                result = future.result()
+            except BrokenProcessPool:
+                result = Result(record, reason=DIED)
+            results[record] = _told(result)
             bar.update()
-            if not future.exception():
-                _told(future.result())
-    answers = dict(zip(costliest_first, futures))
-    results = []
-    for record in rows:
-        try:
-            results.append(answers[record].result())
-        except BrokenProcessPool:
-            results.append(
-                Result(record, reason="a process died, perhaps for want of memory: OMP_NUM_THREADS=1 is one")
-            )
-    return results
+    return [results[record] for record in rows]
 
 
 def _told(result: Result) -> Result:
     """The result, which a log has had as well."""
     counts = result.counts
     found = f"{counts.wrong:,} of {counts.images:,} wrong" if counts else result.reason
-    logger.info("%s on %s: %s", result.record.model, result.record.dataset, found)
+    with tqdm.external_write_mode():  # a progress bar makes room for the line
+        logger.info("%s", printable(f"{result.record.model} on {result.record.dataset}: {found}"))
     return result
 
 
@@ -270,6 +268,7 @@ class _Worker:
     @classmethod
     def begin(cls, engine: Engine, data_dir: Path | None, *options: int | None) -> None:
         cls.engine, cls.data_dir, cls.options, cls.datasets = engine, data_dir, options, {}
+        tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that is killed leaves behind
 
     @classmethod
     def answer(cls, record: Record) -> Result:

@@ -1,10 +1,13 @@
-"""Checkpoints: find, fetch, verify, load. Reads the authors' format and Gluon's structural one."""
+"""Checkpoints: find, fetch, verify, load. Reads the authors' format, and what Gluon writes of our own networks: its
+structural names (``net.save_parameters``) and those of its scopes (``net.export``, ``net.collect_params().save``).
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import mxnet as mx
@@ -103,16 +106,20 @@ def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
         ) from None
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """The named arrays of a parameter file, under our structural names.
+def read(path: Path, net: HybridBlock | None = None) -> dict[str, np.ndarray]:
+    """The named arrays of a parameter file, under our structural names; those of Gluon's scopes need the network.
 
     Raises MissingFileError, and BadFileError for what is no parameter file or has names that are none of ours.
     """
+    arrays = params.read(path)
+    scoped = {} if net is None else _scoped_names(arrays, net)
     translated = {}
-    for name, array in params.read(path).items():
-        ours = structural_name(name)
+    for name, array in arrays.items():
+        ours = structural_name(name) or scoped.get(name)
         if ours is None:
-            raise BadFileError(f"{path} is of no network of this project: it has a parameter {name!r}")
+            raise BadFileError(
+                f"{path} is of no network of this project, or of another than this: it has {name[:100]!r}"
+            )
         if ours in translated:
             raise BadFileError(f"{path} has {ours} twice")
         translated[ours] = array
@@ -120,12 +127,13 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def structural_name(name: str) -> str | None:
-    """Our name of a parameter, from the authors' name or from our own; None where it is neither.
+    """Our name of a parameter, from the authors' name or from our own (of a Wide ResNet: GluonCV's); None where it is
+    neither.
 
     >>> structural_name("arg:cifar10_resne29/stg1/blk0/body/conv1_weight")
     'stages.1.0.spatial.conv3.weight'
     """
-    if re.fullmatch(r"(stem|stages|head)(\.\w+)+", name):
+    if re.fullmatch(r"(stem|stages|head|features|output)(\.\w+)+", name):
         return name
     kinds = "weight|bias|gamma|beta|running_mean|running_var"
     match = re.fullmatch(rf"(?:arg|aux):[^/]+/(?:stg(\d+)/blk(\d+)/)?(.+?)_({kinds})", name)
@@ -138,6 +146,29 @@ def structural_name(name: str) -> str | None:
     return f"{ours}.{kind}" if stage is None else f"stages.{stage}.{block}.{ours}.{kind}"
 
 
+def _scoped_names(names: Iterable[str], net: HybridBlock) -> dict[str, str]:
+    """The structural names for names of Gluon's scopes, if they are those of such a network; else nothing."""
+    structural = {parameter.name: name for name, parameter in net._collect_params_with_prefix().items()}
+    ours = {place: structural[name] for name, place in _places(structural).items()}
+    theirs = _places(names)
+    return {name: ours[place] for name, place in theirs.items()} if ours.keys() == set(theirs.values()) else {}
+
+
+def _places(names: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """The kind of each name of Gluon's scopes, and its place among those of its kind.
+
+    Gluon numbers the layers of a kind, ``conv33_weight``, in the order in which a process makes them, of whatever
+    networks they are: so the order tells which layer it is, and the number does not.
+    """
+    numbers = re.compile(r"\d+(?=_)")
+    kinds = defaultdict(list)
+    for name in names:
+        kinds[numbers.sub("", re.sub("^(arg|aux):", "", name))].append(name)
+    for alike in kinds.values():
+        alike.sort(key=lambda name: [(len(number), number) for number in numbers.findall(name)])
+    return {name: (kind, place) for kind, alike in kinds.items() for place, name in enumerate(alike)}
+
+
 def load(net: HybridBlock, path: Path, other_head: bool = False) -> bool:
     """Load a parameter file into a network that `get_model` or `models.build` made, checked both ways.
 
@@ -145,9 +176,9 @@ def load(net: HybridBlock, path: Path, other_head: bool = False) -> bool:
     shape and no other. With `other_head`, the dense layer may be of another size: it is left as it is then, and the
     answer is whether that was so.
     """
-    arrays = read(path)
+    arrays = read(path, net)
     wanted = net._collect_params_with_prefix()
-    dense = [name for name in wanted if name in ("head.dense.weight", "head.dense.bias")]
+    dense = [name for name in wanted if name.startswith(("head.dense.", "output."))]
     left_out = other_head and any(name in arrays and arrays[name].shape != wanted[name].shape for name in dense)
     if left_out:
         wanted = {name: parameter for name, parameter in wanted.items() if name not in dense}
@@ -161,7 +192,7 @@ def load(net: HybridBlock, path: Path, other_head: bool = False) -> bool:
         raise BadFileError(
             f"{path} does not fit the network: {len(missing)} parameters are missing, {len(extra)} left over, "
             f"{len(other)} of another shape, as {first}: {there} in the file, {here} in the network; "
-            f"the file is of {describe(read(path))}"
+            f"the file is of {describe(read(path, net))}"
         )
     for name, parameter in wanted.items():
         parameter.set_data(mx.nd.array(arrays[name], dtype=parameter.dtype))
@@ -171,6 +202,12 @@ def load(net: HybridBlock, path: Path, other_head: bool = False) -> bool:
 def describe(arrays: Mapping[str, np.ndarray]) -> str:
     """What network the arrays of a file belong to, as far as they tell: ``pyd-add-29-0.25 with 10 classes``."""
     try:
+        if "output.bias" in arrays:
+            stem = arrays["features.2.gamma"].shape[0]  # of the normalisation that GluonCV's other networks lack
+            width = arrays["features.3.0.conv1.weight"].shape[0] / stem
+            blocks = len({name.split(".")[2] for name in arrays if name.startswith("features.3.")})
+            name = Architecture("wrn", 6 * blocks + 4, width).name
+            return f"{name} with {arrays['output.bias'].shape[0]} classes"
         spatial = {name.split(".")[4] for name in arrays if ".spatial." in name}
         kernel, stem = arrays["stages.0.0.spatial.conv3.weight"].shape, arrays["stem.conv.weight"].shape[0]
         blocks = len({name.split(".")[2] for name in arrays if name.startswith("stages.0.")})
@@ -194,4 +231,4 @@ def convert(source: Path, target: Path, net: HybridBlock) -> None:
     if os.path.exists(target):
         raise UnusableError(f"{target} exists already; choose another name, or move it away")
     with files.replacing(Path(target)) as part:
-        params.write(part, read(source))
+        params.write(part, read(source, net))

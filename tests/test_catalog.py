@@ -1,6 +1,8 @@
 """Names, and the published tables."""
 
 import csv
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -135,6 +137,22 @@ def test_rows_are_selected_by_model_data_set_and_depth():
         "pyd-add-29-0.25",
         "pyd-concat-29-0.25",
     ]
+
+
+def test_rows_are_selected_among_those_given():
+    """Not among the published ones alone: a run may be of any network."""
+    own = [replace(catalog.RECORDS[0], model=name, file=Path("run")) for name in ("pyd-add-11-0.125", "wrn-10-1")]
+    assert catalog.select(["pyd-*"], records=own) == own[:1]
+    assert catalog.select(["pyd-add-11-0.125"], depths=[11], records=own) == own[:1]
+    assert catalog.select(depths=[10], records=own) == own[1:]
+    with pytest.raises(
+        UnknownNameError, match=r"^unknown model 'pyd-add-29-1'.* \(allowed: pyd-add-11-0.125, wrn-10-1\)"
+    ):
+        catalog.select(["pyd-add-29-1"], records=own)
+    with pytest.raises(UnknownNameError, match=r"^unknown depth '29'.* \(allowed: 10, 11\)"):
+        catalog.select(depths=[29], records=own)
+    with pytest.raises(UnknownNameError, match="unknown model 'pyd-ad-29-1'; nearest"):
+        catalog.select(["pyd-ad-29-1"], records=own)
 
 
 @pytest.mark.parametrize(

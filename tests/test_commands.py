@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -93,6 +94,45 @@ def test_quiet_is_a_line_a_data_set_and_verbose_a_line_a_network():
         "pyd-add-29-0.25 on digits: 7 of 360 wrong",
         "pyd-concat-29-0.25 on digits: 6 of 360 wrong",
     ]
+
+
+def test_on_a_terminal_there_is_a_line_a_network_too(tmp_path):
+    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "run_validation.py", "-d", "digits", "--limit", "20"]
+    for quiet in (False, True):
+        with open(tmp_path / "table", "w") as table:
+            code = subprocess.call([*command, *["--quiet"][:quiet]], cwd=ROOT, stdout=table, stderr=theirs)
+        assert code == 0
+        os.write(theirs, b"end")
+        shown = b""
+        while not shown.endswith(b"end"):
+            shown += os.read(ours, 4096)
+        lines = re.findall(rb"(\S+) on digits: \d+ of 20 wrong\r\n", shown)
+        assert len(lines) == (0 if quiet else 4)
+        assert ("## Digits" in (tmp_path / "table").read_text()) != quiet
+
+
+ENTRIES = {
+    "run_validation.py": "run_validation.py",
+    "train.py": "train.py",
+    **{f"-m {name}": "pydmobilenet" for name in ("pydmobilenet", "pydmobilenet.data", "pydmobilenet.deploy")},
+    "-m pydmobilenet.training.launch": "pydmobilenet",
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("module", ["numpy", "filelock"])
+def test_an_interruption_of_the_imports_is_a_line(entry, module, tmp_path):
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
+    answer = run(*entry.split(), "--help", script=None, PYTHONPATH=str(tmp_path))
+    assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", f"{ENTRIES[entry]}: interrupted\n")
+
+
+def test_another_program_s_interruptions_are_left_to_it(tmp_path):
+    (tmp_path / "other.py").write_text("import pydmobilenet\nraise KeyboardInterrupt")
+    answer = run("-m", "other", script=None, PYTHONPATH=str(tmp_path))
+    assert "Traceback" in answer.stderr
 
 
 def test_where_nothing_can_be_evaluated_the_exit_code_is_3_and_with_require_all_1():

@@ -3,8 +3,10 @@
 import argparse
 import dataclasses
 import re
+import runpy
 import subprocess
 import sys
+import warnings
 
 import pytest
 from conftest import ROOT
@@ -299,6 +301,20 @@ def test_each_option_and_its_help_is_one_line_of_100_columns(monkeypatch):
     for line, (key, field) in zip(lines[2:], config.FIELDS.items()):
         assert option(key) in line
         assert line.endswith(f"  {field.metadata['help']}")
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(1, 0.15), (3, 0.45), (4, 3)])
+def test_a_recipe_s_warm_up_that_has_no_room_keeps_its_share_of_the_epochs_which_is_said(epochs, warmup, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", MODEL, "-d", "digits", "--epochs", str(epochs)])
+    script = runpy.run_path(str(ROOT / "train.py"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        made = script["configure"](script["parse_arguments"]())
+    assert (made.epochs, made.warmup_epochs) == (epochs, pytest.approx(warmup))
+    said = f"warmup_epochs 3 does not fit into --epochs {epochs}: shortened to {warmup}"
+    assert [str(each.message) for each in caught] == (
+        [f"{said}, its share of the recipe's 20 epochs"] if warmup < 3 else []
+    )
 
 
 def test_no_mxnet_is_imported():

@@ -122,6 +122,24 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, run, monkeypatc
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "near"),
+    [("predict", "--tops", "--top"), ("list", "--tops", None), ("list", "--jsno", None), ("fetch", "--wights", None)],
+)
+def test_an_unknown_option_is_compared_with_those_of_the_command_alone(command, option, near, run):
+    required = ["x.png", "-m", "x"] if command == "predict" else []
+    code, _, err = run(command, *required, option)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert f"unrecognized arguments: {option}" in err
+    advised = err.partition("; nearest: ")[2].strip().split(", ")
+    assert near in advised if near else {"--top", "--json", "--weights"}.isdisjoint(advised)
+
+
+def test_the_package_lists_what_it_offers():
+    assert set(pydmobilenet.__all__) <= set(dir(pydmobilenet))
+    assert "__version__" in dir(pydmobilenet)
+
+
 def test_an_image_is_read_before_a_network_is_looked_for(run, tmp_path):
     code, _, err = run("predict", tmp_path / "x.png", "-m", "resnet-29-0.5")
     assert code == 2

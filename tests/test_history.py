@@ -191,6 +191,17 @@ def test_values_that_are_not_finite_are_left_out(tmp_path):
         assert np.diff(crossed).max() > 60  # of some 150 pixels without a curve, where ten of 40 epochs are
 
 
+@pytest.mark.parametrize(("rates", "drawn"), [([0.1, 0.05, 0.01, 0.0], 3), ([0.0, 0.0, 0.0, 0.0], 0)])
+def test_a_learning_rate_of_0_draws_nothing(rates, drawn, tmp_path):
+    """Its axis is logarithmic: it would be a line through the curves, down from the rate before or in the middle."""
+    rows = [epoch(number, learning_rate=rate) for number, rate in enumerate(rates, 1)]
+    draw(History(rows=rows), tmp_path / "curves.png", "a run")
+    field = pixels(tmp_path / "curves.png", module.RATE)[65:475, 720:]  # of the losses, below the legend
+    assert field.sum(axis=0).max() < 150  # no line that is upright
+    columns = np.count_nonzero(field.any(axis=0))
+    assert (columns > 100) == (drawn > 0)
+
+
 @pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # Matplotlib 3.9 uses old names of pyparsing
 @pytest.mark.parametrize(
     "rows",

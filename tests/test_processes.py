@@ -1,12 +1,16 @@
 """Several processes validate what one validates; none of them outlives the one that started them."""
 
+import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from pydmobilenet import catalog, processes, validation
 from pydmobilenet.catalog import Complexity
@@ -19,8 +23,8 @@ IMAGES = 20
 class Engine:
     """Always answers the class that a model's place in the table is the number of; one of them as told."""
 
-    def __init__(self, special=""):
-        self.special = special
+    def __init__(self, special="", place=None):
+        self.special, self.place = special, place
 
     def count(self, record):
         return record.exact or Complexity(0, 0)
@@ -31,6 +35,12 @@ class Engine:
                 os._exit(1)
             if self.special == "fails":
                 raise ValueError("no memory")
+            if self.special == "dies once" and not (self.place / "died").exists():
+                (self.place / "died").touch()
+                os._exit(1)
+            if self.special == "waits":
+                while not (self.place / "told").exists():
+                    time.sleep(0.01)
         answer = RECORDS.index(record) % 10
         return lambda images: np.eye(10)[np.full(len(images), answer)]
 
@@ -46,7 +56,8 @@ def data_dir(tmp_path, monkeypatch):
 
 
 def validated(data_dir, number, special="", **options):
-    ((dataset, rows),) = validation.validate(RECORDS, Engine(special), data_dir, processes=number, **options)
+    engine = Engine(special, data_dir)
+    ((dataset, rows),) = validation.validate(RECORDS, engine, data_dir, processes=number, **options)
     assert len(dataset) == IMAGES
     return rows
 
@@ -72,10 +83,25 @@ def test_a_row_that_fails_has_its_reason_in_either_way(data_dir):
     assert validated(data_dir, 2, "fails") == validated(data_dir, 1, "fails")
 
 
-def test_a_process_that_dies_is_not_waited_for(data_dir):
-    rows = validated(data_dir, 2, "dies")
-    assert "a process died" in next(row for row in rows if row.record.model == "mobilenet-29-1").reason
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_process_that_dies_costs_the_row_that_kills_twice_and_no_other(number, data_dir):
+    rows, whole = validated(data_dir, number, "dies"), validated(data_dir, 1)
+    killer = next(row for row in rows if row.record.model == "mobilenet-29-1")
+    assert killer.reason.startswith("a process died on it, and a second one")
+    assert [row for row in rows if row is not killer] == [row for row in whole if row.record != killer.record]
     assert not multiprocessing.active_children()
+
+
+def test_a_row_whose_process_dies_once_is_tried_again(data_dir):
+    assert validated(data_dir, 2, "dies once") == validated(data_dir, 1)
+    assert (data_dir / "died").exists()
+
+
+def test_rows_are_logged_as_they_are_finished(data_dir, caplog, monkeypatch):
+    """One row does not end before another one has been told of."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(caplog.handler, "emit", lambda _: (data_dir / "told").touch())
+    assert len(validated(data_dir, 2, "waits")) == len(RECORDS)
 
 
 def test_for_a_few_answers_no_process_is_started(data_dir, monkeypatch):
@@ -96,7 +122,7 @@ def test_a_crew_shares_the_processors_and_leaves_interruptions_to_its_parent(mon
     monkeypatch.setattr(processes, "available_processors", lambda: 6)
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     with Crew(2, nothing) as crew:
-        found = [future.result() for future in crew.submit(facts, range(4))]
+        found = [future.result() for _, future in crew.run(facts, range(4))]
     assert os.getpid() not in [number for number, *_ in found]
     assert {(threads, ignored) for _, threads, ignored in found} == {("3", True)}
     assert os.environ["OMP_NUM_THREADS"] == "6"
@@ -104,7 +130,7 @@ def test_a_crew_shares_the_processors_and_leaves_interruptions_to_its_parent(mon
 
 def interrupted():
     with Crew(2, nothing) as crew:
-        crew.submit(time.sleep, [0, 100, 100])[0].result()
+        next(crew.run(time.sleep, [0, 100, 100]))
         raise KeyboardInterrupt
 
 
@@ -116,8 +142,35 @@ def test_an_interruption_ends_the_processes():
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize(("value", "number"), [("4", 4), ("1", 1), ("99", 6), ("4,2", 1), ("", 1)])
+def pid(_):
+    return os.getpid()
+
+
+def test_a_process_that_dies_while_it_is_idle_is_replaced():
+    with Crew(1, nothing) as crew:
+        ((_, first),) = crew.run(pid, [0])
+        os.kill(first.result(), signal.SIGKILL)
+        ((_, second),) = crew.run(pid, [0])
+        assert second.result() != first.result()
+
+
+@pytest.mark.parametrize(("value", "number"), [("4", 4), ("1", 1), ("99", 6), ("4,2", 1), ("", 1), (None, 6)])
 def test_as_many_processors_are_used_as_openmp_is_to_use(value, number, monkeypatch):
     monkeypatch.setattr(processes, "available_processors", lambda: 6)
-    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    monkeypatch.setenv("OMP_NUM_THREADS", value or "")
+    if value is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
     assert processes.processors() == number
+
+
+def test_where_mxnet_was_imported_first_all_processors_are_used():
+    """Nothing has set OpenMP's threads then."""
+    program = (
+        "import numpy; numpy.bool = numpy.bool_; import mxnet, os; from pydmobilenet import engine, processes; "
+        "count = processes.available_processors(); assert engine.GluonEngine(mxnet.cpu()).processes == count; "
+        "crew = processes.Crew(count, str); ((_, future),) = crew.run(os.getenv, ['OMP_NUM_THREADS']); "
+        "assert future.result() == processes.threads(count) == '1'; assert 'OMP_NUM_THREADS' not in os.environ"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr

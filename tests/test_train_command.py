@@ -144,6 +144,7 @@ def test_help_fits_two_screens_and_names_every_option():
         (["--resume", "x", "--output", "y"], "--resume takes all of that from the run: leave out --output, --config"),
         (["--resume", "x", "--pretrained"], "--resume takes all of that from the run: leave out --output, --config"),
         (["--pretrained", "--init", "x"], "--init and --pretrained are two beginnings: give one of them"),
+        (["--weights-dir", ".", "-m", MODEL], "--weights-dir is where --pretrained looks: add that, or leave it out"),
         (["--modle", MODEL], "unrecognized arguments: --modle pyd-add-11-0.125; nearest: --model"),
     ],
 )
@@ -346,10 +347,9 @@ def test_a_head_of_another_size_is_made_anew_which_is_said(finished, tmp_path, b
     assert parameters["head.dense.weight"].std() > 0.01
 
 
-def test_a_run_starts_from_the_authors_weights_with_a_head_of_its_own(shared, home, folder, tmp_path, begun):
-    (home / "project").mkdir()
-    os.symlink(shared / "weights", home / "project" / "models")
-    answer, parameters = begun(tmp_path / "run", "-m", "resnet-29-0.5", "-d", folder, "--batch-size", 8, "--pretrained")
+def test_a_run_starts_from_the_authors_weights_with_a_head_of_its_own(shared, folder, tmp_path, begun):
+    start = ("--pretrained", "--weights-dir", shared / "weights")
+    answer, parameters = begun(tmp_path / "run", "-m", "resnet-29-0.5", "-d", folder, "--batch-size", 8, *start)
     assert f"no weights are published for {folder}: starting from those for cifar10" in answer.stderr
     assert "has a head of another size" in answer.stderr
     given = weights.read(shared / "weights" / "resnet" / "cifar10_resnet29-0000.params")

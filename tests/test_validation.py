@@ -198,11 +198,23 @@ def test_a_narrow_table_leaves_out_what_is_needed_least(width, columns):
 
 
 def test_a_summary_counts_the_verdicts_and_names_what_differs():
+    wide = catalog.find("wrn-28-2", "imagenet32")
+    top5 = catalog.find("pyd-concat-56-0.25", "imagenet32")
     rows = [result(472), result(480), result(reason="no file"), Result(RECORD, Complexity(489_089, 1))]
+    rows += [
+        Result(RECORD, Complexity(489_089, 1), Counts(10_000, 472, 0), complete=True),
+        Result(wide, Complexity(1_700_000, 1)),
+        Result(top5, top5.exact, Counts(50_000, 24_090, 11_950), complete=True),
+    ]
+    counts = "489,089 parameters and 1 multiply-adds, expected 489,088 and 81,548,544"
+    counts = f"pyd-concat-56-0.75: {counts}: differs: counts"
     assert report.summary(rows).splitlines() == [
-        "CIFAR-10: 1 right, 1 differs, 1 not evaluated, 1 differs: counts",
+        "CIFAR-10: 1 right, 2 differs, 1 not evaluated, 3 differs: counts",
         "pyd-concat-56-0.75: 4.80 %, expected 4.72 %: differs",
-        "pyd-concat-56-0.75: 0.489089 M parameters, expected 4.72 %: differs: counts",
+        counts,
+        counts,
+        "wrn-28-2: 1,700,000 parameters and 1 multiply-adds, expected 1.6 M parameters: differs: counts",
+        "pyd-concat-56-0.25: 48.18 %, top-5 23.90 %, expected 48.18 % and 23.70 %: differs",
     ]
 
 

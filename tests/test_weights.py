@@ -11,6 +11,7 @@ import pytest
 
 import pydmobilenet
 from pydmobilenet import catalog, params, weights, zoo
+from pydmobilenet.deploy import fuse
 from pydmobilenet.errors import BadFileError, MissingFileError, UserError
 
 MODEL = "pyd-add-11-0.25"  # small, and of the form that the authors' files have
@@ -65,6 +66,82 @@ def test_our_own_format_loads(net, tmp_path):
     other = pydmobilenet.get_model(MODEL)
     weights.load(other, tmp_path / "ours.params")
     np.testing.assert_array_equal(values(other)["head.dense.weight"], values(net)["head.dense.weight"])
+
+
+def randomised(model, classes=7):
+    net = pydmobilenet.get_model(model, classes=classes)
+    for parameter in net.collect_params().values():
+        parameter.set_data(mx.nd.random.uniform(shape=parameter.shape))
+    return net
+
+
+def written(net, way, directory):
+    """The file that Gluon writes of a network in one of its ways."""
+    if way == "export":
+        net.hybridize()
+        net(mx.nd.zeros((1, 3, 32, 32)))
+        net.export(str(directory / "x"))
+        return directory / "x-0000.params"
+    getattr(net if way == "save_parameters" else net.collect_params(), way)(str(directory / "x"))
+    return directory / "x"
+
+
+@pytest.mark.parametrize("model", ["resnet-11-0.25", "mobilenet-20-1", MODEL, "pyd-concat-11-0.25", "wrn-10-1"])
+@pytest.mark.parametrize("way", ["export", "save_parameters", "save"])
+def test_what_gluon_writes_of_a_network_loads(model, way, tmp_path):
+    if model.startswith("wrn"):
+        pytest.importorskip("gluoncv", reason="the Wide ResNets are GluonCV's")
+    net, other = (randomised(model) for _ in range(2))
+    weights.load(other, written(net, way, tmp_path))
+    assert values(other).keys() == values(net).keys()
+    for name, value in values(net).items():
+        np.testing.assert_array_equal(values(other)[name], value)
+
+
+def test_gluon_s_numbers_stand_for_layers_in_the_order_of_their_making(tmp_path):
+    """What was exported once must not come to mean other layers, of which many have the same shape."""
+    made = {
+        "batchnorm": ["stem.norm", *(f"stages.0.0.norm{number}" for number in (1, 2, 3, 4)), "stages.1.0.norm1"],
+        "conv": ["stem.conv", *(f"stages.0.0.{part}" for part in ("reduce", "spatial.conv3", "spatial.conv5"))],
+    }
+    net = randomised(MODEL)
+    file = written(net, "export", tmp_path)
+    found = weights.read(file, net)
+    for kind, layers in made.items():
+        leaf = "gamma" if kind == "batchnorm" else "weight"
+        numbered = {}
+        for name, array in params.read(file).items():
+            match = re.fullmatch(rf"arg:{kind}(\d+)_{leaf}", name)
+            if match:
+                numbered[int(match[1])] = array
+        for layer, number in zip(layers, sorted(numbered)):
+            np.testing.assert_array_equal(found[f"{layer}.{leaf}"], numbered[number])
+
+
+@pytest.mark.parametrize(("model", "classes"), [("pyd-add-20-0.25", 7), ("resnet-11-0.25", 7), (MODEL, 9)])
+def test_an_export_of_another_network_is_refused_in_a_line(model, classes, tmp_path):
+    file = written(randomised(model, classes), "export", tmp_path)
+    with pytest.raises(BadFileError, match=r"is of no network of this project, or of another than this|does not fit"):
+        weights.load(pydmobilenet.get_model(MODEL, classes=7), file)
+
+
+def test_an_export_that_lacks_a_parameter_or_was_fused_is_refused(tmp_path):
+    net = randomised(MODEL)
+    arrays = params.read(written(net, "export", tmp_path))
+    params.write(tmp_path / "less", dict(list(arrays.items())[1:]))
+    for file in (tmp_path / "less", written(fuse(net), "export", tmp_path)):
+        with pytest.raises(BadFileError, match="is of no network of this project, or of another than this"):
+            weights.load(pydmobilenet.get_model(MODEL, classes=7), file)
+
+
+def test_a_wide_resnet_gets_a_head_of_another_size_and_is_described(tmp_path):
+    pytest.importorskip("gluoncv", reason="the Wide ResNets are GluonCV's")
+    file = written(randomised("wrn-10-1"), "save_parameters", tmp_path)
+    assert weights.load(pydmobilenet.get_model("wrn-10-1", classes=3), file, other_head=True)
+    with pytest.raises(BadFileError, match="the file is of wrn-10-1 with 7 classes"):
+        weights.load(pydmobilenet.get_model("wrn-16-2", classes=7), file)
+    weights.convert(file, tmp_path / "copy", pydmobilenet.get_model("wrn-10-1", classes=7))
+    assert (tmp_path / "copy").read_bytes() == file.read_bytes()
 
 
 def test_a_converted_file_loads_by_gluon_alone(net, file, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import cli, fetching
 from ..errors import UnusableError
+from ..text import printable
 from . import get_dataset
 from .batching import batches, draw
 from .dataset import Dataset
@@ -51,7 +52,8 @@ def grid(dataset: Dataset, seed: int = 0):
         x = MARGIN + number % COLUMNS * (side + MARGIN)
         y = MARGIN + number // COLUMNS * block
         label = int(dataset.labels[number])
-        pen.text((x, y), (dataset.task.classes[label] if dataset.task.classes else str(label))[:16], fill="black")
+        name = dataset.task.classes[label] if dataset.task.classes else label
+        pen.text((x, y), printable(name)[:16], fill="black")
         for row, images in enumerate(rows):
             image = Image.fromarray(images[number].transpose(1, 2, 0)).resize((side, side), Image.Resampling.NEAREST)
             picture.paste(image, (x, y + LINE + row * (side + MARGIN)))
@@ -82,7 +84,8 @@ def main() -> int:
     except OSError as error:
         part.unlink(missing_ok=True)
         raise UnusableError(f"cannot write {output}: {error.strerror or error}") from None
-    print(f"wrote {output}: {len(dataset)} images of {dataset.task.title}, raw and below it augmented three times")
+    what = f"{len(dataset)} images of {dataset.task.title}, raw and below it augmented three times"
+    print(printable(f"wrote {output}: {what}"))
     return 0
 
 

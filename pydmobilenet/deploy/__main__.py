@@ -10,6 +10,7 @@ import numpy as np
 from .. import _runtime, catalog, cli, fetching
 from ..data import Task, get_dataset, get_task
 from ..errors import UnusableError
+from ..text import printable
 
 IMAGES = 100  # on which Gluon and ONNX Runtime are compared
 
@@ -52,9 +53,10 @@ def main() -> int:
         "fused": str(not arguments.no_fuse),
     }
     found = export(net, task, output, images, not arguments.no_fuse, arguments.uint8_input, metadata)
+    wrote = printable(f"wrote {output}: {name} for {task.title}, {output.stat().st_size / 1e6:.2f} MB")
     print(
-        f"wrote {output}: {name} for {task.title}, {output.stat().st_size / 1e6:.2f} MB; on {len(images)} {kind} "
-        f"images its logits are within {found.logits:.1e} of their range of Gluon's, and all classes are the same"
+        f"{wrote}; on {len(images)} {kind} images its logits are within {found.logits:.1e} of their range of Gluon's, "
+        "and all classes are the same"
     )
     return 0
 

@@ -18,6 +18,7 @@ from mxnet.gluon.block import HybridBlock
 from .. import __version__
 from ..data import Task
 from ..errors import BadFileError, UnusableError
+from ..text import encodable
 
 try:
     import onnx
@@ -58,12 +59,13 @@ def convert(
         producer_name="pydmobilenet",
         producer_version=__version__,
     )
-    helper.set_model_props(model, {**about(task), **(metadata or {})})
+    properties = {**about(task), **(metadata or {})}
+    helper.set_model_props(model, {name: encodable(value) for name, value in properties.items()})
     return model
 
 
 def about(task: Task) -> dict[str, str]:
-    """What a file says about its classes and images: numbers and lists as JSON."""
+    """What a file says about its classes and images: numbers and lists as JSON, in which every name is exact."""
     return {
         "dataset": task.name,
         "classes": json.dumps(task.classes),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from .. import files
 from ..errors import UnusableError
+from ..text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -111,7 +112,8 @@ def write_csv(history: History, path: str | os.PathLike[str]) -> None:
 def draw(history: History, path: str | os.PathLike[str], title: str) -> None:
     """Draw the curves as a PNG of 1440 x 540 pixels: errors on the left, losses and the learning rate on the right.
 
-    Values that are not finite are left out. Raises UnusableError where the file cannot be written.
+    Values that are not finite are left out, and learning rates of 0, whose axis is logarithmic. Raises UnusableError
+    where the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only the curves need it
     from matplotlib.figure import Figure
@@ -120,7 +122,7 @@ def draw(history: History, path: str | os.PathLike[str], title: str) -> None:
     figure = Figure(figsize=(12, 4.5), dpi=120)
     FigureCanvasAgg(figure)
     figure.subplots_adjust(0.04, 0.11, 0.955, 0.87, wspace=0.12)  # a layout engine doubles the time
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(printable(title), parse_math=False)
     errors, losses = figure.subplots(1, 2)
     rates = losses.twinx()
     _draw_errors(errors, history)
@@ -152,21 +154,23 @@ def _draw_losses(axes: Axes, rates: Axes, history: History) -> None:
     values = _finite(lines)
     if values and 0 < 10 * min(values) <= max(values):
         axes.set_yscale("log")
-    lines.append(_plot(rates, history, "learning_rate", RATE, "learning rate (right)"))
+    lines.append(_plot(rates, history, "learning_rate", RATE, "learning rate (right)", positive=True))
     values = _finite(lines[-1:])
-    if values and max(values) > 0:
+    if values:
         highest, lowest = max(values), max(min(values), max(values) / 1e4)  # a cosine's last rate is next to nothing
         rates.set_yscale("log")
         rates.set_ylim(min(lowest, highest / 10) / 1.5, highest * 1.5)
+    else:
+        rates.set_yticks([])
     rates.tick_params(which="both", colors="grey")
     axes.set_zorder(rates.get_zorder() + 1)  # the losses in front of the faint rate
     axes.patch.set_visible(False)
     _label(axes, "loss", lines)
 
 
-def _plot(axes: Axes, history: History, column: str, color: str, label: str) -> Line2D:
+def _plot(axes: Axes, history: History, column: str, color: str, label: str, positive: bool = False) -> Line2D:
     values = [getattr(row, column) for row in history.rows]
-    values = [value if math.isfinite(value) else math.nan for value in values]
+    values = [value if math.isfinite(value) and (value > 0 or not positive) else math.nan for value in values]
     marker = "o" if len(values) <= 30 else ""  # a single epoch has no line, hundreds have no room for dots
     (line,) = axes.plot([row.epoch for row in history.rows], values, color=color, label=label, marker=marker, ms=4)
     return line

@@ -14,6 +14,7 @@ from mxnet.gluon.block import HybridBlock
 from .. import catalog, weights, zoo
 from ..data import Dataset, get_dataset, get_task
 from ..errors import MissingFileError, UnusableError
+from ..text import printable
 from . import config as configuration
 from . import schedule
 from .checkpoint import CONFIG, Run, State
@@ -120,4 +121,4 @@ def _events(on: Circumstances, run: Run | None) -> Events | None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
