@@ -65,6 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     cli.add_device(parser)
     cli.add_data_dir(parser)
+    cli.add_skip_bad(parser)
     cli.add_weights_dir(parser)
     option("--engine", default="gluon", metavar="NAME", help="gluon (default), or onnxruntime: the same on the CPU")
     option("--batch-size", type=cli.positive, metavar="N", help="images a call (default: 50 on a CPU, 500 on a GPU)")
@@ -111,8 +112,17 @@ def main() -> int:
     batch_size = arguments.batch_size or engine.batch_size
     tables, sections, results = [], [], []
     width = cli.terminal_width()
-    options = (arguments.data_dir, batch_size, arguments.limit, engine.processes, bool(arguments.output))
+    options = (
+        arguments.data_dir,
+        batch_size,
+        arguments.limit,
+        engine.processes,
+        bool(arguments.output),
+        arguments.skip_bad,
+    )
     for dataset, rows in validation.validate(records, engine, *options):
+        if dataset and dataset.note and not arguments.quiet:
+            print(f"data: {dataset.note}", file=sys.stderr)
         tables.append(report.markdown(dataset, rows))
         results += rows
         if arguments.output:  # after each data set: an interruption loses no more than the one under way

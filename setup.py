@@ -39,7 +39,7 @@ setup(
         "numpy>=1.21,<2",  # MXNet's own limit
         "filelock",  # two processes that download the same file, or train the same run
         "matplotlib>=3.6",  # training curves
-        "pillow",  # folders of images
+        "pillow>=10.1",  # folders of images; before, a TIFF's orientation was applied twice
         "pyyaml",  # the recipes in configs/
         "requests",  # downloads; MXNet needs it too
         "tabulate",  # the tables

@@ -39,6 +39,7 @@ def parse_arguments() -> Namespace:
     option("--device", "-g", default="auto", help="auto (default), cpu, gpu, gpu:N, gpu:0,1, cpu:0,1")
     option("--kvstore", default="local", metavar="KIND", help="local (default), or dist_sync for several machines")
     cli.add_data_dir(parser)
+    cli.add_skip_bad(parser)
     option("--output", type=Path, metavar="DIR", help="the run's directory (default: runs/MODEL-DATASET)")
     option("--resume", type=Path, metavar="DIR", help="go on with the run in this directory")
     option("--pretrained", action="store_true", help="start from the authors' weights")
@@ -105,7 +106,9 @@ def main() -> int:
 
     chosen = devices.choose_several(cli.device_name(arguments.device))
     contexts = [device.context for device in chosen]
-    on = prepare.Circumstances(contexts, arguments.kvstore, arguments.data_dir, arguments.tensorboard, arguments.quiet)
+    on = prepare.Circumstances(
+        contexts, arguments.kvstore, arguments.data_dir, arguments.tensorboard, arguments.quiet, arguments.skip_bad
+    )
     say = (lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr))
     say(f"device: {'; '.join(device.why for device in chosen)}")
     if arguments.resume:

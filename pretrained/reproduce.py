@@ -39,11 +39,9 @@ def main() -> int:
         checkpoint, environment = run["checkpoints"]["last.params"], run["environment"]
         same = checkpoint["sha256"] == entry["sha256"]
         different += not same
-        print(
-            f"{entry['file']}: {'the same bit for bit' if same else 'other bits'}; error {checkpoint['test_error']:.2f} "
-            f"%, recorded {entry['test_error']:.2f} % ({environment['processor']}, {environment['instruction_set']})",
-            flush=True,
-        )
+        errors = f"error {checkpoint['test_error']:.2f} %, recorded {entry['test_error']:.2f} %"
+        machine = f"{environment['processor']}, {environment['instruction_set']}"
+        print(f"{entry['file']}: {'the same bit for bit' if same else 'other bits'}; {errors} ({machine})", flush=True)
     return 1 if different else 0
 
 
@@ -53,7 +51,11 @@ def train(command: str, directory: Path) -> dict:
     start = words.index("python")
     settings = dict(word.split("=", 1) for word in words[:start])
     arguments = [*words[start + 2 :], "--output", str(directory), "--quiet"]
-    subprocess.run([sys.executable, HERE.parent / "train.py", *arguments], env={**os.environ, **settings}, check=True)
+    code = subprocess.run(
+        [sys.executable, HERE.parent / "train.py", *arguments], env={**os.environ, **settings}
+    ).returncode
+    if code:
+        raise SystemExit(code)  # it has said why
     return json.loads((directory / "run.json").read_text(encoding="utf-8"))
 
 

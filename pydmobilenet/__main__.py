@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import _runtime, catalog, cli, trained
 from .data import get_task
-from .errors import UnknownNameError
+from .errors import BadFileError, UnknownNameError
 from .text import printable
 
 
@@ -17,17 +17,19 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.Parser(prog="python -m pydmobilenet", description=__doc__.partition(": ")[2].capitalize())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str) -> cli.Parser:
-        made = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    def command(name: str, text: str, epilog: str = "") -> cli.Parser:
+        made = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog)
         made.set_defaults(run=COMMANDS[name])
         return made
 
-    predict = command("predict", "classify images, of any size, by a network of the zoo")
+    ends = "exit code: 0 all images are answered; 1 some were passed over by --skip-bad; 2 a mistake in the command"
+    predict = command("predict", "classify images, of any size, by a network of the zoo", ends)
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or - for standard input")
     _model(predict)
     cli.add_weights(predict)
     predict.add_argument("--top", type=cli.positive, default=3, metavar="K", help="classes an image (default: 3)")
     predict.add_argument("--json", action="store_true", help="print JSON")
+    cli.add_skip_bad(predict)
     cli.add_device(predict)
 
     listing = command("list", "list the zoo: complexity, errors, and the weights on this machine")
@@ -61,10 +63,13 @@ def _pattern(parser: cli.Parser) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> int:
+    from .data.folder import listed, seen_through
     from .predict import image_files, predict
 
     architecture, task = catalog.parse_name(arguments.model), get_task(arguments.dataset)
-    files = image_files(arguments.images)
+    files, skipped = image_files(arguments.images)
+    if skipped:
+        print(f"skipped: {listed(skipped)}", file=sys.stderr)
 
     _runtime.use_all_instructions()
     from . import devices, zoo  # MXNet takes a while to import: not before the command is known to be right
@@ -74,17 +79,23 @@ def predict(arguments: argparse.Namespace) -> int:
     context = devices.choose(cli.device_name(arguments.device)).context
     root = cli.weights_root(arguments)
     net = zoo.get_model(architecture.name, task.name, pretrained=True, device=context, root=root)
-    found = list(predict(predictor(fuse(net), context), task, files, arguments.top))
+    found = list(predict(predictor(fuse(net), context), task, files, arguments.top, arguments.skip_bad))
+    if not found:
+        raise BadFileError(f"none of the {len(files)} images can be read")
     resized = sum(prediction.resized for prediction in found)
     if resized:
         print(f"{resized} of {len(found)} images resized to 32x32, which networks see", file=sys.stderr)
+    transparent = sum(prediction.transparent for prediction in found)
+    if transparent:
+        print(seen_through(transparent, len(found)), file=sys.stderr)
+    code = 1 if len(found) < len(files) else 0
     if arguments.json:
         print(json.dumps([prediction.plain() for prediction in found], indent=1))  # in ASCII: exact on any terminal
-        return 0
+        return code
     for prediction in found:
         classes = ", ".join(f"{name} {100 * share:.1f} %" for _, name, share in prediction.classes)
         print(printable(f"{prediction.image}: {classes}"))
-    return 0
+    return code
 
 
 def listing(arguments: argparse.Namespace) -> int:

@@ -92,6 +92,10 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", type=directory, metavar="DIR", help="where the data is, or is to be put")
 
 
+def add_skip_bad(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--skip-bad", action="store_true", help="pass over images that cannot be read")
+
+
 def add_weights_dir(parser: argparse.ArgumentParser) -> None:
     text = "where published weights are, or are to be put"
     parser.add_argument("--weights-dir", type=directory, metavar="DIR", help=text)

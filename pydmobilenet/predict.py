@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import sys
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from .data import Task, normalise
-from .data.folder import SIDE, SUFFIXES, read_image
+from .data import Task, folder, images, normalise
 from .errors import BadFileError, MissingFileError
 from .validation import Predict
 
@@ -20,16 +20,20 @@ BATCH = 50  # images answered at once
 
 
 class Prediction(NamedTuple):
-    """The likeliest classes of an image, each its number, its name and its probability, from the likeliest on."""
+    """The likeliest classes of an image, each its number, its name and its probability, from the likeliest on.
+
+    `size` is its own width and height, `transparent` whether one could see through it.
+    """
 
     image: str
     size: tuple[int, int]
     classes: list[tuple[int, str, float]]
+    transparent: bool = False
 
     @property
     def resized(self) -> bool:
         """Whether the image had another size than networks see."""
-        return self.size != (SIDE, SIDE)
+        return self.size != (images.SIDE, images.SIDE)
 
     def plain(self) -> dict[str, object]:
         """As JSON can hold it."""
@@ -37,39 +41,53 @@ class Prediction(NamedTuple):
         return {"image": self.image, "size": list(self.size), "resized": self.resized, "classes": classes}
 
 
-def image_files(paths: Sequence[str]) -> list[str]:
-    """The files of some paths: a file itself, the PNG and JPEG images in a folder and below it, ``-`` standard input.
+def image_files(paths: Sequence[str]) -> tuple[list[str], Counter]:
+    """The files of some paths, and how many of each kind were skipped in folders.
 
-    Raises MissingFileError for a path that is not there, BadFileError for a folder without images.
+    A file stands for itself, a folder for the images in it and below it, ``-`` for standard input. Raises
+    MissingFileError for a path that is not there, BadFileError for a folder without images.
     """
-    found = []
+    files, skipped = [], Counter()
     for path in paths:
         if path == STDIN or Path(path).is_file():
-            found.append(path)
+            files.append(path)
         elif Path(path).is_dir():
-            inside = sorted(str(file) for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise BadFileError(f"{path} has no PNG or JPEG images")
-            found += inside
+            found = folder.find(Path(path))
+            if not found.files:
+                raise BadFileError(folder.no_images(Path(path), found))
+            files += map(str, found.files)
+            skipped.update(found.skipped)
         else:
             raise MissingFileError(f"no such image: {path}")
-    return found
+    return files, skipped
 
 
-def predict(network: Predict, task: Task, files: Sequence[str], top: int) -> Iterator[Prediction]:
+def predict(
+    network: Predict, task: Task, files: Sequence[str], top: int, skip_bad: bool = False
+) -> Iterator[Prediction]:
     """The `top` likeliest classes of each image, in the order of the files.
 
     `network` takes normalised images (N, 3, 32, 32) to logits (N, outputs); images of other sizes are resized. Raises
-    BadFileError for a file that cannot be read as an image.
+    BadFileError for a file that cannot be read as an image, unless `skip_bad`, which warns.
     """
     for start in range(0, len(files), BATCH):
-        batch = files[start : start + BATCH]
-        read = [_read(file) for file in batch]
-        logits = network(normalise(np.stack([pixels for pixels, _ in read]), task))
-        for file, (_, size), row in zip(batch, read, softmax(logits)):
+        names, pictures = [], []
+        for file in files[start : start + BATCH]:
+            try:
+                pictures.append(_read(file))
+            except BadFileError as error:
+                if not skip_bad:
+                    raise BadFileError(f"{error}; --skip-bad goes on without it" if files[1:] else str(error)) from None
+                warnings.warn(f"{error}: passed over", stacklevel=2)
+                continue
+            names.append("standard input" if file == STDIN else file)
+        if not pictures:
+            continue
+        logits = network(normalise(np.stack([picture.pixels for picture in pictures]), task))
+        for name, picture, row in zip(names, pictures, softmax(logits)):
             best = np.argsort(-row, kind="stable")[:top]
             classes = [(int(label), class_name(task, int(label)), float(row[label])) for label in best]
-            yield Prediction("standard input" if file == STDIN else file, size, classes)
+            yield Prediction(name, picture.size, classes, picture.transparent)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -83,16 +101,7 @@ def class_name(task: Task, label: int) -> str:
     return task.classes[label] if label < len(task.classes) else str(label)
 
 
-def _read(file: str) -> tuple[np.ndarray, tuple[int, int]]:
-    """An image (3, 32, 32) in uint8, and its own width and height."""
-    from PIL import Image
-
-    source = io.BytesIO(sys.stdin.buffer.read()) if file == STDIN else Path(file)
-    try:
-        pixels = read_image(source, resize=True)
-    except BadFileError:
-        if file != STDIN:
-            raise
-        raise BadFileError("standard input cannot be read as an image (allowed: PNG, JPEG, ...)") from None
-    with Image.open(source) as image:
-        return pixels, image.size
+def _read(file: str) -> images.Picture:
+    if file == STDIN:
+        return images.decode(sys.stdin.buffer.read(images.MAX_BYTES + 1), "standard input")
+    return images.read(Path(file))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -201,24 +202,25 @@ def validate(
     limit: int | None = None,
     processes: int = 1,
     keep_answers: bool = False,
+    skip_bad: bool = False,
 ) -> Iterator[tuple[Dataset | None, list[Result]]]:
     """Check records against what `engine` answers; yields, a data set at a time, its images and its results.
 
     What is wrong with a data set or with one row (no checkpoint, a corrupt file) stands in the results as their reason,
     and the other rows go on. Each row is logged as soon as it is finished. Up to so many `processes` work on different
     rows at once, where that is worth their start; a row on which one dies is tried once more. With `keep_answers`, the
-    results have the answer to each image.
+    results have the answer to each image; with `skip_bad`, images of a folder that cannot be read are passed over.
     """
     options = batch_size, limit, keep_answers
     with ExitStack() as stack:
         crew = None
         for (name, _), rows in groupby(records, key=lambda record: (record.dataset, record.published)):
             rows = list(rows)
-            dataset, reason = _dataset(name, rows, data_dir)
+            dataset, reason = _dataset(name, rows, data_dir, skip_bad)
             images = len(dataset.head(limit)) if dataset else 0
             if min(processes, len(rows)) > 1 and images * len(rows) >= WORTH_PROCESSES:
                 crew = crew or stack.enter_context(
-                    Crew(min(processes, len(rows)), _Worker.begin, engine, data_dir, *options)
+                    Crew(min(processes, len(rows)), _Worker.begin, engine, data_dir, skip_bad, *options)
                 )
                 yield dataset, _together(crew, rows, dataset.task.title)
             else:
@@ -228,12 +230,12 @@ def validate(
                 )
 
 
-def _dataset(name: str, rows: Sequence[Record], data_dir: Path | None) -> tuple[Dataset | None, str]:
+def _dataset(name: str, rows: Sequence[Record], data_dir: Path | None, skip_bad: bool) -> tuple[Dataset | None, str]:
     """The test images of a data set, or why they cannot be had; none where no row has a checkpoint anyway."""
     if not any(record.checkpoint for record in rows):
         return None, ""
     try:
-        return get_dataset(name, "test", data_dir), ""
+        return get_dataset(name, "test", data_dir, skip_bad), ""
     except (UserError, OSError) as error:
         return None, str(error)
 
@@ -266,14 +268,16 @@ class _Worker:
     """What a process of a crew works with."""
 
     @classmethod
-    def begin(cls, engine: Engine, data_dir: Path | None, *options: int | None) -> None:
-        cls.engine, cls.data_dir, cls.options, cls.datasets = engine, data_dir, options, {}
+    def begin(cls, engine: Engine, data_dir: Path | None, skip_bad: bool, *options: int | None) -> None:
+        cls.engine, cls.where, cls.options, cls.datasets = engine, (data_dir, skip_bad), options, {}
         tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that is killed leaves behind
 
     @classmethod
     def answer(cls, record: Record) -> Result:
         if record.dataset not in cls.datasets:  # which is on this machine, as the parent has read it
-            cls.datasets[record.dataset] = _dataset(record.dataset, [record], cls.data_dir)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the parent has had them
+                cls.datasets[record.dataset] = _dataset(record.dataset, [record], *cls.where)
         return _row(record, cls.engine, *cls.datasets[record.dataset], *cls.options)
 
 

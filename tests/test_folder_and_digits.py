@@ -1,7 +1,10 @@
 """Any folder of images, the digits, and the picture that shows a data set."""
 
+import os
+import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from PIL import Image
 import pydmobilenet
 from pydmobilenet.data import get_task
 from pydmobilenet.data.__main__ import grid
+from pydmobilenet.data.folder import find, listed
 from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
 
 
@@ -46,7 +50,8 @@ def test_grey_images_and_images_with_transparency_are_read(folder):
     Image.new("L", (32, 32), 200).save(folder / "train" / "ant" / "grey.png")
     Image.new("RGBA", (32, 32), (1, 2, 3, 4)).save(folder / "train" / "ant" / "clear.png")
     Image.new("P", (32, 32)).save(folder / "train" / "ant" / "palette.png")
-    assert len(pydmobilenet.get_dataset(f"folder:{folder}", "train")) == 11
+    with pytest.warns(UserWarning, match="train: 1 of 11 images had transparency: composited on white"):
+        assert len(pydmobilenet.get_dataset(f"folder:{folder}", "train")) == 11
 
 
 def test_an_unreadable_image_is_named_or_passed_over_on_request(folder):
@@ -77,8 +82,83 @@ def test_a_class_of_which_no_image_can_be_read_does_not_vanish(folder):
 
 def test_an_empty_class_is_named(folder):
     (folder / "train" / "bee").mkdir()
-    with pytest.raises(BadFileError, match="train/bee has no PNG or JPEG images"):
+    (folder / "train" / "bee" / "1.heic").write_bytes(b"")
+    with pytest.raises(BadFileError, match=r"train/bee has no images \(allowed: PNG, JPEG, .*; skipped: 1 .heic\)"):
         pydmobilenet.get_dataset(f"folder:{folder}", "train")
+
+
+def clutter(folder):
+    """Put into a folder what is no image; the number of each kind."""
+    (folder / "notes.txt").write_text("no image")
+    (folder / "._0.png").write_bytes(b"no image")
+    (folder / ".ipynb_checkpoints").mkdir()
+    (folder / ".ipynb_checkpoints" / "0-checkpoint.png").write_bytes(b"no image")
+    (folder / "x.png").mkdir()
+    (folder / "broken.png").symlink_to(folder / "nowhere.png")
+    (folder / "ring").symlink_to(folder)
+    (folder / "a.b\x1b[31m").write_bytes(b"")
+    os.mkfifo(folder / "pipe.png")
+    return {".txt": 1, "hidden": 2, "broken link": 1, "linked folder": 1, "special file": 1, "of no known kind": 1}
+
+
+def test_what_is_no_image_is_skipped_and_counted(folder):
+    kinds = clutter(folder / "train" / "ant")
+    (folder / "train" / "list.csv").write_text("")
+    found = find(folder / "train" / "ant")
+    assert [path.name for path in found.files] == ["0.png", "1.jpg", "2.png", "3.jpg"]
+    assert found.skipped == kinds
+    dataset = pydmobilenet.get_dataset(f"folder:{folder}", "train")
+    assert len(dataset) == 8
+    figures, _, skipped = dataset.note.partition("; skipped: ")
+    assert figures == f"{folder}/train: 8 images (ant 4, zebra 4)"
+    assert sorted(skipped.split(", ")) == sorted(
+        ["1 outside of classes", *(f"{count} {kind}" for kind, count in kinds.items())]
+    )
+
+
+def test_nested_folders_are_read_with_the_suffixes_of_all_formats_in_any_case(folder):
+    deep = folder / "train" / "ant" / "x.png" / "summer"
+    deep.mkdir(parents=True)
+    names = ("a.PNG", "b.JPG", "c.jpeg", "d.jfif", "e.webp", "f.bmp", "g.tif", "h.TIFF", "i.gif")
+    for name in names:
+        Image.new("RGB", (8, 8)).save(deep / name)
+    dataset = pydmobilenet.get_dataset(f"folder:{folder}", "train")
+    assert dataset.note == f"{folder}/train: {8 + len(names)} images (ant {4 + len(names)}, zebra 4)"
+    assert (dataset.labels == 0).sum() == 4 + len(names)
+
+
+def test_of_many_classes_the_note_says_the_least_and_the_most(tmp_path):
+    for number in range(25):
+        (tmp_path / "test" / f"{number:02}").mkdir(parents=True)
+        for image in range(1 + number // 24):
+            Image.new("L", (8, 8)).save(tmp_path / "test" / f"{number:02}" / f"{image}.png")
+    note = pydmobilenet.get_dataset(f"folder:{tmp_path}", "test").note
+    assert note == f"{tmp_path}/test: 26 images of 25 classes, 1 to 2 each"
+
+
+def test_kinds_of_skipped_files_are_listed_to_a_limit():
+    counts = Counter({f".{number}": 30 - number for number in range(22)})
+    assert listed(counts).startswith("30 .0, 29 .1, ")
+    assert listed(counts).endswith(", 11 .19, 19 others")
+
+
+def test_one_class_only_is_a_warning(folder):
+    shutil.rmtree(folder / "train" / "zebra")
+    with pytest.warns(UserWarning, match="train has images of one class only, 'ant'"):
+        pydmobilenet.get_dataset(f"folder:{folder}", "train")
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_not_taken_for_empty(folder, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if "ant" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UnusableError, match=r"cannot read .*/train/ant: Permission denied"):
+        find(folder / "train")
 
 
 def test_a_class_that_is_only_in_the_test_is_named(folder):
@@ -136,6 +216,7 @@ def show(*arguments):
 def test_the_command_writes_the_picture(folder, tmp_path):
     answer = show("--dataset", f"folder:{folder}", "--output", tmp_path / "grid.png", "--images", 3)
     assert answer.returncode == 0, answer.stderr
+    assert answer.stderr == f"data: {folder}/train: 8 images (ant 4, zebra 4)\n"
     assert Image.open(tmp_path / "grid.png").size == (6 + 8 * 102, 6 + 14 + 6 + 4 * 102)
 
 

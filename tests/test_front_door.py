@@ -55,7 +55,7 @@ def pictures(tmp_path_factory, digits):
 def test_a_folder_of_images_is_classified(run, pictures, digits):
     code, out, err = run("predict", pictures, *MODEL)
     assert code == 0, err
-    assert err == "30 of 60 images resized to 32x32, which networks see\n"
+    assert err == "skipped: 1 .txt\n30 of 60 images resized to 32x32, which networks see\n"
     lines = dict(line.split(": ", 1) for line in out.splitlines())
     assert len(lines) == 60
     right = 0
@@ -87,6 +87,58 @@ def test_an_image_may_come_from_standard_input(run, pictures, digits):
     assert out.startswith(f"standard input: {digits.labels[3]} ")
 
 
+@pytest.fixture
+def mixed(tmp_path, digits):
+    """A folder of three good pictures, one of them transparent, two bad ones, and what is no picture."""
+    for number, pixels in enumerate(digits.images[:3]):
+        image = Image.fromarray(pixels.transpose(1, 2, 0))
+        if number == 2:
+            image.putalpha(200)
+        image.save(tmp_path / f"{number}.png")
+    (tmp_path / "1a.jpg").write_bytes(b"no image")
+    (tmp_path / "9.gif").write_bytes((tmp_path / "0.png").read_bytes()[:60])
+    (tmp_path / "._0.png").write_bytes(b"no image")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "0-checkpoint.png").write_bytes(b"no image")
+    (tmp_path / "x.png").mkdir()
+    (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere.png")
+    return tmp_path
+
+
+def test_a_bad_image_is_named_and_how_to_go_on_without_it(run, mixed):
+    code, out, err = run("predict", mixed, *MODEL)
+    assert (code, out) == (2, "")
+    skipped, error = err.splitlines()
+    assert skipped == "skipped: 2 hidden, 1 broken link"
+    assert f"error: {mixed / '1a.jpg'} cannot be read as an image" in error
+    assert error.endswith("; --skip-bad goes on without it")
+
+
+@pytest.mark.parametrize("format", [[], ["--json"]])
+def test_bad_images_are_passed_over_on_request_and_the_others_answered(format, run, mixed, digits):
+    with pytest.warns(UserWarning, match="passed over") as warned:
+        code, out, err = run("predict", mixed, "--skip-bad", *MODEL, *format)
+    assert [str(each.message) for each in warned if each.category is UserWarning] == [
+        f"{mixed}/1a.jpg cannot be read as an image (allowed: PNG, JPEG, WebP, BMP, TIFF, GIF): passed over",
+        f"{mixed}/9.gif cannot be read as an image: image file is truncated: passed over",
+    ]
+    assert err == "skipped: 2 hidden, 1 broken link\n1 of 3 images had transparency: composited on white\n"
+    assert code == 1  # some were not answered
+    names = [str(mixed / f"{number}.png") for number in range(3)]
+    if format:
+        assert [each["image"] for each in json.loads(out)] == names
+    else:
+        assert [line.split(": ")[0] for line in out.splitlines()] == names
+        assert out.startswith(f"{names[0]}: {digits.labels[0]} ")
+
+
+def test_where_all_images_are_bad_there_is_no_answer_to_give(run, mixed):
+    with pytest.warns(UserWarning, match="passed over"):
+        code, out, err = run("predict", mixed / "1a.jpg", mixed / "9.gif", "--skip-bad", *MODEL)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].endswith("error: none of the 2 images can be read")
+
+
 def test_a_file_of_weights_or_a_run_may_be_named(run, pictures):
     file = ROOT / "pretrained" / "digits-pyd-add-29-0.25.params"
     assert run("predict", pictures / "00.png", *MODEL, "--weights", file) == run("predict", pictures / "00.png", *MODEL)
@@ -98,7 +150,12 @@ def test_a_file_of_weights_or_a_run_may_be_named(run, pictures):
         (["predict", "nowhere.png", *MODEL], "no such image: nowhere.png"),
         (["predict", "setup.py", *MODEL], "setup.py cannot be read as an image"),
         (["predict", "-", *MODEL], "standard input cannot be read as an image"),
-        (["predict", "configs", *MODEL], "configs has no PNG or JPEG images"),
+        (["predict", "configs", *MODEL], "configs has no images (allowed: PNG, JPEG, WebP, "),
+        (
+            ["predict", "setup.py", "setup.py", *MODEL],
+            "as an image (allowed: PNG, JPEG, WebP, BMP, TIFF, GIF); --skip-bad",
+        ),
+        (["predict", "-", "nowhere.png", *MODEL], "no such image: nowhere.png"),
         (["predict", "x.png", "-m", "pyd-ad-29-0.25"], "unknown model 'pyd-ad-29-0.25'; nearest: pyd-add-29-0.25"),
         (["predict", "x.png", *MODEL, "--top", "0"], "argument --top: '0' (allowed: a whole number from 1)"),
         (["predict", "x.png", *MODEL, "--tops", "1"], "unrecognized arguments: --tops 1; nearest: --top"),

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import mxnet as mx
 import numpy as np
@@ -15,7 +16,7 @@ from test_fuse import randomise
 
 import pydmobilenet
 from pydmobilenet import catalog, cli
-from pydmobilenet.data import get_dataset, get_task
+from pydmobilenet.data import get_dataset, get_task, images
 from pydmobilenet.errors import BadFileError, UnusableError
 
 onnx = pytest.importorskip("onnx", reason="ONNX files need the extra 'onnx'")
@@ -163,14 +164,69 @@ def test_the_bundled_network_is_exported_compared_on_real_digits(run, tmp_path):
     assert wrong.mean() < 0.02
 
 
-def test_the_readme_s_ten_lines_classify_an_image_without_mxnet(run, tmp_path):
+def readme_lines():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (lines,) = (block for block in blocks if "InferenceSession" in block)
+    return lines
+
+
+def photo(side):
+    """Something like a photograph: large shapes, slopes and noise."""
+    y, x = np.mgrid[:side, : 3 * side // 2]
+    noise = np.random.default_rng(0).integers(0, 60, (*x.shape, 3))
+    slopes = np.stack([x * 120 // side, y * 190 // side, (x // 90 + y // 70) % 2 * 180], axis=2)
+    return Image.fromarray((slopes + noise).clip(0, 255).astype(np.uint8))
+
+
+def with_alpha():
+    image = photo(100)
+    image.putalpha(Image.radial_gradient("L").resize(image.size))
+    return image
+
+
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6
+PICTURES = {
+    "large": lambda path: photo(1500).save(path, "JPEG", quality=90),
+    "rotated": lambda path: photo(300).save(path, "JPEG", exif=ROTATED),
+    "transparent": lambda path: with_alpha().save(path, "PNG"),
+    "palette": lambda path: photo(60).quantize(20).save(path, "PNG", transparency=3),
+    "grey": lambda path: photo(50).convert("L").save(path, "WEBP"),
+    "small": lambda path: photo(20).save(path, "PNG"),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+def test_the_readme_s_lines_make_the_product_s_pixels(kind, tmp_path, monkeypatch):
+    PICTURES[kind](tmp_path / "image.png")
+    taken = []
+
+    class InferenceSession:
+        def __init__(self, *_, **__):
+            pass
+
+        def get_modelmeta(self):
+            return SimpleNamespace(custom_metadata_map={"classes": '["cat"]'})
+
+        def run(self, _, inputs):
+            taken.append(inputs["images"])
+            return [np.zeros((1, 1))]
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=InferenceSession))
+    monkeypatch.chdir(tmp_path)
+    exec(readme_lines(), {})
+    picture = images.read(tmp_path / "image.png")
+    assert picture.transparent == (kind in ("transparent", "palette"))
+    np.testing.assert_array_equal(taken[0], picture.pixels.transpose(1, 2, 0)[np.newaxis])
+
+
+def test_the_readme_s_lines_classify_an_image_without_mxnet(run, tmp_path):
     pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
     assert run("-m", "pyd-add-29-0.25", "-d", "digits", "--uint8-input", "--output", tmp_path / "net.onnx")[0] == 0
     test = get_dataset("digits", "test")
     Image.fromarray(test.images[0].transpose(1, 2, 0)).save(tmp_path / "image.png")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (lines,) = (block for block in blocks if "InferenceSession" in block)
-    assert len(lines.splitlines()) <= 10
+    lines = readme_lines()
+    assert len(lines.splitlines()) <= 12
     blocked = "import sys\nsys.modules['mxnet'] = sys.modules['pydmobilenet'] = None\n"
     answer = subprocess.run(
         [sys.executable, "-c", blocked + lines],

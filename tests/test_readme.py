@@ -25,7 +25,7 @@ ELSEWHERE = {
     "python -m pydmobilenet fetch": "test_front_door.py::test_files_are_fetched_from_a_server",
     "python -m pydmobilenet info": "test_front_door.py::test_a_network_s_layers_add_up",
     "python -m pydmobilenet convert": "test_commands.py::test_a_checkpoint_is_converted",
-    "python -m pydmobilenet.deploy onnx": "test_onnx.py::test_the_readme_s_ten_lines_classify_an_image_without_mxnet",
+    "python -m pydmobilenet.deploy onnx": "test_onnx.py::test_the_readme_s_lines_classify_an_image_without_mxnet",
     "python run_validation.py --engine onnxruntime": "test_commands.py::test_onnx_runtime_gives_the_same_table",
     "python run_validation.py --run": "test_trained.py::",
     "python run_validation.py --data-dir DIR": "test_commands.py::test_real_images_and_weights_give_the_table",

@@ -48,7 +48,8 @@ def get_dataset(name: str, split: str = "train", root: str | Path | None = None,
     ``cifar10``, ``cifar100`` and ``cifar100-coarse`` (the 20 superclasses) are looked for in `root`,
     ``$PYDMOBILENET_HOME`` and MXNet's home, else downloaded; ``imagenet32`` is looked for there too, but has no free
     address. Other files than the official ones are used from `root` alone. ``digits`` comes with scikit-learn.
-    ``folder:PATH`` is any folder of images, `skip_bad` of which that cannot be read are passed over with a warning.
+    ``folder:PATH`` is any folder of images; with `skip_bad`, those that cannot be read are passed over with a warning.
+    What may be wrong with a folder is a warning; how many images each class has, and what was skipped, is its `note`.
 
     Raises UnknownNameError, MissingFileError, BadFileError and UnusableError.
     """
@@ -64,4 +65,4 @@ def get_dataset(name: str, split: str = "train", root: str | Path | None = None,
         raw = imagenet32.read(split, root)
     else:
         raw = cifar.read(CIFAR10 if name == "cifar10" else CIFAR100, split, root, coarse=name == "cifar100-coarse")
-    return Dataset(task, split, raw.images, raw.labels, raw.official, raw.source)
+    return Dataset(task, split, raw.images, raw.labels, raw.official, raw.source, raw.note)

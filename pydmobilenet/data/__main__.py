@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     option("--output", required=True, metavar="FILE", help="the picture to write, as grid.png")
     option("--images", type=cli.positive, default=2 * COLUMNS, metavar="N", help="how many (default: 16)")
     option("--seed", type=cli.natural, default=0, help="of the augmentation (default: 0)")
-    option("--skip-bad", action="store_true", help="pass over images of a folder that cannot be read")
+    cli.add_skip_bad(show)
     return parser.parse_args()
 
 
@@ -75,6 +76,8 @@ def main() -> int:
     if output.suffix.lower() not in (".png", ".jpg"):
         raise UnusableError(f"cannot write a picture to {output} (allowed: .png, .jpg; nearest: {output}.png)")
     dataset = get_dataset(arguments.dataset, arguments.split, arguments.data_dir, arguments.skip_bad)
+    if dataset.note:
+        print(f"data: {dataset.note}", file=sys.stderr)
     dataset = dataset.head(arguments.images)
     picture = grid(dataset, arguments.seed)
     part = Path(f"{output}.part{output.suffix}")

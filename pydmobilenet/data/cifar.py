@@ -12,7 +12,7 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -139,8 +139,8 @@ def read(layout: Layout, split: str, root: Path | None = None, coarse: bool = Fa
         if files:
             return _decode(layout, files, coarse, named=place == root)
         if place == root and (folder := _image_folder(layout, split, place)):
-            images, labels = images_by_class(layout.classes, folder)
-            return Raw(images, COARSE_OF_FINE[labels] if coarse else labels, official=False, source=str(folder))
+            raw = images_by_class(layout.classes, folder)
+            return replace(raw, labels=COARSE_OF_FINE[raw.labels]) if coarse else raw
     try:
         download(layout, target)
     except MissingFileError as error:

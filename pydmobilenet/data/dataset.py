@@ -36,19 +36,24 @@ class Task:
 
 @dataclass(frozen=True)
 class Raw:
-    """Images (N, 3, 32, 32) uint8, labels (N,) int64, whether it is the official data, and where it was read."""
+    """Images (N, 3, 32, 32) uint8, labels (N,) int64, whether it is the official data, and where it was read.
+
+    `note` says of a folder how many images each class has, and what was skipped.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     official: bool
     source: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Images (N, 3, 32, 32) as uint8 with their labels (N,) as int64, in the order of the files.
 
-    `official` says that the files are the published ones; `source` where they are.
+    `official` says that the files are the published ones; `source` where they are; `note`, of a folder of images, how
+    many each class has, and what was skipped.
     """
 
     task: Task
@@ -57,6 +62,7 @@ class Dataset:
     labels: np.ndarray
     official: bool
     source: str
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -1,21 +1,29 @@
-"""A folder of images with one folder a class: ``train/<class>/…`` and ``test/<class>/…``, PNG or JPEG."""
+"""A folder of images with one folder a class: ``train/<class>/…`` and ``test/<class>/…``, of any depth."""
 
 from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple
 
 import numpy as np
 
 from .. import fetching
-from ..errors import BadFileError, MissingFileError, UnknownNameError, unknown
+from ..errors import BadFileError, MissingFileError, UnusableError, unknown
+from . import images
 from .dataset import IMAGENET_MEAN, IMAGENET_STD, Raw, Task
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
-SIDE = 32  # pixels
+LISTED = 20  # classes whose images are counted one by one, and kinds of files that were skipped
+
+
+class Found(NamedTuple):
+    """The files of images in a folder, and how many others of each kind were skipped."""
+
+    files: list[Path]
+    skipped: Counter
 
 
 def task(name: str) -> Task:
@@ -27,7 +35,7 @@ def task(name: str) -> Task:
     place = next((root / split for split in ("train", "test") if os.path.isdir(root / split)), None)
     if place is None:
         raise MissingFileError(f"{root} has neither train/ nor test/ with one folder of images a class")
-    classes = tuple(sorted(entry.name for entry in _visible(place) if entry.is_dir()))
+    classes = tuple(entry.name for entry in _entries(place) if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise BadFileError(f"{place} has no folder of images")
     return Task(name, str(root), classes, len(classes), IMAGENET_MEAN, IMAGENET_STD)
@@ -38,65 +46,121 @@ def read(name: str, split: str, skip_bad: bool = False) -> Raw:
     root = fetching.expanded(name.split(":", 1)[1])
     if not os.path.isdir(root / split):
         raise MissingFileError(f"{root} has no {split}/")
-    images, labels = images_by_class(task(name).classes, root / split, resize=True, skip_bad=skip_bad)
-    return Raw(images, labels, official=False, source=str(root / split))
+    return images_by_class(task(name).classes, root / split, resize=True, skip_bad=skip_bad)
 
 
-def images_by_class(
-    classes: Sequence[str], folder: Path, resize: bool = False, skip_bad: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of ``folder/<class>/*.png|jpg``.
+def find(folder: Path) -> Found:
+    """The files of images in a folder and in those below it, in sorted order, told by their suffixes.
 
-    The classes take turns, so that the first N images are of all of them. Raises BadFileError for a folder that is no
-    class, a class without images where `resize` says that the folder is the data set, and an image that cannot be read
-    (unless `skip_bad`, which warns) or, without `resize`, is not 32x32.
+    Hidden files and folders are skipped, as ``._x.png`` and ``.ipynb_checkpoints``, and links to folders, which may
+    form a ring. Raises UnusableError where a folder cannot be read.
     """
-    entries = []
-    for directory in (entry for entry in _visible(folder) if entry.is_dir()):
+    files, skipped = [], Counter()
+    for place, folders, names in os.walk(folder, onerror=_refuse):
+        kinds = {name: _folder_kind(Path(place, name)) for name in folders}
+        folders[:] = [name for name in folders if not kinds[name]]  # those that are walked through
+        kinds.update((name, _file_kind(Path(place, name))) for name in names)
+        files += [Path(place, name) for name in names if not kinds[name]]
+        skipped.update(filter(None, kinds.values()))
+    return Found(sorted(files), skipped)
+
+
+def listed(counts: Counter) -> str:
+    """Counts in words, the highest first: ``3 .txt, 1 hidden``."""
+    parts = [f"{count:,} {kind}" for kind, count in counts.most_common(LISTED)]
+    rest = sum(counts.values()) - sum(count for _, count in counts.most_common(LISTED))
+    return ", ".join(parts + [f"{rest:,} others"] * bool(rest))
+
+
+def images_by_class(classes: Sequence[str], folder: Path, resize: bool = False, skip_bad: bool = False) -> Raw:
+    """The images of ``folder/<class>/**``, with how many there are of each class, and what was skipped, as its note.
+
+    The classes take turns, so that the first N images are of all of them. Warns of a single class, and of transparent
+    images. Raises BadFileError for a folder that is no class, a class without images where `resize` says that the
+    folder is the data set, and an image that cannot be read (unless `skip_bad`, which warns) or, without `resize`, is
+    not 32x32.
+    """
+    entries, skipped = [], Counter()
+    for directory in _entries(folder):
+        if directory.name.startswith(".") or not directory.is_dir():
+            skipped["hidden" if directory.name.startswith(".") else "outside of classes"] += 1
+            continue
         if directory.name not in classes:
             raise BadFileError(f"{directory}: {unknown('class', directory.name, classes)}")
-        files = [path for path in _visible(directory) if path.suffix.lower() in SUFFIXES]
-        if not files and resize:
-            raise BadFileError(f"{directory} has no PNG or JPEG images: move the empty class away to go on")
-        entries += [(turn, classes.index(directory.name), path) for turn, path in enumerate(files)]
+        found = find(directory)
+        if not found.files and resize:
+            raise BadFileError(f"{no_images(directory, found)}: move the empty class away to go on")
+        entries += [(turn, classes.index(directory.name), path) for turn, path in enumerate(found.files)]
+        skipped.update(found.skipped)
     if not entries:
-        raise BadFileError(f"{folder} has no folder of PNG or JPEG images")
-    images, labels = [], []
+        raise BadFileError(f"{folder} has no folder of images (allowed: {', '.join(images.FORMATS)})")
+    pixels, labels, transparent = [], [], 0
     for _, label, path in sorted(entries):
         try:
-            images.append(read_image(path, resize))
+            picture = images.read(path, resize)
         except BadFileError as error:
             if not skip_bad:
                 raise BadFileError(f"{error}; --skip-bad goes on without it" if resize else str(error)) from None
             warnings.warn(f"{error}: passed over", stacklevel=2)
             continue
+        pixels.append(picture.pixels)
         labels.append(label)
-    if not images or (resize and len(set(labels)) < len({label for _, label, _ in entries})):
+        transparent += picture.transparent
+    present = {label for _, label, _ in entries}
+    if not pixels or (resize and present != set(labels)):
         raise BadFileError(f"{folder} has a class of which no image can be read")
-    return np.stack(images), np.array(labels, np.int64)
+    if len(present) == 1:
+        warnings.warn(f"{folder} has images of one class only, {classes[labels[0]]!r}", stacklevel=2)
+    if transparent:
+        warnings.warn(f"{folder}: {seen_through(transparent, len(labels))}", stacklevel=2)
+    note = f"{folder}: {_per_class(classes, labels)}" + (f"; skipped: {listed(skipped)}" if skipped else "")
+    return Raw(np.stack(pixels), np.array(labels, np.int64), official=False, source=str(folder), note=note)
 
 
-def read_image(path: Path | BinaryIO, resize: bool) -> np.ndarray:
-    """One image (3, 32, 32) uint8; raises BadFileError where it cannot be read or, without `resize`, is not 32x32."""
-    from PIL import Image, ImageOps
+def seen_through(transparent: int, of: int) -> str:
+    """What to say of images that were transparent."""
+    return f"{transparent:,} of {of:,} images had transparency: composited on {images.BACKGROUND}"
 
+
+def no_images(folder: Path, found: Found) -> str:
+    """What to say of a folder in which no images were found."""
+    rest = f"; skipped: {listed(found.skipped)}" if found.skipped else ""
+    return f"{folder} has no images (allowed: {', '.join(images.FORMATS)}{rest})"
+
+
+def _per_class(classes: Sequence[str], labels: Sequence[int]) -> str:
+    numbers = np.bincount(labels, minlength=len(classes))
+    total = f"{len(labels):,} images"
+    if len(classes) > LISTED:
+        return f"{total} of {len(classes):,} classes, {numbers.min():,} to {numbers.max():,} each"
+    return f"{total} ({', '.join(f'{name} {number:,}' for name, number in zip(classes, numbers))})"
+
+
+def _entries(folder: Path) -> list[Path]:
     try:
-        with Image.open(path) as image:
-            if not resize and image.size != (SIDE, SIDE):
-                raise UnknownNameError("{}x{} pixels (allowed: 32x32)".format(*image.size))
-            if image.mode == "F":
-                raise ValueError("its pixels are not whole numbers")
-            if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to 8
-                image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-            colours = ImageOps.exif_transpose(image).convert("RGB")  # cameras note which way is up
-            if colours.size != (SIDE, SIDE):
-                colours = colours.resize((SIDE, SIDE), Image.Resampling.BILINEAR)  # Pillow's takes in all pixels
-            return np.asarray(colours).transpose(2, 0, 1)
-    except UnknownNameError as error:
-        raise BadFileError(f"{path} has {error}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # of damaged files
-        raise BadFileError(f"{path} cannot be read as an image: {error}") from None
+        return sorted(folder.iterdir())
+    except OSError as error:
+        _refuse(error)
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+def _refuse(error: OSError) -> None:
+    raise UnusableError(f"cannot read {error.filename}: {error.strerror}")
+
+
+def _folder_kind(path: Path) -> str | None:
+    """Why a folder is not walked through; None where it is."""
+    if path.name.startswith("."):
+        return "hidden"
+    return "linked folder" if path.is_symlink() else None
+
+
+def _file_kind(path: Path) -> str | None:
+    """Which kind of file this is that no image is read from; None for the file of an image."""
+    if path.name.startswith("."):
+        return "hidden"
+    suffix = path.suffix.lower()
+    if suffix not in images.SUFFIXES:
+        return suffix if suffix[1:].isalnum() and len(suffix) < 10 else "of no known kind"
+    if not os.path.exists(path):
+        return "broken link"
+    return None if os.path.isfile(path) else "special file"  # as a pipe, which would be waited for

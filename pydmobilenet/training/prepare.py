@@ -34,6 +34,7 @@ class Circumstances:
     data_dir: Path | None = None
     tensorboard: bool = False
     quiet: bool = False
+    skip_bad: bool = False
 
 
 def begin(config: Config, directory: Path, on: Circumstances, init: Path | None = None) -> Loop:
@@ -42,7 +43,7 @@ def begin(config: Config, directory: Path, on: Circumstances, init: Path | None 
     Raises a UserError for whatever is missing or does not fit, before anything is written.
     """
     workers = Workers(on.kvstore)
-    train, test = _data(config, on.data_dir)
+    train, test = _data(config, on)
     learner = _learner(config, on, workers)
     if init is not None and weights.load(learner.net, init, other_head=True):
         _say(f"{init} has a head of another size: the dense layer for {train.task.title} starts anew")
@@ -64,7 +65,7 @@ def resume(directory: Path, on: Circumstances) -> Loop:
     config = read_config(directory)
     run = Run(directory) if workers.rank == 0 else None
     state = State.read(directory / "last.state")
-    train, test = _data(config, on.data_dir)
+    train, test = _data(config, on)
     learner = _learner(config, on, workers)
     learner.restore(state.parameters, state.momentum)
     position = Position.restored(state.position, config.epochs)
@@ -111,9 +112,13 @@ def initialise(net: HybridBlock, config: Config, contexts: Sequence[mx.Context])
             net(mx.nd.zeros((1, 3, 32, 32), ctx=context))
 
 
-def _data(config: Config, data_dir: Path | None) -> tuple[Dataset, Dataset]:
+def _data(config: Config, on: Circumstances) -> tuple[Dataset, Dataset]:
     get_task(config.dataset)
-    return tuple(get_dataset(config.dataset, split, data_dir) for split in ("train", "test"))
+    train, test = (get_dataset(config.dataset, split, on.data_dir, on.skip_bad) for split in ("train", "test"))
+    for dataset in (train, test):
+        if dataset.note and not on.quiet:
+            _say(f"data: {dataset.note}")
+    return train, test
 
 
 def _events(on: Circumstances, run: Run | None) -> Events | None:

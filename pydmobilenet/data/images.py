@@ -1,0 +1,219 @@
+"""How a picture becomes 32x32 pixels: here, and nowhere else.
+
+The formats are those that Pillow decodes by itself, told by what a file holds and not by its name: others start
+programs (EPS), or are large libraries that few pictures need. Of an animation it is the first frame.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from ..errors import BadFileError
+
+if TYPE_CHECKING:
+    from PIL import Image as Pillow
+
+SIDE = 32  # pixels
+FORMATS = {
+    "PNG": (".png", ".apng"),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "WebP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+}
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+# What a picture may cost: decoded, the largest takes less than 1 GB, and uncompressed in 16 bits it is still read.
+MAX_PIXELS = 50_000_000
+MAX_SIDE = 65_535
+MAX_BYTES = 8 * MAX_PIXELS
+MAX_SCANS = 100  # of a JPEG, each of which visits all pixels in as little as 10 bytes; encoders make about 10
+
+# Drawings and logos are cut out to be put on a page, which is white; on black their ink would vanish.
+BACKGROUND = "white"
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says of damaged files would go to standard error
+
+
+class Picture(NamedTuple):
+    """A picture's pixels (3, 32, 32) in uint8, the width and height it had, and whether one could see through it."""
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+    transparent: bool
+
+
+def read(path: Path, resize: bool = True) -> Picture:
+    """The picture of a file; raises BadFileError as `decode` does."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise BadFileError(f"{path} cannot be read: {error.strerror}") from None
+    return decode(content, str(path), resize)
+
+
+def decode(content: bytes, name: str, resize: bool = True) -> Picture:
+    """The picture that a file's content holds: turned upright, put on white, resized by area-weighted bilinear.
+
+    Raises BadFileError, which calls it `name`, where it is damaged, none of `FORMATS` or beyond the limits above; where
+    it is not certain which of its values is white; and, without `resize`, where it is not 32x32.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong beside the pixels (resolution, comments) does not matter
+            image, transparent = _on_background(_upright(content, resize))
+            size = image.size
+            if size != (SIDE, SIDE):
+                image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)  # Pillow's takes in all pixels
+            return Picture(np.asarray(image).transpose(2, 0, 1), size, transparent)
+    except BadFileError as error:
+        raise BadFileError(f"{name} {error}") from None
+    except Exception as error:  # of Pillow, which raises what it pleases on damaged files, KeyError and MemoryError too
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadFileError(f"{name} cannot be read as an image: {reason[:200]}") from None
+
+
+def _upright(content: bytes, resize: bool) -> Pillow.Image:
+    """A picture in RGB or RGBA, as the camera noted which way is up."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if len(content) > MAX_BYTES:
+        raise BadFileError(f"is larger than {MAX_BYTES:,} bytes, which is the most allowed")
+    try:
+        image = Image.open(io.BytesIO(content), formats=[name.upper() for name in FORMATS])
+    except UnidentifiedImageError:
+        raise BadFileError(f"cannot be read as an image (allowed: {', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise BadFileError(f"has more than {MAX_PIXELS:,} pixels, which are the most allowed") from None
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    for width, height in (image.size, (tags.get(322, 1), tags.get(323, 1))):  # of a TIFF's tiles, each decoded whole
+        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
+            allowed = f"{MAX_PIXELS:,}, and {MAX_SIDE:,} a side"
+            raise BadFileError(f"has {width:,}x{height:,} pixels (allowed: up to {allowed})")
+    if not resize and image.size != (SIDE, SIDE):
+        raise BadFileError("has {}x{} pixels (allowed: 32x32)".format(*image.size))
+    # By mere chance, what stands beside the pixels (a film, a thumbnail) has a scan's two bytes once in 65,536.
+    if content[:2] == b"\xff\xd8" and content.count(b"\xff\xda") > MAX_SCANS + len(content) // 16_384:
+        raise BadFileError(f"has more than {MAX_SCANS} scans, which are the most allowed")
+    raw_mode = _raw_mode(image)  # which Pillow forgets as it decodes
+    negative = bool(tags) and tags.get(262, 0) == 0  # PhotometricInterpretation: 0 is white
+    with _no_standard_error() if tags else nullcontext():
+        upright = ImageOps.exif_transpose(image)
+    image.close()  # frees its pixels
+    return _colours(upright, raw_mode, negative)
+
+
+@contextmanager
+def _no_standard_error() -> Iterator[None]:
+    """A context that libtiff prints nothing in: what is wrong with a file Pillow raises anyway."""
+    try:
+        own = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(own, 2)
+        os.close(own)
+        os.close(nowhere)
+
+
+def _raw_mode(image: Pillow.Image) -> str:
+    """How a file has its pixels, in Pillow's words, as RGB;16B; empty where that does not matter."""
+    if not image.tile:
+        return ""
+    arguments = image.tile[0][3]
+    return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
+
+
+def _colours(image: Pillow.Image, raw_mode: str, negative: bool) -> Pillow.Image:
+    """An image in RGB or, where one may see through it, in RGBA; Pillow clips grey beyond 8 bits, and misses keys."""
+    from PIL import Image
+
+    deep = ";16" in raw_mode and not raw_mode.startswith("BGR")  # which is 16 bits a pixel, not a colour
+    palette = image.mode == "P"
+    see_through = image.mode in ("LA", "PA", "RGBA", "RGBa", "La")
+    see_through |= palette and ("transparency" in image.info or image.palette.mode == "RGBA")
+    key = None if palette else image.info.pop("transparency", None)  # the one colour that is not there
+    clear = None
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image)
+        clear = None if key is None else values == key
+        image = Image.fromarray(_eight_bits(values, _whites(image, raw_mode), negative))
+    elif deep and max(high for _, high in image.getextrema()) < 16:  # Pillow has kept the upper 8 bits
+        raise BadFileError("has colours of 16 bits that are almost black, or use fewer bits: save it with 8 bits")
+    elif deep and key is not None:
+        raise BadFileError("has a transparent colour of 16 bits, of which 8 are read: save it with alpha instead")
+    elif key is not None and image.mode in ("1", "L"):
+        scale = {"L;2": 85, "L;4": 17}.get(raw_mode, 1)  # pixels have been scaled to 8 bits, their key has not
+        image, key = image.convert("L"), 255 * bool(key) if image.mode == "1" else key * scale
+        clear = np.asarray(image) == key
+    elif key is not None and image.mode == "RGB":
+        clear = (np.asarray(image) == key).all(axis=2)
+    if image.mode == "La":
+        image = image.convert("LA")  # from which alone it goes on
+    image = image.convert("RGBA" if see_through else "RGB")
+    if clear is not None:
+        image.putalpha(Image.fromarray(~clear * np.uint8(255)))
+    return image
+
+
+def _whites(image: Pillow.Image, raw_mode: str) -> Sequence[int]:
+    """The values that may stand for white in grey of more than 8 bits, from the lowest on."""
+    if image.mode == "F":
+        return 1, 255, 65535
+    if raw_mode == "I;12":
+        return (4095,)
+    if image.mode.startswith("I;16") or raw_mode == "I;16B":  # of PNGs, which Pillow before 11 reads in 32 bits
+        return (65535,)
+    return (255,) if "16" in raw_mode else (255, 65535)  # with a sign, 16 bits do not reach 65535
+
+
+def _eight_bits(values: np.ndarray, whites: Sequence[int], negative: bool) -> np.ndarray:
+    """Grey values in uint8.
+
+    White is the lowest of `whites` that is not exceeded, and has to be more or less approached: a wrong guess is an
+    image that is clipped, or almost black.
+    """
+    low, high = values.min(), values.max()
+    white = next((white for white in whites if high <= white), 0)
+    if not (low >= 0 and white) or 0 < high < white / 16:
+        raise BadFileError(
+            f"has grey values from {low:g} to {high:g}, which do not tell how bright white is: save it with 8 bits"
+        )
+    if values.dtype.kind == "f":
+        scaled = values * np.float32(255 / white)
+        grey = np.rint(scaled, out=scaled).astype(np.uint8)
+    else:
+        grey = (values // ((white + 1) // 256)).astype(np.uint8)  # the upper byte, which Pillow takes of 16-bit colours
+    return 255 - grey if negative else grey
+
+
+def _on_background(image: Pillow.Image) -> tuple[Pillow.Image, bool]:
+    """An image in RGB on `BACKGROUND`, and whether one could see through it."""
+    from PIL import Image
+
+    if image.mode == "RGB":
+        return image, False
+    least, most = image.getchannel("A").getextrema()
+    if least == 255:
+        return image.convert("RGB"), False
+    flat = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image).convert("RGB")
+    if least < most and all(low == high for low, high in flat.getextrema()):
+        raise BadFileError(f"is drawn in {BACKGROUND} on a transparent ground, and vanishes: give it a background")
+    return flat, True

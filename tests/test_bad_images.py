@@ -1,0 +1,69 @@
+"""Images of a folder that cannot be read: train.py and run_validation.py name them, or pass over them on request."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from test_train_command import DIGITS, MODEL, TINY, assert_mistake, make_folder, options, runner
+
+from pydmobilenet.training.loop import Loop
+
+ADVICE = "; --skip-bad goes on without it"
+inside = pytest.fixture(runner)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of four classes, one of which has a bad image for training and one for the test."""
+    folder = tmp_path_factory.mktemp("data")
+    make_folder(folder)
+    for split in ("train", "test"):
+        (folder / split / "a" / "bad.png").write_bytes(b"no image")
+    return folder
+
+
+def recipe(data):
+    return ["--config", DIGITS, *options({**TINY, "epochs": 2, "model": MODEL, "dataset": f"folder:{data}"})]
+
+
+def validated(*arguments):
+    command = [sys.executable, ROOT / "run_validation.py", "--device", "cpu", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_a_bad_image_ends_a_run_before_it_begins(data, tmp_path, inside):
+    answer = inside(*recipe(data), "--output", tmp_path / "run")
+    assert_mistake(answer, "train/a/bad.png cannot be read as an image")
+    assert answer.stderr.rstrip().endswith(ADVICE)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_images_are_passed_over_on_request_in_training_and_validation(data, tmp_path, monkeypatch, inside):
+    run = tmp_path / "run"
+
+    def passing_over(*arguments):
+        with pytest.warns(UserWarning, match="passed over") as warned:
+            answer = inside(*arguments, "--skip-bad")
+        told = [str(each.message) for each in warned if each.category is UserWarning]
+        assert [text.split(" cannot be read as an image")[0] for text in told] == [
+            f"{data}/{split}/a/bad.png" for split in ("train", "test")
+        ]
+        assert f"data: {data}/train: 40 images (a 10, b 10, c 10, d 10)\n" in answer.stderr
+        assert f"data: {data}/test: 24 images (a 6, b 6, c 6, d 6)\n" in answer.stderr
+        return answer.returncode
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "go", lambda self: 143)  # interrupted at once
+        assert passing_over(*recipe(data), "--output", run) == 143
+    assert_mistake(inside("--resume", run), ADVICE)
+    assert passing_over("--resume", run) == 0
+
+    refused = validated("--run", run)
+    assert refused.returncode == 3
+    assert ADVICE in refused.stdout
+    answer = validated("--run", run, "--skip-bad")
+    assert answer.returncode == 0, answer.stderr
+    _device, warning, note = answer.stderr.splitlines()
+    assert warning.startswith(f"run_validation.py: warning: {data}/test/a/bad.png cannot be read as an image")
+    assert note == f"data: {data}/test: 24 images (a 6, b 6, c 6, d 6)"

@@ -1,0 +1,350 @@
+"""How a picture becomes 32x32 pixels: which files are opened, what is white, which way is up, and what it may cost."""
+
+import io
+import struct
+import subprocess
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pydmobilenet.data import images
+from pydmobilenet.errors import BadFileError
+
+SHAPE = np.zeros((32, 32), np.uint8)  # an upright bar, with an edge that is half transparent
+SHAPE[8:24, 14:18] = 255
+SHAPE[8:24, 18] = 100
+RAMP = np.arange(1024).reshape(32, 32)
+LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "BMP": {}, "TIFF": {}, "GIF": {}}
+
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def chunk(name, content):
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def png(rows, bits, colours, *extra, size=(32, 32)):
+    """A PNG of rows of bytes, with so many bits and a colour type of the standard's: what Pillow does not write."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colours, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + bytes(row) for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + pixels + chunk(b"IEND", b"")
+
+
+def tiff(content, bits, photometric, sample_format=1, extra=(), side=32):
+    """A TIFF of 32x32 pixels in one strip, little-endian: what Pillow does not write."""
+    tags = {256: side, 257: side, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1 + len(extra), 278: side}
+    tags.update({279: len(content), 339: sample_format})
+    if extra:
+        tags[338] = extra[0]
+        tags[258] = bits | bits << 16
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3 if value < 65536 or tag == 258 else 4, 1 + (tag == 258) * len(extra), value)
+        for tag, value in sorted(tags.items())
+    )
+    return b"II*\0" + struct.pack("<I", 8 + len(content)) + content + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def decode(content):
+    return images.decode(content, "it")
+
+
+def grey(content):
+    """The pixels (32, 32) of a picture whose three colours are the same."""
+    pixels = decode(content).pixels
+    assert pixels.shape == (3, 32, 32)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels[0], pixels[1])
+    np.testing.assert_array_equal(pixels[0], pixels[2])
+    return pixels[0]
+
+
+def refused(content, words):
+    with pytest.raises(BadFileError, match=words) as caught:
+        decode(content)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_each_format_is_read_to_the_pixel_whatever_its_name(kind, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    pixels = pixels // 128 * 255  # eight colours, which a GIF has room for
+    (tmp_path / "x.txt").write_bytes(encoded(Image.fromarray(pixels), kind, **LOSSLESS[kind]))
+    picture = images.read(tmp_path / "x.txt")
+    np.testing.assert_array_equal(picture.pixels, pixels.transpose(2, 0, 1))
+    assert (picture.size, picture.transparent) == ((32, 32), False)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_several_frames_the_first_is_read(kind):
+    frames = [Image.new("RGB", (32, 32), (value, value, value)) for value in (200, 90, 10)]
+    options = {**LOSSLESS[kind], "save_all": True, "append_images": frames[1:]}
+    assert (grey(encoded(frames[0], kind, **options)) == 200).all()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n",
+        *(encoded(Image.new("RGB", (32, 32)), kind) for kind in ("PPM", "ICO", "TGA", "DDS", "PDF", "JPEG2000", "SGI")),
+        b"",
+        b"no image",
+    ],
+)
+def test_no_other_format_is_opened(content, monkeypatch):
+    monkeypatch.setattr(subprocess, "check_call", None)  # by which Ghostscript would be started
+    monkeypatch.setattr(subprocess, "Popen", None)
+    refused(content, "it cannot be read as an image .allowed: PNG, JPEG, WebP, BMP, TIFF, GIF.$")
+
+
+BLACK = np.zeros((32, 32), np.uint8)
+DRAWN = {
+    "RGBA": Image.merge("RGBA", [Image.fromarray(BLACK)] * 3 + [Image.fromarray(SHAPE)]),
+    "LA": Image.merge("LA", [Image.fromarray(BLACK), Image.fromarray(SHAPE)]),
+}
+INKED = Image.new("P", (32, 32))
+INKED.putpalette([0, 0, 0])
+INKED.putalpha(Image.fromarray(SHAPE))
+KEYED = np.where(SHAPE > 0, 0, 255).astype(np.uint8)  # ink is 0
+BITS = [np.packbits(row) for row in KEYED]
+TRANSPARENT = {
+    "RGBA, PNG": (encoded(DRAWN["RGBA"], "PNG"), SHAPE),
+    "RGBA, WebP": (encoded(DRAWN["RGBA"], "WEBP", lossless=True, exact=True), SHAPE),
+    "RGBA, TIFF": (encoded(DRAWN["RGBA"], "TIFF"), SHAPE),
+    "LA, PNG": (encoded(DRAWN["LA"], "PNG"), SHAPE),
+    "LA, TIFF": (encoded(DRAWN["LA"], "TIFF"), SHAPE),
+    "palette and alpha, TIFF": (encoded(INKED, "TIFF"), SHAPE),
+    "palette, alphas": (
+        png(SHAPE // 50, 8, 3, chunk(b"PLTE", bytes(3 * 6)), chunk(b"tRNS", bytes([0, 9, 100, 9, 9, 255]))),
+        SHAPE,
+    ),
+    "palette, one colour": (
+        png(KEYED // 255, 8, 3, chunk(b"PLTE", bytes(6)), chunk(b"tRNS", b"\xff\0")),
+        np.where(SHAPE > 0, 255, 0),
+    ),
+    "palette, GIF": (encoded(Image.fromarray(KEYED // 255).convert("P"), "GIF", transparency=1), KEYED ^ 255),
+    "1-bit key": (png(BITS, 1, 0, chunk(b"tRNS", b"\0\1")), KEYED ^ 255),
+    "8-bit key": (png(KEYED // 5, 8, 0, chunk(b"tRNS", b"\0\x33")), KEYED ^ 255),
+    "8-bit key of a colour": (png(np.repeat(KEYED // 5, 3, axis=1), 8, 2, chunk(b"tRNS", b"\0\x33" * 3)), KEYED ^ 255),
+    "16-bit key": (
+        png(np.where(SHAPE > 0, 0, 0x8123).astype(">u2").view(np.uint8), 16, 0, chunk(b"tRNS", b"\x81\x23")),
+        KEYED ^ 255,
+    ),
+}
+for _bits, _value in ((2, 2), (4, 9)):  # a transparent grey that is neither black nor white
+    _rows = [
+        [sum(int(v) << (8 - _bits * (n + 1)) for n, v in enumerate(group)) for group in row.reshape(-1, 8 // _bits)]
+        for row in np.where(SHAPE > 0, 0, _value)
+    ]
+    TRANSPARENT[f"{_bits}-bit key"] = (png(_rows, _bits, 0, chunk(b"tRNS", bytes([0, _value]))), KEYED ^ 255)
+
+
+@pytest.mark.parametrize("kind", TRANSPARENT)
+def test_a_black_drawing_on_a_transparent_ground_is_black_on_white(kind):
+    content, alpha = TRANSPARENT[kind]
+    assert abs(grey(content).astype(int) - (255 - alpha)).max() <= 1
+    assert decode(content).transparent
+
+
+def test_grey_that_was_multiplied_with_its_alpha_is_read_or_by_older_pillows_refused():
+    content = tiff(np.dstack([BLACK, SHAPE]).tobytes(), 8, 1, extra=(1,))
+    try:
+        picture = decode(content)
+    except BadFileError:
+        return
+    np.testing.assert_array_equal(picture.pixels[0], 255 - SHAPE)
+
+
+def test_a_colour_key_of_16_bits_is_refused_as_pillow_reads_8_of_them():
+    rows = np.full((32, 96), 0x8123, ">u2").view(np.uint8)
+    refused(png(rows, 16, 2, chunk(b"tRNS", b"\x81\x23" * 3)), "a transparent colour of 16 bits")
+
+
+def test_a_white_drawing_on_a_transparent_ground_does_not_vanish_in_silence():
+    white = Image.merge("RGBA", [Image.fromarray(BLACK + 255)] * 3 + [Image.fromarray(SHAPE)])
+    refused(encoded(white, "PNG"), "drawn in white on a transparent ground, and vanishes: give it a background")
+
+
+def test_alpha_that_hides_nothing_is_no_transparency():
+    opaque = Image.new("RGBA", (32, 32), (10, 10, 10, 255))
+    assert (grey(encoded(opaque, "PNG")) == 10).all()
+    assert not decode(encoded(opaque, "PNG")).transparent
+
+
+WIDE = (RAMP * 64 + 63).astype(np.uint16)  # to 65535
+TWELVE = np.array([[(a >> 4), (a & 15) << 4 | b >> 8, b & 255] for a, b in (RAMP * 4 + 3).reshape(-1, 2)], np.uint8)
+DEEP = {
+    "grey, PNG": encoded(Image.fromarray(WIDE), "PNG"),
+    "grey, TIFF": encoded(Image.fromarray(WIDE), "TIFF"),
+    "grey, compressed TIFF": encoded(Image.fromarray(WIDE), "TIFF", compression="tiff_lzw"),
+    "grey, big-endian TIFF": encoded(Image.frombytes("I;16B", (32, 32), WIDE.astype(">u2").tobytes()), "TIFF"),
+    "grey, 0 is white, TIFF": tiff((65535 - WIDE).tobytes(), 16, 0),
+    "grey of 12 bits, TIFF": tiff(TWELVE.tobytes(), 12, 1),
+    "grey and alpha, PNG": png(np.dstack([WIDE, WIDE * 0 + 65535]).astype(">u2").reshape(32, 64).view(np.uint8), 16, 4),
+    "colours, PNG": png(np.dstack([WIDE] * 3).astype(">u2").reshape(32, 96).view(np.uint8), 16, 2),
+    "colours and alpha, PNG": png(
+        np.dstack([WIDE] * 3 + [WIDE * 0 + 65535]).astype(">u2").reshape(32, 128).view(np.uint8), 16, 6
+    ),
+    "whole numbers to 65535": encoded(Image.fromarray(WIDE.astype(np.int32)), "TIFF"),
+    "whole numbers to 255": encoded(Image.fromarray((WIDE >> 8).astype(np.int32)), "TIFF"),
+    "fractions to 1": encoded(Image.fromarray(((WIDE >> 8) / 255).astype(np.float32)), "TIFF"),
+    "fractions to 255": encoded(Image.fromarray((WIDE >> 8).astype(np.float32)), "TIFF"),
+    "fractions, 0 is white": tiff((1 - (WIDE >> 8) / 255).astype(np.float32).tobytes(), 32, 0, sample_format=3),
+}
+
+
+@pytest.mark.parametrize("kind", DEEP)
+def test_grey_of_more_than_8_bits_is_scaled_to_8(kind):
+    assert not decode(DEEP[kind]).transparent
+    np.testing.assert_array_equal(grey(DEEP[kind]), WIDE >> 8)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_all_black_stays_black(dtype):
+    assert (grey(encoded(Image.fromarray(np.zeros((32, 32), dtype)), "TIFF")) == 0).all()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        RAMP.astype(np.uint16),  # 10 bits, which would be almost black
+        (RAMP // 4).astype(np.uint16),  # 8 bits
+        RAMP.astype(np.int32),
+        (RAMP * 100).astype(np.int32),  # to 102300, which would be clipped
+        (RAMP - 500).astype(np.int32),
+        (RAMP // 128).astype(np.int32),  # numbers of classes, say
+        (RAMP / 1e6).astype(np.float32),
+        (RAMP / 100).astype(np.float32),
+        (RAMP / 1023 - 0.5).astype(np.float32),
+        np.where(RAMP == 7, np.nan, RAMP / 1023).astype(np.float32),
+        np.where(RAMP == 7, np.inf, RAMP / 1023).astype(np.float32),
+        (RAMP * 1e6).astype(np.float32),
+    ],
+)
+def test_grey_values_that_do_not_tell_what_is_white_are_refused(values):
+    refused(encoded(Image.fromarray(values), "TIFF"), "it has grey values from .* do not tell how bright white is")
+
+
+def test_colours_of_16_bits_that_use_fewer_do_not_turn_black():
+    dark = np.repeat(RAMP, 3, axis=1).astype(">u2").view(np.uint8)  # 10 bits
+    refused(png(dark, 16, 2), "it has colours of 16 bits that are almost black, or use fewer bits: save it with 8 bits")
+    ink = np.dstack([RAMP * 0] * 3 + [SHAPE * 257]).astype(">u2").reshape(32, 128).view(np.uint8)
+    np.testing.assert_array_equal(grey(png(ink, 16, 6)), 255 - SHAPE)  # whose alpha shows that all bits are used
+
+
+def test_a_bmp_of_16_bits_a_pixel_may_be_black():
+    masks = (0xF800, 0x07E0, 0x001F)
+    sizes = (66 + 2048, 0, 66, 40, 32, 32, 1, 16, 3, 2048, 0, 0, 0, 0)
+    assert (grey(struct.pack("<2sIIIIiiHHIIiiII3I", b"BM", *sizes, *masks) + bytes(2048)) == 0).all()
+
+
+def test_with_a_sign_16_bits_are_not_taken_for_those_without():
+    refused(tiff((RAMP * 31).astype("<i2").tobytes(), 16, 1, sample_format=2), "grey values from 0 to 31713")
+
+
+def test_colours_of_other_kinds_are_those_that_pillow_makes_of_them():
+    photo = Image.fromarray(np.dstack([RAMP % 256, RAMP // 4, 255 - RAMP % 256]).astype(np.uint8))
+    for image, kind in (
+        (photo.convert("CMYK"), "TIFF"),
+        (photo.convert("CMYK"), "JPEG"),
+        (photo.convert("1"), "PNG"),
+        (photo.convert("1"), "TIFF"),
+        (photo.convert("P"), "PNG"),
+        (photo.convert("P"), "BMP"),
+        (photo, "JPEG"),
+    ):
+        content = encoded(image, kind)
+        expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).transpose(2, 0, 1)
+        np.testing.assert_array_equal(decode(content).pixels, expected)
+        if image.mode == "CMYK":  # neither inverted nor dark
+            assert abs(expected.astype(int) - np.asarray(photo).transpose(2, 0, 1)).mean() < 8
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_upright_before_it_is_resized(kind, orientation):
+    pixels = np.zeros((40, 64, 3), np.uint8)
+    pixels[:20, :32] = 250  # the corner where it begins
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = decode(encoded(Image.fromarray(pixels), kind, exif=exif, **LOSSLESS.get(kind, {})))
+    assert picture.size == ((64, 40) if orientation < 5 else (40, 64))
+    corners = picture.pixels[:, [[4, 4], [27, 27]], [[4, 27], [4, 27]]].mean(axis=0) > 128
+    rows = [
+        [1, 0, 0, 0],
+        [0, 1, 0, 0],
+        [0, 0, 0, 1],
+        [0, 0, 1, 0],
+        [1, 0, 0, 0],
+        [0, 1, 0, 0],
+        [0, 0, 0, 1],
+        [0, 0, 1, 0],
+    ]
+    assert corners.ravel().tolist() == rows[orientation - 1]
+
+
+def test_a_grey_of_16_bits_is_turned_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    np.testing.assert_array_equal(grey(encoded(Image.fromarray(WIDE), "PNG", exif=exif)), np.rot90(WIDE >> 8, -1))
+
+
+def test_a_large_jpeg_is_decoded_in_full_and_resized_over_all_pixels():
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
+    content = encoded(Image.fromarray(noise), "JPEG")
+    whole = Image.open(io.BytesIO(content))
+    expected = np.asarray(whole.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    np.testing.assert_array_equal(decode(content).pixels, expected)
+    assert expected.std() < 10  # a mean of many pixels
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ((13_000, 13_000), r"it has 13,000x13,000 pixels \(allowed: up to 50,000,000, and 65,535 a side\)"),
+        ((60_000, 60_000), "it has more than 50,000,000 pixels"),
+        ((65_536, 1), "it has 65,536x1 pixels"),
+    ],
+)
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(size, words, monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", None)
+    refused(png([], 1, 0, size=size), words)
+
+
+def test_a_tiff_of_one_huge_tile_is_refused_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", None)
+    tags = {256: 32, 257: 32, 258: 8, 259: 8, 262: 1, 277: 1, 322: 40_000, 323: 40_000, 324: 8, 325: 1}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    content = b"II*\0" + struct.pack("<IQH", 16, 0, len(tags)) + entries + bytes(4)
+    refused(content, "it has 40,000x40,000 pixels .allowed: up to 50,000,000")
+
+
+def test_a_progressive_jpeg_of_many_scans_is_refused():
+    content = encoded(Image.new("L", (64, 64), 90), "JPEG", progressive=True)
+    start = content.rindex(b"\xff\xda")
+    assert decode(content).size == (64, 64)
+    refused(content[:-2] + 120 * content[start:-2] + content[-2:], "it has more than 100 scans")
+
+
+def test_a_film_behind_a_photograph_is_not_taken_for_scans():
+    film = np.random.default_rng(0).integers(0, 256, 16 << 20, np.uint8).tobytes()
+    assert film.count(b"\xff\xda") > images.MAX_SCANS
+    assert decode(encoded(Image.new("RGB", (64, 64)), "JPEG") + film).size == (64, 64)
+
+
+def test_no_more_of_a_file_is_read_than_the_largest_picture_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_BYTES", 1000)
+    (tmp_path / "x.png").write_bytes(encoded(Image.new("RGB", (32, 32)), "BMP"))
+    with pytest.raises(BadFileError, match=r"x\.png is larger than 1,000 bytes"):
+        images.read(tmp_path / "x.png")
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path):
+    with pytest.raises(BadFileError, match=r"x\.png cannot be read: No such file"):
+        images.read(tmp_path / "x.png")
