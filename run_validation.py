@@ -11,6 +11,7 @@ from pathlib import Path
 try:
     from pydmobilenet import _runtime, catalog, cli, html, report, trained, validation
     from pydmobilenet.errors import UnknownNameError, unknown
+    from pydmobilenet.text import printable
 except ImportError as error:
     print(f"run_validation.py: error: {error}", file=sys.stderr)
     sys.exit(2)
@@ -122,7 +123,7 @@ def main() -> int:
     )
     for dataset, rows in validation.validate(records, engine, *options):
         if dataset and dataset.note and not arguments.quiet:
-            print(f"data: {dataset.note}", file=sys.stderr)
+            print(printable(f"data: {dataset.note}"), file=sys.stderr)
         tables.append(report.markdown(dataset, rows))
         results += rows
         if arguments.output:  # after each data set: an interruption loses no more than the one under way

@@ -69,7 +69,7 @@ def predict(arguments: argparse.Namespace) -> int:
     architecture, task = catalog.parse_name(arguments.model), get_task(arguments.dataset)
     files, skipped = image_files(arguments.images)
     if skipped:
-        print(f"skipped: {listed(skipped)}", file=sys.stderr)
+        print(printable(f"skipped: {listed(skipped)}"), file=sys.stderr)
 
     _runtime.use_all_instructions()
     from . import devices, zoo  # MXNet takes a while to import: not before the command is known to be right

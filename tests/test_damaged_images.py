@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 from conftest import ROOT
-from PIL import Image
+from PIL import Image, ImageFile
 from test_images import TRANSPARENT, WIDE, decode, encoded, refused, tiff
 
 from pydmobilenet.errors import BadFileError
@@ -73,8 +73,10 @@ def test_a_damaged_file_is_pixels_or_an_error_and_nothing_else(kind, capfd):
     assert capfd.readouterr() == ("", "")  # what the decoders' C code says would come here
 
 
+@pytest.mark.parametrize("lenient", [False, True])  # as other libraries set it, for all
 @pytest.mark.parametrize("kind", SOUND)
-def test_a_truncated_file_is_refused(kind):
+def test_a_truncated_file_is_refused(kind, lenient, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", lenient)
     for content in SOUND[kind]:
         refused(content[: len(content) // 2], "it cannot be read as an image")
 

@@ -1,7 +1,9 @@
 """Checkpoints that were trained with this project: bundled with the checkout, or in a run's directory."""
 
+import importlib.util
 import json
 import shutil
+import sys
 
 import mxnet as mx
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 import pydmobilenet
-from pydmobilenet import catalog, complexity, fetching, params, trained, weights
+from pydmobilenet import catalog, complexity, fetching, params, processor, trained, weights
 from pydmobilenet.engine import GluonEngine
 from pydmobilenet.errors import BadFileError, MissingFileError, UnknownNameError
 from pydmobilenet.validation import exit_code, validate
@@ -155,3 +157,40 @@ def test_arrays_of_every_type_survive(dtype, tmp_path):
     for name in arrays:
         np.testing.assert_array_equal(back[name], arrays[name])
         assert back[name].dtype == dtype
+
+
+@pytest.fixture
+def reproduce(monkeypatch):
+    """The script that trains the bundled networks again."""
+    spec = importlib.util.spec_from_file_location("reproduce", ROOT / "pretrained" / "reproduce.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--model", "mobilenet-*"])
+    return module
+
+
+@pytest.mark.parametrize(("changed", "words", "code"), [(False, "the same bit for bit", 0), (True, "other bits", 1)])
+def test_a_bundled_network_is_compared_bit_for_bit_with_the_one_trained_again(
+    changed, words, code, reproduce, monkeypatch, capsys
+):
+    (record,) = [each for each in BUNDLED if each.model == "mobilenet-29-0.5"]
+    sha256 = "0" * 64 if changed else record.checkpoint.sha256
+    run = {
+        "checkpoints": {"last.params": {"sha256": sha256, "test_error": 1.5}},
+        "environment": {"processor": "some CPU", "instruction_set": "AVX2"},
+    }
+    monkeypatch.setattr(reproduce, "train", lambda command, directory: run)
+    assert reproduce.main() == code
+    line = f"digits-mobilenet-29-0.5.params: {words}; error 1.50 %, recorded 1.39 % (some CPU, AVX2)\n"
+    assert capsys.readouterr().out == line
+
+
+def test_a_bundled_network_is_trained_again(reproduce, tmp_path):
+    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
+    command = "OMP_NUM_THREADS=1 python train.py --dataset digits --model mobilenet-11-0.125 --epochs 1 --device cpu"
+    run = reproduce.train(command, tmp_path / "run")
+    assert fetching.digest(tmp_path / "run" / "last.params", "sha256").endswith(
+        run["checkpoints"]["last.params"]["sha256"]
+    )
+    assert run["environment"]["threads"] == "1"
+    assert run["environment"]["instruction_set"] == processor.instruction_set()

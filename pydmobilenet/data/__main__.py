@@ -77,7 +77,7 @@ def main() -> int:
         raise UnusableError(f"cannot write a picture to {output} (allowed: .png, .jpg; nearest: {output}.png)")
     dataset = get_dataset(arguments.dataset, arguments.split, arguments.data_dir, arguments.skip_bad)
     if dataset.note:
-        print(f"data: {dataset.note}", file=sys.stderr)
+        print(printable(f"data: {dataset.note}"), file=sys.stderr)
     dataset = dataset.head(arguments.images)
     picture = grid(dataset, arguments.seed)
     part = Path(f"{output}.part{output.suffix}")

@@ -71,7 +71,7 @@ def decode(content: bytes, name: str, resize: bool = True) -> Picture:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _whole_files_alone():
             warnings.simplefilter("ignore")  # what is wrong beside the pixels (resolution, comments) does not matter
             image, transparent = _on_background(_upright(content, resize))
             size = image.size
@@ -113,6 +113,18 @@ def _upright(content: bytes, resize: bool) -> Pillow.Image:
         upright = ImageOps.exif_transpose(image)
     image.close()  # frees its pixels
     return _colours(upright, raw_mode, negative)
+
+
+@contextmanager
+def _whole_files_alone() -> Iterator[None]:
+    """A context in which Pillow refuses a file that ends too early: others, GluonCV too, have it fill up with grey."""
+    from PIL import ImageFile
+
+    earlier, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = earlier
 
 
 @contextmanager
