@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import io
 
 import numpy as np
 
-from .. import cli, fetching
+from .. import cli, fetching, files
 from ..errors import UnusableError
 from . import get_dataset
 from .batching import batches, draw
@@ -72,16 +72,13 @@ def main() -> int:
     output = fetching.expanded(arguments.output)
     if output.suffix.lower() not in (".png", ".jpg"):
         raise UnusableError(f"cannot write a picture to {output} (allowed: .png, .jpg; nearest: {output}.png)")
+    files.check(output)
     dataset = get_dataset(arguments.dataset, arguments.split, arguments.data_dir, arguments.skip_bad)
     dataset = dataset.head(arguments.images)
     picture = grid(dataset, arguments.seed)
-    part = Path(f"{output}.part{output.suffix}")
-    try:
-        picture.save(part)
-        part.replace(output)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UnusableError(f"cannot write {output}: {error.strerror or error}") from None
+    content = io.BytesIO()
+    picture.save(content, "PNG" if output.suffix.lower() == ".png" else "JPEG")
+    files.write(output, content.getvalue())
     print(f"wrote {output}: {len(dataset)} images of {dataset.task.title}, raw and below it augmented three times")
     return 0
 

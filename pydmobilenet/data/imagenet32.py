@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import fetching
+from .. import fetching, files
 from ..errors import BadFileError, MissingFileError, UnusableError
 from . import pickles
 from .dataset import IMAGENET_MEAN, IMAGENET_STD, Raw, Task
@@ -66,9 +66,7 @@ class Arrays:
             return {"complete": False, "sources": []}
 
     def record(self, state: dict) -> None:
-        part = self.path(".json.part")
-        part.write_text(json.dumps(state, indent=1), encoding="utf-8")
-        part.replace(self.path(".json"))
+        files.write(self.path(".json"), json.dumps(state, indent=1))
 
     def open(self) -> Raw:
         """The split, its images mapped into memory. Raises BadFileError where the files are not what was recorded."""

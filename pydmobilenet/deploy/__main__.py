@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import catalog, cli, fetching
+from .. import catalog, cli, fetching, files
 from ..data import Task, get_dataset, get_task
-from ..errors import UnusableError
 
 IMAGES = 100  # on which Gluon and ONNX Runtime are compared
 
@@ -37,7 +36,7 @@ def main() -> int:
     arguments = parse_arguments()
     name, task = catalog.parse_name(arguments.model).name, get_task(arguments.dataset)
     output = fetching.expanded(arguments.output)
-    check_output(output)
+    files.check(output)  # before any work is done
     images, kind = comparison_images(task, arguments.data_dir)
 
     from .. import zoo  # MXNet takes a while to import: not before the command is known to be right
@@ -56,13 +55,6 @@ def main() -> int:
         f"images its logits are within {found.logits:.1e} of their range of Gluon's, and all classes are the same"
     )
     return 0
-
-
-def check_output(output: Path) -> None:
-    """Raises UnusableError for a place that cannot be written to, before any work is done."""
-    if output.is_dir() or not output.parent.is_dir():
-        reason = "it is a directory" if output.is_dir() else f"no such directory: {output.parent}"
-        raise UnusableError(f"cannot write {output}: {reason}")
 
 
 def comparison_images(task: Task, data_dir: Path | None) -> tuple[np.ndarray, str]:

@@ -17,7 +17,6 @@ import io
 import json
 import os
 import shlex
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,18 +94,13 @@ class Run:
         Raises UnusableError where the directory exists already or cannot be made.
         """
         check_absent(directory)
-        nascent = directory.with_name(f".{directory.name}.part")
         try:
-            shutil.rmtree(nascent, ignore_errors=True)
-            nascent.mkdir(parents=True)
-            files.write(nascent / CONFIG, config)
-            state.write(nascent / STATE)
-            os.rename(nascent, directory)
-        except OSError as error:
-            shutil.rmtree(nascent, ignore_errors=True)
-            if isinstance(error, UnusableError):
-                raise
-            raise UnusableError(f"cannot make the directory {directory}: {error.strerror}") from None
+            with files.new_directory(directory) as nascent:
+                files.write(nascent / CONFIG, config)
+                state.write(nascent / STATE)
+        except UnusableError:
+            check_absent(directory)  # another process has been faster
+            raise
         return cls(directory)
 
     def save(self, state: State, facts: Mapping[str, object], also: Mapping[str, Mapping[str, object]]) -> None:
