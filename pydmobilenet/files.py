@@ -119,7 +119,7 @@ def sweep(directory: Path) -> None:
 
 @contextmanager
 def _part(target: Path, directory: bool = False) -> Iterator[tuple[Path, int]]:
-    """Yield a new file or directory beside a target, locked, and its descriptor. It is gone afterwards, if not placed."""
+    """Yield a new file or directory beside a target, locked, and its descriptor; if it is not placed, it is removed."""
     sweep(target.parent)
     part, descriptor = _locked_part(target, directory)
     try:

@@ -219,7 +219,7 @@ class Malicious:
         ),
         (pickle.dumps({"data": np.zeros((1, 3072), ">u2"), "labels": [1]}), "big-endian"),
         (pickle.dumps({"data": np.array([None]), "labels": [1]}), "no plain number"),
-        (b"}" + b")" + b"\x85" * 100_000 + b"K\x01s.", "keys are no strings"),  # a hash so deep ends the process
+        (b"}" + b")" + b"\x85" * 100_000 + b"K\x01s.", "tuples that no"),  # a hash so deep ends the process
         (b"}K\x00r\xff\xff\xff\x7fs.", "no pickled batch"),  # a memo of 34 GB
         (b"c_codecs\nencode\n}X\x0c\x00\x00\x00__defaults__K\x01sb.", "it changes what it may not change"),
         (b"\x80\x04\x8f.", "no pickled batch"),  # a set
