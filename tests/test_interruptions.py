@@ -194,7 +194,7 @@ def test_on_a_full_disk_a_run_ends_with_one_line_and_can_go_on(
         assert not directory.exists()
         assert list(tmp_path.iterdir()) == []
         return
-    assert sorted(path.name for path in directory.iterdir()) == [".lock", "config.yaml", "history.csv", "last.state"]
+    assert sorted(path.name for path in directory.iterdir()) == [".lock", "config.yaml", "last.state"]
     code, found = trained(None, directory)
     assert code == 0
     assert_same(found, left_alone(made))

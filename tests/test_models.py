@@ -115,6 +115,8 @@ def test_another_number_of_classes_and_size():
         ({"name": "pyd-add-29-1", "classes": 0}, "classes is 0"),
         ({"name": "pyd-add-29-1", "classes": "ten"}, "classes is 'ten'"),
         ({"name": "pyd-add-29-1", "classes": 2.5}, "classes is 2.5"),
+        ({"name": "pyd-add-29-1", "classes": True}, "classes is True"),
+        ({"name": "pyd-add-29-1", "classes": 2**31}, "classes is 2147483648"),
         ({"name": "pyd-add-29-1", "dataset": "imagenet-32", "classes": 1000}, "nearest: imagenet32"),
         ({"name": "pyd-add-29-1", "device": "tpu"}, "device 'tpu'.*auto, cpu, gpu"),
     ],
