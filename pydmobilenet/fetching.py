@@ -146,7 +146,11 @@ def fetch(sources: Sequence[Source], target: Path) -> Path:
             try:
                 _download(source, part)
             except Unavailable as error:
-                reasons.append(f"{error}{_kept(part)}")
+                size = part.stat().st_size if part.exists() else 0
+                kept = f"; {size} bytes have arrived and are kept: run again to go on"
+                reasons.append(f"{error}{kept if size else ''}")
+                if not size:
+                    _remove([part])
                 continue
             files.place(part, target)
             parts.remove(part)
@@ -161,11 +165,6 @@ def fetch(sources: Sequence[Source], target: Path) -> Path:
 def _part(source: Source, target: Path) -> Path:
     """What has arrived of a file from a source: a name that the next try finds again."""
     return target.with_name(f"{target.name}.{hashlib.sha256(source.url.encode()).hexdigest()[:8]}.part")
-
-
-def _kept(part: Path) -> str:
-    size = part.stat().st_size if part.exists() else 0
-    return f"; {size} bytes have arrived and are kept: run again to go on" if size else ""
 
 
 def _remove(parts: Iterable[Path]) -> None:

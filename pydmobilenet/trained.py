@@ -94,11 +94,13 @@ def _check_model(model: dict) -> None:
 
 def _record(directory: Path, file: str, model: dict, checkpoint: dict) -> Record:
     _check_model(model)
-    error, sha256 = checkpoint["test_error"], checkpoint["sha256"]
+    error, sha256, epoch = checkpoint["test_error"], checkpoint["sha256"], checkpoint.get("epoch", 1)
     if type(error) not in (int, float) or not 0 <= error <= 100:
         raise ValueError(f"test_error of {file} is no percentage")
     if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
         raise ValueError(f"sha256 of {file} is none")
+    if type(epoch) is not int or epoch < 1:
+        raise ValueError(f"epoch of {file} is none")
     return Record(
         model=model["model"],
         dataset=model["dataset"],

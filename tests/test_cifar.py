@@ -79,6 +79,7 @@ def test_every_layout_gives_the_same_images_and_labels(name, spot, form, split, 
     assert dataset.images.dtype == np.uint8
     assert dataset.labels.dtype == np.int64
     assert not dataset.official
+    assert not dataset.doubt
     assert str(tmp_path) in dataset.source
     if name == "cifar100":
         coarse = pydmobilenet.get_dataset("cifar100-coarse", split, tmp_path)
@@ -120,6 +121,7 @@ def test_folders_of_images_are_read_with_classes_in_turn(name, suffix, tmp_path)
             Image.new("RGB", (32, 32), colour).save(tmp_path / "test" / label / f"{number}.{suffix}")
     dataset = pydmobilenet.get_dataset(name, "test", tmp_path)
     assert dataset.labels.tolist() == [2, 3, 4] * 4
+    assert all(name in dataset.doubt for name in (*layout.binary["test"], *layout.pickled["test"], *layout.archives))
     assert abs(dataset.images[4, :, 16, 16].astype(int) - (30, 50, 0)).max() <= (0 if suffix == "png" else 3)
     if name == "cifar100":
         coarse = pydmobilenet.get_dataset("cifar100-coarse", "test", tmp_path)
@@ -173,6 +175,13 @@ def test_a_binary_file_of_a_wrong_size_is_refused(content, tmp_path):
     with put(tmp_path, "test_batch.bin", content) as caught:
         pydmobilenet.get_dataset("cifar10", "test", tmp_path)
     assert f"{tmp_path}/test_batch.bin is truncated, or no file of CIFAR-10" in str(caught.value)
+
+
+def test_a_file_that_is_larger_than_any_of_cifar_is_not_read(tmp_path, monkeypatch):
+    with open(tmp_path / "test_batch.bin", "wb") as file:
+        file.truncate(1 << 40)  # a hole
+    with pytest.raises(BadFileError, match=r"test_batch\.bin is no file of CIFAR: it has more than 268435456 bytes"):
+        pydmobilenet.get_dataset("cifar10", "test", tmp_path)
 
 
 def test_a_label_out_of_range_is_named_with_its_image(tmp_path):

@@ -98,7 +98,7 @@ def read_npz(file: BinaryIO, largest: int, names: Collection[str] | None = None)
     except ValueError:
         raise
     except Exception as error:  # a damaged zip file raises a dozen kinds
-        raise ValueError(str(error) or type(error).__name__) from None
+        raise ValueError(f"{type(error).__name__}: {error}"[:200]) from None
 
 
 def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:

@@ -159,7 +159,7 @@ def draw(history: History, path: str | os.PathLike[str], title: str) -> None:
         axes.spines[:].set_color("lightgrey")
     image = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of characters that the font lacks: they are drawn as boxes
+        warnings.filterwarnings("ignore", "Glyph")  # that the font lacks: it is drawn as a box
         figure.savefig(image, format="png")
     files.write(Path(path), image.getvalue())
 
