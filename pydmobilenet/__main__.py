@@ -97,8 +97,8 @@ def info(arguments: argparse.Namespace) -> int:
     name, task = catalog.parse_name(arguments.model).name, get_task(arguments.dataset)
     from .listing import layer_table
 
-    print(f"{name} for {task.title}")
-    print(layer_table(name, task.name))
+    table = layer_table(name, task.name)
+    print(f"{name} for {task.title}\n{table}")
     return 0
 
 

@@ -13,7 +13,7 @@ import threading
 import pytest
 from conftest import ROOT
 
-from pydmobilenet import files
+from pydmobilenet import fetching, files
 from pydmobilenet.errors import UnusableError
 
 KILLED = """
@@ -81,6 +81,14 @@ def test_what_a_killed_writer_has_left_is_removed_by_the_next_one(kind, tmp_path
     assert left.startswith(".target.")
     files.write(tmp_path / "other", "content")
     assert names(tmp_path) == ["other"]
+
+
+def test_what_a_killed_extraction_has_left_is_removed_where_the_data_is_looked_for_again(tmp_path):
+    command = [sys.executable, "-c", KILLED, tmp_path / "data_batch_1.bin", "file"]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
+    assert len(names(tmp_path)) == 1
+    with fetching.locked(tmp_path):
+        assert names(tmp_path) == [".download.lock"]
 
 
 @pytest.mark.parametrize("directory", [False, True])

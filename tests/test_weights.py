@@ -207,6 +207,16 @@ def test_a_checkpoint_is_downloaded_once(checkpoint, file, server, monkeypatch, 
     assert (home / "project" / "models" / checkpoint.filename).exists()
 
 
+def test_no_more_of_a_checkpoint_is_downloaded_than_was_published(checkpoint, file, server, monkeypatch):
+    monkeypatch.setenv("PYDMOBILENET_WEIGHTS_URL", server.url)
+    server.files[f"/{checkpoint.path}"] = file.read_bytes()
+    server.fault = "has no end"
+    with pytest.raises(
+        MissingFileError, match=f"has more than the {checkpoint.bytes} bytes that a-0000.params can have"
+    ):
+        weights.obtain(checkpoint)
+
+
 def test_a_checkpoint_of_which_only_the_git_hash_is_known_is_verified_too(checkpoint, file, server, monkeypatch):
     checkpoint = dataclasses.replace(checkpoint, sha256="", bytes=None)
     assert checkpoint.digest.startswith("git:")

@@ -108,7 +108,7 @@ def _checked(row: Epoch, number: int) -> Epoch:
     outside = [error for error in (row.train_error, row.test_error) if error < 0 or error > 100]
     if type(row.epoch) is not int or row.epoch != number or outside:
         raise ValueError(f"epoch {row.epoch} with {outside or 'its errors'} is not epoch {number}")
-    if not (row.learning_rate >= 0 and row.seconds >= 0):
+    if not (0 <= row.learning_rate < math.inf and row.seconds >= 0):
         raise ValueError(f"epoch {number} has a learning rate of {row.learning_rate}, and took {row.seconds} s")
     return row
 
