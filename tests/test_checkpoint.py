@@ -240,7 +240,7 @@ runs, name = Path(sys.argv[1]), sys.argv[2]
 print(flush=True)
 begin = float(sys.stdin.readline())
 for number in range(20):
-    state = State({"w": np.full(5000, float(name))}, {}, {"epochs": 0})
+    state = State({"w": np.full(5000, float(name), np.float32)}, {}, {"epochs": 0})
     time.sleep(max(0, begin + 0.05 * number - time.time()))
     try:
         run = Run.create(runs / str(number), f"model: {name}", state)

@@ -321,7 +321,7 @@ def test_a_forged_position_is_refused(change):
     assert Position.restored(fuzzing.position(), fuzzing.CONFIG, images=16).plain() == fuzzing.position()
 
 
-@pytest.mark.parametrize("array", [np.array([np.nan], np.float32), np.array([1]), np.array([1e300])])
+@pytest.mark.parametrize("array", [np.array([np.nan], np.float32), np.array([1]), np.array([1.0]), np.array([1e300])])
 def test_a_state_of_other_numbers_is_refused(array, tmp_path):
     State({"w": array}, {}, fuzzing.position()).write(tmp_path / "last.state")
     with pytest.raises(BadFileError, match=r"last\.state is no state of a run"):

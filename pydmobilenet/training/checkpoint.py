@@ -65,7 +65,8 @@ class State:
             parts = {"parameter": {}, "momentum": {}}
             for name, array in arrays.items():
                 kind, _, own_name = name.partition("/")
-                if kind not in parts or array.dtype.kind != "f":
+                # Beside the momentum stands the loss scale of half precision, in double precision.
+                if kind not in parts or array.dtype not in (("f4",) if kind == "parameter" else ("f4", "f8")):
                     raise ValueError(f"it has an array {name} of {array.dtype}")
                 if not params.is_finite(array):
                     raise ValueError(f"{name} is not finite")
