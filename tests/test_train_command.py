@@ -282,9 +282,7 @@ def test_what_is_printed_is_lines_for_people_and_nothing_for_terminals(finished)
 
 
 @pytest.mark.parametrize("rate", ["1e8", "1e38"])
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_state(
-    rate, folder, tmp_path, inside, monkeypatch
-):
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(rate, folder, tmp_path, inside, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr(schedule, "make", lambda *_: lambda update: float(rate))  # which no recipe may ask for
     recipe = options({**TINY, "warmup_epochs": 0, "model": MODEL, "dataset": folder})
