@@ -110,8 +110,9 @@ def info(arguments: argparse.Namespace) -> int:
     name, task = catalog.parse_name(arguments.model).name, get_task(arguments.dataset)
     from .listing import layer_table
 
+    table = layer_table(name, task.name)
     print(printable(f"{name} for {task.title}"))
-    print(layer_table(name, task.name))
+    print(table)
     return 0
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import queue
+import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,20 +16,27 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
+from . import files
 from .errors import BadFileError, MissingFileError, UnknownNameError, UnusableError
 
-TIMEOUT = (3.0, 15.0)  # seconds to connect, and between two pieces of an answer
+TIMEOUT = (3.0, 15.0)  # seconds to connect, and between two signs of life
 CHUNK = 1 << 16  # bytes; what has come of the last one is lost where a download breaks off
+PATIENCE = 60.0  # seconds for an answer to begin, and for each CHUNK of it: below 1.1 kB/s a transfer is given up
+LARGEST = 1 << 28  # bytes of a file whose size is not published: the largest archive has 170 MB
 MEMORY = 600.0  # seconds for which a host that could not be reached is not asked again
 _unreachable: dict[str, tuple[float, str]] = {}
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a file can be had, and its digest there: ``sha256:…``, ``sha1:…``, ``md5:…`` or ``git:…`` (a git blob)."""
+    """Where a file can be had, and its digest there: ``sha256:…``, ``sha1:…``, ``md5:…`` or ``git:…`` (a git blob).
+
+    Never more than so many `bytes` are taken: of the file's size, where it is published.
+    """
 
     url: str
     digest: str
+    bytes: int = LARGEST
 
 
 class Unavailable(Exception):
@@ -117,6 +126,7 @@ def locked(directory: Path, make: bool = False) -> Iterator[None]:
         warnings.warn(f"waiting for another process that is at work in {directory}", stacklevel=3)
         lock.acquire()
     try:
+        files.sweep(directory)
         yield
     finally:
         lock.release()
@@ -125,85 +135,161 @@ def locked(directory: Path, make: bool = False) -> Iterator[None]:
 def fetch(sources: Sequence[Source], target: Path) -> Path:
     """Download `target` from the first source that has it, verified; to be called in `locked(target.parent)`.
 
-    Raises MissingFileError, naming what each source answered, and UnusableError where `target` cannot be written.
+    What has arrived of the right file is kept beside it for the next try. Raises MissingFileError, naming what each
+    source answered, and UnusableError where `target` cannot be written.
     """
     reasons = []
-    for source in sources:
-        part = target.with_name(f"{target.name}.{hashlib.sha256(source.url.encode()).hexdigest()[:8]}.part")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _download(source, part)
-            part.replace(target)
+    parts = [_part(source, target) for source in sources]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for source, part in zip(sources, parts):
+            try:
+                _download(source, part)
+            except Unavailable as error:
+                size = part.stat().st_size if part.exists() else 0
+                kept = f"; {size} bytes have arrived and are kept: run again to go on"
+                reasons.append(f"{error}{kept if size else ''}")
+                if not size:
+                    _remove([part])
+                continue
+            files.place(part, target)
+            parts.remove(part)
+            _remove(parts)
             return target
-        except Unavailable as error:
-            reasons.append(str(error))
-        except OSError as error:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)  # a full disk should not stay full
-            raise UnusableError(f"cannot write {target}: {error.strerror or error}") from None
+    except OSError as error:
+        _remove(parts)  # a full disk should not stay full
+        raise UnusableError(f"cannot write {target}: {error.strerror or error}") from None
     raise MissingFileError("; ".join(reasons))
+
+
+def _part(source: Source, target: Path) -> Path:
+    """What has arrived of a file from a source: a name that the next try finds again."""
+    return target.with_name(f"{target.name}.{hashlib.sha256(source.url.encode()).hexdigest()[:8]}.part")
+
+
+def _remove(parts: Iterable[Path]) -> None:
+    for part in parts:
+        with suppress(OSError):
+            part.unlink()
 
 
 def _download(source: Source, part: Path) -> None:
     """Bring the whole verified file to `part`, going on from what an earlier try has left there."""
     resumed = part.exists() and part.stat().st_size > 0
-    _receive(source.url, part)
-    if not matches(part, source.digest) and resumed:  # perhaps the earlier piece was of something else
+    _receive(source, part)
+    if resumed and not matches(part, source.digest):  # perhaps the earlier piece was of something else
         part.unlink()
-        _receive(source.url, part)
+        _receive(source, part)
     if not matches(part, source.digest):
-        head = part.read_bytes()[:64].lstrip().lower()
+        with open(part, "rb") as file:
+            head = file.read(64).lstrip().lower()
         found = digest(part, source.digest.split(":", 1)[0])
         part.unlink()
         kind = "an HTML page" if head.startswith((b"<!doctype", b"<html")) else f"another file ({found})"
         raise Unavailable(f"{source.url} answered with {kind}, not with {source.digest}")
 
 
-def _receive(url: str, part: Path) -> None:
-    """Append what is missing of `url` to `part`. Raises Unavailable where the end is not reached."""
-    import requests
-
+def _receive(source: Source, part: Path) -> None:
+    """Append what is missing of a file to `part`. Raises Unavailable where the end is not reached."""
     start = part.stat().st_size if part.exists() else 0
-    headers = {"Range": f"bytes={start}-"} if start else {}
-    # Compressed transfer would make lengths and ranges count something other than the file.
-    headers["Accept-Encoding"] = "identity"
-    host = url.split("/")[2] if "://" in url else url
+    host = source.url.split("/")[2] if "://" in source.url else source.url
     when, reason = _unreachable.get(host, (-MEMORY, ""))
     if time.monotonic() - when < MEMORY:
         raise Unavailable(reason)
+    transfer = _Transfer(source.url, start)
     try:
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as answer:
-            if answer.status_code == 416:  # nothing is left to send: the digest will tell
-                return
-            if answer.status_code not in (200, 206):
-                raise Unavailable(f"{url}: HTTP status {answer.status_code}")
-            _store(answer, part, start if answer.status_code == 206 else 0)
-    except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
-        reason = f"{host}: {_reason(error)}"
+        answer = transfer.next()
+    except _Silent as error:
+        reason = f"{host}: {error}"
         _unreachable[host] = (time.monotonic(), reason)
         raise Unavailable(reason) from None
-    except (requests.exceptions.RequestException, ValueError) as error:  # ValueError: an address that is none
-        raise Unavailable(f"{url!r}: {_reason(error)}") from None
+    if answer.status_code == 416 and start:  # nothing is left to send: the digest will tell
+        return
+    if answer.status_code not in (200, 206):
+        raise Unavailable(f"{source.url}: HTTP status {answer.status_code}")
+    try:
+        _store(transfer, answer, source, part, start if answer.status_code == 206 else 0)
+    except _Silent as error:
+        raise Unavailable(f"{host}: {error}") from None
 
 
-def _store(answer, part: Path, start: int) -> None:
+def _store(transfer: _Transfer, answer, source: Source, part: Path, start: int) -> None:
     from tqdm import tqdm
 
     stated = answer.headers.get("Content-Length", "")
-    length = int(stated) if stated.isdigit() else 0
-    name = part.name.rsplit(".", 2)[0]
+    length = int(stated) if stated.isdecimal() and len(stated) < 20 else 0
+    name, size, piece = part.name.rsplit(".", 2)[0], start, b""
     # disable=None: a bar on a terminal, nothing in a pipe
     bar = tqdm(
         desc=name, total=start + length or None, initial=start, unit="B", unit_scale=True, disable=None, leave=False
     )
     with open(part, "ab" if start else "wb") as file, bar:
-        for piece in answer.iter_content(CHUNK):
+        while max(start + length, size + len(piece)) <= source.bytes:
             file.write(piece)
+            size += len(piece)
             bar.update(len(piece))
+            piece = transfer.next()
+            if not piece:
+                break
         file.flush()
         os.fsync(file.fileno())
-    if length and part.stat().st_size < start + length:
-        raise Unavailable(f"{name} broke off after {part.stat().st_size} of {start + length} bytes")
+    if max(start + length, size + len(piece)) > source.bytes:
+        part.unlink()
+        raise Unavailable(f"{source.url} has more than the {source.bytes} bytes that {name} can have")
+    if size < start + length:
+        raise Unavailable(f"{name} broke off after {size} of {start + length} bytes")
+
+
+class _Silent(Exception):
+    """A host does not answer, or no longer; the text says why."""
+
+
+class _Transfer:
+    """An answer, then its pieces, then an empty one, each from `next`, which waits for no more than `PATIENCE`.
+
+    A thread receives them: what a server sends byte by byte is never late for a socket, but for this.
+    """
+
+    def __init__(self, url: str, start: int):
+        # Compressed transfer would make lengths and ranges count something other than the file.
+        self.headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
+        self.url, self.arrived = url, queue.Queue(maxsize=4)
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def next(self):
+        """Raises _Silent where nothing comes, and Unavailable where nothing can come."""
+        import requests
+        from urllib3.exceptions import HTTPError
+
+        try:
+            came = self.arrived.get(timeout=PATIENCE)
+        except queue.Empty:
+            raise _Silent(f"less than {CHUNK} bytes came in {PATIENCE:g} s: given up") from None
+        if not isinstance(came, Exception):
+            return came
+        lost = (requests.exceptions.ConnectionError, requests.exceptions.Timeout, HTTPError)
+        if isinstance(came, lost) and not isinstance(came, ValueError):
+            raise _Silent(_reason(came))
+        raise Unavailable(f"{self.url!r}: {_reason(came)}")  # an address that is none, too many redirections
+
+    def _receive(self) -> None:
+        import requests
+
+        with suppress(queue.Full):  # nobody waits any longer
+            try:
+                with requests.get(self.url, headers=self.headers, stream=True, timeout=TIMEOUT) as answer:
+                    self._put(answer)
+                    # As it is sent: a server that packs it all the same sends another file, and nothing is unpacked.
+                    for piece in answer.raw.stream(CHUNK, decode_content=False):
+                        self._put(piece)
+                    self._put(b"")
+            except queue.Full:
+                raise
+            except Exception as error:
+                self._put(error)
+
+    def _put(self, came: object) -> None:
+        self.arrived.put(came, timeout=PATIENCE)
 
 
 def _reason(error: Exception) -> str:
@@ -214,13 +300,15 @@ def _reason(error: Exception) -> str:
         "refused": "the connection was refused",
         "imed out": "no answer in time",
         "imeout": "no answer in time",
-        "IncompleteRead": "the connection broke off; what has arrived is kept, run again to go on",
+        "IncompleteRead": "the connection broke off",
         "Connection aborted": "the connection broke off",
+        "Connection broken": "the connection broke off",
         "unreachable": "the network cannot be reached",
         "InvalidURL": "not a valid address",
         "MissingSchema": "not a valid address",
         "InvalidSchema": "not a valid address",
         "ValueError": "not a valid address",
+        "LocationParseError": "not a valid address",
     }.items():
         if sign in text:
             return words

@@ -1,81 +1,168 @@
-"""Files that are put in place whole or not at all."""
+"""Files and directories that are put in place whole or not at all.
+
+What is not finished yet has a name of its own beside its target, and a lock that lasts as long as its writer lives. The
+system ends the lock with the process, however that ends. So what carries no lock was left behind, and whoever writes
+into the directory next removes it. (The number of a process would not tell: numbers are used again, and two containers
+that share a directory do not see each other's.) Where a file system has no locks, nothing is removed.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
+import secrets
+import shutil
+import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import UnusableError
 
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, which takes the place of `path` once all of it is on the disk.
-
-    Whatever goes wrong before, an earlier file stays as it was. Raises UnusableError where it cannot be written.
-    """
-    part = _part(path)
-    try:
-        with _naming(path):
-            yield part
-            _sync(part)
-            _put_in_place(part, path)
-    finally:
-        _remove(part)
+PART = re.compile(r"\..+\.pydmobilenet-[0-9a-f]{8}\.part", re.DOTALL)
+LONGEST = 50  # characters of a target's name in that of its part, which may have 255 bytes
+KINDS = {
+    stat.S_ISDIR: "a directory",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+}
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a whole file, as `replacing` does."""
+    """Write a whole file, as `write_together` does."""
     write_together({path: content})
 
 
 def write_together(contents: Mapping[Path, str | bytes]) -> None:
     """Write several whole files. Once all of them are on the disk they are put in place, in their order.
 
-    Whatever goes wrong before, all earlier files stay as they were. Raises UnusableError where one cannot be written.
+    Whatever goes wrong before, all earlier files stay as they were. A link stays, and the file that it leads to is
+    replaced. Raises UnusableError where one cannot be written.
     """
-    try:
+    with ExitStack() as stack:
+        parts = []
         for path, content in contents.items():
+            check(path)
             with _naming(path):
-                _part(path).write_bytes(content.encode() if isinstance(content, str) else content)
-                _sync(_part(path))
-        for path in contents:
+                target = Path(os.path.realpath(path))
+                part, descriptor = stack.enter_context(_part(target))
+                with open(descriptor, "wb", closefd=False) as file:
+                    file.write(content.encode() if isinstance(content, str) else content)
+                os.fsync(descriptor)
+                parts.append((path, part, target))
+        for path, part, target in parts:
             with _naming(path):
-                _put_in_place(_part(path), path)
-    finally:
-        for path in contents:
-            _remove(_part(path))
+                place(part, target)
 
 
-def _part(path: Path) -> Path:
-    return path.with_name(f"{path.name}.part")
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def check(path: Path) -> None:
+    """Raises UnusableError where a file cannot be put: onto what is none, or into a directory that is not there."""
     try:
-        yield
-    except OSError as error:
-        raise UnusableError(f"cannot write {path}: {error.strerror or error}") from None
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        parent = os.path.dirname(os.path.realpath(path))
+        if not os.path.isdir(parent):
+            raise UnusableError(f"cannot write {path}: no such directory: {parent}") from None
+        return
+    except (OSError, ValueError) as error:  # ValueError: a name that can be none
+        raise UnusableError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
+    kind = next((name for holds, name in KINDS.items() if holds(mode)), None)
+    if kind:
+        raise UnusableError(f"cannot write {path}: it is {kind} (allowed: a file)")
 
 
-def _sync(part: Path) -> None:
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-
-
-def _put_in_place(part: Path, path: Path) -> None:
-    os.replace(part, path)
+def place(part: Path, target: Path) -> None:
+    """Give a finished file its name, in the place of an earlier one. Raises OSError."""
+    os.replace(part, target)
     with suppress(OSError):  # the new name itself has to come to the disk, where the system can do that
-        descriptor = os.open(path.parent, os.O_RDONLY)
+        descriptor = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
 
-def _remove(part: Path) -> None:
-    with suppress(OSError):
-        part.unlink(missing_ok=True)
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Yield a directory to fill, which is at `path` once the block has ended.
+
+    Of several at once the first wins. Raises UnusableError where something else is at `path` by then, or it cannot be
+    made; nothing is left behind then.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _part(path, directory=True) as (part, _):
+            yield part
+            os.rename(part, path)  # which replaces nothing but an empty directory
+    except OSError as error:
+        if isinstance(error, UnusableError):
+            raise
+        raise UnusableError(f"cannot make the directory {path}: {error.strerror or error}") from None
+
+
+def sweep(directory: Path) -> None:
+    """Remove what writers that are no longer there have left behind in a directory."""
+    with suppress(OSError), os.scandir(directory) as entries:
+        for entry in [entry for entry in entries if PART.fullmatch(entry.name)]:
+            with suppress(OSError):
+                is_directory = entry.is_dir(follow_symlinks=False)
+                descriptor = os.open(entry.path, (os.O_RDONLY if is_directory else os.O_RDWR) | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(entry.path, is_directory)
+                finally:
+                    os.close(descriptor)
+
+
+@contextmanager
+def _part(target: Path, directory: bool = False) -> Iterator[tuple[Path, int]]:
+    """Yield a new file or directory beside a target, locked, and its descriptor; if it is not placed, it is removed."""
+    sweep(target.parent)
+    part, descriptor = _locked_part(target, directory)
+    try:
+        yield part, descriptor
+    finally:
+        _remove(part, directory)
+        os.close(descriptor)
+
+
+def _locked_part(target: Path, directory: bool) -> tuple[Path, int]:
+    while True:  # whoever sweeps may be faster than the lock: then there has to be another
+        part = target.with_name(f".{target.name[:LONGEST]}.pydmobilenet-{secrets.token_hex(4)}.part")
+        if directory:
+            part.mkdir()
+            with suppress(FileNotFoundError):
+                if _locked(descriptor := os.open(part, os.O_RDONLY), part):
+                    return part, descriptor
+        elif _locked(descriptor := os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), part):
+            return part, descriptor
+
+
+def _locked(descriptor: int, part: Path) -> bool:
+    """Lock what has just been made, where that can be done; whether it is still there. If not, it is closed."""
+    with suppress(OSError):  # of a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with suppress(FileNotFoundError):
+        if os.path.samestat(os.stat(part), os.fstat(descriptor)):
+            return True
+    os.close(descriptor)
+    return False
+
+
+def _remove(part: str | Path, directory: bool) -> None:
+    if directory:
+        shutil.rmtree(part, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            os.unlink(part)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UnusableError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None

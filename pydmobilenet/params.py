@@ -58,16 +58,21 @@ class _Reader:
 def read(path: Path) -> dict[str, np.ndarray]:
     """The named arrays of a file that ``mx.nd.save`` or ``net.save_parameters`` has written.
 
-    Raises MissingFileError, and BadFileError for what is no such file, or is damaged.
+    Raises MissingFileError, and BadFileError for what is no such file, is damaged, or holds a number that is not
+    finite.
     """
     try:
-        reader = _Reader(Path(path).read_bytes())
+        with open(path, "rb") as file:
+            beginning = file.read(8)
+            # Of a device or another kind of file, however large, no more is read than this.
+            reader = _Reader(beginning + (file.read() if beginning == LIST_MAGIC.to_bytes(8, "little") else b""))
     except OSError as error:
         raise MissingFileError(f"no such parameter file: {path} ({error.strerror})") from None
     try:
-        magic, _reserved, count = reader.numbers("QQQ")
+        (magic,) = reader.numbers("Q")
         if magic != LIST_MAGIC:
             raise ValueError("it does not begin as one")
+        _reserved, count = reader.numbers("QQ")
         if count > len(reader.content):
             raise ValueError("it ends too early")
         arrays = [reader.array() for _ in range(count)]
@@ -77,9 +82,18 @@ def read(path: Path) -> dict[str, np.ndarray]:
         named = dict(zip([reader.name() for _ in range(names)], arrays))
         if len(named) != count or reader.position != len(reader.content):
             raise ValueError("it has a name twice, or more behind its end")
-        return named
     except ValueError as error:  # a name that is no UTF-8 raises a kind of it too
         raise BadFileError(f"{path} is no MXNet parameter file, or a damaged one: {error}") from None
+    for name, array in named.items():
+        if not is_finite(array):
+            raise BadFileError(f"{path} holds numbers that are not finite: in {name!r}")
+    return named
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether all numbers are finite, in single precision too."""
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(array.astype(np.float32, copy=False)).all())
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -111,12 +111,13 @@ def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:
     images = f"{counts.images:,} of {len(dataset):,} images from {printable(dataset.source)}"
     if not dataset.official:
         return (
-            f"Measured on {images}. **These are not the official test images**: the interval (95 %, Wilson) informs, "
-            "nothing is judged."
+            f"Measured on {images}. **These are not the official test images**"
+            f"{dataset.doubt and f' ({dataset.doubt})'}: the interval (95 %, Wilson) informs, nothing is judged."
         )
     if counts.images < len(dataset):
         return f"Measured on the first {images}: the interval (95 %, Wilson) informs, nothing is judged."
-    return f"Measured on the official test set, {images}; right is what is within {TOLERANCE} points."
+    kind = "a test set of the official size" if dataset.task.sized else "the official test set"
+    return f"Measured on {kind}, {images}; right is what is within {TOLERANCE} points."
 
 
 def _cells(results: Sequence[Result], reasons: list[str]) -> tuple[list[str], list[list[str]]]:

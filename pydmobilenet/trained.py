@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 from . import fetching
@@ -16,6 +17,8 @@ from .errors import BadFileError, MissingFileError, unknown
 
 MANIFEST, FACTS = "manifest.json", "run.json"
 BEST = "best.params"
+LARGEST = 1 << 24  # bytes of a run.json
+WRONG = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what a file of another kind raises
 
 
 def bundled(directory: Path | None = None) -> list[Record]:
@@ -26,8 +29,8 @@ def bundled(directory: Path | None = None) -> list[Record]:
     try:
         entries = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         return [_record(directory, entry["file"], entry, entry) for entry in entries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadFileError(f"{directory / MANIFEST} is no list of checkpoints: {error!r}") from None
+    except (OSError, *WRONG) as error:
+        raise BadFileError(f"{directory / MANIFEST} is no list of checkpoints: {_why(error)}") from None
 
 
 def is_own(path: Path | None) -> bool:
@@ -61,27 +64,52 @@ def read_facts(directory: Path) -> dict:
     """The content of a run's ``run.json``; raises MissingFileError and BadFileError."""
     path = directory / FACTS
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        parse_name(facts["model"])
-        if not isinstance(facts["dataset"], str) or not isinstance(facts["checkpoints"], dict):
+        with open(path, "rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ValueError(f"it has more than {LARGEST} bytes")
+        facts = json.loads(content)
+        if not isinstance(facts["checkpoints"], dict):
             raise ValueError("it lists no checkpoints")
+        for file, checkpoint in facts["checkpoints"].items():
+            _record(directory, file, facts, checkpoint)
+        _check_model(facts)
         return facts
     except OSError as error:
         raise MissingFileError(f"{directory} holds no checkpoint of a run: {path} ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadFileError(f"{path} does not describe a run: {error!r}") from None
+    except WRONG as error:
+        raise BadFileError(f"{path} does not describe a run: {_why(error)}") from None
+
+
+def _why(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _check_model(model: dict) -> None:
+    """Raises ValueError, KeyError or TypeError where a description names no network or data set."""
+    if not isinstance(model["model"], str) or not isinstance(model["dataset"], str):
+        raise TypeError("a model and a data set have names")
+    parse_name(model["model"])
 
 
 def _record(directory: Path, file: str, model: dict, checkpoint: dict) -> Record:
+    _check_model(model)
+    error, sha256, epoch = checkpoint["test_error"], checkpoint["sha256"], checkpoint.get("epoch", 1)
+    if type(error) not in (int, float) or not 0 <= error <= 100:
+        raise ValueError(f"test_error of {file} is no percentage")
+    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ValueError(f"sha256 of {file} is none")
+    if type(epoch) is not int or epoch < 1:
+        raise ValueError(f"epoch of {file} is none")
     return Record(
         model=model["model"],
         dataset=model["dataset"],
-        top1_error=float(checkpoint["test_error"]),
+        top1_error=float(error),
         top5_error=None,
         params_m=None,
         flops_m=None,
         exact=None,
-        checkpoint=Checkpoint(path=file, bytes=None, sha256=str(checkpoint["sha256"]), git_blob_sha1=""),
+        checkpoint=Checkpoint(path=file, bytes=None, sha256=sha256, git_blob_sha1=""),
         note="",
         file=directory / file,
     )

@@ -94,7 +94,7 @@ def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
         return found
     base = (os.environ.get(MIRROR_VARIABLE) or AUTHORS_REPOSITORY).rstrip("/")
     target = next(places(root)) / checkpoint.filename
-    source = fetching.Source(f"{base}/{checkpoint.path}", checkpoint.digest)
+    source = fetching.Source(f"{base}/{checkpoint.path}", checkpoint.digest, checkpoint.bytes or fetching.LARGEST)
     try:
         with fetching.locked(target.parent, make=True):
             return find(checkpoint, root) or fetching.fetch([source], target)  # another process may have been faster
@@ -230,5 +230,4 @@ def convert(source: Path, target: Path, net: HybridBlock) -> None:
     load(net, source)
     if os.path.exists(target):
         raise UnusableError(f"{target} exists already; choose another name, or move it away")
-    with files.replacing(Path(target)) as part:
-        params.write(part, read(source, net))
+    files.write(Path(target), params.dump(read(source, net)))

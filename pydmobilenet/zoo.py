@@ -38,8 +38,9 @@ def get_model(
     architecture = catalog.parse_name(name)
     task = get_task(dataset)
     outputs = task.outputs if classes is None else classes
-    if not isinstance(outputs, int) or outputs < 1:
-        raise UnknownNameError(f"classes is {outputs!r} (allowed: a whole number from 1; nearest: {task.outputs})")
+    if type(outputs) is not int or not 1 <= outputs < 2**31:  # True is no number, and MXNet's have 31 bits
+        allowed = f"a whole number from 1 to {2**31 - 1}; nearest: {task.outputs}"
+        raise UnknownNameError(f"classes is {repr(outputs)[:100]} (allowed: {allowed})")
     root = None if root is None else fetching.expanded(root)
     file = None
     if pretrained or trained.is_own(root):

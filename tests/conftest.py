@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import http.server
 import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,7 @@ class Server:
         self.files: dict[str, bytes] = {}
         self.fault = ""
         self.requests: list[tuple[str, str]] = []
+        self.sent = 0
         server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -97,6 +100,13 @@ class Server:
         if self.fault == "silent":
             time.sleep(3)
             return
+        if self.fault == "drips in its headers":
+            handler.wfile.write(b"HTTP/1.0 200 OK\r\n")
+            self.drip(handler, b"X-Nothing: x\r\n")
+            return
+        if self.fault == "nothing to send":
+            handler.send_error(416)
+            return
         if self.fault == "error page":
             content = b"<html>Not here any more</html>"
         if content is None:
@@ -107,20 +117,41 @@ class Server:
             handler.send_error(416)
             return
         handler.send_response(206 if start else 200)
-        handler.send_header("Content-Length", str(len(content) - start))
+        if self.fault == "packs it":
+            content = gzip.compress(content, mtime=0)
+            handler.send_header("Content-Encoding", "gzip")
+        if self.fault != "has no end":
+            handler.send_header("Content-Length", str(len(content) - start + 10**9 * (self.fault == "claims more")))
         handler.end_headers()
         content = content[start:]
-        if self.fault == "breaks off":
+        if self.fault == "has no end":
+            self.drip(handler, bytes(1 << 16), seconds=0)
+        if self.fault == "drips":
+            self.drip(handler, b"x")
+            return
+        if self.fault == "breaks off soon":
+            content = b""
+        if self.fault.startswith("breaks off"):
             handler.wfile.write(content[: len(content) // 2])
             handler.wfile.flush()
             handler.connection.shutdown(socket.SHUT_RDWR)
             return
         handler.wfile.write(content)
 
+    def drip(self, handler, piece, seconds=0.02):
+        """Send a piece again and again, until nobody listens any more."""
+        fault = self.fault
+        with suppress(OSError):
+            while self.fault == fault:
+                handler.wfile.write(piece)
+                self.sent += len(piece)
+                time.sleep(seconds)
+
 
 @pytest.fixture
 def server():
     server = Server()
     yield server
+    server.fault = ""
     server.httpd.shutdown()
     server.httpd.server_close()

@@ -8,6 +8,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -145,8 +146,8 @@ def killed(call, work, directory):
         calls = itertools.count()
 
         def hook(event, arguments):
-            if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
-                if ".part" not in str(arguments[0]):
+            if event == "open" and not isinstance(arguments[0], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+                if ".part" not in str(arguments[0]) and not str(arguments[0]).endswith("/.lock"):
                     os._exit(77)  # a file is written where it is to be
             if event.startswith(("open", "os.", "shutil.")) and next(calls) == call:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -224,6 +225,61 @@ def test_killed_between_any_two_calls_a_run_is_whole_and_earlier_or_later(tmp_pa
     assert set(saved) == {1, 2}
     assert set(made) == {False, True}
     assert len(saved) > 20  # with five files, each of them opened, synchronised and renamed
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+
+import numpy as np
+
+from pydmobilenet.errors import UnusableError
+from pydmobilenet.training.checkpoint import Run, State
+
+runs, name = Path(sys.argv[1]), sys.argv[2]
+print(flush=True)
+begin = float(sys.stdin.readline())
+for number in range(20):
+    state = State({"w": np.full(5000, float(name), np.float32)}, {}, {"epochs": 0})
+    time.sleep(max(0, begin + 0.05 * number - time.time()))
+    try:
+        run = Run.create(runs / str(number), f"model: {name}", state)
+        run.save(state, {"model": "pyd-add-11-0.25", "dataset": "digits"}, {})
+        print(number, flush=True)
+    except UnusableError as error:
+        assert "exists already" in str(error) or "another process is training" in str(error), error
+"""
+
+
+def test_of_processes_that_make_one_run_at_once_exactly_one_wins(tmp_path):
+    command, environment = [sys.executable, "-c", RACE, tmp_path / "runs"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    racers = [subprocess.Popen([*command, str(name)], env=environment, **pipes) for name in range(3)]
+    for racer in racers:
+        racer.stdout.readline()
+    answers = []
+    for racer in racers:
+        racer.stdin.write(f"{time.time() + 0.2}\n")
+        racer.stdin.flush()
+    for racer in racers:
+        answers.append(racer.communicate(timeout=LIMIT)[0].split())
+        assert racer.returncode == 0
+    assert sorted(int(number) for won in answers for number in won) == list(range(20))  # each run has one winner
+    for name, won in enumerate(answers):
+        for number in won:
+            directory = tmp_path / "runs" / number
+            assert (directory / "config.yaml").read_text() == f"model: {name}"
+            assert (State.read(directory / "last.state").parameters["w"] == name).all()
+    assert len(list((tmp_path / "runs").iterdir())) == 20
+
+
+@pytest.mark.parametrize("make", [Path.touch, os.mkfifo, Path.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_a_run_takes_the_place_of_nothing(make, tmp_path):
+    make(tmp_path / "run")
+    before = os.lstat(tmp_path / "run")
+    with pytest.raises(UnusableError, match="exists already"):
+        Run.create(tmp_path / "run", "model: x\n", state(0))
+    assert os.lstat(tmp_path / "run") == before
 
 
 def test_of_two_processes_on_one_run_the_second_is_refused(run):

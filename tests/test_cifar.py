@@ -79,6 +79,7 @@ def test_every_layout_gives_the_same_images_and_labels(name, spot, form, split, 
     assert dataset.images.dtype == np.uint8
     assert dataset.labels.dtype == np.int64
     assert not dataset.official
+    assert not dataset.doubt
     assert str(tmp_path) in dataset.source
     if name == "cifar100":
         coarse = pydmobilenet.get_dataset("cifar100-coarse", split, tmp_path)
@@ -120,6 +121,7 @@ def test_folders_of_images_are_read_with_classes_in_turn(name, suffix, tmp_path)
             Image.new("RGB", (32, 32), colour).save(tmp_path / "test" / label / f"{number}.{suffix}")
     dataset = pydmobilenet.get_dataset(name, "test", tmp_path)
     assert dataset.labels.tolist() == [2, 3, 4] * 4
+    assert all(name in dataset.doubt for name in (*layout.binary["test"], *layout.pickled["test"], *layout.archives))
     assert abs(dataset.images[4, :, 16, 16].astype(int) - (30, 50, 0)).max() <= (0 if suffix == "png" else 3)
     if name == "cifar100":
         coarse = pydmobilenet.get_dataset("cifar100-coarse", "test", tmp_path)
@@ -175,6 +177,13 @@ def test_a_binary_file_of_a_wrong_size_is_refused(content, tmp_path):
     assert f"{tmp_path}/test_batch.bin is truncated, or no file of CIFAR-10" in str(caught.value)
 
 
+def test_a_file_that_is_larger_than_any_of_cifar_is_not_read(tmp_path, monkeypatch):
+    with open(tmp_path / "test_batch.bin", "wb") as file:
+        file.truncate(1 << 40)  # a hole
+    with pytest.raises(BadFileError, match=r"test_batch\.bin is no file of CIFAR: it has more than 268435456 bytes"):
+        pydmobilenet.get_dataset("cifar10", "test", tmp_path)
+
+
 def test_a_label_out_of_range_is_named_with_its_image(tmp_path):
     images, labels = batch(cifar.CIFAR10)
     labels[17] = 10
@@ -219,7 +228,7 @@ class Malicious:
         ),
         (pickle.dumps({"data": np.zeros((1, 3072), ">u2"), "labels": [1]}), "big-endian"),
         (pickle.dumps({"data": np.array([None]), "labels": [1]}), "no plain number"),
-        (b"}" + b")" + b"\x85" * 100_000 + b"K\x01s.", "keys are no strings"),  # a hash so deep ends the process
+        (b"}" + b")" + b"\x85" * 100_000 + b"K\x01s.", "tuples that no"),  # a hash so deep ends the process
         (b"}K\x00r\xff\xff\xff\x7fs.", "no pickled batch"),  # a memo of 34 GB
         (b"c_codecs\nencode\n}X\x0c\x00\x00\x00__defaults__K\x01sb.", "it changes what it may not change"),
         (b"\x80\x04\x8f.", "no pickled batch"),  # a set

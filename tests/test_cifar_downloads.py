@@ -4,13 +4,12 @@ import dataclasses
 import hashlib
 import multiprocessing
 import os
-from pathlib import Path
 
 import pytest
 from test_cifar import GOOD, archive_of, split_contents
 
 import pydmobilenet
-from pydmobilenet import data
+from pydmobilenet import data, files
 from pydmobilenet.data import cifar
 from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
 
@@ -90,7 +89,7 @@ def test_an_interrupted_extraction_is_made_good_by_running_again(after, official
     monkeypatch.setenv("MXNET_GLUON_REPO", server.url)
     server.files[MXNET_PATH] = official
     writes = []
-    real = Path.write_bytes
+    real = files.write
 
     def interrupted(path, content):
         writes.append(path)
@@ -99,7 +98,7 @@ def test_an_interrupted_extraction_is_made_good_by_running_again(after, official
         return real(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", interrupted)
+        patch.setattr(files, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pydmobilenet.get_dataset("cifar10", "train")
     assert len(pydmobilenet.get_dataset("cifar10", "train")) == 150

@@ -75,8 +75,9 @@ OTHERS = {
     "seed": ("007", 7),
     "keep_every": ("0", 0),
 }
-WHOLE_1, WHOLE_0 = "a whole number from 1", "a whole number from 0"
-ABOVE_0, FROM_0, BELOW_1 = "a number above 0", "a number from 0", "a number from 0 and below 1"
+WHOLE_1, WHOLE_0 = "a whole number from 1 to 2147483647", "a whole number from 0 to 2147483647"
+ABOVE_0, FROM_0 = "a number above 0, at most 1000", "a number from 0 to 1000"
+BELOW_1 = "a number from 0 and below 1"
 MISTAKES = [
     *((key, bad, WHOLE_1) for key in ("epochs", "batch_size", "accumulate") for bad in ("0", "1.5", "true", "many")),
     *((key, bad, WHOLE_0) for key in ("plain_epochs", "seed", "keep_every") for bad in ("-1", "0.5", "false", "nan")),
@@ -264,12 +265,12 @@ def test_values_on_the_near_side_of_a_limit_go_together(values):
         ("", "is no configuration (allowed: one 'key: value' a line"),
         ("- epochs\n", "is no configuration"),
         ("epochs=3\n", "is no configuration"),
-        ("epochs: [3]\n", "epochs: '[3]' (allowed: a whole number from 1)"),
-        ("epochs:\n", "epochs: '' (allowed: a whole number from 1)"),
+        ("epochs: [3]\n", "epochs: '[3]' (allowed: a whole number from 1 to 2147483647)"),
+        ("epochs:\n", "epochs: '' (allowed: a whole number from 1 to 2147483647)"),
         ("model: {name: x}\n", "model: "),
         ("milestones: {150: 0.1}\n", "milestones: "),
         ("milestones: [225, 150]\n", "milestones: '[225, 150]' (allowed: rising"),
-        ("seed: !!python/object/apply:os.getpid []\n", "seed: '[]' (allowed: a whole number from 0)"),
+        ("seed: !!python/object/apply:os.getpid []\n", "seed: '[]' (allowed: a whole number from 0 to 2147483647)"),
     ],
 )
 def test_a_bad_file_is_named_on_one_line(content, words, written):

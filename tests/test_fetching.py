@@ -1,5 +1,6 @@
 """Downloads against a local server that does all that servers do."""
 
+import gzip
 import hashlib
 import resource
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from conftest import Server
 
 from pydmobilenet import fetching
 from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
@@ -55,6 +57,74 @@ def test_a_bad_answer_is_named_and_nothing_is_put_in_place(source, server, tmp_p
     with pytest.raises(MissingFileError, match=words):
         fetching.fetch([source], tmp_path / "file")
     assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize("fault", ["drips", "drips in its headers"])
+def test_a_transfer_that_is_too_slow_is_given_up(fault, source, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetching, "PATIENCE", 0.5)
+    server.fault = fault
+    other = fetching.Source(f"{server.url.replace('127.0.0.1', 'localhost')}/nothing", DIGEST)
+    words = r"127\.0\.0\.1:\d+: less than 65536 bytes came in 0\.5 s: given up; .*localhost"
+    with pytest.raises(MissingFileError, match=words):
+        fetching.fetch([source, other], tmp_path / "file")
+    assert server.sent > 1  # it was never silent
+
+
+@pytest.mark.parametrize("fault", ["has no end", "claims more"])
+def test_no_more_is_taken_than_the_file_can_have(fault, source, server, tmp_path):
+    limit = len(CONTENT)
+    source = fetching.Source(source.url, DIGEST, limit)
+    server.fault = fault
+    with pytest.raises(MissingFileError, match=f"has more than the {limit} bytes that file can have$"):
+        fetching.fetch([source], tmp_path / "file")
+    assert server.sent < limit + 100 * fetching.CHUNK  # what the system holds on the way
+    assert list(tmp_path.iterdir()) == []
+    server.fault = ""
+    assert fetching.fetch([source], tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_nothing_is_unpacked_on_the_way(source, server, tmp_path):
+    server.fault = "packs it"
+    with pytest.raises(MissingFileError, match=r"answered with another file \(sha256:"):
+        fetching.fetch([source], tmp_path / "file")
+    packed = gzip.compress(CONTENT, mtime=0)  # as a server sends a .tar.gz that it takes for a packed .tar
+    server.files["/packed"] = CONTENT
+    digest = f"sha256:{hashlib.sha256(packed).hexdigest()}"
+    target = fetching.fetch([fetching.Source(f"{server.url}/packed", digest)], tmp_path / "packed")
+    assert target.read_bytes() == packed
+
+
+@pytest.mark.parametrize(("fault", "kept"), [("breaks off", True), ("breaks off soon", False)])
+def test_what_has_arrived_is_said_to_be_kept_only_where_it_is(fault, kept, source, server, tmp_path):
+    server.fault = fault
+    with pytest.raises(MissingFileError, match="broke off") as caught:
+        fetching.fetch([source], tmp_path / "file")
+    parts = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert len(parts) == kept
+    assert ("kept" in str(caught.value)) == kept
+    assert all(f"; {size} bytes have arrived and are kept" in str(caught.value) for size in parts)
+
+
+def test_where_a_fresh_request_has_nothing_to_send_the_next_source_is_asked(source, server, tmp_path):
+    bad = Server()
+    bad.fault = "nothing to send"
+    sources = [fetching.Source(f"{bad.url}/file", DIGEST), source]
+    assert fetching.fetch(sources, tmp_path / "file").read_bytes() == CONTENT
+    with pytest.raises(MissingFileError, match=r"HTTP status 416$"):
+        fetching.fetch(sources[:1], tmp_path / "other")
+    bad.httpd.shutdown()
+    bad.httpd.server_close()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_another_source_has_sent_of_a_file_is_not_left_behind(source, server, tmp_path):
+    server.fault = "breaks off"
+    with pytest.raises(MissingFileError):
+        fetching.fetch([source], tmp_path / "file")
+    server.fault = ""
+    server.files["/elsewhere"] = server.files.pop("/file")
+    fetching.fetch([source, fetching.Source(f"{server.url}/elsewhere", DIGEST)], tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_absent_file_is_named_with_its_status(server, tmp_path):

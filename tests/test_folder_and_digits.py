@@ -220,6 +220,18 @@ def test_the_command_writes_the_picture(folder, tmp_path):
     assert Image.open(tmp_path / "grid.png").size == (6 + 8 * 102, 6 + 14 + 6 + 4 * 102)
 
 
+def test_the_picture_replaces_no_other_file_and_nothing_that_is_none(folder, tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    answer = show("--dataset", f"folder:{folder}", "--output", tmp_path / "pipe.png")
+    assert (answer.returncode, answer.stderr.count("\n")) == (2, 1)
+    assert f"cannot write {tmp_path}/pipe.png: it is a pipe" in answer.stderr
+    (tmp_path / "grid.jpg.part.jpg").write_text("mine")
+    assert show("--dataset", f"folder:{folder}", "--output", tmp_path / "grid.jpg", "--images", 3).returncode == 0
+    assert Image.open(tmp_path / "grid.jpg").format == "JPEG"
+    assert (tmp_path / "grid.jpg.part.jpg").read_text() == "mine"
+    assert (tmp_path / "pipe.png").is_fifo()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -12,7 +12,7 @@ from PIL import Image
 
 import pydmobilenet
 from pydmobilenet import __main__ as command
-from pydmobilenet import catalog, cli, complexity, listing, predict, trained, zoo
+from pydmobilenet import catalog, cli, complexity, listing, params, predict, trained, zoo
 from pydmobilenet.data import DATASETS, get_dataset, get_task
 
 MODEL = ["-m", "pyd-add-29-0.25", "-d", "digits"]
@@ -142,6 +142,15 @@ def test_where_all_images_are_bad_there_is_no_answer_to_give(run, mixed):
 def test_a_file_of_weights_or_a_run_may_be_named(run, pictures):
     file = ROOT / "pretrained" / "digits-pyd-add-29-0.25.params"
     assert run("predict", pictures / "00.png", *MODEL, "--weights", file) == run("predict", pictures / "00.png", *MODEL)
+
+
+def test_nothing_is_predicted_with_parameters_that_are_not_finite(run, pictures, tmp_path):
+    arrays = {**params.read(ROOT / "pretrained" / "digits-pyd-add-29-0.25.params")}
+    arrays["head.dense.bias"] = np.full(10, np.nan, np.float32)
+    params.write(tmp_path / "bad.params", arrays)
+    code, out, err = run("predict", pictures / "00.png", *MODEL, "--weights", tmp_path / "bad.params")
+    assert (code, out) == (2, "")
+    assert "bad.params holds numbers that are not finite: in 'head.dense.bias'" in err
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,24 @@ def test_curves_are_drawn_in_both_panels(tmp_path, number):
         assert right.sum() > 8
 
 
+@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("$\\frac{", "$\\frac{"),
+        ("caf\udcff", r"caf\udcff"),
+        ("a\nb\0\x1b[31m\u202e", r"a\nb\x00\x1b[31m\u202e"),
+        ("\u732b\u72ac \N{GRINNING FACE}", "\u732b\u72ac \N{GRINNING FACE}"),
+        ("x" * 5000, "x" * 5000),
+    ],
+)
+def test_a_name_of_any_characters_is_drawn_as_well_as_it_can_be(name, shown, tmp_path):
+    for file, title in (("name.png", name), ("shown.png", shown), ("other.png", "y")):
+        draw(run(2), tmp_path / file, title)
+    assert (tmp_path / "name.png").read_bytes() == (tmp_path / "shown.png").read_bytes()
+    assert (tmp_path / "name.png").read_bytes() != (tmp_path / "other.png").read_bytes()
+
+
 def test_the_same_history_gives_the_same_curves(tmp_path):
     for name in ("one.png", "two.png"):
         draw(run(8), tmp_path / name, "a run")

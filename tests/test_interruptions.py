@@ -160,6 +160,55 @@ def test_what_is_saved_now_and_then_inside_an_epoch_is_gone_on_from(
     assert_same(found, left_alone(made))
 
 
+@pytest.mark.parametrize("shown", ["draw", "write_csv"])
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_killed_between_the_save_and_the_show_a_run_shows_the_epoch_again(
+    epoch, shown, small, tmp_path, monkeypatch, left_alone
+):
+    drawn = []
+
+    def draw(history, *_):
+        drawn.append(len(history.rows))
+
+    def killed_at(history, *arguments, work):
+        if epoch == len(history.rows):
+            raise Killed
+        work(history, *arguments)
+
+    monkeypatch.setattr(loop, "draw", draw)
+    made = recipe(small)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, shown, functools.partial(killed_at, work=getattr(loop, shown)))
+        with pytest.raises(Killed):
+            trained(made, tmp_path / "run")
+    assert State.read(tmp_path / "run" / "last.state").position["epochs"] == epoch  # nothing of it is lost
+    assert len(rows(tmp_path / "run" / "history.csv")) == epoch - 1
+    drawn.clear()
+    code, found = trained(None, tmp_path / "run")
+    assert code == 0
+    assert_same(found, left_alone(made))
+    assert drawn == list(range(epoch, 3))  # the one that was lost, and those that followed
+    drawn.clear()
+    trained(None, tmp_path / "run")
+    assert drawn == []  # once is enough
+
+
+def test_what_cannot_be_drawn_is_one_warning_and_costs_no_epoch(small, tmp_path, monkeypatch, inside, left_alone):
+    def broken(*_):
+        raise RuntimeError("In FT2Font: Could not set the fontsize\nerror code 0x97")
+
+    monkeypatch.setattr(loop, "draw", broken)
+    values = options({**RECIPE, "batch_size": 4, "model": ADD, "dataset": small, "epochs": 2})
+    words = "no curves: RuntimeError: In FT2Font: Could not set the fontsize error code 0x97"
+    with pytest.warns(UserWarning, match="^no curves") as warned:
+        answer = inside("--config", DIGITS, *values, "--output", tmp_path / "run", "--device", "cpu")
+    assert answer.returncode == 0, answer.stderr
+    assert len(answer.stdout.splitlines()) == 4
+    shown = {str(warning.message) for warning in warned if warning.category is UserWarning}
+    assert shown == {words}  # of equal ones, Python shows the first
+    assert_same(content(tmp_path / "run"), left_alone(recipe(small)))
+
+
 def test_a_second_interruption_ends_at_once(small, tmp_path, quick, at_update, inside):
     def twice():
         first = signal.getsignal(signal.SIGINT)
@@ -238,10 +287,30 @@ def test_on_a_full_disk_a_run_ends_with_one_line_and_can_go_on(
         assert not directory.exists()
         assert list(tmp_path.iterdir()) == []
         return
-    assert sorted(path.name for path in directory.iterdir()) == [".lock", "config.yaml", "history.csv", "last.state"]
+    assert sorted(path.name for path in directory.iterdir()) == [".lock", "config.yaml", "last.state"]
     code, found = trained(None, directory)
     assert code == 0
     assert_same(found, left_alone(made))
+
+
+def test_of_two_runs_with_one_output_the_first_is_trained_and_the_other_told(
+    small, tmp_path, quick, inside, monkeypatch
+):
+    made, directory = recipe(small), tmp_path / "run"
+    make, first = prepare.schedule.make, []
+
+    def faster(*arguments):  # when all has been checked, another process makes the directory
+        monkeypatch.setattr(prepare.schedule, "make", make)
+        first.append(prepare.begin(made, directory, ON))
+        return make(*arguments)
+
+    monkeypatch.setattr(prepare.schedule, "make", faster)
+    values = options({**RECIPE, "batch_size": 4, "model": ADD, "dataset": small, "epochs": 2})
+    answer = inside("--config", DIGITS, *values, "--output", directory)
+    assert_mistake(answer, f"{directory} exists already: --resume {directory} goes on with it")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert first[0].go() == 0
+    assert State.read(directory / "last.state").position["epochs"] == 2
 
 
 def test_train_py_does_not_go_on_with_a_run_that_another_process_is_at(small, tmp_path, inside):

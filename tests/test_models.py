@@ -8,7 +8,7 @@ import pytest
 from conftest import CIFAR_MODELS, NETWORKS
 
 import pydmobilenet
-from pydmobilenet import catalog, complexity, zoo
+from pydmobilenet import catalog, complexity, devices, zoo
 from pydmobilenet.errors import UnknownNameError, UnusableError
 
 SMALLEST = ["resnet-11-0.25", "mobilenet-11-0.25", "pyd-add-11-0.25", "pyd-concat-11-0.25"]
@@ -115,6 +115,8 @@ def test_another_number_of_classes_and_size():
         ({"name": "pyd-add-29-1", "classes": 0}, "classes is 0"),
         ({"name": "pyd-add-29-1", "classes": "ten"}, "classes is 'ten'"),
         ({"name": "pyd-add-29-1", "classes": 2.5}, "classes is 2.5"),
+        ({"name": "pyd-add-29-1", "classes": True}, "classes is True"),
+        ({"name": "pyd-add-29-1", "classes": 2**31}, "classes is 2147483648"),
         ({"name": "pyd-add-29-1", "dataset": "imagenet-32", "classes": 1000}, "nearest: imagenet32"),
         ({"name": "pyd-add-29-1", "device": "tpu"}, "device 'tpu'.*auto, cpu, gpu"),
     ],
@@ -122,6 +124,27 @@ def test_another_number_of_classes_and_size():
 def test_a_wrong_argument_is_named(arguments, words):
     with pytest.raises(UnknownNameError, match=words):
         pydmobilenet.get_model(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"), [("pyd-add-2999-9999.9", 10), ("resnet-29-0.5", 2**31 - 1), ("wrn-28-9999", 10)]
+)
+def test_a_network_that_does_not_fit_into_memory_is_refused(name, classes):
+    if name.startswith("wrn"):
+        pytest.importorskip("gluoncv", exc_type=ImportError)
+    with pytest.raises(
+        UnusableError, match=rf"^{name} with {classes} outputs has [\d,]+ parameters: .* GB \(allowed: "
+    ):
+        pydmobilenet.get_model(name, classes=classes)
+
+
+def test_a_network_may_take_what_memory_is_free(monkeypatch):
+    parameters = complexity.count(pydmobilenet.get_model("pyd-add-11-0.25")).parameters
+    monkeypatch.setattr(devices, "available_memory", lambda: 8 * parameters)
+    pydmobilenet.get_model("pyd-add-11-0.25")
+    monkeypatch.setattr(devices, "available_memory", lambda: 8 * parameters - 1)
+    with pytest.raises(UnusableError, match=f"{parameters:,} parameters"):
+        pydmobilenet.get_model("pyd-add-11-0.25")
 
 
 def test_a_wide_resnet_is_ready_for_use():

@@ -1,6 +1,7 @@
 """The arithmetic of validation, its verdicts and exit codes, and the tables."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -223,6 +224,19 @@ def test_the_table_of_other_data_says_so():
     assert "**These are not the official test images**" in table
     assert "3.04 to 5.51" in table
     assert "in interval" in table
+
+
+def test_the_table_of_a_folder_of_images_says_what_can_be_shown_to_be_official():
+    doubted = dataclasses.replace(dataset(np.arange(10), official=False), doubt="it is a folder; what can is a file")
+    table = report.markdown(doubted, [result(41, 1000, complete=False)])
+    assert "**These are not the official test images** (it is a folder; what can is a file): the interval" in table
+
+
+def test_of_imagenet32_the_size_alone_is_official():
+    record = catalog.find("pyd-concat-56-0.5", "imagenet32")
+    row = Result(record, record.exact, Counts(1, 0, 0), complete=True)
+    assert "Measured on a test set of the official size, 1 of 1" in report.markdown(dataset([0], "imagenet32"), [row])
+    assert "official size" not in report.markdown(dataset(np.arange(10)), [result(472)])
 
 
 def test_the_cifar100_table_says_that_its_labels_are_superclasses():

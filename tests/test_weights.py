@@ -284,6 +284,16 @@ def test_a_checkpoint_is_downloaded_once(checkpoint, file, server, monkeypatch, 
     assert (home / "project" / "models" / checkpoint.filename).exists()
 
 
+def test_no_more_of_a_checkpoint_is_downloaded_than_was_published(checkpoint, file, server, monkeypatch):
+    monkeypatch.setenv("PYDMOBILENET_WEIGHTS_URL", server.url)
+    server.files[f"/{checkpoint.path}"] = file.read_bytes()
+    server.fault = "has no end"
+    with pytest.raises(
+        MissingFileError, match=f"has more than the {checkpoint.bytes} bytes that a-0000.params can have"
+    ):
+        weights.obtain(checkpoint)
+
+
 def test_a_checkpoint_of_which_only_the_git_hash_is_known_is_verified_too(checkpoint, file, server, monkeypatch):
     checkpoint = dataclasses.replace(checkpoint, sha256="", bytes=None)
     assert checkpoint.digest.startswith("git:")
@@ -340,3 +350,39 @@ def test_names_translate():
     assert weights.structural_name("aux:p/conv0/batchnorm0_running_var") == "stem.norm.running_var"
     assert weights.structural_name("arg:p/classifier/conv0_bias") == "head.features.bias"
     assert weights.structural_name("arg:p/stg0/blk0/unknown_weight") is None
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_a_parameter_that_is_not_finite_is_refused_wherever_it_is_read(value, net, file, tmp_path):
+    arrays = weights.read(file)
+    name = "stages.1.0.norm1.gamma"
+    dtype = np.float64 if abs(value) < np.inf else np.float32  # in single precision it is infinite
+    arrays[name] = arrays[name].astype(dtype)
+    arrays[name][1] = value
+    path, target = tmp_path / "bad.params", tmp_path / "converted.params"
+    params.write(path, arrays)
+    before = values(net)
+    for read in (
+        lambda: params.read(path),
+        lambda: weights.load(net, path),
+        lambda: weights.load(net, path, other_head=True),
+        lambda: weights.convert(path, target, net),
+    ):
+        with pytest.raises(BadFileError, match=rf"bad\.params holds numbers that are not finite: in '{name}'$"):
+            read()
+    assert not target.exists()
+    for key, found in values(net).items():
+        np.testing.assert_array_equal(found, before[key])
+
+
+@pytest.mark.parametrize("content", ["/dev/zero", "/dev/urandom"])
+def test_what_has_no_end_is_no_parameter_file(content):
+    with pytest.raises(BadFileError, match="it does not begin as one"):
+        params.read(content)
+
+
+def test_a_conversion_leaves_a_file_of_the_users_own_alone(net, file, tmp_path):
+    (tmp_path / "x.params.part").write_text("mine")
+    weights.convert(file, tmp_path / "x.params", net)
+    assert (tmp_path / "x.params.part").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["authors.params", "x.params", "x.params.part"]

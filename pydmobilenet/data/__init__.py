@@ -65,4 +65,4 @@ def get_dataset(name: str, split: str = "train", root: str | Path | None = None,
         raw = imagenet32.read(split, root)
     else:
         raw = cifar.read(CIFAR10 if name == "cifar10" else CIFAR100, split, root, coarse=name == "cifar100-coarse")
-    return Dataset(task, split, raw.images, raw.labels, raw.official, raw.source, raw.note)
+    return Dataset(task, split, raw.images, raw.labels, raw.official, raw.source, raw.note, raw.doubt)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
-from pathlib import Path
 
 import numpy as np
 
-from .. import cli, fetching
+from .. import cli, fetching, files
 from ..errors import UnusableError
 from ..text import printable
 from . import get_dataset
@@ -75,18 +75,15 @@ def main() -> int:
     output = fetching.expanded(arguments.output)
     if output.suffix.lower() not in (".png", ".jpg"):
         raise UnusableError(f"cannot write a picture to {output} (allowed: .png, .jpg; nearest: {output}.png)")
+    files.check(output)
     dataset = get_dataset(arguments.dataset, arguments.split, arguments.data_dir, arguments.skip_bad)
     if dataset.note:
         print(printable(f"data: {dataset.note}"), file=sys.stderr)
     dataset = dataset.head(arguments.images)
     picture = grid(dataset, arguments.seed)
-    part = Path(f"{output}.part{output.suffix}")
-    try:
-        picture.save(part)
-        part.replace(output)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UnusableError(f"cannot write {output}: {error.strerror or error}") from None
+    content = io.BytesIO()
+    picture.save(content, "PNG" if output.suffix.lower() == ".png" else "JPEG")
+    files.write(output, content.getvalue())
     what = f"{len(dataset)} images of {dataset.task.title}, raw and below it augmented three times"
     print(printable(f"wrote {output}: {what}"))
     return 0

@@ -9,21 +9,20 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import tarfile
-import zlib
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from .. import fetching
-from ..errors import BadFileError, MissingFileError, UnusableError
-from . import pickles
+from .. import fetching, files
+from ..errors import BadFileError, MissingFileError
+from . import archives, pickles
 from .dataset import Raw
 from .folder import images_by_class
 
 PIXELS = 3 * 32 * 32  # bytes of an image: the red, the green, then the blue plane, each row by row
+LARGEST = 1 << 28  # bytes of a file, and of all that an archive unpacks to: the official ones have up to 186 MB
 TORONTO = "https://www.cs.toronto.edu/~kriz"
 MXNET_REPOSITORY = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com"
 
@@ -135,12 +134,15 @@ def read(layout: Layout, split: str, root: Path | None = None, coarse: bool = Fa
     target = root / layout.name if root else own[0]
     for place in ([root] if root else []) + own:
         with fetching.locked(target if place == root else place):  # a download may be under way there
-            files = find_files(layout, split, place)
-        if files:
-            return _decode(layout, files, coarse, named=place == root)
+            found = find_files(layout, split, place)
+        if found:
+            return _decode(layout, found, coarse, named=place == root)
         if place == root and (folder := _image_folder(layout, split, place)):
             raw = images_by_class(layout.classes, folder)
-            return replace(raw, labels=COARSE_OF_FINE[raw.labels]) if coarse else raw
+            instead = ", ".join((layout.binary[split][0], layout.pickled[split][0], *layout.archives))
+            doubt = f"a folder of images cannot be shown to be; what can is {instead}"
+            labels = COARSE_OF_FINE[raw.labels] if coarse else raw.labels
+            return replace(raw, labels=labels, doubt=doubt)
     try:
         download(layout, target)
     except MissingFileError as error:
@@ -177,27 +179,26 @@ def find_files(layout: Layout, split: str, place: Path) -> list[tuple[Path, byte
 
 def _content(path: Path) -> bytes:
     with fetching.readable(path) as file:
-        return file.read()
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise BadFileError(f"{path} is no file of CIFAR: it has more than {LARGEST} bytes")
+    return content
 
 
-def members(archive: Path, names: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+def members(archive: Path, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
     """The named files of an archive, in whatever directory they stand in it, in the order of `names`.
 
     Raises BadFileError for a damaged archive and for one that lacks a file.
     """
-    found = {}
     try:
-        with fetching.readable(archive) as file, tarfile.open(fileobj=file, mode="r:gz") as tar:
-            for member in tar:
-                name = member.name.rsplit("/", 1)[-1]
-                if name in names and member.isfile() and member.size < 1 << 28:
-                    found[name] = tar.extractfile(member).read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        with fetching.readable(archive) as file:
+            found = archives.read_tar(file, names, LARGEST)
+    except ValueError as error:
         raise BadFileError(f"{archive} is a damaged archive, or none: {error}") from None
     missing = [name for name in names if name not in found]
     if missing:
         raise BadFileError(f"{archive} lacks {', '.join(missing)}")
-    yield from ((name, found[name]) for name in names)
+    return [(name, found[name]) for name in names]
 
 
 def download(layout: Layout, directory: Path) -> None:
@@ -210,33 +211,28 @@ def download(layout: Layout, directory: Path) -> None:
         if all((directory / name).is_file() for name in names):  # another process was faster
             return
         archive = fetching.fetch(layout.sources(), directory / layout.archives[0])
-        part = directory / f"{archive.name}.member.part"
-        try:
-            for name, content in members(archive, names):
-                if not (directory / name).exists():
-                    part.write_bytes(content)
-                    part.replace(directory / name)
+        for name, content in members(archive, names):
+            if not (directory / name).exists():
+                files.write(directory / name, content)
+        with suppress(OSError):
             archive.unlink()
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise UnusableError(f"cannot write to {directory}: {error.strerror or error}") from None
 
 
-def _decode(layout: Layout, files: list[tuple[Path, bytes]], coarse: bool, named: bool) -> Raw:
+def _decode(layout: Layout, found: list[tuple[Path, bytes]], coarse: bool, named: bool) -> Raw:
     official = True
-    for path, content in files:
+    for path, content in found:
         expected = layout.digests[path.name]
         kind = expected.split(":", 1)[0]
-        found = f"{kind}:{hashlib.new(kind, content, usedforsecurity=False).hexdigest()}"
-        official = official and found == expected
+        digest = f"{kind}:{hashlib.new(kind, content, usedforsecurity=False).hexdigest()}"
+        official = official and digest == expected
         if not official and not named:
             raise BadFileError(
-                f"{path} is not the official file of {layout.title} (it has {found}, not {expected}); other data is "
+                f"{path} is not the official file of {layout.title} (it has {digest}, not {expected}); other data is "
                 "used only from a directory that you name. Move it away, or name its directory, to go on"
             )
     parts = [
         parse_binary(layout, path, content) if path.suffix == ".bin" else parse_pickle(layout, path, content)
-        for path, content in files
+        for path, content in found
     ]
     images, labels = (np.concatenate(pieces) for pieces in zip(*parts))
     limits = (len(SUPERCLASSES), len(layout.classes))[-layout.label_bytes :]
@@ -244,10 +240,10 @@ def _decode(layout: Layout, files: list[tuple[Path, bytes]], coarse: bool, named
         wrong = np.flatnonzero((labels[:, column] < 0) | (labels[:, column] >= limit))
         if len(wrong):
             raise BadFileError(
-                f"{files[0][0].parent}: label {labels[wrong[0], column]} of image {wrong[0]} is out of range "
+                f"{found[0][0].parent}: label {labels[wrong[0], column]} of image {wrong[0]} is out of range "
                 f"(allowed: 0 to {limit - 1})"
             )
-    return Raw(images, labels[:, 0 if coarse else -1], official, source=str(files[0][0].parent))
+    return Raw(images, labels[:, 0 if coarse else -1], official, source=str(found[0][0].parent))
 
 
 def parse_binary(layout: Layout, path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,8 @@ class Task:
 
     `classes` are the classes' names, in the labels' order, where they are known. `mean` and `std` are of the red, green
     and blue pixels, scaled to [0, 1]. `mirrored` says whether a mirrored image is still of its class, `note` what a
-    reader of an error rate has to know about the labels.
+    reader of an error rate has to know about the labels. `sized` says that no hash of the official files is published,
+    so that their size has to do.
     """
 
     name: str
@@ -32,28 +33,28 @@ class Task:
     std: tuple[float, float, float]
     mirrored: bool = True
     note: str = ""
+    sized: bool = False
 
 
 @dataclass(frozen=True)
 class Raw:
-    """Images (N, 3, 32, 32) uint8, labels (N,) int64, whether it is the official data, and where it was read.
-
-    `note` says of a folder how many images each class has, and what was skipped.
-    """
+    """Images (N, 3, 32, 32) uint8, labels (N,) int64, and what `Dataset` has besides."""
 
     images: np.ndarray
     labels: np.ndarray
     official: bool
     source: str
     note: str = ""
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Images (N, 3, 32, 32) as uint8 with their labels (N,) as int64, in the order of the files.
 
-    `official` says that the files are the published ones; `source` where they are; `note`, of a folder of images, how
-    many each class has, and what was skipped.
+    `official` says that the files are the published ones, by their hash (of a task that is `sized`: by the number of
+    images); `source` where they are; `note`, of a folder of images, how many each class has, and what was skipped;
+    `doubt`, perhaps, why they are not official and what would be.
     """
 
     task: Task
@@ -63,6 +64,7 @@ class Dataset:
     official: bool
     source: str
     note: str = ""
+    doubt: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)

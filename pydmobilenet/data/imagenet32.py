@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import fetching
+from .. import fetching, files
 from ..errors import BadFileError, MissingFileError, UnusableError
-from . import pickles
+from . import archives, pickles
 from .dataset import IMAGENET_MEAN, IMAGENET_STD, Raw, Task
 
 CLASSES = tuple(
@@ -30,12 +30,13 @@ CLASSES = tuple(
 )
 PIXELS = 3 * 32 * 32
 OFFICIAL_IMAGES = {"train": 1_281_167, "test": 50_000}  # no hash of the files is published: their number has to do
+LARGEST = 1 << 29  # bytes that an .npz unpacks to: a tenth of the training images has 394 MB
 FILES = {"train": tuple(f"train_data_batch_{number}" for number in range(1, 11)), "test": ("val_data",)}
 FOLDERS = ("", "imagenet32", "Imagenet32_train", "Imagenet32_val", "Imagenet32_train_npz", "Imagenet32_val_npz")
 ROWS = 8192  # images written at a time
 COUNTED = ("images", "crc32", "labels_crc32")  # what is recorded of each official file, besides its identity
 
-TASK = Task("imagenet32", "ImageNet32", CLASSES, len(CLASSES), IMAGENET_MEAN, IMAGENET_STD)
+TASK = Task("imagenet32", "ImageNet32", CLASSES, len(CLASSES), IMAGENET_MEAN, IMAGENET_STD, sized=True)
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,7 @@ class Arrays:
             return {"complete": False, "sources": []}
 
     def record(self, state: dict) -> None:
-        part = self.path(".json.part")
-        part.write_text(json.dumps(state, indent=1), encoding="utf-8")
-        part.replace(self.path(".json"))
+        files.write(self.path(".json"), json.dumps(state, indent=1))
 
     def open(self) -> Raw:
         """The split, its images mapped into memory. Raises BadFileError where the files are not what was recorded."""
@@ -264,7 +263,6 @@ def load(source: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _load_npz(file, source: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(file, allow_pickle=False) as content:
-            return {name: content[name] for name in ("data", "labels")}
-    except Exception as error:  # a damaged archive raises nearly anything
+        return archives.read_npz(file, LARGEST, ("data", "labels"))
+    except ValueError as error:
         raise BadFileError(f"{source} is no batch of ImageNet32: {error}") from None

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import _runtime, catalog, cli, fetching
+from .. import _runtime, catalog, cli, fetching, files
 from ..data import Task, get_dataset, get_task
-from ..errors import UnusableError
 from ..text import printable
 
 IMAGES = 100  # on which Gluon and ONNX Runtime are compared
@@ -38,7 +37,7 @@ def main() -> int:
     arguments = parse_arguments()
     name, task = catalog.parse_name(arguments.model).name, get_task(arguments.dataset)
     output = fetching.expanded(arguments.output)
-    check_output(output)
+    files.check(output)  # before any work is done
     images, kind = comparison_images(task, arguments.data_dir)
 
     _runtime.use_all_instructions()
@@ -59,13 +58,6 @@ def main() -> int:
         "and all classes are the same"
     )
     return 0
-
-
-def check_output(output: Path) -> None:
-    """Raises UnusableError for a place that cannot be written to, before any work is done."""
-    if output.is_dir() or not output.parent.is_dir():
-        reason = "it is a directory" if output.is_dir() else f"no such directory: {output.parent}"
-        raise UnusableError(f"cannot write {output}: {reason}")
 
 
 def comparison_images(task: Task, data_dir: Path | None) -> tuple[np.ndarray, str]:

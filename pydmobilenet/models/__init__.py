@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mxnet.gluon.block import HybridBlock
 
+from .. import complexity, devices
 from ..catalog import Architecture
 from ..errors import UnusableError
 from .blocks import SPATIAL
@@ -15,11 +16,21 @@ __all__ = ["CIFAR", "IMAGENET32", "Network", "Trunk", "build"]
 def build(architecture: Architecture, classes: int, trunk: Trunk = CIFAR) -> HybridBlock:
     """The network of an architecture, its parameters not yet initialised, their shapes known.
 
-    A Wide ResNet is GluonCV's and has one form for every data set; raises UnusableError where gluoncv is absent.
+    A Wide ResNet is GluonCV's and has one form for every data set; raises UnusableError where gluoncv is absent, and
+    for a network that does not fit into this machine's memory.
     """
     if architecture.family == "wrn":
-        return _wide_resnet(architecture, classes)
-    return Network(SPATIAL[architecture.family], (architecture.depth - 2) // 9, architecture.multiplier, classes, trunk)
+        net = _wide_resnet(architecture, classes)
+    else:
+        spatial, blocks = SPATIAL[architecture.family], (architecture.depth - 2) // 9
+        net = Network(spatial, blocks, architecture.multiplier, classes, trunk)
+    parameters, memory = complexity.count(net).parameters, devices.available_memory()
+    if 8 * parameters > memory:  # in single precision, with their gradients
+        raise UnusableError(
+            f"{architecture.name} with {classes} outputs has {parameters:,} parameters: with their gradients, "
+            f"{8 * parameters / 1e9:,.1f} GB (allowed: the {memory / 1e9:,.1f} GB of memory that are free)"
+        )
+    return net
 
 
 def _wide_resnet(architecture: Architecture, classes: int) -> HybridBlock:

@@ -26,6 +26,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from .. import files, params
+from ..data import archives
 from ..errors import BadFileError, MissingFileError, UnusableError
 from ..trained import FACTS, read_facts
 
@@ -55,22 +56,27 @@ class State:
 
     @classmethod
     def read(cls, path: Path) -> State:
-        """Raises MissingFileError, and BadFileError for what is no such file, or is damaged."""
+        """Raises MissingFileError, and BadFileError for what is no such file, is damaged, or holds a number that is not
+        finite.
+        """
         try:
-            with np.load(path, allow_pickle=False) as content:
-                arrays = {name: content[name] for name in content.files}
+            with open(path, "rb") as file:  # nothing in it is packed
+                arrays = archives.read_npz(file, largest=os.fstat(file.fileno()).st_size)
             position = json.loads(arrays.pop("position").tobytes())
+            parts = {"parameter": {}, "momentum": {}}
+            for name, array in arrays.items():
+                kind, _, own_name = name.partition("/")
+                # Beside the momentum stands the loss scale of half precision, in double precision.
+                if kind not in parts or array.dtype not in (("f4",) if kind == "parameter" else ("f4", "f8")):
+                    raise ValueError(f"it has an array {name} of {array.dtype}")
+                if not params.is_finite(array):
+                    raise ValueError(f"{name} is not finite")
+                parts[kind][own_name] = array
         except FileNotFoundError:
             raise MissingFileError(f"{path.parent} holds no run that can be resumed: {path} is missing") from None
-        except Exception as error:  # a damaged zip file raises a dozen kinds
-            why = " ".join(str(error).split())
+        except (OSError, ValueError, KeyError, RecursionError) as error:
+            why = " ".join(str(error).split())[:200]
             raise BadFileError(f"{path} is no state of a run, or a damaged one: {why}") from None
-        parts = {"parameter": {}, "momentum": {}}
-        for name, array in arrays.items():
-            kind, _, name = name.partition("/")
-            if kind not in parts:
-                raise BadFileError(f"{path} is no state of a run, or a damaged one: it has an array {kind}/{name}")
-            parts[kind][name] = array
         return cls(parts["parameter"], parts["momentum"], position)
 
 
@@ -95,18 +101,13 @@ class Run:
         Raises UnusableError where the directory exists already or cannot be made.
         """
         check_absent(directory)
-        nascent = directory.with_name(f".{directory.name}.part")
         try:
-            shutil.rmtree(nascent, ignore_errors=True)
-            nascent.mkdir(parents=True)
-            files.write(nascent / CONFIG, config)
-            state.write(nascent / STATE)
-            os.rename(nascent, directory)
-        except OSError as error:
-            shutil.rmtree(nascent, ignore_errors=True)
-            if isinstance(error, UnusableError):
-                raise
-            raise UnusableError(f"cannot make the directory {directory}: {error.strerror}") from None
+            with files.new_directory(directory) as nascent:
+                files.write(nascent / CONFIG, config)
+                state.write(nascent / STATE)
+        except UnusableError:
+            check_absent(directory)  # another process has been faster
+            raise
         return cls(directory, new=True)
 
     def discard(self) -> None:

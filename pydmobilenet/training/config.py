@@ -21,6 +21,10 @@ from .. import catalog, fetching
 from ..data import get_task
 from ..errors import BadFileError, MissingFileError, UnknownNameError, nearest, unknown
 
+LARGEST = 1 << 16  # bytes of a file: the recipes have 1,500
+LONGEST = 4096  # characters of a name, which may be a path
+DEEPEST = 3  # a list in a mapping, and one more for an error that names its key
+
 
 class Rule(NamedTuple):
     """What a key's value has to be. `parse` makes it of a text or of itself; raises ValueError where it is not so."""
@@ -42,7 +46,7 @@ def _number(kind: Callable[[str], Any], holds: Callable[[Any], bool]) -> Callabl
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str):
+    if not isinstance(value, str) or len(value) > LONGEST:
         raise ValueError
     return value
 
@@ -62,11 +66,11 @@ def _one_of(*choices: str) -> Rule:
     return Rule(", ".join(choices), "|".join(choices), lambda value: choices[choices.index(value)], choices)
 
 
-# Every comparison refuses nan, and the one with math.inf what is infinite.
-POSITIVE = Rule("a whole number from 1", "N", _number(int, lambda number: number >= 1))
-NATURAL = Rule("a whole number from 0", "N", _number(int, lambda number: number >= 0))
-ABOVE_0 = Rule("a number above 0", "X", _number(float, lambda number: 0 < number < math.inf))
-FROM_0 = Rule("a number from 0", "X", _number(float, lambda number: 0 <= number < math.inf))
+# Every comparison refuses nan. No number is larger than makes sense: MXNet's seeds have 31 bits.
+POSITIVE = Rule(f"a whole number from 1 to {2**31 - 1}", "N", _number(int, lambda number: 1 <= number < 2**31))
+NATURAL = Rule(f"a whole number from 0 to {2**31 - 1}", "N", _number(int, lambda number: 0 <= number < 2**31))
+ABOVE_0 = Rule("a number above 0, at most 1000", "X", _number(float, lambda number: 0 < number <= 1000))
+FROM_0 = Rule("a number from 0 to 1000", "X", _number(float, lambda number: 0 <= number <= 1000))
 UP_TO_1 = Rule("a number above 0, at most 1", "X", _number(float, lambda number: 0 < number <= 1))
 BELOW_1 = Rule("a number from 0 and below 1", "X", _number(float, lambda number: 0 <= number < 1))
 NAME = Rule("a name", "NAME", _text)
@@ -118,7 +122,10 @@ def read(path: str | Path) -> dict[str, object]:
         raise MissingFileError(f"no such file: {path}{nearest(path.name, others)}")
     try:
         with fetching.readable(path) as file:
-            values = yaml.load(file, _Loader)
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise BadFileError(f"{path} is no configuration: it has more than {LARGEST} bytes")
+        values = yaml.load(content, _Loader)
     except yaml.YAMLError as error:
         raise BadFileError(f"{path}{_why(error)}") from None
     if not isinstance(values, dict):
@@ -177,8 +184,23 @@ def text(config: Config) -> str:
 
 class _Loader(yaml.BaseLoader):
     """Leaves every value a text, as YAML 1.1 takes 010 for 8, 1:30 for 90 and 1e-4 for no number; refuses a key that
-    stands twice.
+    stands twice, what is deeply nested, and aliases, of which a few lines stand for more than fits into memory.
     """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        event = self.peek_event()
+        if getattr(event, "anchor", None) is not None:  # an alias has one too
+            raise yaml.composer.ComposerError(
+                problem="anchors and aliases have no use here", problem_mark=event.start_mark
+            )
+        if self.depth > DEEPEST:
+            raise yaml.composer.ComposerError(problem="it is nested too deeply", problem_mark=event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         mapping = super().construct_mapping(node, deep)
@@ -222,4 +244,5 @@ def _parse(key: str, value: object, place: str) -> object:
 
 
 def _shown(value: object) -> str:
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, (list, tuple)) else str(value)
+    text = f"[{', '.join(map(str, value))}]" if isinstance(value, (list, tuple)) else str(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"

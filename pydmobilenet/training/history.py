@@ -10,6 +10,7 @@ import io
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -92,8 +93,25 @@ class History:
 
     @classmethod
     def from_dicts(cls, rows: Iterable[dict[str, float]], epochs: int = 0) -> History:
-        """The history that `to_dicts` has given. Raises TypeError where a field is missing or unknown."""
-        return cls(epochs, [Epoch(**row) for row in rows])
+        """The history that `to_dicts` has given.
+
+        Raises TypeError where a field is missing, unknown or no number, and ValueError or OverflowError where the
+        epochs are not 1, 2, 3 …, or a number cannot be.
+        """
+        return cls(epochs, [_checked(Epoch(**row), number) for number, row in enumerate(rows, 1)])
+
+
+def _checked(row: Epoch, number: int) -> Epoch:
+    for value in vars(row).values():
+        if type(value) not in (int, float):
+            raise TypeError(f"a value of epoch {number} is no number")
+        float(value)  # a whole number may be too large
+    outside = [error for error in (row.train_error, row.test_error) if error < 0 or error > 100]
+    if type(row.epoch) is not int or row.epoch != number or outside:
+        raise ValueError(f"epoch {row.epoch} with {outside or 'its errors'} is not epoch {number}")
+    if not (0 <= row.learning_rate < math.inf and row.seconds >= 0):
+        raise ValueError(f"epoch {number} has a learning rate of {row.learning_rate}, and took {row.seconds} s")
+    return row
 
 
 def _best(rows: Iterable[Epoch]) -> Epoch | None:
@@ -102,18 +120,23 @@ def _best(rows: Iterable[Epoch]) -> Epoch | None:
 
 def write_csv(history: History, path: str | os.PathLike[str]) -> None:
     """Write the epochs as CSV with every digit of every number. Raises UnusableError where that is not possible."""
+    files.write(Path(path), csv_text(history))
+
+
+def csv_text(history: History) -> str:
+    """What `write_csv` writes."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [column.name for column in fields(Epoch)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(history.to_dicts())  # csv writes floats with repr
-    files.write(Path(path), buffer.getvalue())
+    return buffer.getvalue()
 
 
 def draw(history: History, path: str | os.PathLike[str], title: str) -> None:
     """Draw the curves as a PNG of 1440 x 540 pixels: errors on the left, losses and the learning rate on the right.
 
-    Values that are not finite are left out, and learning rates of 0, whose axis is logarithmic. Raises UnusableError
-    where the file cannot be written.
+    Values that are not finite are left out, and learning rates of 0, whose axis is logarithmic; of the title, what has
+    no shape is escaped. Raises UnusableError where the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only the curves need it
     from matplotlib.figure import Figure
@@ -135,7 +158,9 @@ def draw(history: History, path: str | os.PathLike[str], title: str) -> None:
         axes.spines["top"].set_visible(False)
         axes.spines[:].set_color("lightgrey")
     image = io.BytesIO()
-    figure.savefig(image, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # that the font lacks: it is drawn as a box
+        figure.savefig(image, format="png")
     files.write(Path(path), image.getvalue())
 
 

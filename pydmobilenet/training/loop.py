@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from ..errors import BadFileError, UnknownNameError, UserError, of_engine
 from . import mixing
 from .checkpoint import Run, State
 from .config import Config
-from .history import Epoch, Events, History, draw, write_csv
+from .history import Epoch, Events, History, csv_text, draw, write_csv
 from .learner import Learner, Score
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -53,12 +54,28 @@ class Position:
         return {**vars(self), "history": self.history.to_dicts()}
 
     @classmethod
-    def restored(cls, plain: dict, epochs: int) -> Position:
-        """What `plain` has given, of a run of so many epochs. Raises BadFileError where it is something else."""
+    def restored(cls, plain: dict, config: Config, images: int) -> Position:
+        """What `plain` has given, of a run with so many training images. Raises BadFileError for anything else."""
+        epochs, batches = config.epochs, updates_per_epoch(config, images) * config.accumulate
         try:
-            return cls(**{**plain, "history": History.from_dicts(plain["history"], epochs)})
-        except (TypeError, KeyError) as error:
-            raise BadFileError(f"the state is of another version: {error}") from None
+            position = cls(**{**plain, "history": History.from_dicts(plain["history"], epochs)})
+            counts = (position.epochs, position.batches, position.wrong, position.images)
+            if not all(type(count) is int and count >= 0 for count in counts):
+                raise ValueError("it counts something other than whole numbers")
+            for total in (position.loss, position.seconds):
+                if type(total) not in (int, float) or not math.isfinite(total):
+                    raise ValueError("a sum is no number")
+            if position.seconds < 0:
+                raise ValueError("it took less than no time")
+            if not len(position.history.rows) == position.epochs <= epochs:
+                raise ValueError(f"{position.epochs} of {epochs} epochs cannot be finished")
+            if position.batches >= batches or position.batches % config.accumulate:
+                raise ValueError(f"{position.batches} of an epoch's {batches} batches cannot be done")
+            if position.images != position.batches * config.batch_size or position.wrong > position.images:
+                raise ValueError(f"{position.wrong} of {position.images} images cannot be wrong")
+            return position
+        except (TypeError, KeyError, ValueError, OverflowError) as error:
+            raise BadFileError(f"the state is damaged, or of another version: {error}") from None
 
 
 class Loop:
@@ -94,6 +111,7 @@ class Loop:
         """
         try:
             with self._signals():
+                self._show_again()
                 while self.position.epochs < self.config.epochs:
                     if not self._train_epoch():
                         self._save_inside()
@@ -120,7 +138,7 @@ class Loop:
                     self._add(due())
                 position.batches += 1
                 position.seconds = time.monotonic() - begun
-                self._show(bar)
+                self._show_pace(bar)
                 if position.batches % self.config.accumulate == 0 and position.batches < self.batches:
                     stop, save = self._wishes()
                     if stop or save:
@@ -194,14 +212,31 @@ class Loop:
             names.append("best.params")
         if self.config.keep_every and done.epoch % self.config.keep_every == 0:
             names.append(f"epoch-{done.epoch:04d}.params")
-        state = self._good_state()  # before anything tells of the epoch
-        write_csv(position.history, self.run.directory / "history.csv")
-        draw(position.history, self.run.directory / "curves.png", f"{self.config.model} on {self.train.task.title}")
-        if self.events:
-            self.events.add(done)
-        self._save(state, names, done)
+        self._save(self._good_state(), names, done)  # before anything that is for show
+        self._show_epoch(done)
         if not self.quiet:
             print(position.history.line(done), flush=True)
+
+    def _show_epoch(self, done: Epoch) -> None:
+        """Curves, events and, as the last, the table: where that has an epoch, it has been shown."""
+        history, directory = self.position.history, self.run.directory
+        try:
+            draw(history, directory / "curves.png", f"{self.config.model} on {self.train.task.title}")
+        except Exception as error:  # of a library that draws: no reason to stop
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            warnings.warn(f"no curves: {why[:200]}", stacklevel=2)
+        if self.events:
+            self.events.add(done)
+        write_csv(history, directory / "history.csv")
+
+    def _show_again(self) -> None:
+        """Show the last epoch if the run was killed when it had been saved, and not yet shown."""
+        history = self.position.history
+        if self.run is None or not history.last:
+            return
+        table = self.run.directory / "history.csv"
+        if not table.is_file() or table.read_text(errors="replace") != csv_text(history):
+            self._show_epoch(history.last)
 
     def _good_state(self) -> State:
         """That of now; raises Diverged where a parameter is not finite."""
@@ -264,7 +299,7 @@ class Loop:
             disable=None if self.run and not self.quiet else True,  # a bar on a terminal, nothing in a pipe
         )
 
-    def _show(self, bar: tqdm) -> None:
+    def _show_pace(self, bar: tqdm) -> None:
         position = self.position
         bar.update(self.config.batch_size)
         if position.images and not bar.disable:

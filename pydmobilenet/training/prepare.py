@@ -68,7 +68,7 @@ def resume(directory: Path, on: Circumstances) -> Loop:
     train, test = _data(config, on)
     learner = _learner(config, on, workers)
     learner.restore(state.parameters, state.momentum)
-    position = Position.restored(state.position, config.epochs)
+    position = Position.restored(state.position, config, len(train))
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
     return Loop(learner, train, test, rates, position, run, _events(on, run), on.quiet)
 

@@ -1,0 +1,197 @@
+"""Damaged and forged files of each format that is read, the same ones for the same seed."""
+
+import copy
+import io
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import yaml
+from test_cifar import archive_of
+
+from pydmobilenet import params, trained
+from pydmobilenet.data import cifar, imagenet32
+from pydmobilenet.training import config
+from pydmobilenet.training.checkpoint import State
+from pydmobilenet.training.history import Epoch, History
+from pydmobilenet.training.loop import Position
+
+ROOT = Path(__file__).resolve().parents[1]
+VALUES = [None, True, -1, 2, 10**400, 1e308, -0.5, math.nan, math.inf, "", "x", "1", [], [1], {}, {"a": 1}, "y" * 9999]
+CONFIG = config.make(
+    {**config.read(ROOT / "configs" / "digits.yaml"), "model": "pyd-add-11-0.125", "dataset": "digits", "batch_size": 4}
+)
+
+
+class Format(NamedTuple):
+    """A valid file, and what reads it; whether a checksum tells that something in it is another."""
+
+    name: str
+    content: bytes
+    read: Callable[[Path], object]
+    checked: bool = False
+    forged: Callable[[np.random.Generator], bytes] | None = None
+
+
+def mutated(content: bytes, rng: np.random.Generator) -> bytes:
+    """The content with some of it flipped, cut, doubled, moved or replaced."""
+    data = bytearray(content)
+    for _ in range(rng.integers(1, 4)):
+        at, length = (int(value) for value in (rng.integers(len(data) + 1), rng.integers(1, 65)))
+        kind = rng.integers(7)
+        if kind == 0 and at < len(data):
+            data[at] ^= 1 << int(rng.integers(8))
+        elif kind == 1:
+            del data[at:]
+        elif kind == 2:
+            del data[at : at + length]
+        elif kind == 3:
+            data[at:at] = data[at : at + length]
+        elif kind == 4:
+            data[at : at + length] = rng.bytes(length)
+        elif kind == 5:
+            data[at : at + 8] = [b"\xff" * 8, bytes(8), b"\x7f" * 8, b"\0\0\0\0\0\0\0\x40"][int(rng.integers(4))]
+        else:
+            other = int(rng.integers(len(data) + 1))
+            data[at : at + length] = data[other : other + length]
+    return bytes(data)
+
+
+def with_another_value(tree: object, rng: np.random.Generator) -> object:
+    """A tree of dicts and lists with one of its values, at any depth, replaced, removed or renamed."""
+    tree = copy.deepcopy(tree)
+    places = list(_places(tree))
+    owner, key = places[int(rng.integers(len(places)))]
+    kind = rng.integers(10)
+    if kind == 0:
+        del owner[key]
+    elif kind == 1 and isinstance(owner, dict):
+        owner["another"] = owner.pop(key)
+    else:
+        owner[key] = VALUES[int(rng.integers(len(VALUES)))]
+    return tree
+
+
+def _places(tree):
+    for key, value in list(tree.items() if isinstance(tree, dict) else enumerate(tree)):
+        yield tree, key
+        if isinstance(value, (dict, list)):
+            yield from _places(value)
+
+
+# A valid file of each format
+
+
+def arrays(seed=0):
+    rng = np.random.default_rng(seed)
+    return {f"stages.0.{index}.norm1.gamma": rng.random((2, 3)).astype(np.float32) for index in range(3)}
+
+
+def position():
+    history = History(2, [Epoch(1, 0.1, 1.5, 50.0, 1.25, 40.0, 100.0, 2.0)])
+    return Position(1, 2, 1.5, 3, 8, 0.5, history).plain()
+
+
+def state(made=None):
+    return State(arrays(), {name: -array for name, array in arrays(1).items()}, made or position()).content()
+
+
+def read_state(path):
+    found = State.read(path)
+    Position.restored(found.position, CONFIG, images=16)
+    return (
+        {name: array.tobytes() for name, array in found.parameters.items()},
+        {name: array.tobytes() for name, array in found.momentum.items()},
+        found.position,
+    )
+
+
+FACTS = {
+    "model": "pyd-add-11-0.125",
+    "dataset": "digits",
+    "outputs": 10,
+    "classes": list("0123456789"),
+    "checkpoints": {"best.params": {"epoch": 1, "test_error": 2.5, "sha256": "0123456789abcdef" * 4}},
+}
+
+
+def read_run(path):
+    path = path.rename(path.with_name(trained.FACTS))
+    return trained.read_facts(path.parent), trained.of_run(path.parent)
+
+
+def batch(number=3):
+    pixels = np.random.default_rng(0).integers(0, 256, (number, 3072), dtype=np.uint8)
+    return {"data": pixels, "labels": list(range(1, number + 1)), "filenames": [b"a.png"] * number}
+
+
+def read_pickle(path):
+    return cifar.parse_pickle(cifar.CIFAR10, path, path.read_bytes())
+
+
+def read_pixels(path):
+    pixels, labels = imagenet32.load(path)
+    return pixels.tobytes(), labels.tolist()
+
+
+def npz(compressed=False):
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, data=batch()["data"], labels=batch()["labels"])
+    return buffer.getvalue()
+
+
+def zipped(files):
+    """A zip file as NumPy's, of any contents."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+TAR = {"test_batch.bin": bytes([1]) + bytes(range(256)) * 12, "readme.html": b"<html>"}
+FORMATS = [
+    Format("parameters.params", params.dump(arrays()), params.read),
+    *(Format(f"pickle-{protocol}", pickle.dumps(batch(), protocol), read_pickle) for protocol in (0, 2, 4, 5)),
+    Format("archive.tar.gz", archive_of(TAR), lambda path: cifar.members(path, ("test_batch.bin",)), checked=True),
+    Format("stored.npz", npz(), read_pixels, checked=True),
+    Format("packed.npz", npz(compressed=True), read_pixels, checked=True),
+    Format(
+        "last.state",
+        state(),
+        read_state,
+        checked=True,
+    ),
+    Format(
+        "forged.state",
+        state(),
+        read_state,
+        forged=lambda rng: state(with_another_value(position(), rng)),
+    ),
+    Format("run.json", json.dumps(FACTS).encode(), read_run),
+    Format(
+        "forged.json",
+        json.dumps(FACTS).encode(),
+        read_run,
+        forged=lambda rng: json.dumps(with_another_value(FACTS, rng)).encode(),
+    ),
+    Format("config.yaml", config.text(CONFIG).encode(), lambda path: config.make(config.read(path))),
+    Format(
+        "forged.yaml",
+        config.text(CONFIG).encode(),
+        lambda path: config.make(config.read(path)),
+        forged=lambda rng: yaml.safe_dump(with_another_value(yaml.safe_load(config.text(CONFIG)), rng)).encode(),
+    ),
+]
+
+
+def variants(form: Format, number: int, seed: int = 0):
+    """So many damaged or forged files of a format."""
+    rng = np.random.default_rng([seed, *form.name.encode()])
+    for _ in range(number):
+        yield form.forged(rng) if form.forged else mutated(form.content, rng)

@@ -1,0 +1,202 @@
+"""Files and directories are put in place whole: whatever else writes there, whatever ends the writer."""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+
+import pytest
+from conftest import ROOT
+
+from pydmobilenet import fetching, files
+from pydmobilenet.errors import UnusableError
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from pydmobilenet import files
+
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[2] == "file":
+    files.write(Path(sys.argv[1]), "half")
+with files.new_directory(Path(sys.argv[1])) as part:
+    files.write(part / "file", "half")
+"""
+
+
+def names(directory):
+    return sorted(os.listdir(directory))
+
+
+def in_threads(number, work):
+    """Run `work` in so many threads, which begin together; what each has returned or raised."""
+    barrier, results = threading.Barrier(number), [None] * number
+
+    def run(index):
+        barrier.wait()
+        try:
+            results[index] = work(index)
+        except Exception as error:
+            results[index] = error
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_writers_of_one_file_never_fail_nor_mix(tmp_path):
+    contents = [bytes([number]) * 100_000 for number in range(6)]
+
+    def work(number):
+        for _ in range(20):
+            files.write(tmp_path / "file", contents[number])
+            assert (tmp_path / "file").read_bytes() in contents
+
+    assert in_threads(len(contents), work) == [None] * len(contents)
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("own", ["file.part", ".file.part", "file.12345678.part", ".other.part"])
+def test_a_file_of_the_users_own_is_left_alone(own, tmp_path):
+    (tmp_path / own).write_text("mine")
+    files.write(tmp_path / "file", "content")
+    assert (tmp_path / own).read_text() == "mine"
+    assert names(tmp_path) == sorted(["file", own])
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_a_killed_writer_has_left_is_removed_by_the_next_one(kind, tmp_path):
+    command = [sys.executable, "-c", KILLED, tmp_path / "target", kind]
+    killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = names(tmp_path)
+    assert left.startswith(".target.")
+    files.write(tmp_path / "other", "content")
+    assert names(tmp_path) == ["other"]
+
+
+def test_what_a_killed_extraction_has_left_is_removed_where_the_data_is_looked_for_again(tmp_path):
+    command = [sys.executable, "-c", KILLED, tmp_path / "data_batch_1.bin", "file"]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
+    assert len(names(tmp_path)) == 1
+    with fetching.locked(tmp_path):
+        assert names(tmp_path) == [".download.lock"]
+
+
+@pytest.mark.parametrize("directory", [False, True])
+def test_what_a_living_writer_is_at_is_left_alone(directory, tmp_path):
+    with files._part(tmp_path / "target", directory) as (part, _):
+        files.write(tmp_path / "other", "content")
+        files.sweep(tmp_path)
+        assert part.exists()
+    assert names(tmp_path) == ["other"]
+
+
+@pytest.mark.parametrize("directory", [False, True])
+def test_a_part_that_was_swept_before_it_was_locked_is_made_again(directory, tmp_path, monkeypatch):
+    flock, swept = fcntl.flock, []
+
+    def slow(descriptor, operation):
+        if not swept:
+            swept.append(True)
+            files.sweep(tmp_path)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with files._part(tmp_path / "target", directory) as (part, _):
+        assert swept
+        assert names(tmp_path) == [part.name]
+
+
+def test_where_there_are_no_locks_files_are_written_and_nothing_is_removed(tmp_path, monkeypatch):
+    def missing(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    with files._part(tmp_path / "file") as (part, _):
+        files.write(tmp_path / "file", "content")
+        assert names(tmp_path) == [part.name, "file"]
+    assert names(tmp_path) == ["file"]
+
+
+def make(path, kind):
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(path))
+    elif kind == "device":
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("only root makes devices")
+
+
+@pytest.mark.parametrize("link", [False, True])
+@pytest.mark.parametrize("kind", ["directory", "pipe", "socket", "device"])
+def test_what_is_no_file_is_refused_and_not_replaced(kind, link, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    path = tmp_path / "x"
+    make(path, kind) if kind != "socket" else make(type(path)("x"), kind)
+    before = path.stat().st_ino
+    if link:
+        (tmp_path / "link").symlink_to(path)
+        path = tmp_path / "link"
+    with pytest.raises(UnusableError, match=rf"^cannot write {path}: it is a {kind} \(allowed: a file\)$"):
+        files.write(path, "content")
+    assert path.stat().st_ino == before
+    assert names(tmp_path) == (["link", "x"] if link else ["x"])
+
+
+def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to("far/file")
+    for content in ("new", "replaced"):
+        files.write(tmp_path / "link", content)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "far" / "file").read_text() == content
+    assert names(tmp_path) + names(tmp_path / "far") == ["far", "link", "file"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("nowhere/file", "no such directory: "), ("loop", "Too many levels"), ("x" * 300, "too long"), ("x\0", "null")],
+)
+def test_a_place_that_cannot_be_is_named(name, words, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UnusableError, match=r"(?s)^cannot write .*: .*") as caught:
+        files.write(tmp_path / name, "content")
+    assert words in str(caught.value)
+
+
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path):
+    for name in ("x" * 255, "\N{GRINNING FACE}" * 63):
+        files.write(tmp_path / name, "content")
+        assert (tmp_path / name).read_text() == "content"
+
+
+def test_of_directories_made_at_once_the_first_wins_whole(tmp_path):
+    def work(number):
+        with files.new_directory(tmp_path / "runs" / "run") as part:
+            for name in ("a", "b"):
+                files.write(part / name, str(number))
+        return number
+
+    results = in_threads(8, work)
+    (winner,) = [result for result in results if isinstance(result, int)]
+    assert all(isinstance(result, UnusableError) for result in results if result is not winner)
+    assert names(tmp_path / "runs") == ["run"]
+    assert {path.name: path.read_text() for path in (tmp_path / "runs" / "run").iterdir()} == {
+        "a": str(winner),
+        "b": str(winner),
+    }

@@ -1,0 +1,355 @@
+"""Files that are damaged, forged or made to do harm: refused on one line, soon, in little memory; or the same."""
+
+import gzip
+import io
+import json
+import math
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import tarfile
+
+import fuzzing
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_cifar import archive_of
+
+from pydmobilenet import trained
+from pydmobilenet.data import archives, cifar, imagenet32, pickles
+from pydmobilenet.errors import BadFileError, UserError
+from pydmobilenet.training import config
+from pydmobilenet.training.checkpoint import State
+from pydmobilenet.training.loop import Position
+
+FILES = 150  # of each format
+
+
+def outcome(form, content, tmp_path):
+    """What a file is read as; None where it is refused as it has to be."""
+    path = tmp_path / form.name
+    path.write_bytes(content)
+    try:
+        return form.read(path)
+    except UserError as refused:
+        error = str(refused)
+    assert len(error) < 1000
+    assert "\n" not in error
+    return None
+
+
+@pytest.mark.parametrize("form", fuzzing.FORMATS, ids=lambda form: form.name)
+def test_a_damaged_or_forged_file_is_refused_on_one_line(form, tmp_path):
+    whole = repr(outcome(form, form.content, tmp_path))
+    assert whole != "None"
+    refused = 0
+    for content in fuzzing.variants(form, FILES):
+        found = outcome(form, content, tmp_path)
+        refused += found is None
+        assert found is None or not form.checked or repr(found) == whole
+    assert refused > FILES / 5
+
+
+@pytest.mark.parametrize("form", [form for form in fuzzing.FORMATS if form.checked], ids=lambda form: form.name)
+def test_a_single_flipped_bit_is_refused_or_changes_nothing(form, tmp_path):
+    whole, refused = repr(outcome(form, form.content, tmp_path)), 0
+    places = np.random.default_rng(0).permutation(len(form.content))[:1000]
+    for place in [*places, *range(len(form.content) - 8, len(form.content))]:
+        damaged = bytearray(form.content)
+        damaged[place] ^= 1 << int(place) % 8
+        found = outcome(form, bytes(damaged), tmp_path)
+        refused += found is None
+        assert found is None or repr(found) == whole
+    assert refused > len(places) / 3
+
+
+# Archives
+
+
+def tar(*members):
+    """A .tar.gz of headers and contents as they are given: (name, kind, content), and perhaps another size."""
+    buffer = io.BytesIO()
+    for name, kind, content, *size in members:
+        info = tarfile.TarInfo(name)
+        info.type, info.size = kind, size[0] if size else len(content)
+        buffer.write(info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512))
+    return gzip.compress(buffer.getvalue() + bytes(1024))
+
+
+IMAGE = fuzzing.TAR["test_batch.bin"]
+LONG = f"{'directory/' * 20}test_batch.bin"
+WANTED = ("test_batch.bin", tarfile.REGTYPE, IMAGE)
+
+
+def members(content, tmp_path):
+    (tmp_path / "archive.tar.gz").write_bytes(content)
+    return cifar.members(tmp_path / "archive.tar.gz", ("test_batch.bin",))
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("folder", ["", "some-folder/", f"{'directory/' * 15}", f"{'été/' * 10}"])
+def test_every_kind_of_archive_is_read_whatever_the_length_of_its_names(form, folder, tmp_path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", format=form) as made:
+        for name, content in {"x/other": b"o" * 700, f"{folder}test_batch.bin": IMAGE, "z": b""}.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(content), 1.5  # a time that needs a header of its own
+            made.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "test_batch.bin"
+        made.addfile(link)
+    assert members(buffer.getvalue(), tmp_path) == [("test_batch.bin", IMAGE)]
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_long_chain_of_headers_is_a_loop(kind, tmp_path):
+    chain = [("x", kind, b"9 a=bcde\n")] * 5000
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        chain.append(("x", kind, LONG.encode() + b"\0"))
+    assert members(tar(*chain, WANTED), tmp_path) == [("test_batch.bin", IMAGE)]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (tar(("test_batch.bin", tarfile.REGTYPE, b"", 1 << 33)), "unpacks to more than 1048576 bytes"),
+        (tar(("test_batch.bin", tarfile.REGTYPE, b"", 1 << 19)), "ends too early"),
+        (gzip.compress(bytes(2 << 20)), "unpacks to more than 1048576 bytes"),
+        (tar(WANTED, *[("x", tarfile.REGTYPE, bytes(9 << 16))] * 2), "unpacks to more than 1048576 bytes"),
+        (archive_of({"test_batch.bin": IMAGE}) + b"more", "Not a gzipped file"),
+        (tar(WANTED)[:-8], "ended before"),
+        (tar(("x", tarfile.XHDTYPE, b"1" * 100_000)), "lacks test_batch.bin"),
+        (tar(("test_batch.bin", tarfile.DIRTYPE, b"")), "lacks test_batch.bin"),
+        (b"", "ends too early"),
+    ],
+    ids=["claims", "short", "bomb", "members", "behind", "cut", "digits", "directory", "empty"],
+)
+def test_an_archive_that_is_none_is_refused(content, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "LARGEST", 1 << 20)
+    with pytest.raises(BadFileError, match=words):
+        members(content, tmp_path)
+
+
+def array_header(shape, descr="|u1"):
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\1\0" + struct.pack("<H", len(text) + 1) + text + b"\n"
+
+
+LABELS = array_header((3,)) + bytes([1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"data.npy": array_header((10**12,)) + b"x"}, "not of the size that its shape asks for"),
+        ({"data.npy": array_header((2**40, 2**40, 0))}, "no batch of ImageNet32"),
+        ({"data.npy": array_header((-3, 1)) + b"x"}, "no plain number"),
+        ({"data.npy": array_header((1,), "|O") + bytes(8)}, "no plain number"),
+        ({"data.npy": array_header((1,), "|V8") + bytes(8)}, "no plain number"),
+        ({"data.npy": array_header("(" * 1500 + ")" * 1500)}, "no batch of ImageNet32"),
+        ({"data.npy": b"\x93NUMPY\2\0" + struct.pack("<I", 1 << 31) + b"{}"}, "other than arrays"),
+        ({"data.npy": array_header((2 << 20,)) + bytes(2 << 20)}, "unpacks to more than 1048576 bytes"),
+        ({"data.png": b"x"}, "other than arrays"),
+    ],
+    ids=["claims", "overflow", "negative", "objects", "void", "nested", "header", "bomb", "name"],
+)
+def test_an_npz_that_is_none_is_refused(files, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(imagenet32, "LARGEST", 1 << 20)
+    (tmp_path / "val_data.npz").write_bytes(fuzzing.zipped({**files, "labels.npy": LABELS}))
+    with pytest.raises(BadFileError, match=words):
+        imagenet32.load(tmp_path / "val_data.npz")
+
+
+def test_a_member_that_calls_itself_smaller_than_it_is_is_not_unpacked(tmp_path):
+    zeros = array_header((1000, 3072)) + bytes(3072 * 1000)
+    content = bytearray(fuzzing.zipped({"data.npy": zeros, "labels.npy": LABELS}))
+    for signature, offset in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+        at = content.index(signature) + offset
+        assert struct.unpack_from("<I", content, at) == (len(zeros),)
+        struct.pack_into("<I", content, at, 3200)
+    with pytest.raises(ValueError, match=r"Bad CRC|not of the size"):
+        archives.read_npz(io.BytesIO(content), imagenet32.LARGEST)
+
+
+def test_a_state_that_is_packed_is_none(tmp_path):
+    (tmp_path / "last.state").write_bytes(fuzzing.zipped({"position.npy": array_header((9999,)) + bytes(9999)}))
+    with pytest.raises(BadFileError, match=r"last\.state is no state of a run, .*: it unpacks to more than"):
+        State.read(tmp_path / "last.state")
+
+
+# Pickles
+
+
+def shared(levels):
+    """A list of one list, twice, of one list, twice …: to one who looks at it, 2 to the `levels` numbers."""
+    return b"]q\0(K\1K\2e" + b"".join(b"0]q%c(h%ch%ce" % (n, n - 1, n - 1) for n in range(1, levels))
+
+
+TEXT = pickle.BINUNICODE + struct.pack("<I", 1 << 20) + b"x" * (1 << 20) + b"q\0"
+PICKLES = {
+    "bytearray of 3.5 GB": b"\x96" + struct.pack("<Q", 3_500_000_000) + b"..",
+    "frame of 3.5 GB": b"\x80\4\x95" + struct.pack("<Q", 3_500_000_000) + b"}.",
+    "bytes of 3.5 GB": b"B" + struct.pack("<I", 3_500_000_000) + b"..",
+    "lists of lists": b"}(U\6labels" + shared(60) + b"U\4data" + b"h\0u.",
+    "a list of one long text": b"}U\6labels](" + TEXT + b"h\0" * 100_000 + b"es.",
+    "one long text encoded again and again": b"c_codecs\nencode\nq\1"
+    + TEXT
+    + b"X\6\0\0\0latin1q\2}U\4data]("
+    + b"h\1h\0h\2\x86R" * 3000
+    + b"es.",
+    "tuples of tuples": b"}U\4data)" + b"q\0h\0\x86" * 60 + b"s.",
+    "a type of tuples": b"cnumpy\ndtype\n)" + b"q\0h\0\x86" * 60 + b"\x85R.",
+    "marks": b"(" * 3_000_000,
+    "a module of a megabyte": b"c" + b"m" * (1 << 20) + b"\nx\n.",
+    "a number of a megabyte": b"I" + b"9" * (1 << 20) + b"\n.",
+    "a key of a megabyte": b"}" + TEXT + b"K\1s.",
+    "a dict in itself": b"}q\0U\1ah\0s.",
+    "a dict in a dict": b"}U\1a}s.",
+}
+
+BOMBS = """
+import pickle, resource, sys
+from pathlib import Path
+
+import fuzzing
+
+from pydmobilenet.data import cifar, imagenet32
+from pydmobilenet.errors import BadFileError
+
+path = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+for name, content in pickle.loads(path.read_bytes()).items():
+    path.write_bytes(content)
+    for read in (fuzzing.read_pickle, fuzzing.read_pixels):
+        try:
+            read(path)
+            print(name, "was accepted")
+        except BadFileError as error:
+            if "\\n" in str(error) or len(str(error)) > len(str(path)) + 250:
+                print(name, "has a long message")
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def test_pickles_that_are_small_and_want_much_are_refused_soon_and_in_little_memory(tmp_path):
+    path = tmp_path / "test_batch"
+    path.write_bytes(pickle.dumps(PICKLES))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, "-c", BOMBS, path]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    (kilobytes,) = answer.stdout.splitlines()
+    assert int(kilobytes) < 1_000_000
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_the_longest_official_batches_are_within_the_bounds(protocol):
+    names = [f"airliner_s_{number:06}.png".encode() for number in range(50_000)]
+    content = {"fine_labels": [5] * 50_000, "coarse_labels": [5] * 50_000, "filenames": names, "batch_label": "1 of 1"}
+    reader = pickles._Reader(io.BytesIO(pickle.dumps(content, protocol)))
+    assert len(reader.load()) == 4
+
+
+# The description of a run
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"test_error": "2.5"}, "test_error of best.params is no percentage"),
+        ({"test_error": True}, "no percentage"),
+        ({"test_error": math.nan}, "no percentage"),
+        ({"test_error": 10**400}, "no percentage"),
+        ({"test_error": -1}, "no percentage"),
+        ({"sha256": "0" * 63}, "sha256 of best.params is none"),
+        ({"sha256": ["0" * 64]}, "sha256 of best.params is none"),
+        ({"sha256": None}, "sha256 of best.params is none"),
+        ({"epoch": -3}, "epoch of best.params is none"),
+        ({"epoch": "3"}, "epoch of best.params is none"),
+    ],
+)
+def test_a_forged_checkpoint_of_a_run_is_refused(change, words, tmp_path):
+    checkpoint = {**fuzzing.FACTS["checkpoints"]["best.params"], **change}
+    (tmp_path / "run.json").write_text(json.dumps({**fuzzing.FACTS, "checkpoints": {"best.params": checkpoint}}))
+    with pytest.raises(BadFileError, match=rf"run\.json does not describe a run: .*{words}"):
+        trained.of_run(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "3", '{"checkpoints": 3}', "x" * (1 << 25), "\udcff"])
+def test_what_does_not_describe_a_run_is_refused(content, tmp_path):
+    (tmp_path / "run.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(BadFileError, match=r"run\.json does not describe a run"):
+        trained.of_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epochs": "1"},
+        {"epochs": True},
+        {"epochs": 2},
+        {"epochs": -1},
+        {"epochs": 1e9},
+        {"batches": 4},
+        {"batches": -2},
+        {"batches": 10**30},
+        {"images": 9},
+        {"wrong": 9},
+        {"wrong": 1.5},
+        {"loss": math.nan},
+        {"loss": "1.5"},
+        {"loss": 10**400},
+        {"seconds": -1.0},
+        {"seconds": None},
+        {"history": []},
+        {"history": [[]]},
+        {"history": 3},
+        {"history": [{**fuzzing.position()["history"][0], "epoch": 2}]},
+        {"history": [{**fuzzing.position()["history"][0], "epoch": True}]},
+        {"history": [{**fuzzing.position()["history"][0], "test_error": "40"}]},
+        {"history": [{**fuzzing.position()["history"][0], "test_error": 140}]},
+        {"history": [{**fuzzing.position()["history"][0], "test_error": 10**400}]},
+        {"history": [{**fuzzing.position()["history"][0], "seconds": math.nan}]},
+        {"colour": 1},
+    ],
+)
+def test_a_forged_position_is_refused(change):
+    with pytest.raises(BadFileError, match="the state is damaged, or of another version"):
+        Position.restored({**fuzzing.position(), **change}, fuzzing.CONFIG, images=16)
+    assert Position.restored(fuzzing.position(), fuzzing.CONFIG, images=16).plain() == fuzzing.position()
+
+
+@pytest.mark.parametrize("array", [np.array([np.nan], np.float32), np.array([1]), np.array([1.0]), np.array([1e300])])
+def test_a_state_of_other_numbers_is_refused(array, tmp_path):
+    State({"w": array}, {}, fuzzing.position()).write(tmp_path / "last.state")
+    with pytest.raises(BadFileError, match=r"last\.state is no state of a run"):
+        State.read(tmp_path / "last.state")
+
+
+# The configuration
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a: &a [x, x]\nb: &b [*a, *a]\n", "line 1, column 4: no valid YAML: anchors and aliases have no use here"),
+        ("epochs: &x 3\n", "anchors and aliases"),
+        ("epochs: *x\n", "anchors and aliases"),
+        ("[" * 60_000, "nested too deeply"),
+        ("{a: " * 10_000, "nested too deeply"),
+        ("x" * 100_000, "more than 65536 bytes"),
+        (f"seed: {'9' * 60_000}\n", "…' (allowed: a whole number from 0 to 2147483647)"),
+        (f"model: {'y' * 60_000}\n", "…' (allowed: a name)"),
+        ("seed: 2147483648\n", "seed: '2147483648' (allowed: a whole number from 0 to 2147483647)"),
+        ("learning_rate: 1e308\n", "learning_rate: '1e308' (allowed: a number above 0, at most 1000)"),
+        ("weight_decay: 1e308\n", "weight_decay: '1e308' (allowed: a number from 0 to 1000)"),
+    ],
+)
+def test_a_configuration_beyond_all_sense_is_refused(content, words, tmp_path):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError) as caught:
+        config.read(tmp_path / "config.yaml")
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 500
