@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 try:
-    from pydmobilenet import _runtime, catalog, cli, html, report, trained, validation
-    from pydmobilenet.errors import UnknownNameError, unknown
+    from pydmobilenet import _runtime, catalog, cli, fetching, html, report, trained, validation
+    from pydmobilenet.errors import UnknownNameError, UserError, unknown
     from pydmobilenet.text import printable
 except ImportError as error:
     print(f"run_validation.py: error: {error}", file=sys.stderr)
@@ -90,9 +90,20 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def folder_of_runs(arguments: argparse.Namespace) -> Path | None:
+    """The one folder that ``--dataset folder:PATH`` names for runs to be evaluated on, taken out of the data sets."""
+    folders = [name for name in arguments.dataset if name.startswith("folder:")]
+    if len(folders) + (arguments.data_dir is not None) > 1:
+        raise UserError("--dataset folder:PATH and --data-dir name several places of the data: give one of them")
+    arguments.dataset = [name for name in arguments.dataset if name not in folders]
+    return fetching.expanded(folders[0].partition(":")[2]) if folders else None
+
+
 def main() -> int:
     arguments = parse_arguments()
     rows = [trained.of_run(path) for path in arguments.run] or [*catalog.RECORDS, *trained.bundled()]
+    if arguments.run:
+        arguments.data_dir = folder_of_runs(arguments) or arguments.data_dir
     records = catalog.select(arguments.model or ["*"], arguments.dataset or ["*"], arguments.depth, rows)
     if not records:
         raise UnknownNameError("no row has all of the model, data set and depth asked for")
@@ -124,7 +135,7 @@ def main() -> int:
     for dataset, rows in validation.validate(records, engine, *options):
         if dataset and dataset.note and not arguments.quiet:
             print(printable(f"data: {dataset.note}"), file=sys.stderr)
-        tables.append(report.markdown(dataset, rows))
+        tables.append(report.markdown(dataset, rows, origins=True))
         results += rows
         if arguments.output:  # after each data set: an interruption loses no more than the one under way
             sections.append(html.section(dataset, rows, len(sections)))

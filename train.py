@@ -11,6 +11,7 @@ from pathlib import Path
 
 try:
     from pydmobilenet import cli, fetching
+    from pydmobilenet.data import get_task
     from pydmobilenet.errors import UnknownNameError, UserError
     from pydmobilenet.text import printable
     from pydmobilenet.training import config
@@ -69,7 +70,9 @@ def configure(arguments: Namespace) -> config.Config:
         warnings.warn(
             f"warmup_epochs {own:g} does not fit into --epochs {epochs}: shortened to {shorter}", stacklevel=2
         )
-    return config.make({**values, **given})
+    recipe = config.make({**values, **given})
+    get_task(recipe.dataset)  # of a folder too, which has to be there
+    return recipe
 
 
 def check_same(given: dict[str, object], run: config.Config) -> None:
@@ -89,6 +92,9 @@ def main() -> int:
         raise UserError("--resume takes all of that from the run: leave out --output, --config, --init, --pretrained")
     if arguments.init and arguments.pretrained:
         raise UserError("--init and --pretrained are two beginnings: give one of them")
+    own_folder = (arguments.dataset or "").startswith("folder:") and not arguments.resume
+    if own_folder and arguments.data_dir:
+        raise UserError("--dataset folder:PATH and --data-dir name two places of the data: give one of them")
     if arguments.weights_dir and not arguments.pretrained:
         raise UserError("--weights-dir is where --pretrained looks: add that, or leave it out")
     from pydmobilenet.training import checkpoint

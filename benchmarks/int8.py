@@ -67,7 +67,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"]
         for model in arguments.model:
-            net = fuse(pydmobilenet.get_model(model, pretrained=True, root=arguments.weights_dir), portable=True)
+            net = fuse(pydmobilenet.get_model(model, pretrained=True, weights_dir=arguments.weights_dir), portable=True)
             files[0].write_bytes(graph.convert(net, test.task).SerializeToString())
             quantize_static(
                 files[0],

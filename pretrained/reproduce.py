@@ -36,7 +36,7 @@ def main() -> int:
     for entry in chosen:
         with tempfile.TemporaryDirectory() as folder:
             run = train(entry["command"], Path(folder) / "run")
-        checkpoint, environment = run["checkpoints"]["last.params"], run["environment"]
+        checkpoint, environment = run["checkpoints"]["last.params"], run["sessions"][-1]["environment"]
         same = checkpoint["sha256"] == entry["sha256"]
         different += not same
         errors = f"error {checkpoint['test_error']:.2f} %, recorded {entry['test_error']:.2f} %"

@@ -25,8 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     ends = "exit code: 0 all images are answered; 1 some were passed over by --skip-bad; 2 a mistake in the command"
     predict = command("predict", "classify images, of any size, by a network of the zoo", ends)
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder, or - for standard input")
-    _model(predict)
-    cli.add_weights(predict)
+    cli.add_network(predict)
     predict.add_argument("--top", type=cli.positive, default=3, metavar="K", help="classes an image (default: 3)")
     predict.add_argument("--json", action="store_true", help="print JSON")
     cli.add_skip_bad(predict)
@@ -37,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_weights_dir(listing)
 
     info = command("info", "show a network layer by layer")
-    info.add_argument("model", metavar="MODEL", help="as pyd-concat-56-0.5")
+    info.add_argument("model", metavar="MODEL", help="as pyd-concat-56-0.5, or a run of train.py")
     cli.add_dataset(info)
 
     fetch = command("fetch", "download data sets and published weights ahead of time")
@@ -48,13 +47,9 @@ def parse_arguments() -> argparse.Namespace:
     convert = command("convert", "write a checkpoint of the authors in Gluon's structural format")
     convert.add_argument("source", type=Path, help="a .params file of the authors")
     convert.add_argument("target", type=Path, help="the file to write")
-    _model(convert)
+    convert.add_argument("-m", "--model", required=True, metavar="NAME", help="as pyd-concat-56-0.5")
+    cli.add_dataset(convert)
     return parser.parse_args()
-
-
-def _model(parser: cli.Parser) -> None:
-    parser.add_argument("-m", "--model", required=True, metavar="NAME", help="as pyd-concat-56-0.5")
-    cli.add_dataset(parser)
 
 
 def _pattern(parser: cli.Parser) -> None:
@@ -66,20 +61,19 @@ def predict(arguments: argparse.Namespace) -> int:
     from .data.folder import listed, seen_through
     from .predict import image_files, predict
 
-    architecture, task = catalog.parse_name(arguments.model), get_task(arguments.dataset)
+    network = cli.network(arguments)
     files, skipped = image_files(arguments.images)
     if skipped:
         print(printable(f"skipped: {listed(skipped)}"), file=sys.stderr)
 
     _runtime.use_all_instructions()
-    from . import devices, zoo  # MXNet takes a while to import: not before the command is known to be right
+    from . import devices  # MXNet takes a while to import: not before the command is known to be right
     from .deploy import fuse
     from .engine import predictor
 
     context = devices.choose(cli.device_name(arguments.device)).context
-    root = cli.weights_root(arguments)
-    net = zoo.get_model(architecture.name, task.name, pretrained=True, device=context, root=root)
-    found = list(predict(predictor(fuse(net), context), task, files, arguments.top, arguments.skip_bad))
+    net = network.load(context)
+    found = list(predict(predictor(fuse(net), context), network.task, files, arguments.top, arguments.skip_bad))
     if not found:
         raise BadFileError(f"none of the {len(files)} images can be read")
     resized = sum(prediction.resized for prediction in found)
@@ -107,11 +101,20 @@ def listing(arguments: argparse.Namespace) -> int:
 
 
 def info(arguments: argparse.Namespace) -> int:
-    name, task = catalog.parse_name(arguments.model).name, get_task(arguments.dataset)
+    path = Path(arguments.model)
+    run = trained.find_run(path) if path.exists() else None
+    if run:
+        trained.check_given(run, None, arguments.dataset)
+    name = run.model if run else catalog.parse_name(arguments.model).name
+    task = run.task if run else get_task(arguments.dataset or "cifar10")
     from .listing import layer_table
 
-    table = layer_table(name, task.name)
+    table = layer_table(name, task)
     print(printable(f"{name} for {task.title}"))
+    if run:
+        print(printable(f"classes: {', '.join(task.classes)}"))
+        for name, text in trained.origin(run):
+            print(printable(f"{name}: {text}"))
     print(table)
     return 0
 
@@ -125,10 +128,10 @@ def fetch(arguments: argparse.Namespace) -> int:
 
 def convert(arguments: argparse.Namespace) -> int:
     architecture = catalog.parse_name(arguments.model)
-    get_task(arguments.dataset)
+    dataset = get_task(arguments.dataset or "cifar10").name
     from . import weights, zoo
 
-    weights.convert(arguments.source, arguments.target, zoo.get_model(architecture.name, arguments.dataset))
+    weights.convert(arguments.source, arguments.target, zoo.get_model(architecture.name, dataset))
     print(printable(f"wrote {arguments.target}"))
     return 0
 

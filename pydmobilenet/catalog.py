@@ -13,9 +13,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import UnknownNameError, unknown
+
+if TYPE_CHECKING:
+    from .data import Task
 
 NAME_FORM = "FAMILY-DEPTH-MULTIPLIER, as pyd-concat-56-0.5, or wrn-DEPTH-WIDTH, as wrn-28-10"
 # Data sets of the published tables, and the labels whose errors they count.
@@ -70,8 +73,8 @@ class Record:
     """One row of a published table: errors in %, parameters and multiply-adds in millions.
 
     `exact` holds the counts of the authors' own graph; of the Wide ResNets there is none. `note` is a caveat, if any.
-    A checkpoint that was trained with this project has a row of the same kind: `file` is where it is, `top1_error` was
-    recorded with it, and nothing else is known beforehand.
+    A checkpoint that was trained with this project has a row of the same kind: `file` is where it is, `top1_error` and
+    `task` (classes, outputs, normalisation) were recorded with it, and nothing else is known beforehand.
     """
 
     model: str
@@ -84,6 +87,7 @@ class Record:
     checkpoint: Checkpoint | None
     note: str
     file: Path | None = None
+    task: Task | None = None
 
     @property
     def published(self) -> bool:

@@ -11,10 +11,17 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import fetching, trained
-from .errors import MissingFileError, UserError, nearest, of_engine, unknown
+from .catalog import parse_name
+from .data import Task, get_task
+from .errors import UserError, nearest, of_engine, unknown
 from .text import printable
+
+if TYPE_CHECKING:
+    import mxnet as mx
+    from mxnet.gluon.block import HybridBlock
 
 
 class Parser(argparse.ArgumentParser):
@@ -81,7 +88,7 @@ def run(main: Callable[[], int]) -> None:
 
 
 def add_dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-d", "--dataset", default="cifar10", metavar="NAME", help="cifar10 (default), digits, ...")
+    parser.add_argument("-d", "--dataset", metavar="NAME", help="cifar10 (default), digits, ...; of a run, its own")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -101,24 +108,56 @@ def add_weights_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights-dir", type=directory, metavar="DIR", help=text)
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Options that say where the weights of one network come from; `weights_root` understands them."""
-    text = "a .params file or a run of train.py (default: the published or bundled weights)"
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """Options that name one network and its weights; `network` understands them."""
+    parser.add_argument("-m", "--model", metavar="NAME", help="as pyd-concat-56-0.5; of a run, its own")
+    add_dataset(parser)
+    text = "a run of train.py, or a .params file (default: the published or bundled weights)"
     parser.add_argument("--weights", metavar="PATH", help=text)
     add_weights_dir(parser)
 
 
-def weights_root(arguments: argparse.Namespace) -> Path | None:
-    """The `root` of `get_model`: the file or run of ``--weights``; else the directory of published weights.
+class Network(NamedTuple):
+    """One network: its name, its task, and where `get_model` finds its weights."""
 
-    Raises MissingFileError.
+    name: str
+    task: Task
+    weights: Path | None
+    weights_dir: Path | None
+
+    def load(self, device: str | mx.Context) -> HybridBlock:
+        """The Gluon network on a device."""
+        from . import zoo  # MXNet takes a while to import: not before the command is known to be right
+
+        where = {"weights": self.weights} if self.weights else {"pretrained": True, "weights_dir": self.weights_dir}
+        return zoo.get_model(self.name, self.task.name, classes=self.task.outputs, device=device, **where)
+
+    def file(self) -> Path:
+        """The file of its weights, verified."""
+        from . import zoo
+
+        return zoo.weights_file(self.name, self.task.name, self.weights, self.weights_dir, self.task.outputs)
+
+
+def network(arguments: argparse.Namespace) -> Network:
+    """The network that the options name. A run tells its model, classes and normalisation itself; where others are
+    given, they have to be the same.
     """
-    if arguments.weights is None:
-        return arguments.weights_dir
-    path = fetching.expanded(arguments.weights)
-    if not path.exists() or not trained.is_own(path):
-        raise MissingFileError(f"no such parameter file or run: {path}")
-    return path
+    if arguments.weights is not None:
+        path = fetching.expanded(arguments.weights)
+        if arguments.weights_dir is not None:
+            raise UserError("--weights and --weights-dir are two places: give one of them")
+        run = trained.find_run(path)
+        if run is not None:
+            trained.check_given(run, arguments.model, arguments.dataset)
+            return Network(run.model, run.task, path, None)
+        if arguments.model is None:
+            raise UserError(f"{path} is of no run, which would tell its network: add --model and --dataset")
+    if arguments.model is None:
+        raise UserError("no network is named: add --model NAME, or --weights RUN")
+    task = get_task(arguments.dataset or "cifar10")
+    path = arguments.weights and fetching.expanded(arguments.weights)
+    return Network(parse_name(arguments.model).name, task, path, arguments.weights_dir)
 
 
 def terminal_width() -> int | None:

@@ -19,14 +19,16 @@ from .validation import Predict
 
 
 class GluonEngine:
-    """Networks of the zoo on one device. `root` is where checkpoints are looked for first.
+    """Networks of the zoo on one device. `weights_dir` is where published checkpoints are looked for first.
 
     They are fused before they answer, which changes no more than rounding does; without `fused`, they run literally.
     """
 
-    def __init__(self, context: mx.Context, root: Path | None = None, fused: bool = True, print_net: bool = False):
+    def __init__(
+        self, context: mx.Context, weights_dir: Path | None = None, fused: bool = True, print_net: bool = False
+    ):
         self.context = context
-        self.root = root
+        self.weights_dir = weights_dir
         self.fused = fused
         self.print_net = print_net
 
@@ -42,7 +44,8 @@ class GluonEngine:
 
     def count(self, record: Record) -> Complexity:
         """The exact parameters and multiply-adds of a record's network."""
-        net = zoo.build(catalog.parse_name(record.model), record.dataset)
+        outputs = record.task.outputs if record.task else None
+        net = zoo.build(catalog.parse_name(record.model), record.dataset, outputs)
         if self.print_net:
             print(printable(f"{record.model} on {record.dataset}"))
             mx.visualization.print_summary(net(mx.sym.var("data")), {"data": (1, 3, 32, 32)})
@@ -54,20 +57,24 @@ class GluonEngine:
 
     def network(self, record: Record, portable: bool = False) -> HybridBlock:
         """The network with the record's weights, fused if that is wanted."""
-        root = self.root if record.published else trained.verified(record)
-        net = zoo.get_model(record.model, record.dataset, pretrained=True, device=self.context, root=root)
+        where = {"pretrained": True, "weights_dir": self.weights_dir}
+        if not record.published:
+            where = {"weights": trained.verified(record), "classes": record.task.outputs}
+        net = zoo.get_model(record.model, record.dataset, device=self.context, **where)
         return fuse(net, portable) if self.fused else net
 
 
 class OnnxRuntimeEngine(GluonEngine):
     """The same networks, run by ONNX Runtime on the CPU. Raises UnusableError for another device, or without it."""
 
-    def __init__(self, context: mx.Context, root: Path | None = None, fused: bool = True, print_net: bool = False):
+    def __init__(
+        self, context: mx.Context, weights_dir: Path | None = None, fused: bool = True, print_net: bool = False
+    ):
         if context.device_type != "cpu":
             raise UnusableError(f"engine 'onnxruntime' runs on the CPU here, not on {context}; nearest: --device cpu")
         from .deploy import runtime  # noqa: F401  whether it is there has to be known before anything is begun
 
-        super().__init__(context, root, fused, print_net)
+        super().__init__(context, weights_dir, fused, print_net)
 
     def load(self, record: Record) -> Predict:
         """The network with the record's weights: images (N, 3, 32, 32) in float32 to logits (N, outputs)."""

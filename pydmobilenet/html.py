@@ -136,6 +136,7 @@ def _results(content: Table, results: Sequence[Result], anchor: str) -> str:
         f'<p id="{anchor}r{number}">[{number}] {escape(reason)}</p>\n'
         for number, reason in enumerate(content.reasons, 1)
     ]
+    notes += [f"<p>{escape(text)}</p>\n" for text in content.origins]
     body = f'<thead><tr role="row">{head}</tr></thead><tbody>\n{"".join(rows)}</tbody>'
     return f'{_scrolling("results", body, caption)}<div class="notes">\n{"".join(notes)}</div>'
 

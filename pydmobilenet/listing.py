@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from . import catalog, complexity, trained, weights, zoo
 from .catalog import Record
-from .data import get_dataset, get_task
+from .data import Task, get_dataset, get_task
 from .errors import UserError
 from .text import printable
 
@@ -39,9 +39,9 @@ def zoo_table(records: Sequence[Record], root: Path | None = None, width: int | 
     return tabulate(rows, [*columns[:-1], "here"], tablefmt="github", disable_numparse=True, colalign=alignment)
 
 
-def layer_table(model: str, dataset: str) -> str:
+def layer_table(model: str, task: Task) -> str:
     """A network, layer by layer: names as in the checkpoints, output for one image, parameters, multiply-adds."""
-    layers = complexity.layers(zoo.build(catalog.parse_name(model), dataset))
+    layers = complexity.layers(zoo.build(catalog.parse_name(model), task.name, task.outputs))
     rows = [
         [
             layer.name,

@@ -1,14 +1,22 @@
-"""What a result was made with, so far as it may depend on it: versions, processor, instruction set, threads."""
+"""What a result comes from: data, initial weights, versions, processor, device, command, dates."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
 
-import numpy
+import numpy as np
 
 from . import _runtime, processor
+from .data import Dataset
+
+PIECE = 4096  # images hashed at a time: those of ImageNet32 do not fit into memory
 
 
 def environment() -> dict[str, str]:
@@ -19,7 +27,7 @@ def environment() -> dict[str, str]:
     return {
         "pydmobilenet": __version__,
         "python": platform.python_version(),
-        "numpy": numpy.__version__,
+        "numpy": np.__version__,
         mxnet: importlib.metadata.version(mxnet),
         "processor": processor.cpu_name(),
         "instruction_set": processor.instruction_set() or "unknown",
@@ -31,3 +39,64 @@ def summary() -> str:
     """The processor, the instruction set and the threads on a line, as benchmarks print them beside their figures."""
     found = environment()
     return f"{found['processor']}, {found['instruction_set']}, OMP_NUM_THREADS={found['threads']}"
+
+
+def session(device: str) -> dict[str, object]:
+    """One start of a training run: when, by which command, on which device, with what."""
+    command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    return {"begun": now(), "command": command, "device": device, "environment": environment()}
+
+
+def now() -> str:
+    """The date and time in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def of_data(dataset: Dataset) -> dict[str, object]:
+    """What tells images from others: how many of each label there are, and the SHA-256 of pixels and labels."""
+    digest = hashlib.sha256()
+    for start in range(0, len(dataset), PIECE):
+        digest.update(np.ascontiguousarray(dataset.images[start : start + PIECE]))
+    digest.update(dataset.labels.astype("<i8").tobytes())
+    numbers = np.bincount(dataset.labels, minlength=len(dataset.task.classes))
+    return {"images": len(dataset), "images_per_class": numbers.tolist(), "sha256": digest.hexdigest()}
+
+
+def data_difference(recorded: Mapping[str, object], dataset: Dataset) -> str:
+    """In what a data set is not the recorded one, in words; nothing where it is the same."""
+    found = of_data(dataset)
+    if found == recorded:
+        return ""
+    if found["images"] != recorded["images"]:
+        return f"{found['images']:,} images instead of {recorded['images']:,}"
+    for name, here, there in zip(dataset.task.classes, found["images_per_class"], recorded["images_per_class"]):
+        if here != there:
+            return f"{here:,} images of class {name!r} instead of {there:,}"
+    return "other pixels, or the same in another order"
+
+
+def check(facts: Mapping[str, object]) -> None:
+    """Raises ValueError, KeyError or TypeError where what a run tells of its data or sessions cannot be."""
+    for split in facts.get("data", {}).values():
+        numbers = [split["images"], *split["images_per_class"]]
+        if not all(type(number) is int and number >= 0 for number in numbers) or not isinstance(split["sha256"], str):
+            raise TypeError("data is described by numbers of images and a hash")
+    texts = list(facts.get("initial_weights", {}).values())
+    for each in facts.get("sessions", []):
+        texts += [each["begun"], each["command"], each["device"], *each["environment"].values()]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("sessions and initial weights are described by texts")
+
+
+def rows(facts: Mapping[str, object]) -> list[tuple[str, str]]:
+    """What a run tells of its origin, as a name and a text each; nothing where an earlier version has told nothing."""
+    found = []
+    for number, each in enumerate(facts.get("sessions", []), 1):
+        what = "begun" if number == 1 else "resumed"
+        found.append((f"{what} {each['begun']}", f"{each['command']} ({each['device']})"))
+        found.append(("with", ", ".join(f"{name} {value}" for name, value in each["environment"].items())))
+    for split, data in facts.get("data", {}).items():
+        found.append((f"{split} images", f"{data['images']:,}, SHA-256 {data['sha256']}"))
+    if "initial_weights" in facts:
+        found.append(("initial weights", "{source}, SHA-256 {sha256}".format(**facts["initial_weights"])))
+    return found

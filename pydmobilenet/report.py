@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-from . import files
+from . import files, trained
 from .catalog import Record
 from .data import Dataset, get_task
 from .text import encodable, printable
@@ -22,8 +22,8 @@ FILES = ("validation.md", "validation.csv", "validation.json", "report.html")
 
 
 class Table(NamedTuple):
-    """The table of one data set, its cells as text, and the paragraphs below it, whose ``**`` mark what is strong. All
-    of it is printable.
+    """The table of one data set, its cells as text, and the paragraphs below it, whose ``**`` mark what is strong;
+    `origins` are what runs tell of where they come from. All of it is printable.
 
     The verdict of a row that was not evaluated ends with the number of its reason, counted from 1, in brackets.
     """
@@ -33,6 +33,7 @@ class Table(NamedTuple):
     rows: list[list[str]]
     notes: list[str]
     reasons: list[str]
+    origins: list[str]
 
     @property
     def alignment(self) -> list[str]:
@@ -49,7 +50,7 @@ class Table(NamedTuple):
 
 def table(dataset: Dataset | None, results: Sequence[Result]) -> Table:
     """The table of one data set, with a heading, and below it what a reader has to know."""
-    task = get_task(results[0].record.dataset)
+    task = results[0].record.task or get_task(results[0].record.dataset)
     title = printable(task.title) + ("" if results[0].record.published else ", trained with this project")
     reasons = list(dict.fromkeys(result.reason for result in results if result.reason))
     caveats = [f"{result.record.model}: {result.record.note}." for result in results if result.record.note]
@@ -58,11 +59,22 @@ def table(dataset: Dataset | None, results: Sequence[Result]) -> Table:
         notes.append(
             "The published multiply-adds lie 0.2 to 16 % below the exact count of the convolutions and the dense layer."
         )
-    return Table(title, *_cells(results, reasons), notes, [printable(reason) for reason in reasons])
+    origins = [
+        f"{result.record.file.parent.name}/{result.record.file.name}, {name}: {text}"
+        for result in results
+        for name, text in trained.origin(result.record)
+    ]
+    return Table(
+        title, *_cells(results, reasons), notes, *(list(map(printable, texts)) for texts in (reasons, origins))
+    )
 
 
-def markdown(dataset: Dataset | None, results: Sequence[Result], width: int | None = None) -> str:
-    """The table of one data set in Markdown; with its least needed columns left out, if need be, to fit a `width`."""
+def markdown(
+    dataset: Dataset | None, results: Sequence[Result], width: int | None = None, origins: bool = False
+) -> str:
+    """The table of one data set in Markdown; with its least needed columns left out, if need be, to fit a `width`. With
+    `origins`, what runs tell of where they come from stands below.
+    """
     content = table(dataset, results)
     figures = content.columns.index("error, %")
     narrower = content
@@ -72,7 +84,8 @@ def markdown(dataset: Dataset | None, results: Sequence[Result], width: int | No
         narrower = narrower.without(needless)
     lines = _grid(narrower)
     numbered = [f"[{number}] {reason}" for number, reason in enumerate(content.reasons, 1)]
-    return "\n\n".join([f"## {content.title}", lines, *content.notes, *numbered]) + "\n"
+    told = ["\n".join(f"- {text}" for text in content.origins)] if origins and content.origins else []
+    return "\n\n".join([f"## {content.title}", lines, *content.notes, *numbered, *told]) + "\n"
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -179,6 +192,7 @@ def plain(result: Result) -> dict[str, object]:
         "complete": result.complete,
         "verdict": result.verdict,
         "reason": result.reason,
+        "origin": "; ".join(f"{name}: {text}" for name, text in trained.origin(record)),
     }
 
 

@@ -11,9 +11,10 @@ import os
 import re
 from pathlib import Path
 
-from . import fetching
+from . import fetching, provenance
 from .catalog import Checkpoint, Record, parse_name
-from .errors import BadFileError, MissingFileError, unknown
+from .data import get_task, recorded_task
+from .errors import BadFileError, MissingFileError, UnknownNameError, unknown
 
 MANIFEST, FACTS = "manifest.json", "run.json"
 BEST = "best.params"
@@ -33,9 +34,33 @@ def bundled(directory: Path | None = None) -> list[Record]:
         raise BadFileError(f"{directory / MANIFEST} is no list of checkpoints: {_why(error)}") from None
 
 
-def is_own(path: Path | None) -> bool:
-    """Whether a path is the directory of a run, or one file of parameters, and no place to look for several."""
-    return path is not None and (path.suffix == ".params" or os.path.isfile(path / FACTS))
+def find_run(path: Path) -> Record | None:
+    """The record of a run, or of one of its files; None for a file of parameters that no run tells of.
+
+    Raises MissingFileError for what is neither, BadFileError for a run that is damaged.
+    """
+    if not os.path.exists(path):
+        raise MissingFileError(f"no such parameter file or run: {path}")
+    if os.path.isdir(path):
+        return of_run(path)
+    return of_run(path) if os.path.isfile(path.parent / FACTS) else None
+
+
+def check_given(record: Record, model: str | None, dataset: str | None) -> None:
+    """Raises UnknownNameError where a model or data set, if it is given, is another one than a run's own. A folder may
+    have moved, if its classes are the same.
+    """
+    run = record.file.parent
+    if model is not None and parse_name(model).name != record.model:
+        raise UnknownNameError(f"{run} is of {record.model}, not of {model}; nearest: {record.model}")
+    if dataset in (None, record.dataset):
+        return
+    both_folders = all(name.startswith("folder:") for name in (dataset, record.dataset))
+    if not both_folders or sorted(get_task(dataset).classes) != sorted(record.task.classes):
+        raise UnknownNameError(
+            f"{run} has learned {record.dataset} (classes: {', '.join(record.task.classes[:10])}), not {dataset}; "
+            f"nearest: {record.dataset}"
+        )
 
 
 def of_run(path: Path) -> Record:
@@ -48,9 +73,17 @@ def of_run(path: Path) -> Record:
         raise MissingFileError(f"no such run: {path}")
     directory, file = (path, BEST) if os.path.isdir(path) else (path.parent, path.name)
     facts = read_facts(directory)
+    if not facts["checkpoints"]:
+        raise MissingFileError(f"{directory} has no checkpoint yet: its first epoch is not finished")
     if file not in facts["checkpoints"]:
         raise unknown("checkpoint", file, facts["checkpoints"])
     return _record(directory, file, facts, facts["checkpoints"][file])
+
+
+def origin(record: Record) -> list[tuple[str, str]]:
+    """Where a checkpoint comes from, as `provenance.rows` tells it; nothing of a published or a bundled one."""
+    is_run = record.file is not None and os.path.isfile(record.file.parent / FACTS)
+    return provenance.rows(read_facts(record.file.parent)) if is_run else []
 
 
 def verified(record: Record) -> Path:
@@ -74,6 +107,7 @@ def read_facts(directory: Path) -> dict:
         for file, checkpoint in facts["checkpoints"].items():
             _record(directory, file, facts, checkpoint)
         _check_model(facts)
+        provenance.check(facts)
         return facts
     except OSError as error:
         raise MissingFileError(f"{directory} holds no checkpoint of a run: {path} ({error.strerror})") from None
@@ -90,6 +124,7 @@ def _check_model(model: dict) -> None:
     if not isinstance(model["model"], str) or not isinstance(model["dataset"], str):
         raise TypeError("a model and a data set have names")
     parse_name(model["model"])
+    recorded_task(model["dataset"], model)
 
 
 def _record(directory: Path, file: str, model: dict, checkpoint: dict) -> Record:
@@ -112,4 +147,5 @@ def _record(directory: Path, file: str, model: dict, checkpoint: dict) -> Record
         checkpoint=Checkpoint(path=file, bytes=None, sha256=sha256, git_blob_sha1=""),
         note="",
         file=directory / file,
+        task=recorded_task(model["dataset"], model),
     )

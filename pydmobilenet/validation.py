@@ -214,9 +214,9 @@ def validate(
     options = batch_size, limit, keep_answers
     with ExitStack() as stack:
         crew = None
-        for (name, _), rows in groupby(records, key=lambda record: (record.dataset, record.published)):
+        for _, rows in groupby(records, key=lambda record: (record.dataset, record.published, record.task)):
             rows = list(rows)
-            dataset, reason = _dataset(name, rows, data_dir, skip_bad)
+            dataset, reason = _dataset(rows, data_dir, skip_bad)
             images = len(dataset.head(limit)) if dataset else 0
             if min(processes, len(rows)) > 1 and images * len(rows) >= WORTH_PROCESSES:
                 crew = crew or stack.enter_context(
@@ -230,12 +230,12 @@ def validate(
                 )
 
 
-def _dataset(name: str, rows: Sequence[Record], data_dir: Path | None, skip_bad: bool) -> tuple[Dataset | None, str]:
+def _dataset(rows: Sequence[Record], data_dir: Path | None, skip_bad: bool) -> tuple[Dataset | None, str]:
     """The test images of a data set, or why they cannot be had; none where no row has a checkpoint anyway."""
     if not any(record.checkpoint for record in rows):
         return None, ""
     try:
-        return get_dataset(name, "test", data_dir, skip_bad), ""
+        return get_dataset(rows[0].dataset, "test", data_dir, skip_bad, rows[0].task), ""
     except (UserError, OSError) as error:
         return None, str(error)
 
@@ -274,11 +274,12 @@ class _Worker:
 
     @classmethod
     def answer(cls, record: Record) -> Result:
-        if record.dataset not in cls.datasets:  # which is on this machine, as the parent has read it
+        key = record.dataset, record.task
+        if key not in cls.datasets:  # which is on this machine, as the parent has read it
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the parent has had them
-                cls.datasets[record.dataset] = _dataset(record.dataset, [record], *cls.where)
-        return _row(record, cls.engine, *cls.datasets[record.dataset], *cls.options)
+                cls.datasets[key] = _dataset([record], *cls.where)
+        return _row(record, cls.engine, *cls.datasets[key], *cls.options)
 
 
 def _row(

@@ -48,7 +48,7 @@ def test_the_reference_is_whole(shared):
 def test_logits_are_those_of_the_authors_graph(record, weights_dir, batch):
     expected = authors_network(record)(mx.nd.array(batch)).asnumpy()
     scale = abs(expected).max()
-    net = pydmobilenet.get_model(record.model, record.dataset, pretrained=True, root=weights_dir)
+    net = pydmobilenet.get_model(record.model, record.dataset, pretrained=True, weights_dir=weights_dir)
     literal = net(mx.nd.array(batch)).asnumpy()
     hybrid = predictor(net, mx.cpu())(batch)
     np.testing.assert_array_equal(hybrid, expected)  # bit for bit
@@ -103,7 +103,7 @@ def test_as_many_wrong_answers_as_the_authors_runner(row, weights_dir):
 @pytest.mark.parametrize("record", [r for r in PRESENT if r.dataset == "cifar100-coarse"], ids=name_of)
 def test_cifar100_networks_answer_in_superclasses(record, weights_dir):
     # Real photographs, of other classes than CIFAR-100's: were the 80 outputs from 20 on alive, some would win.
-    net = pydmobilenet.get_model(record.model, record.dataset, pretrained=True, root=weights_dir)
+    net = pydmobilenet.get_model(record.model, record.dataset, pretrained=True, weights_dir=weights_dir)
     task = get_task("cifar100-coarse")
     logits = predictor(net, mx.cpu())(normalise(first_images()[:200], task))
     assert logits.shape == (200, 100)

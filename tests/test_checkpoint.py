@@ -49,8 +49,8 @@ def also(number, *names):
 @pytest.fixture
 def run(tmp_path):
     """A run with one epoch behind it."""
-    run = Run.create(tmp_path / "run", "model: x\n", state(0))
-    run.save(state(1), FACTS, also(1, "last.params", "best.params"))
+    run = Run.create(tmp_path / "run", "model: x\n", state(0), FACTS)
+    run.save(state(1), also(1, "last.params", "best.params"))
     yield run
     run.lock.release()
 
@@ -60,7 +60,7 @@ def listing(directory):
 
 
 def save(run):
-    run.save(state(2), FACTS, also(2, "last.params", "best.params", "epoch-0002.params"))
+    run.save(state(2), also(2, "last.params", "best.params", "epoch-0002.params"))
 
 
 @pytest.mark.parametrize("size", [100, 81_000, 100_000])
@@ -128,7 +128,7 @@ def state(number):
 
 def save(directory, number, *names):
     run = Run(directory)
-    run.save(state(number), FACTS, {name: {"epoch": number, "test_error": 50.0} for name in names})
+    run.save(state(number), {name: {"epoch": number, "test_error": 50.0} for name in names})
     run.lock.release()
 
 
@@ -137,7 +137,7 @@ def again(directory):
 
 
 def create(directory):
-    Run.create(directory, "model: x", state(0)).lock.release()
+    Run.create(directory, "model: x", state(0), FACTS).lock.release()
 
 
 def killed(call, work, directory):
@@ -243,8 +243,8 @@ for number in range(20):
     state = State({"w": np.full(5000, float(name), np.float32)}, {}, {"epochs": 0})
     time.sleep(max(0, begin + 0.05 * number - time.time()))
     try:
-        run = Run.create(runs / str(number), f"model: {name}", state)
-        run.save(state, {"model": "pyd-add-11-0.25", "dataset": "digits"}, {})
+        run = Run.create(runs / str(number), f"model: {name}", state, {"model": "pyd-add-11-0.25", "dataset": "digits"})
+        run.save(state, {})
         print(number, flush=True)
     except UnusableError as error:
         assert "exists already" in str(error) or "another process is training" in str(error), error
@@ -278,7 +278,7 @@ def test_a_run_takes_the_place_of_nothing(make, tmp_path):
     make(tmp_path / "run")
     before = os.lstat(tmp_path / "run")
     with pytest.raises(UnusableError, match="exists already"):
-        Run.create(tmp_path / "run", "model: x\n", state(0))
+        Run.create(tmp_path / "run", "model: x\n", state(0), FACTS)
     assert os.lstat(tmp_path / "run") == before
 
 

@@ -81,7 +81,7 @@ def test_real_checkpoints_fused_and_in_onnx_runtime_answer_as_the_literal_networ
     record = catalog.find(name, "cifar10")
     if not list(weights_dir.rglob(record.checkpoint.filename)):
         pytest.skip(f"{record.checkpoint.filename} is not here")
-    net = pydmobilenet.get_model(name, pretrained=True, root=weights_dir)
+    net = pydmobilenet.get_model(name, pretrained=True, weights_dir=weights_dir)
     images = first_images()[:100]
     for model in (graph.convert(net, CIFAR10), graph.convert(fuse(net, portable=True), CIFAR10)):
         found = export.difference(net, CIFAR10, model, images, uint8_input=False)

@@ -51,6 +51,7 @@ def content(directory):
     assert not list(directory.glob("**/*.part"))
     state = State.read(directory / "last.state")
     position = {key: value for key, value in state.position.items() if key != "seconds"}
+    facts = json.loads((directory / "run.json").read_text())
     return {
         **{f"parameter {name}": array.tobytes() for name, array in state.parameters.items()},
         **{f"momentum {name}": array.tobytes() for name, array in state.momentum.items()},
@@ -58,7 +59,7 @@ def content(directory):
         "position": {**position, "history": deterministic(position["history"])},
         "history.csv": deterministic(rows(directory / "history.csv")),
         "config": (directory / "config.yaml").read_bytes(),
-        "facts": json.loads((directory / "run.json").read_text()) if (directory / "run.json").exists() else None,
+        "facts": {key: value for key, value in facts.items() if key != "sessions"},  # which tell when it was resumed
     }
 
 

@@ -85,31 +85,33 @@ def test_get_model_finds_a_bundled_checkpoint(name):
 
 def test_a_run_stands_for_its_best_parameters_and_each_file_for_itself(run):
     assert trained.of_run(run).file.name == "best.params"
-    np.testing.assert_array_equal(dense(pydmobilenet.get_model(MODEL, "digits", root=run)), stored(run / "best.params"))
+    np.testing.assert_array_equal(
+        dense(pydmobilenet.get_model(MODEL, "digits", weights=run)), stored(run / "best.params")
+    )
     for name in ("best.params", "last.params"):
-        net = pydmobilenet.get_model(MODEL, "digits", pretrained=True, root=str(run / name))
+        net = pydmobilenet.get_model(MODEL, "digits", weights=str(run / name))
         np.testing.assert_array_equal(dense(net), stored(run / name))
 
 
 def test_a_lone_file_needs_no_run(run, tmp_path):
     shutil.copy(run / "last.params", tmp_path / "mine.params")
-    net = pydmobilenet.get_model(MODEL, "digits", root=tmp_path / "mine.params")
+    net = pydmobilenet.get_model(MODEL, "digits", weights=tmp_path / "mine.params")
     np.testing.assert_array_equal(dense(net), stored(run / "last.params"))
 
 
 def test_what_is_asked_for_has_to_be_what_the_run_is(run):
-    with pytest.raises(UnknownNameError, match=r"is of pyd-add-11-0.25 on digits, not of pyd-add-11-0.25 on cifar10"):
-        pydmobilenet.get_model(MODEL, root=run)
-    with pytest.raises(UnknownNameError, match=r"not of resnet-11-0.5 on digits"):
-        pydmobilenet.get_model("resnet-11-0.5", "digits", root=run)
+    with pytest.raises(UnknownNameError, match=r"has learned digits \(classes: 0, .*\), not cifar10; nearest: digits"):
+        pydmobilenet.get_model(MODEL, "cifar10", weights=run)
+    with pytest.raises(UnknownNameError, match=r"is of pyd-add-11-0.25, not of resnet-11-0.5"):
+        pydmobilenet.get_model("resnet-11-0.5", "digits", weights=run)
     with pytest.raises(BadFileError, match=r"the file is of pyd-add-11-0.25 with 10 classes"):
-        pydmobilenet.get_model(MODEL, "digits", classes=7, root=run)
+        pydmobilenet.get_model(MODEL, "digits", classes=7, weights=run)
 
 
 def test_a_changed_checkpoint_is_refused(run):
     shutil.copy(run / "last.params", run / "best.params")
     with pytest.raises(BadFileError, match="is not the published file"):
-        pydmobilenet.get_model(MODEL, "digits", root=run)
+        pydmobilenet.get_model(MODEL, "digits", weights=run)
 
 
 def test_what_is_no_run_is_refused_and_what_is_no_checkpoint_of_it_named(run, tmp_path):
@@ -177,7 +179,7 @@ def test_a_bundled_network_is_compared_bit_for_bit_with_the_one_trained_again(
     sha256 = "0" * 64 if changed else record.checkpoint.sha256
     run = {
         "checkpoints": {"last.params": {"sha256": sha256, "test_error": 1.5}},
-        "environment": {"processor": "some CPU", "instruction_set": "AVX2"},
+        "sessions": [{"environment": {"processor": "some CPU", "instruction_set": "AVX2"}}],
     }
     monkeypatch.setattr(reproduce, "train", lambda command, directory: run)
     assert reproduce.main() == code
@@ -192,5 +194,6 @@ def test_a_bundled_network_is_trained_again(reproduce, tmp_path):
     assert fetching.digest(tmp_path / "run" / "last.params", "sha256").endswith(
         run["checkpoints"]["last.params"]["sha256"]
     )
-    assert run["environment"]["threads"] == "1"
-    assert run["environment"]["instruction_set"] == processor.instruction_set()
+    (session,) = run["sessions"]
+    assert session["environment"]["threads"] == "1"
+    assert session["environment"]["instruction_set"] == processor.instruction_set()

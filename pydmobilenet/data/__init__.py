@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from .. import fetching
-from ..errors import unknown
+from ..errors import BadFileError, unknown
 from . import cifar, digits, folder, imagenet32
 from .batching import batches
 from .cifar import CIFAR10, CIFAR100
-from .dataset import CIFAR_MEAN, CIFAR_STD, Dataset, Task, normalise
+from .dataset import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, Dataset, Task, normalise
 
-__all__ = ["DATASETS", "Dataset", "Task", "batches", "get_dataset", "get_task", "normalise"]
+__all__ = ["DATASETS", "Dataset", "Task", "batches", "get_dataset", "get_task", "normalise", "recorded_task"]
 
 DATASETS = {
     task.name: task
@@ -42,23 +45,60 @@ def get_task(name: str) -> Task:
     return DATASETS[name]
 
 
-def get_dataset(name: str, split: str = "train", root: str | Path | None = None, skip_bad: bool = False) -> Dataset:
+def recorded_task(name: str, record: Mapping[str, object]) -> Task:
+    """The task of a data set's name, with the class names, outputs and normalisation that a run has recorded.
+
+    Needs no data. What is not recorded is that of the name. Raises ValueError and TypeError for what no task can have,
+    UnknownNameError for an unknown name.
+    """
+    if name.startswith("folder:"):
+        known = Task(name, name.partition(":")[2], (), 0, IMAGENET_MEAN, IMAGENET_STD)
+    else:
+        known = get_task(name)
+    classes, outputs = record.get("classes", known.classes), record.get("outputs", known.outputs)
+    if not isinstance(classes, (list, tuple)) or not all(isinstance(each, str) for each in classes):
+        raise TypeError("classes are no list of names")
+    if type(outputs) is not int or not max(1, len(classes)) <= outputs < 2**31 or len(set(classes)) < len(classes):
+        raise ValueError(f"{len(classes)} classes and {str(outputs)[:20]} outputs cannot be")
+    mean, std = (_channels(record.get(key, getattr(known, key))) for key in ("mean", "std"))
+    if min(std) <= 0:
+        raise ValueError("a standard deviation is not above 0")
+    return replace(known, classes=tuple(classes), outputs=outputs, mean=mean, std=std)
+
+
+def _channels(values: object) -> tuple[float, float, float]:
+    if not isinstance(values, (list, tuple)) or len(values) != 3:
+        raise TypeError("mean and std have three numbers each")
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        raise ValueError("mean or std is no number")
+    return tuple(map(float, values))
+
+
+def get_dataset(
+    name: str, split: str = "train", root: str | Path | None = None, skip_bad: bool = False, task: Task | None = None
+) -> Dataset:
     """A split, ``train`` or ``test``, of a data set.
 
     ``cifar10``, ``cifar100`` and ``cifar100-coarse`` (the 20 superclasses) are looked for in `root`,
     ``$PYDMOBILENET_HOME`` and MXNet's home, else downloaded; ``imagenet32`` is looked for there too, but has no free
     address. Other files than the official ones are used from `root` alone. ``digits`` comes with scikit-learn.
-    ``folder:PATH`` is any folder of images; with `skip_bad`, those that cannot be read are passed over with a warning.
-    What may be wrong with a folder is a warning; how many images each class has, and what was skipped, is its `note`.
+    ``folder:PATH`` is any folder of images, which `root` replaces; those that cannot be read are passed over with a
+    warning if `skip_bad` says so. With a `task`, as a run has recorded it, labels and normalisation are that task's.
 
-    Raises UnknownNameError, MissingFileError, BadFileError and UnusableError.
+    Raises UnknownNameError, MissingFileError, BadFileError and UnusableError; BadFileError too where the data has other
+    classes than the `task`.
     """
-    task = get_task(name)
     if split not in ("train", "test"):
         raise unknown("split", split, ("train", "test"))
     root = None if root is None else fetching.expanded(root)
+    if name.startswith("folder:") and root is not None:
+        name = f"folder:{root}"
+    own = get_task(name)
+    if task is not None and sorted(task.classes) != sorted(own.classes):
+        raise BadFileError(_other_classes(own, task))
+    task = task or own
     if name.startswith("folder:"):
-        raw = folder.read(name, split, skip_bad)
+        raw = folder.read(name, split, task.classes, skip_bad)
     elif name == "digits":
         raw = digits.read(split)
     elif name == "imagenet32":
@@ -66,3 +106,13 @@ def get_dataset(name: str, split: str = "train", root: str | Path | None = None,
     else:
         raw = cifar.read(CIFAR10 if name == "cifar10" else CIFAR100, split, root, coarse=name == "cifar100-coarse")
     return Dataset(task, split, raw.images, raw.labels, raw.official, raw.source, raw.note, raw.doubt)
+
+
+def _other_classes(own: Task, recorded: Task) -> str:
+    """What to say of data whose classes are not those that were learned."""
+    lacks = [name for name in recorded.classes if name not in own.classes]
+    has = [name for name in own.classes if name not in recorded.classes]
+    differences = [
+        f"it {verb} {', '.join(map(repr, names[:5]))}" for verb, names in (("lacks", lacks), ("has", has)) if names
+    ]
+    return f"{own.title} has other classes than those learned: {' and '.join(differences)}"

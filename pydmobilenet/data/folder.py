@@ -41,12 +41,12 @@ def task(name: str) -> Task:
     return Task(name, str(root), classes, len(classes), IMAGENET_MEAN, IMAGENET_STD)
 
 
-def read(name: str, split: str, skip_bad: bool = False) -> Raw:
-    """A split of ``folder:PATH``, its images resized to 32x32 where they differ."""
+def read(name: str, split: str, classes: Sequence[str], skip_bad: bool = False) -> Raw:
+    """A split of ``folder:PATH``, its images resized to 32x32 where they differ, labelled by place in `classes`."""
     root = fetching.expanded(name.split(":", 1)[1])
     if not os.path.isdir(root / split):
         raise MissingFileError(f"{root} has no {split}/")
-    return images_by_class(task(name).classes, root / split, resize=True, skip_bad=skip_bad)
+    return images_by_class(classes, root / split, resize=True, skip_bad=skip_bad)
 
 
 def find(folder: Path) -> Found:

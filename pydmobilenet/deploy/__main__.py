@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import _runtime, catalog, cli, fetching, files
-from ..data import Task, get_dataset, get_task
+from .. import _runtime, cli, fetching, files
+from ..data import Task, get_dataset
 from ..text import printable
 
 IMAGES = 100  # on which Gluon and ONNX Runtime are compared
@@ -23,9 +23,7 @@ def parse_arguments() -> argparse.Namespace:
         description="Write a network as an ONNX file, once it has been shown to answer as the Gluon network does.",
     )
     option = onnx.add_argument
-    option("-m", "--model", required=True, metavar="NAME", help="as pyd-concat-56-0.5")
-    cli.add_dataset(onnx)
-    cli.add_weights(onnx)
+    cli.add_network(onnx)
     option("--output", required=True, metavar="FILE", help="the file to write, as net.onnx")
     option("--uint8-input", action="store_true", help="take (N, 32, 32, 3) in uint8 and normalise inside")
     option("--no-fuse", action="store_true", help="write the literal network: no batch normalisation folded")
@@ -35,17 +33,16 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    name, task = catalog.parse_name(arguments.model).name, get_task(arguments.dataset)
+    network = cli.network(arguments)
+    name, task = network.name, network.task
     output = fetching.expanded(arguments.output)
     files.check(output)  # before any work is done
-    images, kind = comparison_images(task, arguments.data_dir)
+    images, kind = comparison_images(task, arguments.data_dir, arguments.dataset)
 
     _runtime.use_all_instructions()
-    from .. import zoo  # MXNet takes a while to import: not before the command is known to be right
-    from .export import export
+    from .export import export  # MXNet takes a while to import: not before the command is known to be right
 
-    file = zoo.weights_file(name, task.name, cli.weights_root(arguments))
-    net = zoo.get_model(name, task.name, device="cpu", root=file)
+    file, net = network.file(), network.load("cpu")
     metadata = {
         "model": name,
         "weights": f"{file.name} {fetching.digest(file, 'sha256')}",
@@ -60,10 +57,14 @@ def main() -> int:
     return 0
 
 
-def comparison_images(task: Task, data_dir: Path | None) -> tuple[np.ndarray, str]:
-    """Images (N, 3, 32, 32) in uint8, and what they are: of the test set where it is at hand, random ones elsewhere."""
-    if data_dir is not None or task.name == "digits" or task.name.startswith("folder:"):
-        return get_dataset(task.name, "test", data_dir, skip_bad=True).images[:IMAGES], "test"  # any of them will do
+def comparison_images(task: Task, data_dir: Path | None, dataset: str | None) -> tuple[np.ndarray, str]:
+    """Images (N, 3, 32, 32) in uint8, and what they are: of the test set where it is at hand, random ones elsewhere.
+
+    A `data_dir` or `dataset` that was given has to be there, and to be of the task.
+    """
+    if data_dir is not None or task.name == "digits" or (dataset or "").startswith("folder:"):
+        test = get_dataset(dataset or task.name, "test", data_dir, skip_bad=True, task=task)  # any of them will do
+        return test.images[:IMAGES], "test"
     return np.random.default_rng(0).integers(0, 256, (IMAGES, 3, 32, 32), np.uint8), "random"
 
 

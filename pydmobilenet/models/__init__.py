@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from mxnet.gluon.block import HybridBlock
 
 from .. import complexity, devices
@@ -21,10 +23,13 @@ def build(architecture: Architecture, classes: int, trunk: Trunk = CIFAR) -> Hyb
     """
     if architecture.family == "wrn":
         net = _wide_resnet(architecture, classes)
+        parameters = complexity.count(net).parameters  # GluonCV leaves the shapes to the first image
     else:
         spatial, blocks = SPATIAL[architecture.family], (architecture.depth - 2) // 9
         net = Network(spatial, blocks, architecture.multiplier, classes, trunk)
-    parameters, memory = complexity.count(net).parameters, devices.available_memory()
+        # Not from its graph: a network that was asked for it can no longer be cast to another type.
+        parameters = sum(math.prod(each.shape) for each in net.collect_params().values())
+    memory = devices.available_memory()
     if 8 * parameters > memory:  # in single precision, with their gradients
         raise UnusableError(
             f"{architecture.name} with {classes} outputs has {parameters:,} parameters: with their gradients, "

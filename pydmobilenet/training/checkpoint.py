@@ -3,7 +3,8 @@
 ``config.yaml``     the effective configuration
 ``last.state``      all that `--resume` needs, in one file: parameters, momentum, position, history
 ``last.params``     the parameters alone, for `get_model` and `run_validation.py`; ``best.params``, ``epoch-….params``
-``run.json``        model, data set, classes, and the errors of ``best.params`` and ``last.params``
+``run.json``        what the run says of itself: model, data set, classes, normalisation, configuration, provenance, and
+                    the errors of its parameter files
 ``history.csv``, ``curves.png``, ``events/``
 
 Each file is put in place whole, once all of them are on the disk, ``last.state`` as the last one: a run that is killed
@@ -81,7 +82,10 @@ class State:
 
 
 class Run:
-    """The directory of one run, held by one process at a time. A `new` one has been made by this process."""
+    """The directory of one run, held by one process at a time. A `new` one has been made by this process.
+
+    `facts` is what ``run.json`` says; None where an earlier version has not written it before the first checkpoint.
+    """
 
     def __init__(self, directory: Path, new: bool = False):
         self.directory, self.new = directory, new
@@ -92,11 +96,12 @@ class Run:
             raise UnusableError(f"another process is training in {directory}") from None
         except OSError as error:
             raise UnusableError(f"cannot write to {directory}: {error.strerror}") from None
-        self.checkpoints()  # where it is damaged, that is known now and not after an epoch
+        # Where it is damaged, that is known now and not after an epoch.
+        self.facts = read_facts(directory) if (directory / FACTS).exists() else None
 
     @classmethod
-    def create(cls, directory: Path, config: str, state: State) -> Run:
-        """A new run with its configuration and its state before the first step.
+    def create(cls, directory: Path, config: str, state: State, facts: Mapping[str, object]) -> Run:
+        """A new run with its configuration, what it says of itself, and its state before the first step.
 
         Raises UnusableError where the directory exists already or cannot be made.
         """
@@ -104,6 +109,7 @@ class Run:
         try:
             with files.new_directory(directory) as nascent:
                 files.write(nascent / CONFIG, config)
+                files.write(nascent / FACTS, _json({**facts, "checkpoints": {}}))
                 state.write(nascent / STATE)
         except UnusableError:
             check_absent(directory)  # another process has been faster
@@ -115,28 +121,30 @@ class Run:
         shutil.rmtree(self.directory, ignore_errors=True)
         self.lock.release()
 
-    def save(self, state: State, facts: Mapping[str, object], also: Mapping[str, Mapping[str, object]]) -> None:
+    def save(self, state: State, also: Mapping[str, Mapping[str, object]]) -> None:
         """Save the state, and its parameters as each of the files `also` names, with what is to be known of them.
 
         Raises UnusableError where the disk is full, say; what was there before stays whole then.
         """
         content = params.dump(state.parameters)
         sha256 = hashlib.sha256(content).hexdigest()
-        checkpoints = {**self.checkpoints(), **{name: {**also[name], "sha256": sha256} for name in also}}
+        checkpoints = {**self.facts["checkpoints"], **{name: {**also[name], "sha256": sha256} for name in also}}
+        facts = {**self.facts, "checkpoints": checkpoints}
         contents = {
             **dict.fromkeys(also, content),
-            FACTS: json.dumps({**facts, "checkpoints": checkpoints}, indent=1) + "\n",
+            FACTS: _json(facts),
             STATE: state.content(),
         }
         files.write_together({self.directory / name: content for name, content in contents.items()})
-
-    def checkpoints(self) -> dict[str, dict[str, object]]:
-        """What is known of each parameter file of the run."""
-        return read_facts(self.directory)["checkpoints"] if (self.directory / FACTS).exists() else {}
+        self.facts = facts
 
     def state(self) -> State:
         """The state to go on from."""
         return State.read(self.directory / STATE)
+
+
+def _json(facts: Mapping[str, object]) -> str:
+    return json.dumps(facts, indent=1) + "\n"
 
 
 def check_absent(directory: Path) -> None:

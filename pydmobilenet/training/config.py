@@ -140,7 +140,7 @@ def read(path: str | Path) -> dict[str, object]:
 def make(values: Mapping[str, object]) -> Config:
     """The configuration of values for all keys, every one of them checked.
 
-    Raises UnknownNameError; for a folder of images, what `get_task` raises.
+    Raises UnknownNameError. Whether a folder of images is there is not looked at.
     """
     _check_keys(values)
     for key in FIELDS:
@@ -149,7 +149,8 @@ def make(values: Mapping[str, object]) -> Config:
             raise UnknownNameError(f"no {key} is given: add {option}, or {key} to the config file")
     checked = {key: _parse(key, values[key], key) for key in FIELDS}
     checked["model"] = catalog.parse_name(checked["model"]).name
-    get_task(checked["dataset"])
+    if not checked["dataset"].startswith("folder:"):  # which may have moved
+        get_task(checked["dataset"])
     config = Config(**checked)
     if config.warmup_epochs >= config.epochs:
         raise UnknownNameError(

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from .. import provenance
 from ..data import Dataset, batches
 from ..errors import BadFileError, UnknownNameError, UserError, of_engine
 from . import mixing
@@ -253,16 +252,8 @@ class Loop:
         self.saved = time.monotonic()
 
     def _save(self, state: State, names: Sequence[str] = (), done: Epoch | None = None) -> None:
-        task = self.train.task
-        facts = {
-            "model": self.config.model,
-            "dataset": task.name,
-            "outputs": task.outputs,
-            "classes": task.classes,
-            "environment": provenance.environment(),
-        }
         errors = {name: {"epoch": done.epoch, "test_error": done.test_error} for name in names}
-        self.run.save(state, facts, errors)
+        self.run.save(state, errors)
         self.saved = time.monotonic()
 
     def _wishes(self) -> tuple[bool, bool]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +15,11 @@ import mxnet as mx
 from mxnet.contrib import amp
 from mxnet.gluon.block import HybridBlock
 
-from .. import catalog, weights, zoo
-from ..data import Dataset, get_dataset, get_task
-from ..errors import MissingFileError, UnusableError
+from .. import catalog, fetching, params, provenance, weights, zoo
+from ..data import Dataset, Task, get_dataset, recorded_task
+from ..errors import BadFileError, MissingFileError, UnusableError
 from ..text import printable
+from ..trained import FACTS, read_facts
 from . import config as configuration
 from . import schedule
 from .checkpoint import CONFIG, Run, State
@@ -36,6 +41,11 @@ class Circumstances:
     quiet: bool = False
     skip_bad: bool = False
 
+    @property
+    def devices(self) -> str:
+        """The devices' names."""
+        return ", ".join(map(str, self.contexts))
+
 
 def begin(config: Config, directory: Path, on: Circumstances, init: Path | None = None) -> Loop:
     """A new run in a new directory, from random parameters or from those of the file `init`.
@@ -44,7 +54,7 @@ def begin(config: Config, directory: Path, on: Circumstances, init: Path | None 
     """
     workers = Workers(on.kvstore)
     train, test = _data(config, on)
-    learner = _learner(config, on, workers)
+    learner = _learner(config, train.task, on, workers)
     if init is not None and weights.load(learner.net, init, other_head=True):
         _say(f"{init} has a head of another size: the dense layer for {train.task.title} starts anew")
     position = Position(history=History(config.epochs))
@@ -55,22 +65,83 @@ def begin(config: Config, directory: Path, on: Circumstances, init: Path | None 
     run = None
     if workers.rank == 0:
         state = State(*learner.arrays(), position.plain())
-        run = Run.create(directory, configuration.text(config), state)
+        facts = described(config, train, test, state, init, on)
+        run = Run.create(directory, configuration.text(config), state, facts)
     return Loop(learner, train, test, rates, position, run, _events(on, run), on.quiet)
+
+
+def described(
+    config: Config, train: Dataset, test: Dataset, state: State, init: Path | None, on: Circumstances
+) -> dict[str, object]:
+    """What a run says of itself: all that is needed to use it, or to go on with it, where its data is not at hand."""
+    task = train.task
+    drawn = hashlib.sha256(params.dump(state.parameters)).hexdigest()
+    source = str(init) if init else f"{config.initialiser}, seed {config.seed}"
+    return {
+        "model": config.model,
+        "dataset": task.name,
+        "outputs": task.outputs,
+        "classes": task.classes,
+        "mean": task.mean,
+        "std": task.std,
+        "config": vars(config),
+        "data": {"train": provenance.of_data(train), "test": provenance.of_data(test)},
+        "initial_weights": {"source": source, "sha256": fetching.digest(init, "sha256")[7:] if init else drawn},
+        "sessions": [provenance.session(on.devices)],
+    }
 
 
 def resume(directory: Path, on: Circumstances) -> Loop:
-    """The run of a directory, exactly where it was interrupted. All workers have to see the same directory."""
+    """The run of a directory, exactly where it was interrupted. All workers have to see the same directory.
+
+    Raises BadFileError where its data or its configuration is no longer the same.
+    """
     workers = Workers(on.kvstore)
     config = read_config(directory)
     run = Run(directory) if workers.rank == 0 else None
+    facts = read_facts(directory) if (directory / FACTS).exists() else {}
+    check_config(config, facts, directory)
     state = State.read(directory / "last.state")
-    train, test = _data(config, on)
-    learner = _learner(config, on, workers)
+    train, test = _data(config, on, facts)
+    check_data(train, test, facts, directory)
+    learner = _learner(config, train.task, on, workers)
     learner.restore(state.parameters, state.momentum)
     position = Position.restored(state.position, config, len(train))
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
+    if run is not None:
+        known = facts or {**described(config, train, test, state, None, on), "checkpoints": {}, "sessions": []}
+        run.facts = {**known, "sessions": [*known.get("sessions", []), provenance.session(on.devices)]}
     return Loop(learner, train, test, rates, position, run, _events(on, run), on.quiet)
+
+
+def check_config(config: Config, facts: Mapping[str, object], directory: Path) -> None:
+    """Raises BadFileError where a run's configuration is not the one that it began with."""
+    begun = facts.get("config")
+    if begun is None:
+        return
+    for key, value in json.loads(json.dumps(vars(config))).items():
+        if value != begun.get(key):
+            raise BadFileError(
+                f"{directory / CONFIG} has {key} {value!r}, but the run began with {begun.get(key)!r}: put it back; to "
+                "train on with another recipe, start a run with --init on its last.params"
+            )
+
+
+def check_data(train: Dataset, test: Dataset, facts: Mapping[str, object], directory: Path) -> None:
+    """Raises BadFileError where the data is not what a run began with; warns where the run does not tell."""
+    recorded = facts.get("data")
+    if recorded is None:
+        warnings.warn(
+            f"{directory} is of an earlier version and does not tell its data: it is not compared", stacklevel=2
+        )
+        return
+    for split, dataset in (("train", train), ("test", test)):
+        difference = provenance.data_difference(recorded[split], dataset)
+        if difference:
+            raise BadFileError(
+                f"{dataset.source} is not the {split} data that the run began with: {difference}; to train on with "
+                "other data, start a run with --init on its last.params"
+            )
 
 
 def read_config(directory: Path) -> Config:
@@ -93,12 +164,12 @@ def published_weights(config: Config, root: Path | None = None) -> Path:
     return weights.obtain(record.checkpoint, root)
 
 
-def _learner(config: Config, on: Circumstances, workers: Workers) -> Learner:
+def _learner(config: Config, task: Task, on: Circumstances, workers: Workers) -> Learner:
     if config.dtype == "float16":
         if any(context.device_type != "gpu" for context in on.contexts):
             raise UnusableError("dtype 'float16' needs a GPU (allowed on a CPU: float32)")
         amp.init()  # before the network is made
-    net = zoo.build(catalog.parse_name(config.model), config.dataset)
+    net = zoo.build(catalog.parse_name(config.model), config.dataset, task.outputs)
     initialise(net, config, on.contexts)
     return Learner(net, config, on.contexts, workers)
 
@@ -112,9 +183,15 @@ def initialise(net: HybridBlock, config: Config, contexts: Sequence[mx.Context])
             net(mx.nd.zeros((1, 3, 32, 32), ctx=context))
 
 
-def _data(config: Config, on: Circumstances) -> tuple[Dataset, Dataset]:
-    get_task(config.dataset)
-    train, test = (get_dataset(config.dataset, split, on.data_dir, on.skip_bad) for split in ("train", "test"))
+def _data(config: Config, on: Circumstances, facts: Mapping[str, object] | None = None) -> tuple[Dataset, Dataset]:
+    """The data of a configuration; that of a run is labelled as its `facts` say, and found where they say."""
+    name, task = config.dataset, None
+    if facts:
+        name = facts["dataset"]
+        task = recorded_task(name, facts)
+    elif name.startswith("folder:"):
+        name = f"folder:{os.path.abspath(fetching.expanded(name.partition(':')[2]))}"
+    train, test = (get_dataset(name, split, on.data_dir, on.skip_bad, task) for split in ("train", "test"))
     for dataset in (train, test):
         if dataset.note and not on.quiet:
             _say(f"data: {dataset.note}")
