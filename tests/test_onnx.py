@@ -247,7 +247,7 @@ def test_the_readme_s_lines_classify_an_image_without_mxnet(run, tmp_path):
         (["-m", "pyd-add-29-0.3"], "no weights of pyd-add-29-0.3 are published for cifar10"),
         (["-m", "pyd-add-29-0.25"], "cifar10_pydmobilenet29_0.25_plus-0000.params is not in"),
         (["-m", "pyd-add-29-0.25", "--weights", "nowhere.params"], "no such parameter file or run: nowhere.params"),
-        (["-m", "pyd-add-29-0.25", "--weights", "tests"], "no such parameter file or run: tests"),
+        (["-m", "pyd-add-29-0.25", "--weights", "tests"], "tests holds no checkpoint of a run: "),
         (["-m", "pyd-add-29-0.25", "--weights", "{own}"], "with 10 classes"),
         (["-m", "pyd-add-29-0.25", "-d", "digits", "--data-dir", "/nowhere"], "no such directory: /nowhere"),
         (["-m", "pyd-add-29-0.25", "-d", "folder:/nowhere"], "/nowhere has neither train/ nor test/"),

@@ -307,7 +307,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_a_warning(interrupted, train):
     facts = json.loads((run / "run.json").read_text())
     old = {key: facts[key] for key in ("model", "dataset", "outputs", "classes", "checkpoints")}
     (run / "run.json").write_text(json.dumps(old))
-    with pytest.warns(UserWarning, match="of an earlier version, does not tell its data: it is not compared"):
+    with pytest.warns(UserWarning, match="is of an earlier version and does not tell its data: it is not compared"):
         assert train("--resume", run).returncode == 0
     assert trained.of_run(run).task.classes == ("a", "b", "c")
 

@@ -28,7 +28,8 @@ def build(architecture: Architecture, classes: int, trunk: Trunk = CIFAR) -> Hyb
         spatial, blocks = SPATIAL[architecture.family], (architecture.depth - 2) // 9
         net = Network(spatial, blocks, architecture.multiplier, classes, trunk)
         # Not from its graph: a network that was asked for it can no longer be cast to another type.
-        parameters = sum(math.prod(each.shape) for each in net.collect_params().values())
+        learned = (each.shape for name, each in net.collect_params().items() if "running" not in name)
+        parameters = sum(map(math.prod, learned))
     memory = devices.available_memory()
     if 8 * parameters > memory:  # in single precision, with their gradients
         raise UnusableError(
