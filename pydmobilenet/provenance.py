@@ -76,12 +76,17 @@ def data_difference(recorded: Mapping[str, object], dataset: Dataset) -> str:
 
 
 def check(facts: Mapping[str, object]) -> None:
-    """Raises ValueError, KeyError or TypeError where what a run tells of its data or sessions cannot be."""
+    """Raises ValueError, KeyError or TypeError where what a run tells of its origin cannot be."""
+    if not isinstance(facts.get("config", {}), dict):
+        raise TypeError("a configuration has keys")
+    texts = []
     for split in facts.get("data", {}).values():
-        numbers = [split["images"], *split["images_per_class"]]
-        if not all(type(number) is int and number >= 0 for number in numbers) or not isinstance(split["sha256"], str):
-            raise TypeError("data is described by numbers of images and a hash")
-    texts = list(facts.get("initial_weights", {}).values())
+        numbers = split["images_per_class"]
+        if not all(type(number) is int and number >= 0 for number in numbers) or sum(numbers) != split["images"]:
+            raise ValueError("its images are not those of its classes together")
+        texts.append(split["sha256"])
+    if "initial_weights" in facts:
+        texts += [facts["initial_weights"]["source"], facts["initial_weights"]["sha256"]]
     for each in facts.get("sessions", []):
         texts += [each["begun"], each["command"], each["device"], *each["environment"].values()]
     if not all(isinstance(text, str) for text in texts):

@@ -116,13 +116,20 @@ FACTS = {
     "dataset": "digits",
     "outputs": 10,
     "classes": list("0123456789"),
+    "mean": [0.3, 0.3, 0.3],
+    "std": [0.4, 0.4, 0.4],
+    "config": {"model": "pyd-add-11-0.125", "epochs": 4, "milestones": []},
+    "data": {"train": {"images": 4, "images_per_class": [4, 0], "sha256": "00"}},
+    "initial_weights": {"source": "msra, seed 0", "sha256": "00"},
+    "sessions": [{"begun": "2026-01-01", "command": "train.py", "device": "cpu(0)", "environment": {"numpy": "1.26"}}],
     "checkpoints": {"best.params": {"epoch": 1, "test_error": 2.5, "sha256": "0123456789abcdef" * 4}},
 }
 
 
 def read_run(path):
     path = path.rename(path.with_name(trained.FACTS))
-    return trained.read_facts(path.parent), trained.of_run(path.parent)
+    record = trained.of_run(path.parent)
+    return trained.read_facts(path.parent), record, trained.origin(record)
 
 
 def batch(number=3):

@@ -205,6 +205,7 @@ def test_what_cannot_be_drawn_is_one_warning_and_costs_no_epoch(small, tmp_path,
     assert answer.returncode == 0, answer.stderr
     assert len(answer.stdout.splitlines()) == 4
     shown = {str(warning.message) for warning in warned if warning.category is UserWarning}
+    shown -= {text for text in shown if text.startswith("the faster training step is left out")}  # with AVX-512
     assert shown == {words}  # of equal ones, Python shows the first
     assert_same(content(tmp_path / "run"), left_alone(recipe(small)))
 
