@@ -17,6 +17,8 @@ import pytest
 
 # Before MXNet is imported: files of tests run side by side, and threads that wait for each other are slow.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As training has it by default, but not to be lifted by a command that only answers and is run inside this process.
+os.environ.setdefault("DNNL_MAX_CPU_ISA", "AVX2")
 
 import pydmobilenet  # noqa: F401  before mxnet
 from pydmobilenet import catalog, devices, fetching
