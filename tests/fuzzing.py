@@ -1,5 +1,7 @@
 """Damaged and forged files of each format that is read, the same ones for the same seed."""
 
+from __future__ import annotations
+
 import copy
 import io
 import json
