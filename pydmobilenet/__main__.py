@@ -102,7 +102,8 @@ def listing(arguments: argparse.Namespace) -> int:
 
 def info(arguments: argparse.Namespace) -> int:
     path = Path(arguments.model)
-    run = trained.find_run(path) if path.exists() else None
+    is_run = path.suffix == ".params" or (path / trained.FACTS).exists()  # a folder may have a network's name too
+    run = trained.find_run(path) if is_run else None
     if run:
         trained.check_given(run, None, arguments.dataset)
     name = run.model if run else catalog.parse_name(arguments.model).name

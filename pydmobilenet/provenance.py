@@ -8,13 +8,14 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 
 import numpy as np
 
 from . import _runtime, processor
 from .data import Dataset
+from .data.batching import file_offset
 
 PIECE = 4096  # images hashed at a time: those of ImageNet32 do not fit into memory
 
@@ -55,11 +56,25 @@ def now() -> str:
 def of_data(dataset: Dataset) -> dict[str, object]:
     """What tells images from others: how many of each label there are, and the SHA-256 of pixels and labels."""
     digest = hashlib.sha256()
-    for start in range(0, len(dataset), PIECE):
-        digest.update(np.ascontiguousarray(dataset.images[start : start + PIECE]))
+    for piece in _pieces(dataset.images):
+        digest.update(piece)
     digest.update(dataset.labels.astype("<i8").tobytes())
     numbers = np.bincount(dataset.labels, minlength=len(dataset.task.classes))
     return {"images": len(dataset), "images_per_class": numbers.tolist(), "sha256": digest.hexdigest()}
+
+
+def _pieces(images: np.ndarray) -> Iterator[np.ndarray | bytes]:
+    """Images a piece at a time; those of a memory-mapped file are read from it, so that they do not become resident."""
+    if not isinstance(images, np.memmap):
+        for start in range(0, len(images), PIECE):
+            yield np.ascontiguousarray(images[start : start + PIECE])
+        return
+    left = images.nbytes
+    with open(images.filename, "rb", buffering=0) as file:
+        file.seek(file_offset(images))
+        while left and (piece := file.read(min(left, PIECE * images[0].nbytes))):
+            yield piece
+            left -= len(piece)
 
 
 def data_difference(recorded: Mapping[str, object], dataset: Dataset) -> str:

@@ -19,14 +19,8 @@ from .errors import BadFileError, MissingFileError, UnknownNameError, unknown
 MANIFEST, FACTS = "manifest.json", "run.json"
 BEST = "best.params"
 LARGEST = 1 << 24  # bytes of a run.json
-WRONG = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)  # what a file of another kind raises
+# What a file of another kind raises.
+WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def bundled(directory: Path | None = None) -> list[Record]:

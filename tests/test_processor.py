@@ -1,14 +1,17 @@
-"""Which instruction set oneDNN uses, chosen by the processor's flags and the user's setting."""
+"""Which instruction set oneDNN uses, by the processor's flags and the user's setting; what a result tells of itself."""
 
+import hashlib
 import os
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
 from pydmobilenet import devices, processor, provenance
+from pydmobilenet.data import Dataset, get_task
 
 SSE41 = {"sse4_1", "sse4_2"}
 AVX2 = SSE41 | {"avx", "avx2", "fma"}
@@ -99,6 +102,25 @@ def test_a_setting_that_onednn_does_not_know_is_named(monkeypatch):
     monkeypatch.setenv(processor.VARIABLE, "AVX3")
     with pytest.warns(UserWarning, match=r"DNNL_MAX_CPU_ISA is 'AVX3', which oneDNN does not know .*nearest: AVX"):
         devices.choose("cpu")
+
+
+def test_data_is_told_apart_by_pixels_and_labels_mapped_or_not(tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (5000, 3, 32, 32), np.uint8), rng.integers(0, 10, 5000)
+    images.tofile(tmp_path / "images")
+    mapped = np.memmap(tmp_path / "images", np.uint8, "r", shape=images.shape)
+    task = get_task("cifar10")
+
+    def told(images, labels):
+        return provenance.of_data(Dataset(task, "train", images, labels, False, "here"))
+
+    found = told(images, labels)
+    assert found == told(mapped, labels)
+    assert told(images[7:], labels[7:]) == told(mapped[7:], labels[7:])
+    assert found["images_per_class"] == np.bincount(labels).tolist()
+    expected = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes())
+    assert found["sha256"] == expected.hexdigest()
+    assert told(images, labels[::-1])["sha256"] != found["sha256"]
 
 
 def test_the_environment_of_a_result_is_told(monkeypatch):
