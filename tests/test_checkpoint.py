@@ -212,7 +212,7 @@ print(json.dumps([saved, made]))
 
 def test_killed_between_any_two_calls_a_run_is_whole_and_earlier_or_later(tmp_path):
     answer = subprocess.run(
-        [sys.executable, "-c", KILLED_AT_EVERY_CALL, tmp_path],
+        [sys.executable, "-B", "-c", KILLED_AT_EVERY_CALL, tmp_path],  # -B: what it imports writes no other files
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
