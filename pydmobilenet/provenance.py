@@ -25,11 +25,15 @@ def environment() -> dict[str, str]:
     from . import __version__
 
     mxnet = _runtime.gpu_wheel() or "mxnet"
+    try:
+        version = importlib.metadata.version(mxnet)
+    except importlib.metadata.PackageNotFoundError:  # built by oneself
+        version = "unknown"
     return {
         "pydmobilenet": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        mxnet: importlib.metadata.version(mxnet),
+        mxnet: version,
         "processor": processor.cpu_name(),
         "instruction_set": processor.instruction_set() or "unknown",
         "threads": os.environ.get("OMP_NUM_THREADS", "the engine's default"),
