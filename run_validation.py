@@ -10,7 +10,7 @@ from pathlib import Path
 
 try:
     from pydmobilenet import _runtime, catalog, cli, fetching, html, report, trained, validation
-    from pydmobilenet.errors import UnknownNameError, UserError, unknown
+    from pydmobilenet.errors import InvalidValueError, UserError, unknown
     from pydmobilenet.text import printable
 except ImportError as error:
     print(f"run_validation.py: error: {error}", file=sys.stderr)
@@ -106,7 +106,7 @@ def main() -> int:
         arguments.data_dir = folder_of_runs(arguments) or arguments.data_dir
     records = catalog.select(arguments.model or ["*"], arguments.dataset or ["*"], arguments.depth, rows)
     if not records:
-        raise UnknownNameError("no row has all of the model, data set and depth asked for")
+        raise InvalidValueError("no row has all of the model, data set and depth asked for")
 
     _runtime.use_all_instructions()
     from pydmobilenet import devices  # MXNet takes a while to import: not before the command is known to be right

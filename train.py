@@ -12,7 +12,7 @@ from pathlib import Path
 try:
     from pydmobilenet import cli, fetching
     from pydmobilenet.data import get_task
-    from pydmobilenet.errors import UnknownNameError, UserError
+    from pydmobilenet.errors import InvalidValueError, UserError
     from pydmobilenet.text import printable
     from pydmobilenet.training import config
 except ImportError as error:
@@ -80,7 +80,7 @@ def check_same(given: dict[str, object], run: config.Config) -> None:
     wanted = config.make({**vars(run), **given})
     for key in given:
         if getattr(wanted, key) != getattr(run, key):
-            raise UnknownNameError(
+            raise InvalidValueError(
                 f"{key} is {getattr(wanted, key)!r}, but the run to resume has {getattr(run, key)!r}; to train on with "
                 "another recipe, start a run with --init on its last.params"
             )

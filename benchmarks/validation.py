@@ -134,8 +134,12 @@ def export(name: str, folder: Path) -> None:
     arrays = {key: each.data().asnumpy() for key, each in net._collect_params_with_prefix().items()}
     params.write(folder / "best.params", arrays)
     digest = fetching.digest(folder / "best.params", "sha256").partition(":")[2]
-    facts = {"model": name, "dataset": "cifar10", "checkpoints": {"best.params": {"test_error": 90, "sha256": digest}}}
-    (folder / "run.json").write_text(json.dumps(facts))
+    metadata = {
+        "model": name,
+        "dataset": "cifar10",
+        "checkpoints": {"best.params": {"test_error": 90, "sha256": digest}},
+    }
+    (folder / "run.json").write_text(json.dumps(metadata))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import _runtime, catalog, cli, trained
 from .data import get_task
-from .errors import BadFileError, UnknownNameError
+from .errors import BadFileError, InvalidValueError
 from .text import printable
 
 
@@ -102,7 +102,7 @@ def listing(arguments: argparse.Namespace) -> int:
 
 def info(arguments: argparse.Namespace) -> int:
     path = Path(arguments.model)
-    is_run = path.suffix == ".params" or (path / trained.FACTS).exists()  # a folder may have a network's name too
+    is_run = path.suffix == ".params" or (path / trained.METADATA).exists()  # a folder may have a network's name too
     run = trained.find_run(path) if is_run else None
     if run:
         trained.check_given(run, None, arguments.dataset)
@@ -143,7 +143,7 @@ COMMANDS = {"predict": predict, "list": listing, "info": info, "fetch": fetch, "
 def _records(arguments: argparse.Namespace, rows: list[catalog.Record]) -> list[catalog.Record]:
     records = catalog.select([arguments.pattern], arguments.dataset or ["*"], records=rows)
     if not records:
-        raise UnknownNameError(f"no row has both the model {arguments.pattern!r} and the data set asked for")
+        raise InvalidValueError(f"no row has both the model {arguments.pattern!r} and the data set asked for")
     return records
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .errors import UnknownNameError, unknown
+from .errors import InvalidValueError, unknown
 
 if TYPE_CHECKING:
     from .data import Task
@@ -150,7 +150,7 @@ RECORDS = _read()
 def parse_name(name: str) -> Architecture:
     """The architecture that a model's name stands for, published or not.
 
-    Raises UnknownNameError, which names the nearest valid names.
+    Raises InvalidValueError, which names the nearest valid names.
     """
     match = re.fullmatch(
         r"(resnet|mobilenet|pyd-add|pyd-concat|wrn)-([1-9]\d{,3})-(0|[1-9]\d{,3})(\.\d{1,9})?", str(name)
@@ -158,23 +158,23 @@ def parse_name(name: str) -> Architecture:
     if match is None:
         spoken = re.sub("pyd(mobile)?net", "pyd", str(name).lower()).replace("_", "-")  # as papers write it
         if spoken in list_models():
-            raise UnknownNameError(f"unknown model {name!r}; nearest: {spoken}")
+            raise InvalidValueError(f"unknown model {name!r}; nearest: {spoken}")
         raise unknown("model", name, list_models(), NAME_FORM)
     family, depth, multiplier = match[1], int(match[2]), float(match[3] + (match[4] or ""))
     step, offset = (6, 4) if family == "wrn" else (9, 2)
     if depth < step + offset or (depth - offset) % step:
         valid = offset + step * max(1, round((depth - offset) / step))
-        raise UnknownNameError(
+        raise InvalidValueError(
             f"unknown model {name!r}: the depth of {family} is {step}n + {offset}; "
             f"nearest: {Architecture(family, valid, multiplier).name}"
         )
     if family == "wrn" and (multiplier < 1 or multiplier % 1):
         nearest = Architecture(family, depth, max(1, round(multiplier)))
-        raise UnknownNameError(
+        raise InvalidValueError(
             f"unknown model {name!r}: a width factor is a whole number from 1; nearest: {nearest.name}"
         )
     if int(32 * multiplier) < 1:
-        raise UnknownNameError(
+        raise InvalidValueError(
             f"unknown model {name!r}: the multiplier leaves no channel of 32; "
             f"nearest: {Architecture(family, depth, 1 / 32).name}"
         )
@@ -184,7 +184,7 @@ def parse_name(name: str) -> Architecture:
 def list_models(pattern: str = "*", dataset: str | None = None) -> list[str]:
     """The names of the published models that match a wildcard `pattern`, in the order of the tables.
 
-    With `dataset`, only those that have a published figure on it; raises UnknownNameError where none has.
+    With `dataset`, only those that have a published figure on it; raises InvalidValueError where none has.
     """
     if dataset is not None and dataset not in LABEL_SETS:
         raise unknown("data set", dataset, LABEL_SETS)
@@ -207,13 +207,13 @@ def select(
     """The rows of `records`, by default the published ones, whose model and data set match one of the wildcard
     patterns, in their order.
 
-    Raises UnknownNameError for a pattern or depth that matches none of them.
+    Raises InvalidValueError for a pattern or depth that matches none of them.
     """
     names = dict.fromkeys(record.dataset for record in records)
     for pattern in datasets:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             if pattern == "cifar100":
-                raise UnknownNameError(
+                raise InvalidValueError(
                     "no published figure is for 'cifar100' with its 100 classes: "
                     "the published CIFAR-100 column counts the 20 superclasses; nearest: cifar100-coarse"
                 )

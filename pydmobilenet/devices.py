@@ -12,7 +12,7 @@ from typing import NamedTuple
 import mxnet as mx
 
 from . import processor
-from .errors import UnknownNameError, UnusableError
+from .errors import InvalidValueError, UnusableError
 
 # The GPU wheels of MXNet 1.9.1 hold machine code for sm_50 to sm_86 and nothing to compile for newer cards from;
 # sm_86 code runs on 8.9 too.
@@ -29,11 +29,11 @@ class Device(NamedTuple):
 def choose(name: str = "auto") -> Device:
     """The device for ``auto``, ``cpu``, ``cpu:N``, ``gpu`` or ``gpu:N``. ``auto`` is the GPU if MXNet can run on it.
 
-    Raises UnknownNameError for another name, and UnusableError for a GPU that is absent or that MXNet cannot use.
+    Raises InvalidValueError for another name, and UnusableError for a GPU that is absent or that MXNet cannot use.
     """
     match = re.fullmatch(r"(auto|cpu|gpu)(?::(\d+))?", name)
     if match is None or (match[1] == "auto" and match[2]):
-        raise UnknownNameError(f"unknown device {name!r} (allowed: auto, cpu, gpu, gpu:N; nearest: auto)")
+        raise InvalidValueError(f"unknown device {name!r} (allowed: auto, cpu, gpu, gpu:N; nearest: auto)")
     kind, number = match[1], int(match[2] or 0)
     if kind == "cpu":
         return _cpu(number, "the CPU, as asked for")
@@ -62,7 +62,7 @@ def _cpu(number: int, why: str) -> Device:
 def choose_several(name: str = "auto") -> list[Device]:
     """The devices for a name that `choose` knows, or for several of a kind: ``gpu:0,1``, ``cpu:0,1``.
 
-    Raises as `choose` does, and UnknownNameError for one that is named twice.
+    Raises as `choose` does, and InvalidValueError for one that is named twice.
     """
     match = re.fullmatch(r"(cpu|gpu):(\d+(?:,\d+)+)", name)
     if match is None:
@@ -70,7 +70,7 @@ def choose_several(name: str = "auto") -> list[Device]:
     numbers = [int(number) for number in match[2].split(",")]
     if len(set(numbers)) < len(numbers):
         nearest = ",".join(str(number) for number in dict.fromkeys(numbers))
-        raise UnknownNameError(f"device {name!r} names one twice; nearest: {match[1]}:{nearest}")
+        raise InvalidValueError(f"device {name!r} names one twice; nearest: {match[1]}:{nearest}")
     return [choose(f"{match[1]}:{number}") for number in numbers]
 
 

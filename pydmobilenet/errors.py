@@ -18,7 +18,7 @@ class UserError(Exception):
     exit_code = 2
 
 
-class UnknownNameError(UserError, ValueError):
+class InvalidValueError(UserError, ValueError):
     """A name or value that is none of the allowed ones."""
 
 
@@ -63,10 +63,10 @@ def engine_words(error: BaseException) -> str:
     return lines[-1].removeprefix("MXNetError: ")[:300] if lines else type(error).__name__
 
 
-def unknown(kind: str, value: object, choices: Iterable[str], allowed: str = "") -> UnknownNameError:
+def unknown(kind: str, value: object, choices: Iterable[str], allowed: str = "") -> InvalidValueError:
     """The error for a `value` that is none of `choices`; `allowed` describes them where a list would be too long."""
     choices = [str(choice) for choice in choices]
-    return UnknownNameError(
+    return InvalidValueError(
         f"unknown {kind} {str(value)!r}{nearest(value, choices)} (allowed: {allowed or ', '.join(choices)})"
     )
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 from . import files
-from .errors import BadFileError, MissingFileError, UnknownNameError, UnusableError
+from .errors import BadFileError, InvalidValueError, MissingFileError, UnusableError
 
 TIMEOUT = (3.0, 15.0)  # seconds to connect, and between two signs of life
 CHUNK = 1 << 16  # bytes; what has come of the last one is lost where a download breaks off
@@ -85,11 +85,11 @@ def readable(path: Path) -> BinaryIO:
 
 
 def expanded(path: str | Path) -> Path:
-    """A path that a user has given, with ``~`` expanded; raises UnknownNameError where there is no such home."""
+    """A path that a user has given, with ``~`` expanded; raises InvalidValueError where there is no such home."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UnknownNameError(f"unknown directory {str(path)!r}: {error}") from None
+        raise InvalidValueError(f"unknown directory {str(path)!r}: {error}") from None
 
 
 def mxnet_home() -> Path:

@@ -39,7 +39,7 @@ def processors() -> int:
     return min(int(value), available_processors()) if value.isdigit() else 1  # OpenMP also takes lists
 
 
-class Crew:
+class WorkerPool:
     """So many processes of Python, each begun by ``begin(*arguments)``; what goes to and fro has to be picklable.
 
     A context: whatever ends it, also an interruption, ends the processes.
@@ -51,7 +51,7 @@ class Crew:
         # A pool a process: one that dies breaks its whole pool, and so no more than the value that it worked on.
         self.pools = [self._pool() for _ in range(size)]
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:

@@ -94,33 +94,33 @@ def data_difference(recorded: Mapping[str, object], dataset: Dataset) -> str:
     return "other pixels, or the same in another order"
 
 
-def check(facts: Mapping[str, object]) -> None:
+def check(metadata: Mapping[str, object]) -> None:
     """Raises ValueError, KeyError or TypeError where what a run tells of its origin cannot be."""
-    if not isinstance(facts.get("config", {}), dict):
+    if not isinstance(metadata.get("config", {}), dict):
         raise TypeError("a configuration has keys")
     texts = []
-    for split in facts.get("data", {}).values():
+    for split in metadata.get("data", {}).values():
         numbers = split["images_per_class"]
         if not all(type(number) is int and number >= 0 for number in numbers) or sum(numbers) != split["images"]:
             raise ValueError("its images are not those of its classes together")
         texts.append(split["sha256"])
-    if "initial_weights" in facts:
-        texts += [facts["initial_weights"]["source"], facts["initial_weights"]["sha256"]]
-    for each in facts.get("sessions", []):
+    if "initial_weights" in metadata:
+        texts += [metadata["initial_weights"]["source"], metadata["initial_weights"]["sha256"]]
+    for each in metadata.get("sessions", []):
         texts += [each["begun"], each["command"], each["device"], *each["environment"].values()]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("sessions and initial weights are described by texts")
 
 
-def rows(facts: Mapping[str, object]) -> list[tuple[str, str]]:
+def rows(metadata: Mapping[str, object]) -> list[tuple[str, str]]:
     """What a run tells of its origin, as a name and a text each; nothing where an earlier version has told nothing."""
     found = []
-    for number, each in enumerate(facts.get("sessions", []), 1):
+    for number, each in enumerate(metadata.get("sessions", []), 1):
         what = "begun" if number == 1 else "resumed"
         found.append((f"{what} {each['begun']}", f"{each['command']} ({each['device']})"))
         found.append(("with", ", ".join(f"{name} {value}" for name, value in each["environment"].items())))
-    for split, data in facts.get("data", {}).items():
+    for split, data in metadata.get("data", {}).items():
         found.append((f"{split} images", f"{data['images']:,}, SHA-256 {data['sha256']}"))
-    if "initial_weights" in facts:
-        found.append(("initial weights", "{source}, SHA-256 {sha256}".format(**facts["initial_weights"])))
+    if "initial_weights" in metadata:
+        found.append(("initial weights", "{source}, SHA-256 {sha256}".format(**metadata["initial_weights"])))
     return found

@@ -130,7 +130,7 @@ def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:
     if counts.images < len(dataset):
         return f"Measured on the first {images}: the interval (95 %, Wilson) informs, nothing is judged."
     kind = "a test set of the official size" if dataset.task.sized else "the official test set"
-    return f"Measured on {kind}, {images}; right is what is within {TOLERANCE} points."
+    return f"Measured on {kind}, {images}; a match is within {TOLERANCE} points."
 
 
 def _cells(results: Sequence[Result], reasons: list[str]) -> tuple[list[str], list[list[str]]]:

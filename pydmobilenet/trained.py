@@ -14,9 +14,9 @@ from pathlib import Path
 from . import fetching, provenance
 from .catalog import Checkpoint, Record, parse_name
 from .data import get_task, recorded_task
-from .errors import BadFileError, MissingFileError, UnknownNameError, unknown
+from .errors import BadFileError, InvalidValueError, MissingFileError, unknown
 
-MANIFEST, FACTS = "manifest.json", "run.json"
+MANIFEST, METADATA = "manifest.json", "run.json"
 BEST = "best.params"
 LARGEST = 1 << 24  # bytes of a run.json
 # What a file of another kind raises.
@@ -44,21 +44,21 @@ def find_run(path: Path) -> Record | None:
         raise MissingFileError(f"no such parameter file or run: {path}")
     if os.path.isdir(path):
         return of_run(path)
-    return of_run(path) if os.path.isfile(path.parent / FACTS) else None
+    return of_run(path) if os.path.isfile(path.parent / METADATA) else None
 
 
 def check_given(record: Record, model: str | None, dataset: str | None) -> None:
-    """Raises UnknownNameError where a model or data set, if it is given, is another one than a run's own. A folder may
+    """Raises InvalidValueError where a model or data set, if it is given, is another one than a run's own. A folder may
     have moved, if its classes are the same.
     """
     run = record.file.parent
     if model is not None and parse_name(model).name != record.model:
-        raise UnknownNameError(f"{run} is of {record.model}, not of {model}; nearest: {record.model}")
+        raise InvalidValueError(f"{run} is of {record.model}, not of {model}; nearest: {record.model}")
     if dataset in (None, record.dataset):
         return
     both_folders = all(name.startswith("folder:") for name in (dataset, record.dataset))
     if not both_folders or sorted(get_task(dataset).classes) != sorted(record.task.classes):
-        raise UnknownNameError(
+        raise InvalidValueError(
             f"{run} has learned {record.dataset} (classes: {', '.join(record.task.classes[:10])}), not {dataset}; "
             f"nearest: {record.dataset}"
         )
@@ -73,18 +73,18 @@ def of_run(path: Path) -> Record:
     if not os.path.exists(path):
         raise MissingFileError(f"no such run: {path}")
     directory, file = (path, BEST) if os.path.isdir(path) else (path.parent, path.name)
-    facts = read_facts(directory)
-    if not facts["checkpoints"]:
+    metadata = read_metadata(directory)
+    if not metadata["checkpoints"]:
         raise MissingFileError(f"{directory} has no checkpoint yet: its first epoch is not finished")
-    if file not in facts["checkpoints"]:
-        raise unknown("checkpoint", file, facts["checkpoints"])
-    return _record(directory, file, facts, facts["checkpoints"][file])
+    if file not in metadata["checkpoints"]:
+        raise unknown("checkpoint", file, metadata["checkpoints"])
+    return _record(directory, file, metadata, metadata["checkpoints"][file])
 
 
 def origin(record: Record) -> list[tuple[str, str]]:
     """Where a checkpoint comes from, as `provenance.rows` tells it; nothing of a published or a bundled one."""
-    is_run = record.file is not None and os.path.isfile(record.file.parent / FACTS)
-    return provenance.rows(read_facts(record.file.parent)) if is_run else []
+    is_run = record.file is not None and os.path.isfile(record.file.parent / METADATA)
+    return provenance.rows(read_metadata(record.file.parent)) if is_run else []
 
 
 def verified(record: Record) -> Path:
@@ -94,22 +94,22 @@ def verified(record: Record) -> Path:
     return fetching.verify(record.file, record.checkpoint.digest)
 
 
-def read_facts(directory: Path) -> dict:
+def read_metadata(directory: Path) -> dict:
     """The content of a run's ``run.json``; raises MissingFileError and BadFileError."""
-    path = directory / FACTS
+    path = directory / METADATA
     try:
         with open(path, "rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
             raise ValueError(f"it has more than {LARGEST} bytes")
-        facts = json.loads(content)
-        if not isinstance(facts["checkpoints"], dict):
+        metadata = json.loads(content)
+        if not isinstance(metadata["checkpoints"], dict):
             raise ValueError("it lists no checkpoints")
-        for file, checkpoint in facts["checkpoints"].items():
-            _record(directory, file, facts, checkpoint)
-        _check_model(facts)
-        provenance.check(facts)
-        return facts
+        for file, checkpoint in metadata["checkpoints"].items():
+            _record(directory, file, metadata, checkpoint)
+        _check_model(metadata)
+        provenance.check(metadata)
+        return metadata
     except OSError as error:
         raise MissingFileError(f"{directory} holds no checkpoint of a run: {path} ({error.strerror})") from None
     except WRONG as error:

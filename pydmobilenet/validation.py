@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .catalog import Complexity, Record
 from .data import Dataset, batches, get_dataset
 from .errors import UserError
-from .processes import Crew
+from .processes import WorkerPool
 from .text import printable
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Result:
         if self.counts is None:
             return "not evaluated"
         if self.complete:
-            return "differs" if self.differs else "right"
+            return "differs" if self.differs else "match"
         low, high = self.interval
         return "in interval" if low <= self.record.top1_error <= high else "off interval"
 
@@ -213,16 +213,16 @@ def validate(
     """
     options = batch_size, limit, keep_answers
     with ExitStack() as stack:
-        crew = None
+        pool = None
         for _, rows in groupby(records, key=lambda record: (record.dataset, record.published, record.task)):
             rows = list(rows)
             dataset, reason = _dataset(rows, data_dir, skip_bad)
             images = len(dataset.head(limit)) if dataset else 0
             if min(processes, len(rows)) > 1 and images * len(rows) >= WORTH_PROCESSES:
-                crew = crew or stack.enter_context(
-                    Crew(min(processes, len(rows)), _Worker.begin, engine, data_dir, skip_bad, *options)
+                pool = pool or stack.enter_context(
+                    WorkerPool(min(processes, len(rows)), _Worker.begin, engine, data_dir, skip_bad, *options)
                 )
-                yield dataset, _together(crew, rows, dataset.task.title)
+                yield dataset, _together(pool, rows, dataset.task.title)
             else:
                 yield (
                     dataset,
@@ -240,12 +240,12 @@ def _dataset(rows: Sequence[Record], data_dir: Path | None, skip_bad: bool) -> t
         return None, str(error)
 
 
-def _together(crew: Crew, rows: Sequence[Record], title: str) -> list[Result]:
-    """The results of rows that a crew works on, the costliest first, so that all end at about the same time."""
+def _together(pool: WorkerPool, rows: Sequence[Record], title: str) -> list[Result]:
+    """The results of rows that a pool works on, the costliest first, so that all end at about the same time."""
     costliest_first = sorted(rows, key=lambda record: -(record.flops_m or 0))
     results = {}
     with _bar(len(rows), title, " networks") as bar:
-        for record, future in crew.run(_Worker.answer, costliest_first):
+        for record, future in pool.run(_Worker.answer, costliest_first):
             try:
                 result = future.result()
             except BrokenProcessPool:
@@ -265,7 +265,7 @@ def _told(result: Result) -> Result:
 
 
 class _Worker:
-    """What a process of a crew works with."""
+    """What a process of a pool works with."""
 
     @classmethod
     def begin(cls, engine: Engine, data_dir: Path | None, skip_bad: bool, *options: int | None) -> None:

@@ -11,7 +11,7 @@ from mxnet.gluon.block import HybridBlock
 from . import catalog, devices, fetching, models, trained
 from . import weights as checkpoints
 from .data import get_task
-from .errors import MissingFileError, UnknownNameError, UserError
+from .errors import InvalidValueError, MissingFileError, UserError
 
 
 def get_model(
@@ -34,7 +34,7 @@ def get_model(
     those bundled with the checkout. Without either, the parameters are drawn anew (He initialisation). `device` is a
     name that `devices.choose` knows, or a context; by default MXNet's current one.
 
-    Raises UnknownNameError, MissingFileError, BadFileError or UnusableError, which are ValueError, FileNotFoundError,
+    Raises InvalidValueError, MissingFileError, BadFileError or UnusableError, which are ValueError, FileNotFoundError,
     ValueError and OSError.
     """
     context = devices.choose(device).context if isinstance(device, str) else device
@@ -51,7 +51,7 @@ def get_model(
     outputs = task.outputs if classes is None else classes
     if type(outputs) is not int or not 1 <= outputs < 2**31:  # True is no number, and MXNet's have 31 bits
         allowed = f"a whole number from 1 to {2**31 - 1}; nearest: {task.outputs}"
-        raise UnknownNameError(f"classes is {repr(outputs)[:100]} (allowed: {allowed})")
+        raise InvalidValueError(f"classes is {repr(outputs)[:100]} (allowed: {allowed})")
     file = weights_file(architecture.name, dataset, weights, weights_dir, outputs) if weights or pretrained else None
     net = build(architecture, dataset, outputs)
     net.initialize(mx.init.MSRAPrelu(), ctx=context)

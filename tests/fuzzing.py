@@ -113,7 +113,7 @@ def read_state(path):
     )
 
 
-FACTS = {
+METADATA = {
     "model": "pyd-add-11-0.125",
     "dataset": "digits",
     "outputs": 10,
@@ -129,9 +129,9 @@ FACTS = {
 
 
 def read_run(path):
-    path = path.rename(path.with_name(trained.FACTS))
+    path = path.rename(path.with_name(trained.METADATA))
     record = trained.of_run(path.parent)
-    return trained.read_facts(path.parent), record, trained.origin(record)
+    return trained.read_metadata(path.parent), record, trained.origin(record)
 
 
 def batch(number=3):
@@ -182,12 +182,12 @@ FORMATS = [
         read_state,
         forged=lambda rng: state(with_another_value(position(), rng)),
     ),
-    Format("run.json", json.dumps(FACTS).encode(), read_run),
+    Format("run.json", json.dumps(METADATA).encode(), read_run),
     Format(
         "forged.json",
-        json.dumps(FACTS).encode(),
+        json.dumps(METADATA).encode(),
         read_run,
-        forged=lambda rng: json.dumps(with_another_value(FACTS, rng)).encode(),
+        forged=lambda rng: json.dumps(with_another_value(METADATA, rng)).encode(),
     ),
     Format("config.yaml", config.text(CONFIG).encode(), lambda path: config.make(config.read(path))),
     Format(

@@ -7,7 +7,7 @@ import pytest
 
 from pydmobilenet.data import Dataset, batches, get_task, normalise
 from pydmobilenet.data.batching import draw
-from pydmobilenet.errors import BadFileError, UnknownNameError
+from pydmobilenet.errors import BadFileError, InvalidValueError
 
 TASK = get_task("cifar10")
 
@@ -226,5 +226,5 @@ def test_normalised_values_are_those_of_the_formula():
 )
 def test_numbers_that_make_no_sense_are_refused(options):
     arguments = {"batch_size": 10, **options}
-    with pytest.raises(UnknownNameError, match=r"allowed|no full batch of 300 images"):
+    with pytest.raises(InvalidValueError, match=r"allowed|no full batch of 300 images"):
         next(iter(batches(make(), arguments.pop("batch_size"), True, **arguments)))

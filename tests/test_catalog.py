@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pydmobilenet import catalog, list_models
-from pydmobilenet.errors import UnknownNameError
+from pydmobilenet.errors import InvalidValueError
 
 
 def test_the_tables_have_all_rows():
@@ -112,7 +112,7 @@ def test_a_wrong_name_is_answered_with_the_nearest(name, nearest):
     ["", "x", "../resnet-29-0.5", "resnet-29-0.5\n", "resnet-29-1e3", "resnet-029-0.5", f"resnet-29-{'9' * 400}"],
 )
 def test_what_is_no_name_is_refused(name):
-    with pytest.raises(UnknownNameError, match="allowed"):
+    with pytest.raises(InvalidValueError, match="allowed"):
         catalog.parse_name(name)
 
 
@@ -127,7 +127,7 @@ def test_wildcards():
 
 
 def test_an_unknown_data_set_is_no_empty_list():
-    with pytest.raises(UnknownNameError, match="nearest: cifar10"):
+    with pytest.raises(InvalidValueError, match="nearest: cifar10"):
         list_models(dataset="cifar11")
 
 
@@ -146,12 +146,12 @@ def test_rows_are_selected_among_those_given():
     assert catalog.select(["pyd-add-11-0.125"], depths=[11], records=own) == own[:1]
     assert catalog.select(depths=[10], records=own) == own[1:]
     with pytest.raises(
-        UnknownNameError, match=r"^unknown model 'pyd-add-29-1'.* \(allowed: pyd-add-11-0.125, wrn-10-1\)"
+        InvalidValueError, match=r"^unknown model 'pyd-add-29-1'.* \(allowed: pyd-add-11-0.125, wrn-10-1\)"
     ):
         catalog.select(["pyd-add-29-1"], records=own)
-    with pytest.raises(UnknownNameError, match=r"^unknown depth '29'.* \(allowed: 10, 11\)"):
+    with pytest.raises(InvalidValueError, match=r"^unknown depth '29'.* \(allowed: 10, 11\)"):
         catalog.select(depths=[29], records=own)
-    with pytest.raises(UnknownNameError, match="unknown model 'pyd-ad-29-1'; nearest"):
+    with pytest.raises(InvalidValueError, match="unknown model 'pyd-ad-29-1'; nearest"):
         catalog.select(["pyd-ad-29-1"], records=own)
 
 
@@ -167,5 +167,5 @@ def test_rows_are_selected_among_those_given():
     ],
 )
 def test_a_selection_of_nothing_is_refused(arguments, words):
-    with pytest.raises(UnknownNameError, match=words):
+    with pytest.raises(InvalidValueError, match=words):
         catalog.select(**arguments)

@@ -39,7 +39,7 @@ def state(number, size=20_000):
     )
 
 
-FACTS = {"model": "pyd-add-11-0.125", "dataset": "digits", "outputs": 10, "classes": list("0123456789")}
+METADATA = {"model": "pyd-add-11-0.125", "dataset": "digits", "outputs": 10, "classes": list("0123456789")}
 
 
 def also(number, *names):
@@ -49,7 +49,7 @@ def also(number, *names):
 @pytest.fixture
 def run(tmp_path):
     """A run with one epoch behind it."""
-    run = Run.create(tmp_path / "run", "model: x\n", state(0), FACTS)
+    run = Run.create(tmp_path / "run", "model: x\n", state(0), METADATA)
     run.save(state(1), also(1, "last.params", "best.params"))
     yield run
     run.lock.release()
@@ -118,7 +118,7 @@ import numpy as np
 from pydmobilenet import params
 from pydmobilenet.training.checkpoint import Run, State
 
-FACTS = {"model": "pyd-add-11-0.25", "dataset": "digits"}
+METADATA = {"model": "pyd-add-11-0.25", "dataset": "digits"}
 
 
 def state(number):
@@ -137,7 +137,7 @@ def again(directory):
 
 
 def create(directory):
-    Run.create(directory, "model: x", state(0), FACTS).lock.release()
+    Run.create(directory, "model: x", state(0), METADATA).lock.release()
 
 
 def killed(call, work, directory):
@@ -279,7 +279,7 @@ def test_a_run_takes_the_place_of_nothing(make, tmp_path):
     make(tmp_path / "run")
     before = os.lstat(tmp_path / "run")
     with pytest.raises(UnusableError, match="exists already"):
-        Run.create(tmp_path / "run", "model: x\n", state(0), FACTS)
+        Run.create(tmp_path / "run", "model: x\n", state(0), METADATA)
     assert os.lstat(tmp_path / "run") == before
 
 

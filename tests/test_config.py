@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from pydmobilenet import cli
-from pydmobilenet.errors import BadFileError, MissingFileError, UnknownNameError, UnusableError, UserError
+from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UnusableError, UserError
 from pydmobilenet.training import config
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -125,7 +125,7 @@ def test_each_recipe_needs_a_model_and_no_more(path):
     assert path.read_text().startswith("# ")
     made = config.make({**values, "model": MODEL})
     assert all(getattr(made, key) == value for key, value in values.items())
-    with pytest.raises(UnknownNameError, match=r"^no model is given: add --model NAME, or model to the config file$"):
+    with pytest.raises(InvalidValueError, match=r"^no model is given: add --model NAME, or model to the config file$"):
         config.make(values)
 
 
@@ -181,7 +181,7 @@ def test_a_mistake_reads_alike_in_a_file_on_the_command_line_and_in_python(key, 
         (f"argument {option(key)}", lambda: parsed(option(key), bad)),
         (key, lambda: config.make({**VALUES, key: bad})),
     ):
-        with pytest.raises(UnknownNameError) as caught:
+        with pytest.raises(InvalidValueError) as caught:
             attempt()
         assert str(caught.value).startswith(f"{place}: '{bad}'")
         errors.append(str(caught.value).removeprefix(place))
@@ -191,7 +191,7 @@ def test_a_mistake_reads_alike_in_a_file_on_the_command_line_and_in_python(key, 
 
 @pytest.mark.parametrize(("key", "bad", "near"), [("schedule", "cosin", "cosine"), ("dtype", "fp16", "float16")])
 def test_the_nearest_choice_is_named(key, bad, near):
-    with pytest.raises(UnknownNameError, match=f"'{bad}'; nearest: {near}"):
+    with pytest.raises(InvalidValueError, match=f"'{bad}'; nearest: {near}"):
         parsed(option(key), bad)
 
 
@@ -211,13 +211,13 @@ def test_the_nearest_choice_is_named(key, bad, near):
     ],
 )
 def test_wrong_types_are_refused_in_python_too(key, bad):
-    with pytest.raises(UnknownNameError, match=rf"^{key}: '{re.escape(str(bad))}'.* \(allowed: "):
+    with pytest.raises(InvalidValueError, match=rf"^{key}: '{re.escape(str(bad))}'.* \(allowed: "):
         config.make({**VALUES, key: bad})
 
 
 @pytest.mark.parametrize("missing", config.FIELDS)
 def test_a_missing_key_is_named_with_its_option(missing):
-    with pytest.raises(UnknownNameError, match=f"^no {missing} is given: add {option(missing)} "):
+    with pytest.raises(InvalidValueError, match=f"^no {missing} is given: add {option(missing)} "):
         config.make({key: value for key, value in VALUES.items() if key != missing})
 
 
@@ -231,7 +231,7 @@ def test_a_missing_key_is_named_with_its_option(missing):
     ],
 )
 def test_values_that_do_not_go_together_are_refused(values, words):
-    with pytest.raises(UnknownNameError) as caught:
+    with pytest.raises(InvalidValueError) as caught:
         config.make({**VALUES, **values})
     assert words in str(caught.value)
 
@@ -277,7 +277,7 @@ def test_a_bad_file_is_named_on_one_line(content, words, written):
     path = written(content)
     with pytest.raises(UserError) as caught:
         config.read(path)
-    assert isinstance(caught.value, (BadFileError, UnknownNameError))
+    assert isinstance(caught.value, (BadFileError, InvalidValueError))
     assert str(caught.value).startswith(str(path))
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ from test_launch import ended, free_port, machines, started, until
 
 from pydmobilenet import catalog, zoo
 from pydmobilenet.data import batches, get_dataset
-from pydmobilenet.errors import UnknownNameError
+from pydmobilenet.errors import InvalidValueError
 from pydmobilenet.training import config, mixing, prepare
 from pydmobilenet.training.checkpoint import State
 from pydmobilenet.training.learner import Learner, check_split
@@ -98,7 +98,7 @@ def test_two_devices_agree_on_the_mean_of_their_moving_statistics():
 def test_a_batch_that_cannot_be_shared_out_names_the_nearest(size, devices, workers, near):
     recipe = config.make({**DIGITS, "model": FAMILIES[0], "batch_size": size})
     shares = f"{workers} worker.* with {devices} device"
-    with pytest.raises(UnknownNameError, match=f"batch_size is {size} .*{shares}.*nearest: {near}"):
+    with pytest.raises(InvalidValueError, match=f"batch_size is {size} .*{shares}.*nearest: {near}"):
         check_split(recipe, devices, workers)
 
 

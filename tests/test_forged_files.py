@@ -271,8 +271,8 @@ def test_the_longest_official_batches_are_within_the_bounds(protocol):
     ],
 )
 def test_a_forged_checkpoint_of_a_run_is_refused(change, words, tmp_path):
-    checkpoint = {**fuzzing.FACTS["checkpoints"]["best.params"], **change}
-    (tmp_path / "run.json").write_text(json.dumps({**fuzzing.FACTS, "checkpoints": {"best.params": checkpoint}}))
+    checkpoint = {**fuzzing.METADATA["checkpoints"]["best.params"], **change}
+    (tmp_path / "run.json").write_text(json.dumps({**fuzzing.METADATA, "checkpoints": {"best.params": checkpoint}}))
     with pytest.raises(BadFileError, match=rf"run\.json does not describe a run: .*{words}"):
         trained.of_run(tmp_path)
 

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from pydmobilenet import catalog, zoo
 from pydmobilenet.data import get_dataset
-from pydmobilenet.errors import BadFileError, UnknownNameError, UnusableError
+from pydmobilenet.errors import BadFileError, InvalidValueError, UnusableError
 from pydmobilenet.training import config, mixing, prepare
 from pydmobilenet.training.learner import Learner, cross_entropy
 from pydmobilenet.training.step import LiteralStep, PyramidStep
@@ -270,7 +270,7 @@ def test_the_same_seed_draws_the_same_parameters_on_every_device(initialiser):
 
 @pytest.mark.parametrize(("size", "near"), [(1, 3), (4, 3), (8, 9)])
 def test_a_batch_that_the_devices_cannot_share_evenly_is_refused(size, near):
-    with pytest.raises(UnknownNameError, match=f"batch_size is {size} .*a multiple of 3.*nearest: {near}"):
+    with pytest.raises(InvalidValueError, match=f"batch_size is {size} .*a multiple of 3.*nearest: {near}"):
         made(contexts=[mx.cpu(number) for number in range(3)], batch_size=size)
 
 

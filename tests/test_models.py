@@ -9,7 +9,7 @@ from conftest import CIFAR_MODELS, NETWORKS
 
 import pydmobilenet
 from pydmobilenet import catalog, complexity, devices, zoo
-from pydmobilenet.errors import UnknownNameError, UnusableError
+from pydmobilenet.errors import InvalidValueError, UnusableError
 
 SMALLEST = ["resnet-11-0.25", "mobilenet-11-0.25", "pyd-add-11-0.25", "pyd-concat-11-0.25"]
 
@@ -122,7 +122,7 @@ def test_another_number_of_classes_and_size():
     ],
 )
 def test_a_wrong_argument_is_named(arguments, words):
-    with pytest.raises(UnknownNameError, match=words):
+    with pytest.raises(InvalidValueError, match=words):
         pydmobilenet.get_model(**arguments)
 
 

@@ -83,8 +83,8 @@ def run(folder):
     params.write(run / "best.params", arrays)
     sha256 = fetching.digest(run / "best.params", "sha256").removeprefix("sha256:")
     checkpoints = {"best.params": {"epoch": 1, "test_error": 50.0, "sha256": sha256}}
-    facts = {"model": MODEL, "dataset": f"folder:{folder}", "outputs": 4, "classes": CLASSES}
-    (run / "run.json").write_text(json.dumps({**facts, "checkpoints": checkpoints}))
+    metadata = {"model": MODEL, "dataset": f"folder:{folder}", "outputs": 4, "classes": CLASSES}
+    (run / "run.json").write_text(json.dumps({**metadata, "checkpoints": checkpoints}))
     return run
 
 
@@ -220,9 +220,9 @@ def test_an_onnx_file_has_the_classes_exactly(call, folder, run):
     )
     assert (code, err) == (0, "")
     assert_lines(out, 1)
-    facts = {each.key: each.value for each in onnx.load_from_string(output.read_bytes()).metadata_props}
-    assert json.loads(facts["classes"]) == CLASSES
-    assert facts["dataset"] == encodable(f"folder:{folder}")
+    metadata = {each.key: each.value for each in onnx.load_from_string(output.read_bytes()).metadata_props}
+    assert json.loads(metadata["classes"]) == CLASSES
+    assert metadata["dataset"] == encodable(f"folder:{folder}")
 
 
 def test_curves_have_any_title(tmp_path):

@@ -65,10 +65,10 @@ def test_a_file_has_one_input_a_free_batch_size_and_says_what_it_is(name, fused,
     assert nodes(model).count("BatchNormalization") == (1 + 3 if fused else 1 + 4 * 3 + 2)
     assert [each.name for each in model.graph.input] == ["images"]
     assert [each.name for each in model.graph.output] == ["logits"]
-    facts = {each.key: each.value for each in model.metadata_props}
-    assert (facts["model"], facts["dataset"]) == (name, "cifar10")
-    assert json.loads(facts["classes"]) == list(CIFAR10.classes)
-    assert (json.loads(facts["mean"]), json.loads(facts["std"])) == (list(CIFAR10.mean), list(CIFAR10.std))
+    metadata = {each.key: each.value for each in model.metadata_props}
+    assert (metadata["model"], metadata["dataset"]) == (name, "cifar10")
+    assert json.loads(metadata["classes"]) == list(CIFAR10.classes)
+    assert (json.loads(metadata["mean"]), json.loads(metadata["std"])) == (list(CIFAR10.mean), list(CIFAR10.std))
     predict = runtime.predictor(path.read_bytes())
     pixels = PIXELS.transpose(0, 2, 3, 1) if uint8_input else PIXELS.astype(np.float32)
     together = predict(pixels)
@@ -157,8 +157,8 @@ def test_the_bundled_network_is_exported_compared_on_real_digits(run, tmp_path):
     assert re.search(
         rf"wrote {path}: pyd-add-29-0.25 for Digits, 0.2\d MB; on 100 test images its logits are within \S+ of", out
     )
-    facts = {each.key: each.value for each in onnx.load(path).metadata_props}
-    assert re.fullmatch(r"digits-pyd-add-29-0.25.params sha256:[0-9a-f]{64}", facts["weights"])
+    metadata = {each.key: each.value for each in onnx.load(path).metadata_props}
+    assert re.fullmatch(r"digits-pyd-add-29-0.25.params sha256:[0-9a-f]{64}", metadata["weights"])
     test = get_dataset("digits", "test")
     wrong = runtime.predictor(path.read_bytes())(test.normalised()).argmax(axis=1) != test.labels
     assert wrong.mean() < 0.02

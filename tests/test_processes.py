@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from pydmobilenet import catalog, processes, validation
 from pydmobilenet.catalog import Complexity
-from pydmobilenet.processes import Crew
+from pydmobilenet.processes import WorkerPool
 
 RECORDS = catalog.select(["*-29-*"], ["cifar10"])
 IMAGES = 20
@@ -106,7 +106,7 @@ def test_rows_are_logged_as_they_are_finished(data_dir, caplog, monkeypatch):
 
 def test_for_a_few_answers_no_process_is_started(data_dir, monkeypatch):
     monkeypatch.setattr(validation, "WORTH_PROCESSES", IMAGES * len(RECORDS) + 1)
-    monkeypatch.setattr(validation, "Crew", None)
+    monkeypatch.setattr(validation, "WorkerPool", None)
     assert len(validated(data_dir, 2)) == len(RECORDS)
 
 
@@ -114,23 +114,23 @@ def nothing():
     pass
 
 
-def facts(_):
+def metadata(_):
     return os.getpid(), os.environ["OMP_NUM_THREADS"], signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
-def test_a_crew_shares_the_processors_and_leaves_interruptions_to_its_parent(monkeypatch):
+def test_a_pool_shares_the_processors_and_leaves_interruptions_to_its_parent(monkeypatch):
     monkeypatch.setattr(processes, "available_processors", lambda: 6)
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
-    with Crew(2, nothing) as crew:
-        found = [future.result() for _, future in crew.run(facts, range(4))]
+    with WorkerPool(2, nothing) as pool:
+        found = [future.result() for _, future in pool.run(metadata, range(4))]
     assert os.getpid() not in [number for number, *_ in found]
     assert {(threads, ignored) for _, threads, ignored in found} == {("3", True)}
     assert os.environ["OMP_NUM_THREADS"] == "6"
 
 
 def interrupted():
-    with Crew(2, nothing) as crew:
-        next(crew.run(time.sleep, [0, 100, 100]))
+    with WorkerPool(2, nothing) as pool:
+        next(pool.run(time.sleep, [0, 100, 100]))
         raise KeyboardInterrupt
 
 
@@ -147,10 +147,10 @@ def pid(_):
 
 
 def test_a_process_that_dies_while_it_is_idle_is_replaced():
-    with Crew(1, nothing) as crew:
-        ((_, first),) = crew.run(pid, [0])
+    with WorkerPool(1, nothing) as pool:
+        ((_, first),) = pool.run(pid, [0])
         os.kill(first.result(), signal.SIGKILL)
-        ((_, second),) = crew.run(pid, [0])
+        ((_, second),) = pool.run(pid, [0])
         assert second.result() != first.result()
 
 
@@ -168,7 +168,7 @@ def test_where_mxnet_was_imported_first_all_processors_are_used():
     program = (
         "import numpy; numpy.bool = numpy.bool_; import mxnet, os; from pydmobilenet import engine, processes; "
         "count = processes.available_processors(); assert engine.GluonEngine(mxnet.cpu()).processes == count; "
-        "crew = processes.Crew(count, str); ((_, future),) = crew.run(os.getenv, ['OMP_NUM_THREADS']); "
+        "pool = processes.WorkerPool(count, str); ((_, future),) = pool.run(os.getenv, ['OMP_NUM_THREADS']); "
         "assert future.result() == processes.threads(count) == '1'; assert 'OMP_NUM_THREADS' not in os.environ"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

@@ -47,11 +47,11 @@ def deterministic(rows):
 
 
 def content(directory):
-    """All that two runs of the same recipe have in common: arrays and files as bytes, position, facts."""
+    """All that two runs of the same recipe have in common: arrays and files as bytes, position, metadata."""
     assert not list(directory.glob("**/*.part"))
     state = State.read(directory / "last.state")
     position = {key: value for key, value in state.position.items() if key != "seconds"}
-    facts = json.loads((directory / "run.json").read_text())
+    metadata = json.loads((directory / "run.json").read_text())
     return {
         **{f"parameter {name}": array.tobytes() for name, array in state.parameters.items()},
         **{f"momentum {name}": array.tobytes() for name, array in state.momentum.items()},
@@ -59,7 +59,9 @@ def content(directory):
         "position": {**position, "history": deterministic(position["history"])},
         "history.csv": deterministic(rows(directory / "history.csv")),
         "config": (directory / "config.yaml").read_bytes(),
-        "facts": {key: value for key, value in facts.items() if key != "sessions"},  # which tell when it was resumed
+        "metadata": {
+            key: value for key, value in metadata.items() if key != "sessions"
+        },  # which tell when it was resumed
     }
 
 

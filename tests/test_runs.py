@@ -16,7 +16,7 @@ import run_validation
 from pydmobilenet import __main__ as front_door
 from pydmobilenet import cli, data, trained
 from pydmobilenet.deploy import __main__ as deploy
-from pydmobilenet.errors import BadFileError, MissingFileError, UnknownNameError, UserError
+from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UserError
 
 MODEL = "mobilenet-11-0.125"
 COLOURS = {"a": (200, 30, 30), "b": (30, 200, 30), "c": (30, 30, 200)}
@@ -51,10 +51,10 @@ def moved(original, tmp_path, monkeypatch):
     """The run in another place, on a machine without its data: where that was, nobody is any more."""
     folder, run = original
     shutil.copytree(run, tmp_path / "run")
-    facts = json.loads((tmp_path / "run" / "run.json").read_text())
-    assert facts["dataset"] == f"folder:{folder}"
-    facts["dataset"] = f"folder:{tmp_path / 'gone'}"
-    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    metadata = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert metadata["dataset"] == f"folder:{folder}"
+    metadata["dataset"] = f"folder:{tmp_path / 'gone'}"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(metadata))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     return tmp_path / "run"
@@ -132,36 +132,36 @@ def test_a_run_is_evaluated_on_other_data_with_the_same_class_names(option, orig
 
 
 def test_reports_tell_where_a_run_comes_from(original, moved, call, tmp_path):
-    facts = json.loads((moved / "run.json").read_text())
+    metadata = json.loads((moved / "run.json").read_text())
     code, _, _ = call(run_validation.main, "--run", moved, "--data-dir", original[0], "--output", tmp_path)
     assert code == 0
     for name in ("validation.md", "validation.json", "validation.csv", "report.html"):
         text = (tmp_path / name).read_text()
-        assert facts["data"]["train"]["sha256"] in text, name
-        assert facts["initial_weights"]["sha256"] in text, name
+        assert metadata["data"]["train"]["sha256"] in text, name
+        assert metadata["initial_weights"]["sha256"] in text, name
         assert "train.py --config" in text, name
         assert f"numpy {np.__version__}" in text, name
 
 
 def test_a_run_tells_all_that_its_result_depends_on(original):
     folder, run = original
-    facts = json.loads((run / "run.json").read_text())
+    metadata = json.loads((run / "run.json").read_text())
     dataset = data.get_dataset(f"folder:{folder}", "train")
     task = dataset.task
-    assert (facts["model"], facts["classes"], facts["outputs"]) == (MODEL, ["a", "b", "c"], 3)
-    assert (facts["mean"], facts["std"]) == (list(task.mean), list(task.std))
-    assert facts["config"]["batch_size"] == 4
-    assert facts["config"]["dataset"] == "folder:photos"
-    assert facts["data"]["train"]["images_per_class"] == [8, 8, 8]
-    assert facts["data"]["test"]["images"] == 9
-    assert facts["initial_weights"]["source"] == "msra, seed 0"
-    (session,) = facts["sessions"]
+    assert (metadata["model"], metadata["classes"], metadata["outputs"]) == (MODEL, ["a", "b", "c"], 3)
+    assert (metadata["mean"], metadata["std"]) == (list(task.mean), list(task.std))
+    assert metadata["config"]["batch_size"] == 4
+    assert metadata["config"]["dataset"] == "folder:photos"
+    assert metadata["data"]["train"]["images_per_class"] == [8, 8, 8]
+    assert metadata["data"]["test"]["images"] == 9
+    assert metadata["initial_weights"]["source"] == "msra, seed 0"
+    (session,) = metadata["sessions"]
     assert session["command"].startswith("train.py --config")
     assert session["device"] == "cpu(0)"
     assert {"pydmobilenet", "python", "numpy", "mxnet", "processor", "instruction_set", "threads"} <= set(
         session["environment"]
     )
-    assert sorted(facts["checkpoints"]) == ["best.params", "epoch-0002.params", "epoch-0004.params", "last.params"]
+    assert sorted(metadata["checkpoints"]) == ["best.params", "epoch-0002.params", "epoch-0004.params", "last.params"]
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_a_run_goes_on_from_anywhere_and_where_its_data_has_moved(interrupted, o
     first, second, expected = (content(each) for each in (run, tmp_path / "other", original[1]))
     assert_same(second, first)
     for each in (first, expected):  # the folder is another one
-        del each["facts"]["dataset"]
+        del each["metadata"]["dataset"]
     assert_same(first, expected)
     sessions = json.loads((run / "run.json").read_text())["sessions"]
     assert ["--resume" in each["command"] for each in sessions] == [False, True]
@@ -304,8 +304,8 @@ def test_a_run_goes_on_from_anywhere_and_where_its_data_has_moved(interrupted, o
 
 def test_a_run_of_an_earlier_version_goes_on_with_a_warning(interrupted, train):
     _, run = interrupted
-    facts = json.loads((run / "run.json").read_text())
-    old = {key: facts[key] for key in ("model", "dataset", "outputs", "classes", "checkpoints")}
+    metadata = json.loads((run / "run.json").read_text())
+    old = {key: metadata[key] for key in ("model", "dataset", "outputs", "classes", "checkpoints")}
     (run / "run.json").write_text(json.dumps(old))
     with pytest.warns(UserWarning, match="is of an earlier version and does not tell its data: it is not compared"):
         assert train("--resume", run).returncode == 0
@@ -314,8 +314,8 @@ def test_a_run_of_an_earlier_version_goes_on_with_a_warning(interrupted, train):
 
 def test_a_run_that_has_saved_nothing_yet_says_so(interrupted, call):
     _, run = interrupted
-    facts = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**facts, "checkpoints": {}}))
+    metadata = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**metadata, "checkpoints": {}}))
     with pytest.raises(MissingFileError, match="has no checkpoint yet: its first epoch is not finished"):
         trained.of_run(run)
 
@@ -371,8 +371,8 @@ def test_a_run_tells_python_its_data_set_and_outputs(original, moved):
     ids=str,
 )
 def test_forged_descriptions_are_refused(forged, moved):
-    facts = json.loads((moved / "run.json").read_text())
-    (moved / "run.json").write_text(json.dumps({**facts, **forged}))
+    metadata = json.loads((moved / "run.json").read_text())
+    (moved / "run.json").write_text(json.dumps({**metadata, **forged}))
     with pytest.raises(BadFileError, match=r"run\.json does not describe a run"):
         trained.of_run(moved)
 
@@ -381,5 +381,5 @@ def test_data_with_other_classes_is_refused_wherever_it_is_read(original, tmp_pa
     task = trained.of_run(original[1]).task
     with pytest.raises(BadFileError, match="it lacks 'a' and it has 'z'"):
         data.get_dataset(f"folder:{renamed(original[0], tmp_path)}", "test", task=task)
-    with pytest.raises(UnknownNameError, match="unknown split"):
+    with pytest.raises(InvalidValueError, match="unknown split"):
         data.get_dataset("digits", "val")

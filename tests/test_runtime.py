@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 
 from pydmobilenet import _runtime, devices
-from pydmobilenet.errors import UnknownNameError, UnusableError
+from pydmobilenet.errors import InvalidValueError, UnusableError
 
 SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "PYTHONPATH")
 
@@ -189,7 +189,7 @@ def test_the_cpu_build_takes_the_cpu_and_says_why(monkeypatch):
 
 @pytest.mark.parametrize("name", ["tpu", "gpu:x", "auto:1", "cuda", "cpu:", ""])
 def test_an_unknown_device_is_named(name):
-    with pytest.raises(UnknownNameError, match=f"unknown device '{name}'"):
+    with pytest.raises(InvalidValueError, match=f"unknown device '{name}'"):
         devices.choose(name)
 
 

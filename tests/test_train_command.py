@@ -240,11 +240,11 @@ def test_last_and_best_and_every_second_epoch_are_kept(finished):
     state = State.read(directory / "last.state")
     rows = state.position["history"]
     best = min(rows, key=lambda row: row["test_error"])
-    facts = json.loads((directory / "run.json").read_text())
+    metadata = json.loads((directory / "run.json").read_text())
     kept = {"last.params": 4, "best.params": best["epoch"], "epoch-0002.params": 2, "epoch-0004.params": 4}
-    assert {name: known["epoch"] for name, known in facts["checkpoints"].items()} == kept
+    assert {name: known["epoch"] for name, known in metadata["checkpoints"].items()} == kept
     for name, epoch in kept.items():
-        assert facts["checkpoints"][name]["test_error"] == rows[epoch - 1]["test_error"]
+        assert metadata["checkpoints"][name]["test_error"] == rows[epoch - 1]["test_error"]
     last = params.read(directory / "last.params")
     assert last.keys() == state.parameters.keys()
     assert all(last[name].tobytes() == state.parameters[name].tobytes() for name in last)
@@ -255,13 +255,13 @@ def test_last_and_best_and_every_second_epoch_are_kept(finished):
 @pytest.mark.parametrize("file", ["best.params", "last.params", "epoch-0002.params"])
 def test_a_checkpoint_loads_into_a_fresh_network_and_has_its_recorded_error(finished, file):
     directory, _ = finished
-    facts = json.loads((directory / "run.json").read_text())
-    net = pydmobilenet.get_model(facts["model"], facts["dataset"])
+    metadata = json.loads((directory / "run.json").read_text())
+    net = pydmobilenet.get_model(metadata["model"], metadata["dataset"])
     net.load_parameters(str(directory / file))
-    test = get_dataset(facts["dataset"], "test")
+    test = get_dataset(metadata["dataset"], "test")
     answers = net(mx.nd.array(test.normalised())).asnumpy().argmax(axis=1)
-    assert 100 * (answers != test.labels).mean() == pytest.approx(facts["checkpoints"][file]["test_error"])
-    assert facts["classes"] == list(test.task.classes)
+    assert 100 * (answers != test.labels).mean() == pytest.approx(metadata["checkpoints"][file]["test_error"])
+    assert metadata["classes"] == list(test.task.classes)
 
 
 def test_what_is_printed_is_lines_for_people_and_nothing_for_terminals(finished):

@@ -13,7 +13,7 @@ from conftest import ROOT
 import pydmobilenet
 from pydmobilenet import catalog, complexity, fetching, params, processor, trained, weights
 from pydmobilenet.engine import GluonEngine
-from pydmobilenet.errors import BadFileError, MissingFileError, UnknownNameError
+from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError
 from pydmobilenet.validation import exit_code, validate
 
 BUNDLED = trained.bundled()
@@ -34,8 +34,8 @@ def run(tmp_path):
         params.write(directory / name, arrays)
         sha256 = fetching.digest(directory / name, "sha256").removeprefix("sha256:")
         checkpoints[name] = {"epoch": 3 + seed, "test_error": 50.0, "sha256": sha256}
-    facts = {"model": MODEL, "dataset": "digits", "outputs": 10, "classes": list("0123456789")}
-    (directory / "run.json").write_text(json.dumps({**facts, "checkpoints": checkpoints}))
+    metadata = {"model": MODEL, "dataset": "digits", "outputs": 10, "classes": list("0123456789")}
+    (directory / "run.json").write_text(json.dumps({**metadata, "checkpoints": checkpoints}))
     return directory
 
 
@@ -72,7 +72,7 @@ def test_bundled_checkpoints_give_their_recorded_errors():
     pytest.importorskip("sklearn")
     ((dataset, results),) = validate(BUNDLED, GluonEngine(mx.cpu()))
     assert dataset.official
-    assert [result.verdict for result in results] == ["right"] * 4
+    assert [result.verdict for result in results] == ["match"] * 4
     assert exit_code(results) == 0
 
 
@@ -100,9 +100,9 @@ def test_a_lone_file_needs_no_run(run, tmp_path):
 
 
 def test_what_is_asked_for_has_to_be_what_the_run_is(run):
-    with pytest.raises(UnknownNameError, match=r"has learned digits \(classes: 0, .*\), not cifar10; nearest: digits"):
+    with pytest.raises(InvalidValueError, match=r"has learned digits \(classes: 0, .*\), not cifar10; nearest: digits"):
         pydmobilenet.get_model(MODEL, "cifar10", weights=run)
-    with pytest.raises(UnknownNameError, match=r"is of pyd-add-11-0.25, not of resnet-11-0.5"):
+    with pytest.raises(InvalidValueError, match=r"is of pyd-add-11-0.25, not of resnet-11-0.5"):
         pydmobilenet.get_model("resnet-11-0.5", "digits", weights=run)
     with pytest.raises(BadFileError, match=r"the file is of pyd-add-11-0.25 with 10 classes"):
         pydmobilenet.get_model(MODEL, "digits", classes=7, weights=run)
@@ -120,7 +120,7 @@ def test_what_is_no_run_is_refused_and_what_is_no_checkpoint_of_it_named(run, tm
     with pytest.raises(MissingFileError, match="holds no checkpoint of a run"):
         trained.of_run(tmp_path)
     shutil.copy(run / "last.params", run / "lost.params")
-    with pytest.raises(UnknownNameError, match=r"unknown checkpoint 'lost.params'; nearest: last.params"):
+    with pytest.raises(InvalidValueError, match=r"unknown checkpoint 'lost.params'; nearest: last.params"):
         trained.of_run(run / "lost.params")
     (run / "run.json").write_text('{"model": "resnet-29-0.5"')
     with pytest.raises(BadFileError, match="does not describe a run"):

@@ -76,9 +76,9 @@ def test_wilsons_bounds_are_where_the_observed_rate_is_just_1_96_standard_errors
 @pytest.mark.parametrize(
     ("row", "verdict", "differs"),
     [
-        (result(472), "right", False),
-        (result(477), "right", False),
-        (result(467), "right", False),
+        (result(472), "match", False),
+        (result(477), "match", False),
+        (result(467), "match", False),
         (result(478), "differs", True),
         (result(466), "differs", True),
         (result(41, 1000, complete=False), "in interval", False),
@@ -95,7 +95,7 @@ def test_verdicts(row, verdict, differs):
 def test_top5_is_judged_where_it_was_published():
     record = catalog.find("pyd-concat-56-0.25", "imagenet32")  # 48.18 and 23.70
     right = Result(record, record.exact, Counts(50_000, 24_090, 11_850), complete=True)
-    assert right.verdict == "right"
+    assert right.verdict == "match"
     wrong = Result(record, record.exact, Counts(50_000, 24_090, 11_950), complete=True)
     assert wrong.verdict == "differs"
 
@@ -251,7 +251,7 @@ def test_the_imagenet32_table_has_top5():
     row = Result(record, record.exact, Counts(50_000, 22_350, 10_290), complete=True)
     table = report.markdown(dataset([0], "imagenet32"), [row])
     assert [cell.strip() for cell in table.splitlines()[4].split("|")[5:-1]] == [
-        *("", "44.70", "44.70", "20.58", "20.58", "+0.00 / +0.00", "right")
+        *("", "44.70", "44.70", "20.58", "20.58", "+0.00 / +0.00", "match")
     ]
     assert "44.27" in table  # what the authors' file name says
 

@@ -37,7 +37,7 @@ DATASETS = {
 
 
 def get_task(name: str) -> Task:
-    """The task of a data set's name; raises UnknownNameError, which names the nearest ones."""
+    """The task of a data set's name; raises InvalidValueError, which names the nearest ones."""
     if name.startswith("folder:"):
         return folder.task(name)
     if name not in DATASETS:
@@ -49,7 +49,7 @@ def recorded_task(name: str, record: Mapping[str, object]) -> Task:
     """The task of a data set's name, with the class names, outputs and normalisation that a run has recorded.
 
     Needs no data. What is not recorded is that of the name. Raises ValueError and TypeError for what no task can have,
-    UnknownNameError for an unknown name.
+    InvalidValueError for an unknown name.
     """
     if name.startswith("folder:"):
         known = Task(name, name.partition(":")[2], (), 0, IMAGENET_MEAN, IMAGENET_STD)
@@ -85,8 +85,8 @@ def get_dataset(
     ``folder:PATH`` is any folder of images, which `root` replaces; those that cannot be read are passed over with a
     warning if `skip_bad` says so. With a `task`, as a run has recorded it, labels and normalisation are that task's.
 
-    Raises UnknownNameError, MissingFileError, BadFileError and UnusableError; BadFileError too where the data has other
-    classes than the `task`.
+    Raises InvalidValueError, MissingFileError, BadFileError and UnusableError; BadFileError too where the data has
+    other classes than the `task`.
     """
     if split not in ("train", "test"):
         raise unknown("split", split, ("train", "test"))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import BadFileError, UnknownNameError
+from ..errors import BadFileError, InvalidValueError
 from .dataset import PAD, Dataset, normalise, padded
 
 
@@ -62,11 +62,11 @@ def batches(
     equal length (N mod `parts` images, others each time, sit out the epoch), and the i-th batches of all are together
     the i-th batch, of `parts` times the size, of a single worker; otherwise they are together all images.
 
-    The two arrays are used again: they are valid until the next batch is asked for. Raises UnknownNameError for numbers
-    that make no sense.
+    The two arrays are used again: they are valid until the next batch is asked for. Raises InvalidValueError for
+    numbers that make no sense.
     """
     if batch_size < 1 or threads < 1 or start < 0 or seed < 0 or epoch < 0 or not 0 <= part < parts:
-        raise UnknownNameError(
+        raise InvalidValueError(
             f"batch_size={batch_size}, seed={seed}, epoch={epoch}, part={part}, parts={parts}, start={start}, "
             f"threads={threads} (allowed: sizes and threads from 1, numbers from 0, part below parts)"
         )
@@ -74,7 +74,7 @@ def batches(
     positions = np.arange(part, len(dataset) // parts * parts if train else len(dataset), parts)
     batch_size = batch_size if train else min(batch_size, max(1, len(positions)))  # no larger buffers than are needed
     if train and len(positions) < batch_size:
-        raise UnknownNameError(
+        raise InvalidValueError(
             f"batch_size={batch_size} leaves no full batch of {len(positions)} images (nearest: {len(positions)})"
         )
     count = len(positions) // batch_size if train else -(-len(positions) // batch_size)

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from .. import files, params
 from ..data import archives
 from ..errors import BadFileError, MissingFileError, UnusableError
-from ..trained import FACTS, read_facts
+from ..trained import METADATA, read_metadata
 
 CONFIG, STATE = "config.yaml", "last.state"
 
@@ -84,7 +84,7 @@ class State:
 class Run:
     """The directory of one run, held by one process at a time. A `new` one has been made by this process.
 
-    `facts` is what ``run.json`` says; None where an earlier version has not written it before the first checkpoint.
+    `metadata` is what ``run.json`` says; None where an earlier version has not written it before the first checkpoint.
     """
 
     def __init__(self, directory: Path, new: bool = False):
@@ -97,10 +97,10 @@ class Run:
         except OSError as error:
             raise UnusableError(f"cannot write to {directory}: {error.strerror}") from None
         # Where it is damaged, that is known now and not after an epoch.
-        self.facts = read_facts(directory) if (directory / FACTS).exists() else None
+        self.metadata = read_metadata(directory) if (directory / METADATA).exists() else None
 
     @classmethod
-    def create(cls, directory: Path, config: str, state: State, facts: Mapping[str, object]) -> Run:
+    def create(cls, directory: Path, config: str, state: State, metadata: Mapping[str, object]) -> Run:
         """A new run with its configuration, what it says of itself, and its state before the first step.
 
         Raises UnusableError where the directory exists already or cannot be made.
@@ -109,7 +109,7 @@ class Run:
         try:
             with files.new_directory(directory) as nascent:
                 files.write(nascent / CONFIG, config)
-                files.write(nascent / FACTS, _json({**facts, "checkpoints": {}}))
+                files.write(nascent / METADATA, _json({**metadata, "checkpoints": {}}))
                 state.write(nascent / STATE)
         except UnusableError:
             check_absent(directory)  # another process has been faster
@@ -128,23 +128,23 @@ class Run:
         """
         content = params.dump(state.parameters)
         sha256 = hashlib.sha256(content).hexdigest()
-        checkpoints = {**self.facts["checkpoints"], **{name: {**also[name], "sha256": sha256} for name in also}}
-        facts = {**self.facts, "checkpoints": checkpoints}
+        checkpoints = {**self.metadata["checkpoints"], **{name: {**also[name], "sha256": sha256} for name in also}}
+        metadata = {**self.metadata, "checkpoints": checkpoints}
         contents = {
             **dict.fromkeys(also, content),
-            FACTS: _json(facts),
+            METADATA: _json(metadata),
             STATE: state.content(),
         }
         files.write_together({self.directory / name: content for name, content in contents.items()})
-        self.facts = facts
+        self.metadata = metadata
 
     def state(self) -> State:
         """The state to go on from."""
         return State.read(self.directory / STATE)
 
 
-def _json(facts: Mapping[str, object]) -> str:
-    return json.dumps(facts, indent=1) + "\n"
+def _json(metadata: Mapping[str, object]) -> str:
+    return json.dumps(metadata, indent=1) + "\n"
 
 
 def check_absent(directory: Path) -> None:

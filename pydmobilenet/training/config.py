@@ -19,7 +19,7 @@ import yaml
 
 from .. import catalog, fetching
 from ..data import get_task
-from ..errors import BadFileError, MissingFileError, UnknownNameError, nearest, unknown
+from ..errors import BadFileError, InvalidValueError, MissingFileError, nearest, unknown
 
 LARGEST = 1 << 16  # bytes of a file: the recipes have 1,500
 LONGEST = 4096  # characters of a name, which may be a path
@@ -114,7 +114,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 def read(path: str | Path) -> dict[str, object]:
     """The values of a YAML file, each of them valid as far as it can be judged alone.
 
-    Raises MissingFileError, UnusableError, BadFileError and UnknownNameError.
+    Raises MissingFileError, UnusableError, BadFileError and InvalidValueError.
     """
     path = fetching.expanded(path)
     if not os.path.exists(path):
@@ -133,27 +133,27 @@ def read(path: str | Path) -> dict[str, object]:
     try:
         _check_keys(values)
         return {key: _parse(key, value, key) for key, value in values.items()}
-    except UnknownNameError as error:
-        raise UnknownNameError(f"{path}: {error}") from None
+    except InvalidValueError as error:
+        raise InvalidValueError(f"{path}: {error}") from None
 
 
 def make(values: Mapping[str, object]) -> Config:
     """The configuration of values for all keys, every one of them checked.
 
-    Raises UnknownNameError. Whether a folder of images is there is not looked at.
+    Raises InvalidValueError. Whether a folder of images is there is not looked at.
     """
     _check_keys(values)
     for key in FIELDS:
         if key not in values:
             option = f"{_option(key)} {FIELDS[key].metadata['rule'].metavar}"
-            raise UnknownNameError(f"no {key} is given: add {option}, or {key} to the config file")
+            raise InvalidValueError(f"no {key} is given: add {option}, or {key} to the config file")
     checked = {key: _parse(key, values[key], key) for key in FIELDS}
     checked["model"] = catalog.parse_name(checked["model"]).name
     if not checked["dataset"].startswith("folder:"):  # which may have moved
         get_task(checked["dataset"])
     config = Config(**checked)
     if config.warmup_epochs >= config.epochs:
-        raise UnknownNameError(
+        raise InvalidValueError(
             f"warmup_epochs: '{config.warmup_epochs:g}' (allowed: a number below the {config.epochs} epochs of the run)"
         )
     return config
@@ -172,7 +172,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def given(namespace: argparse.Namespace) -> dict[str, object]:
-    """The values of the options that were given; raises UnknownNameError, as `read` does."""
+    """The values of the options that were given; raises InvalidValueError, as `read` does."""
     texts = {key: getattr(namespace, key, None) for key in FIELDS}
     return {key: _parse(key, text, f"argument {_option(key)}") for key, text in texts.items() if text is not None}
 
@@ -235,13 +235,13 @@ def _check_keys(values: Iterable[str]) -> None:
 
 
 def _parse(key: str, value: object, place: str) -> object:
-    """The value of a key as it has to be; raises UnknownNameError, which names the place."""
+    """The value of a key as it has to be; raises InvalidValueError, which names the place."""
     rule = FIELDS[key].metadata["rule"]
     try:
         return rule.parse(value)
     except ValueError:
         shown = _shown(value)
-        raise UnknownNameError(f"{place}: {shown!r}{nearest(shown, rule.choices)} (allowed: {rule.allowed})") from None
+        raise InvalidValueError(f"{place}: {shown!r}{nearest(shown, rule.choices)} (allowed: {rule.allowed})") from None
 
 
 def _shown(value: object) -> str:

@@ -30,7 +30,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from .. import cli
-from ..errors import UnknownNameError, UnusableError
+from ..errors import InvalidValueError, UnusableError
 from ..processes import die_with, threads
 
 EPILOG = """The first machine also runs MXNet's scheduler and its server. The machines need to reach each other on all
@@ -134,14 +134,14 @@ class Job:
         self._start("server", "the server", SERVE)
 
     def join(self, host: str, port: int) -> None:
-        """Take part in the run of the first machine, once it is there. Raises UnknownNameError where that has no place
+        """Take part in the run of the first machine, once it is there. Raises InvalidValueError where that has no place
         for this one.
         """
         connection = connected(host, port)
         connection.sendall(f"{self.workers} {self.here}\n".encode())
         answer = connection.recv(200).decode(errors="replace").strip()
         if not answer.isdecimal():
-            raise UnknownNameError(f"{host}:{port} refuses: {answer or 'no launcher answers there'}")
+            raise InvalidValueError(f"{host}:{port} refuses: {answer or 'no launcher answers there'}")
         self._describe(connection.getpeername()[0], int(answer), connection.getsockname()[0])
         self.members["the first machine"] = Machine(connection)
 

@@ -14,7 +14,7 @@ from mxnet.gluon.block import HybridBlock
 from ..data import Dataset, batches
 from ..deploy import fuse
 from ..engine import batch_size, predictor
-from ..errors import BadFileError, UnknownNameError
+from ..errors import BadFileError, InvalidValueError
 from ..validation import count_wrong
 from . import step
 from .config import Config
@@ -167,11 +167,11 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def check_split(config: Config, devices: int, workers: int) -> None:
-    """Raises UnknownNameError unless every device gets the same number of images, at least one."""
+    """Raises InvalidValueError unless every device gets the same number of images, at least one."""
     shares = devices * workers
     if config.batch_size % shares:
         nearest = max(1, round(config.batch_size / shares)) * shares
-        raise UnknownNameError(
+        raise InvalidValueError(
             f"batch_size is {config.batch_size} (allowed: a multiple of {shares}, for {workers} worker(s) with "
             f"{devices} device(s) each; nearest: {nearest})"
         )

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..data import Dataset, batches
-from ..errors import BadFileError, UnknownNameError, UserError, of_engine
+from ..errors import BadFileError, InvalidValueError, UserError, of_engine
 from . import mixing
 from .checkpoint import Run, State
 from .config import Config
@@ -304,10 +304,10 @@ class Loop:
 
 
 def updates_per_epoch(config: Config, images: int) -> int:
-    """Whole updates of an epoch; what is left over sits it out. Raises UnknownNameError where there is none."""
+    """Whole updates of an epoch; what is left over sits it out. Raises InvalidValueError where there is none."""
     updates = images // (config.batch_size * config.accumulate)
     if not updates:
-        raise UnknownNameError(
+        raise InvalidValueError(
             f"batch_size {config.batch_size} times accumulate {config.accumulate} is more than the {images} training "
             f"images; nearest: batch_size {max(1, images // config.accumulate)}"
         )

@@ -19,7 +19,7 @@ from .. import catalog, fetching, params, provenance, weights, zoo
 from ..data import Dataset, Task, get_dataset, recorded_task
 from ..errors import BadFileError, MissingFileError, UnusableError
 from ..text import printable
-from ..trained import FACTS, read_facts
+from ..trained import METADATA, read_metadata
 from . import config as configuration
 from . import schedule
 from .checkpoint import CONFIG, Run, State
@@ -65,8 +65,8 @@ def begin(config: Config, directory: Path, on: Circumstances, init: Path | None 
     run = None
     if workers.rank == 0:
         state = State(*learner.arrays(), position.plain())
-        facts = described(config, train, test, state, init, on)
-        run = Run.create(directory, configuration.text(config), state, facts)
+        metadata = described(config, train, test, state, init, on)
+        run = Run.create(directory, configuration.text(config), state, metadata)
     return Loop(learner, train, test, rates, position, run, _events(on, run), on.quiet)
 
 
@@ -99,24 +99,24 @@ def resume(directory: Path, on: Circumstances) -> Loop:
     workers = Workers(on.kvstore)
     config = read_config(directory)
     run = Run(directory) if workers.rank == 0 else None
-    facts = read_facts(directory) if (directory / FACTS).exists() else {}
-    check_config(config, facts, directory)
+    metadata = read_metadata(directory) if (directory / METADATA).exists() else {}
+    check_config(config, metadata, directory)
     state = State.read(directory / "last.state")
-    train, test = _data(config, on, facts)
-    check_data(train, test, facts, directory)
+    train, test = _data(config, on, metadata)
+    check_data(train, test, metadata, directory)
     learner = _learner(config, train.task, on, workers)
     learner.restore(state.parameters, state.momentum)
     position = Position.restored(state.position, config, len(train))
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
     if run is not None:
-        known = facts or {**described(config, train, test, state, None, on), "checkpoints": {}, "sessions": []}
-        run.facts = {**known, "sessions": [*known.get("sessions", []), provenance.session(on.devices)]}
+        known = metadata or {**described(config, train, test, state, None, on), "checkpoints": {}, "sessions": []}
+        run.metadata = {**known, "sessions": [*known.get("sessions", []), provenance.session(on.devices)]}
     return Loop(learner, train, test, rates, position, run, _events(on, run), on.quiet)
 
 
-def check_config(config: Config, facts: Mapping[str, object], directory: Path) -> None:
+def check_config(config: Config, metadata: Mapping[str, object], directory: Path) -> None:
     """Raises BadFileError where a run's configuration is not the one that it began with."""
-    begun = facts.get("config")
+    begun = metadata.get("config")
     if begun is None:
         return
     for key, value in json.loads(json.dumps(vars(config))).items():
@@ -127,9 +127,9 @@ def check_config(config: Config, facts: Mapping[str, object], directory: Path) -
             )
 
 
-def check_data(train: Dataset, test: Dataset, facts: Mapping[str, object], directory: Path) -> None:
+def check_data(train: Dataset, test: Dataset, metadata: Mapping[str, object], directory: Path) -> None:
     """Raises BadFileError where the data is not what a run began with; warns where the run does not tell."""
-    recorded = facts.get("data")
+    recorded = metadata.get("data")
     if recorded is None:
         warnings.warn(
             f"{directory} is of an earlier version and does not tell its data: it is not compared", stacklevel=2
@@ -183,12 +183,12 @@ def initialise(net: HybridBlock, config: Config, contexts: Sequence[mx.Context])
             net(mx.nd.zeros((1, 3, 32, 32), ctx=context))
 
 
-def _data(config: Config, on: Circumstances, facts: Mapping[str, object] | None = None) -> tuple[Dataset, Dataset]:
-    """The data of a configuration; that of a run is labelled as its `facts` say, and found where they say."""
+def _data(config: Config, on: Circumstances, metadata: Mapping[str, object] | None = None) -> tuple[Dataset, Dataset]:
+    """The data of a configuration; that of a run is labelled as its `metadata` say, and found where they say."""
     name, task = config.dataset, None
-    if facts:
-        name = facts["dataset"]
-        task = recorded_task(name, facts)
+    if metadata:
+        name = metadata["dataset"]
+        task = recorded_task(name, metadata)
     elif name.startswith("folder:"):
         name = f"folder:{os.path.abspath(fetching.expanded(name.partition(':')[2]))}"
     train, test = (get_dataset(name, split, on.data_dir, on.skip_bad, task) for split in ("train", "test"))
