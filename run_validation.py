@@ -9,8 +9,12 @@ import sys
 from pathlib import Path
 
 try:
-    from pydmobilenet import _runtime, catalog, cli, fetching, html, report, trained, validation
+    from pydmobilenet import catalog, cli, fetching, validation
+    from pydmobilenet.checkpoints import runs
     from pydmobilenet.errors import InvalidValueError, UserError, unknown
+    from pydmobilenet.gluon import runtime
+    from pydmobilenet.reporting import html
+    from pydmobilenet.reporting import tables as report
     from pydmobilenet.text import printable
 except ImportError as error:
     print(f"run_validation.py: error: {error}", file=sys.stderr)
@@ -101,16 +105,16 @@ def folder_of_runs(arguments: argparse.Namespace) -> Path | None:
 
 def main() -> int:
     arguments = parse_arguments()
-    rows = [trained.of_run(path) for path in arguments.run] or [*catalog.RECORDS, *trained.bundled()]
+    rows = [runs.of_run(path) for path in arguments.run] or [*catalog.RECORDS, *runs.bundled()]
     if arguments.run:
         arguments.data_dir = folder_of_runs(arguments) or arguments.data_dir
     records = catalog.select(arguments.model or ["*"], arguments.dataset or ["*"], arguments.depth, rows)
     if not records:
         raise InvalidValueError("no row has all of the model, data set and depth asked for")
 
-    _runtime.use_all_instructions()
-    from pydmobilenet import devices  # MXNet takes a while to import: not before the command is known to be right
+    runtime.use_all_instructions()
     from pydmobilenet.engine import ENGINES
+    from pydmobilenet.gluon import devices  # MXNet takes a while to import: not before the command is known to be right
 
     if arguments.engine not in ENGINES:
         raise unknown("engine", arguments.engine, ENGINES)

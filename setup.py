@@ -33,7 +33,7 @@ setup(
     license="Apache-2.0",  # the text is in LICENSE
     license_files=["LICENSE"],
     packages=find_packages(include=["pydmobilenet*"]),
-    package_data={"pydmobilenet": ["catalog.csv", "report.css", "data/imagenet_classes.txt"]},
+    package_data={"pydmobilenet": ["catalog.csv", "reporting/report.css", "data/imagenet_classes.txt"]},
     python_requires=">=3.9,<3.12",  # what MXNet 1.9.1 runs on
     install_requires=[
         "numpy>=1.21,<2",  # MXNet's own limit

@@ -107,7 +107,7 @@ def main() -> int:
         directory = fetching.expanded(arguments.output or Path("runs") / name)
         checkpoint.check_absent(directory)
 
-    from pydmobilenet import devices  # MXNet takes a while to import: not before the command is known to be right
+    from pydmobilenet.gluon import devices  # MXNet takes a while to import: not before the command is known to be right
     from pydmobilenet.training import prepare
 
     chosen = devices.choose_several(cli.device_name(arguments.device))

@@ -34,12 +34,13 @@ def serve(rounds: int) -> None:
     sys.path.insert(0, str(ROOT))
     import pydmobilenet  # before mxnet
 
-    pydmobilenet._runtime.use_all_instructions()  # as the commands do that only answer
+    pydmobilenet.gluon.runtime.use_all_instructions()  # as the commands do that only answer
     import mxnet as mx  # isort: skip
 
     from pydmobilenet import complexity, data
-    from pydmobilenet.deploy import fuse, graph, runtime
     from pydmobilenet.engine import predictor
+    from pydmobilenet.gluon.inference import fuse
+    from pydmobilenet.onnx import graph, session
 
     task = data.get_task("cifar10")
     for line in sys.stdin:
@@ -47,8 +48,8 @@ def serve(rounds: int) -> None:
         ways = {
             "Gluon, literal": predictor(net, mx.cpu()),
             "Gluon, fused": predictor(fuse(net), mx.cpu()),
-            "ONNX Runtime, literal": runtime.predictor(graph.convert(net, task)),
-            "ONNX Runtime, fused": runtime.predictor(graph.convert(fuse(net, portable=True), task)),
+            "ONNX Runtime, literal": session.predictor(graph.convert(net, task)),
+            "ONNX Runtime, fused": session.predictor(graph.convert(fuse(net, portable=True), task)),
         }
         work = 2 * complexity.count(net).multiply_adds
         print(json.dumps(measured(ways, work, rounds)), flush=True)
@@ -107,7 +108,7 @@ def main() -> None:
 
     sys.path.insert(0, str(ROOT))
     from pydmobilenet import processor
-    from pydmobilenet._runtime import available_processors, use_all_instructions
+    from pydmobilenet.gluon.runtime import available_processors, use_all_instructions
 
     use_all_instructions()
     print(f"{processor.cpu_name()}, {processor.instruction_set()}\n")

@@ -53,7 +53,8 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     import pydmobilenet  # before mxnet
     from pydmobilenet import provenance
-    from pydmobilenet.deploy import fuse, graph, runtime
+    from pydmobilenet.gluon.inference import fuse
+    from pydmobilenet.onnx import graph, session
 
     logging.disable(logging.WARNING)  # of ONNX Runtime, which advises another preparation
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -79,7 +80,7 @@ def main() -> None:
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
             )
-            ways = [runtime.predictor(file.read_bytes(), threads=1) for file in files]
+            ways = [session.predictor(file.read_bytes(), threads=1) for file in files]
             rounds = [[answered(predict, images) for predict in ways] for _ in range(ROUNDS)]
             errors = [100 * (classes != test.labels).mean() for classes, _ in rounds[0]]
             speeds = np.median([[speed for _, speed in turn] for turn in rounds], axis=0)

@@ -71,7 +71,7 @@ def conventional(prefix: str) -> Iterator[None]:
 def gluon(prefix: str) -> Iterator[None]:
     """Train a batch each time it is asked, by `train.py`'s loop with MXNet's own backward pass."""
     import pydmobilenet  # noqa: F401  before mxnet
-    from pydmobilenet.training import step
+    from pydmobilenet.gluon import step
 
     step.make = lambda net, loss, context: step.LiteralStep(net, loss)
     return ours(prefix)
@@ -84,9 +84,9 @@ def ours(prefix: str) -> Iterator[None]:
 
     from pydmobilenet import zoo
     from pydmobilenet.data import Dataset, batches, get_task
-    from pydmobilenet.training import config, mixing
-    from pydmobilenet.training.learner import Learner
-    from pydmobilenet.training.workers import Workers
+    from pydmobilenet.gluon.trainer import Learner
+    from pydmobilenet.gluon.workers import Workers
+    from pydmobilenet.training import config, mixup
 
     recipe = config.make({**config.read("configs/cifar.yaml"), "model": os.path.basename(prefix), "batch_size": BATCH})
     net = zoo.get_model(recipe.model)
@@ -95,7 +95,7 @@ def ours(prefix: str) -> Iterator[None]:
     dataset, read, epoch = Dataset(get_task("cifar10"), "train", *pixels(), False, "benchmark"), None, 0
     while True:
         for images, labels in batches(dataset, BATCH, train=True, epoch=epoch):
-            targets = mixing.targets(labels, 10)
+            targets = mixup.targets(labels, 10)
             read, due = learner.learn(images, targets, OPTIMISER["learning_rate"]), read
             if due:
                 due()

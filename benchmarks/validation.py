@@ -83,10 +83,11 @@ def main() -> None:
     environment["PYTHONPATH"] = str(ROOT)
     sys.path.insert(0, str(ROOT))
     import pydmobilenet
-    from pydmobilenet import _runtime, processor
+    from pydmobilenet import processor
+    from pydmobilenet.gluon import runtime
 
     sets = f"{processor.cpu_name()}, {processor.instruction_set(environment={})} on all sides"
-    print(f"{sets}; threads: ours {_runtime.available_processors()}, conventional MXNet's default")
+    print(f"{sets}; threads: ours {runtime.available_processors()}, conventional MXNet's default")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = np.random.default_rng(0).integers(0, 256, (arguments.images, 3, 32, 32), dtype=np.uint8)
@@ -124,7 +125,8 @@ def export(name: str, folder: Path) -> None:
     import mxnet as mx
 
     import pydmobilenet
-    from pydmobilenet import fetching, params
+    from pydmobilenet import fetching
+    from pydmobilenet.checkpoints import params
 
     net = pydmobilenet.get_model(name)
     net.hybridize()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Train the bundled digits networks again, and say of each whether its file is the same bit for bit.
 
-The same bits are expected on any processor with AVX2, to which training is limited (`pydmobilenet/_runtime.py`), and
-have been seen on two kinds; oneDNN may choose its kernels by the sizes of caches too, so they are not promised.
+The same bits are expected on any processor with AVX2, to which training is limited (`pydmobilenet/gluon/runtime.py`),
+and have been seen on two kinds; oneDNN may choose its kernels by the sizes of caches too, so they are not promised.
 
     python pretrained/reproduce.py                         # all four: some minutes each, on one thread
     python pretrained/reproduce.py --model mobilenet-29-0.5

@@ -17,9 +17,9 @@ def _excepthook(kind: type, error: BaseException, trace: object) -> None:
 if sys.argv[:1] == ["-m"]:  # as long as `python -m` imports the package that it is to run
     sys.excepthook = _excepthook
 
-from . import _runtime  # noqa: E402
+from .gluon import runtime  # noqa: E402
 
-_runtime.prepare()
+runtime.prepare()
 
 from .catalog import list_models  # noqa: E402
 

@@ -7,9 +7,11 @@ import json
 import sys
 from pathlib import Path
 
-from . import _runtime, catalog, cli, trained
+from . import catalog, cli
+from .checkpoints import runs
 from .data import get_task
 from .errors import BadFileError, InvalidValueError
+from .gluon import runtime
 from .text import printable
 
 
@@ -59,17 +61,17 @@ def _pattern(parser: cli.Parser) -> None:
 
 def predict(arguments: argparse.Namespace) -> int:
     from .data.folder import listed, seen_through
-    from .predict import image_files, predict
+    from .prediction import image_files, predict
 
     network = cli.network(arguments)
     files, skipped = image_files(arguments.images)
     if skipped:
         print(printable(f"skipped: {listed(skipped)}"), file=sys.stderr)
 
-    _runtime.use_all_instructions()
-    from . import devices  # MXNet takes a while to import: not before the command is known to be right
-    from .deploy import fuse
+    runtime.use_all_instructions()
     from .engine import predictor
+    from .gluon import devices  # MXNet takes a while to import: not before the command is known to be right
+    from .gluon.inference import fuse
 
     context = devices.choose(cli.device_name(arguments.device)).context
     net = network.load(context)
@@ -93,28 +95,28 @@ def predict(arguments: argparse.Namespace) -> int:
 
 
 def listing(arguments: argparse.Namespace) -> int:
-    from .listing import zoo_table
+    from .reporting.listing import zoo_table
 
-    records = _records(arguments, [*catalog.RECORDS, *trained.bundled()])
+    records = _records(arguments, [*catalog.RECORDS, *runs.bundled()])
     print(zoo_table(records, arguments.weights_dir, cli.terminal_width()))
     return 0
 
 
 def info(arguments: argparse.Namespace) -> int:
     path = Path(arguments.model)
-    is_run = path.suffix == ".params" or (path / trained.METADATA).exists()  # a folder may have a network's name too
-    run = trained.find_run(path) if is_run else None
+    is_run = path.suffix == ".params" or (path / runs.METADATA).exists()  # a folder may have a network's name too
+    run = runs.find_run(path) if is_run else None
     if run:
-        trained.check_given(run, None, arguments.dataset)
+        runs.check_given(run, None, arguments.dataset)
     name = run.model if run else catalog.parse_name(arguments.model).name
     task = run.task if run else get_task(arguments.dataset or "cifar10")
-    from .listing import layer_table
+    from .reporting.listing import layer_table
 
     table = layer_table(name, task)
     print(printable(f"{name} for {task.title}"))
     if run:
         print(printable(f"classes: {', '.join(task.classes)}"))
-        for name, text in trained.origin(run):
+        for name, text in runs.origin(run):
             print(printable(f"{name}: {text}"))
     print(table)
     return 0
@@ -122,7 +124,7 @@ def info(arguments: argparse.Namespace) -> int:
 
 def fetch(arguments: argparse.Namespace) -> int:
     records = _records(arguments, catalog.RECORDS)
-    from .listing import fetch
+    from .reporting.listing import fetch
 
     return 1 if fetch(records, arguments.data_dir, arguments.weights_dir) else 0
 
@@ -130,7 +132,8 @@ def fetch(arguments: argparse.Namespace) -> int:
 def convert(arguments: argparse.Namespace) -> int:
     architecture = catalog.parse_name(arguments.model)
     dataset = get_task(arguments.dataset or "cifar10").name
-    from . import weights, zoo
+    from . import zoo
+    from .checkpoints import weights
 
     weights.convert(arguments.source, arguments.target, zoo.get_model(architecture.name, dataset))
     print(printable(f"wrote {arguments.target}"))

@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import fetching, trained
+from . import fetching
 from .catalog import parse_name
+from .checkpoints import runs
 from .data import Task, get_task
 from .errors import UserError, nearest, of_engine, unknown
 from .text import printable
@@ -147,9 +148,9 @@ def network(arguments: argparse.Namespace) -> Network:
         path = fetching.expanded(arguments.weights)
         if arguments.weights_dir is not None:
             raise UserError("--weights and --weights-dir are two places: give one of them")
-        run = trained.find_run(path)
+        run = runs.find_run(path)
         if run is not None:
-            trained.check_given(run, arguments.model, arguments.dataset)
+            runs.check_given(run, arguments.model, arguments.dataset)
             return Network(run.model, run.task, path, None)
         if arguments.model is None:
             raise UserError(f"{path} is of no run, which would tell its network: add --model and --dataset")

@@ -8,11 +8,12 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon.block import HybridBlock
 
-from . import catalog, complexity, trained, zoo
+from . import catalog, complexity, zoo
 from .catalog import Complexity, Record
+from .checkpoints import runs
 from .data import get_task
-from .deploy import fuse
 from .errors import UnusableError
+from .gluon.inference import fuse
 from .processes import processors
 from .text import printable
 from .validation import Predict
@@ -59,7 +60,7 @@ class GluonEngine:
         """The network with the record's weights, fused if that is wanted."""
         where = {"pretrained": True, "weights_dir": self.weights_dir}
         if not record.published:
-            where = {"weights": trained.verified(record), "classes": record.task.outputs}
+            where = {"weights": runs.verified(record), "classes": record.task.outputs}
         net = zoo.get_model(record.model, record.dataset, device=self.context, **where)
         return fuse(net, portable) if self.fused else net
 
@@ -72,15 +73,15 @@ class OnnxRuntimeEngine(GluonEngine):
     ):
         if context.device_type != "cpu":
             raise UnusableError(f"engine 'onnxruntime' runs on the CPU here, not on {context}; nearest: --device cpu")
-        from .deploy import runtime  # noqa: F401  whether it is there has to be known before anything is begun
+        from .onnx import session  # noqa: F401  whether it is there has to be known before anything is begun
 
         super().__init__(context, weights_dir, fused, print_net)
 
     def load(self, record: Record) -> Predict:
         """The network with the record's weights: images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
-        from .deploy import graph, runtime
+        from .onnx import graph, session
 
-        return runtime.predictor(graph.convert(self.network(record, portable=True), get_task(record.dataset)))
+        return session.predictor(graph.convert(self.network(record, portable=True), get_task(record.dataset)))
 
 
 ENGINES = {"gluon": GluonEngine, "onnxruntime": OnnxRuntimeEngine}

@@ -13,9 +13,10 @@ from datetime import datetime, timezone
 
 import numpy as np
 
-from . import _runtime, processor
+from . import processor
 from .data import Dataset
 from .data.batching import file_offset
+from .gluon import runtime
 
 PIECE = 4096  # images hashed at a time: those of ImageNet32 do not fit into memory
 
@@ -24,7 +25,7 @@ def environment() -> dict[str, str]:
     """Versions, the processor and how it is used, by name; imports no engine."""
     from . import __version__
 
-    mxnet = _runtime.gpu_wheel() or "mxnet"
+    mxnet = runtime.gpu_wheel() or "mxnet"
     try:
         version = importlib.metadata.version(mxnet)
     except importlib.metadata.PackageNotFoundError:  # built by oneself

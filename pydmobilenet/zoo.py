@@ -8,10 +8,13 @@ from pathlib import Path
 import mxnet as mx
 from mxnet.gluon.block import HybridBlock
 
-from . import catalog, devices, fetching, models, trained
-from . import weights as checkpoints
+from . import catalog, fetching
+from .checkpoints import runs
+from .checkpoints import weights as checkpoints
 from .data import get_task
 from .errors import InvalidValueError, MissingFileError, UserError
+from .gluon import build as build_module
+from .gluon import devices
 
 
 def get_model(
@@ -43,9 +46,9 @@ def get_model(
         raise UserError("weights_dir is where published weights are looked for: it needs pretrained=True")
     if weights is not None and pretrained:
         raise UserError("weights and pretrained are two beginnings: give one of them")
-    run = None if weights is None else trained.find_run(fetching.expanded(weights))
+    run = None if weights is None else runs.find_run(fetching.expanded(weights))
     if run is not None:
-        trained.check_given(run, name, dataset)
+        runs.check_given(run, name, dataset)
     dataset = dataset or (run.dataset if run else "cifar10")
     task = run.task if run else get_task(dataset)
     outputs = task.outputs if classes is None else classes
@@ -64,8 +67,8 @@ def get_model(
 
 def build(architecture: catalog.Architecture, dataset: str, outputs: int | None = None) -> HybridBlock:
     """The network for a data set, its parameters not yet initialised."""
-    trunk = models.IMAGENET32 if dataset == "imagenet32" else models.CIFAR
-    return models.build(architecture, outputs or get_task(dataset).outputs, trunk)
+    trunk = build_module.IMAGENET32 if dataset == "imagenet32" else build_module.CIFAR
+    return build_module.build(architecture, outputs or get_task(dataset).outputs, trunk)
 
 
 def weights_file(
@@ -80,13 +83,13 @@ def weights_file(
     """
     if weights is not None:
         path = fetching.expanded(weights)
-        run = trained.find_run(path)
-        return trained.verified(run) if run else path
+        run = runs.find_run(path)
+        return runs.verified(run) if run else path
     if weights_dir is not None and not os.path.isdir(fetching.expanded(weights_dir)):
         raise MissingFileError(f"no such directory: {weights_dir}")
-    for record in trained.bundled():
+    for record in runs.bundled():
         if (record.model, record.dataset) == (name, dataset):
-            return trained.verified(record)
+            return runs.verified(record)
     published = _published_checkpoint(name, dataset, outputs or get_task(dataset).outputs)
     return checkpoints.obtain(published, weights_dir and fetching.expanded(weights_dir))
 

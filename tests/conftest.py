@@ -21,8 +21,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DNNL_MAX_CPU_ISA", "AVX2")
 
 import pydmobilenet  # noqa: F401  before mxnet
-from pydmobilenet import catalog, devices, fetching
+from pydmobilenet import catalog, fetching
 from pydmobilenet.data import cifar
+from pydmobilenet.gluon import devices
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

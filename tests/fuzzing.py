@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from test_cifar import archive_of
 
-from pydmobilenet import params, trained
+from pydmobilenet.checkpoints import params, runs
 from pydmobilenet.data import cifar, imagenet32
 from pydmobilenet.training import config
 from pydmobilenet.training.checkpoint import State
@@ -129,9 +129,9 @@ METADATA = {
 
 
 def read_run(path):
-    path = path.rename(path.with_name(trained.METADATA))
-    record = trained.of_run(path.parent)
-    return trained.read_metadata(path.parent), record, trained.origin(record)
+    path = path.rename(path.with_name(runs.METADATA))
+    record = runs.of_run(path.parent)
+    return runs.read_metadata(path.parent), record, runs.origin(record)
 
 
 def batch(number=3):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """All tests, then once more those of what oneDNN's kernels decide, at each other instruction set of this processor.
 
-Arguments go to pytest. The first run is at the project's own limit (`pydmobilenet/_runtime.py`), or at that of
+Arguments go to pytest. The first run is at the project's own limit (`pydmobilenet/gluon/runtime.py`), or at that of
 ``DNNL_MAX_CPU_ISA``.
 """
 

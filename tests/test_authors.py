@@ -9,10 +9,11 @@ import pytest
 from conftest import SHARED, first_images
 
 import pydmobilenet
-from pydmobilenet import catalog, weights, zoo
+from pydmobilenet import catalog, zoo
+from pydmobilenet.checkpoints import weights
 from pydmobilenet.data import Dataset, get_task, normalise
-from pydmobilenet.deploy import fuse
 from pydmobilenet.engine import GluonEngine, predictor
+from pydmobilenet.gluon.inference import fuse
 from pydmobilenet.validation import evaluate
 
 

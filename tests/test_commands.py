@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import NOWHERE, ROOT
 
-from pydmobilenet import weights
+from pydmobilenet.checkpoints import weights
 
 
 def run(*arguments, script="run_validation.py", **environment):

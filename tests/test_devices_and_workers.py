@@ -12,10 +12,10 @@ from test_launch import ended, free_port, machines, started, until
 from pydmobilenet import catalog, zoo
 from pydmobilenet.data import batches, get_dataset
 from pydmobilenet.errors import InvalidValueError
-from pydmobilenet.training import config, mixing, prepare
+from pydmobilenet.gluon.trainer import Learner, check_split
+from pydmobilenet.gluon.workers import Workers
+from pydmobilenet.training import config, mixup, prepare
 from pydmobilenet.training.checkpoint import State
-from pydmobilenet.training.learner import Learner, check_split
-from pydmobilenet.training.workers import Workers
 
 FAMILIES = ("resnet-11-0.5", "mobilenet-11-0.5", "pyd-add-11-0.25", "pyd-concat-11-0.25")
 ONE, TWO = [mx.cpu()], [mx.cpu(0), mx.cpu(1)]
@@ -45,7 +45,7 @@ def first_step(model, contexts=ONE, workers=None, accumulate=1):
     source = batches(get_dataset("digits"), 16 // accumulate // learner.workers.size, train=True, **parts)
     for _ in range(accumulate):
         images, labels = next(source)
-        learner.learn(images, mixing.targets(labels, 10), 1.0)
+        learner.learn(images, mixup.targets(labels, 10), 1.0)
     parameters, momentum = learner.arrays()
     return {**parameters, **{f"gradient of {name}": array for name, array in momentum.items()}}
 
@@ -83,7 +83,7 @@ def test_two_workers_take_the_first_step_of_one(model, two_machines):
 def test_two_devices_agree_on_the_mean_of_their_moving_statistics():
     learner = made("pyd-concat-11-0.25", TWO, None, False, 16, 1)
     images, labels = next(batches(get_dataset("digits"), 16, train=True))
-    learner.learn(images, mixing.targets(labels, 10), 1.0)()
+    learner.learn(images, mixup.targets(labels, 10), 1.0)()
     mx.nd.waitall()
     moving = {name: each for name, each in learner.parameters.items() if "running" in name}
     before = {name: [array.asnumpy() for array in each.list_data()] for name, each in moving.items()}

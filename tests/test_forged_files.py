@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 from test_cifar import archive_of
 
-from pydmobilenet import trained
+from pydmobilenet.checkpoints import runs
 from pydmobilenet.data import archives, cifar, imagenet32, pickles
 from pydmobilenet.errors import BadFileError, UserError
 from pydmobilenet.training import config
@@ -274,14 +274,14 @@ def test_a_forged_checkpoint_of_a_run_is_refused(change, words, tmp_path):
     checkpoint = {**fuzzing.METADATA["checkpoints"]["best.params"], **change}
     (tmp_path / "run.json").write_text(json.dumps({**fuzzing.METADATA, "checkpoints": {"best.params": checkpoint}}))
     with pytest.raises(BadFileError, match=rf"run\.json does not describe a run: .*{words}"):
-        trained.of_run(tmp_path)
+        runs.of_run(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "[]", "3", '{"checkpoints": 3}', "x" * (1 << 25), "\udcff"])
 def test_what_does_not_describe_a_run_is_refused(content, tmp_path):
     (tmp_path / "run.json").write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(BadFileError, match=r"run\.json does not describe a run"):
-        trained.of_run(tmp_path)
+        runs.of_run(tmp_path)
 
 
 @pytest.mark.parametrize(

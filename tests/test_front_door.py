@@ -12,8 +12,11 @@ from PIL import Image
 
 import pydmobilenet
 from pydmobilenet import __main__ as command
-from pydmobilenet import catalog, cli, complexity, listing, params, predict, trained, zoo
+from pydmobilenet import catalog, cli, complexity, zoo
+from pydmobilenet import prediction as predict
+from pydmobilenet.checkpoints import params, runs
 from pydmobilenet.data import DATASETS, get_dataset, get_task
+from pydmobilenet.reporting import listing
 
 MODEL = ["-m", "pyd-add-29-0.25", "-d", "digits"]
 
@@ -253,7 +256,7 @@ def test_the_zoo_is_listed_with_what_is_here(run, monkeypatch):
 
 
 def test_on_a_narrow_terminal_the_zoo_is_narrow():
-    wide, narrow = (listing.zoo_table(trained.bundled(), width=width).splitlines() for width in (None, 90))
+    wide, narrow = (listing.zoo_table(runs.bundled(), width=width).splitlines() for width in (None, 90))
     assert "digits-pyd-add-29-0.25.params" in "".join(wide)
     assert [line.split("|")[-2].strip() for line in narrow[2:]] == ["yes"] * 4
     assert max(map(len, narrow)) <= 90

@@ -8,8 +8,7 @@ import pytest
 from conftest import NETWORKS
 
 import pydmobilenet
-from pydmobilenet.deploy import fuse
-from pydmobilenet.deploy.fuse import for_onednn
+from pydmobilenet.gluon.inference import for_onednn, fuse
 
 pytestmark = pytest.mark.instruction_sets
 

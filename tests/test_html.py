@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pydmobilenet import catalog, html, plots, validation
+from pydmobilenet import catalog, validation
 from pydmobilenet.catalog import Record
 from pydmobilenet.data import Dataset, Task, get_task
+from pydmobilenet.reporting import html, plots
 from pydmobilenet.validation import NO_CLASS, Answers, Counts, Result, evaluate
 
 VOID = {"meta", "br", "wbr"}

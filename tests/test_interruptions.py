@@ -12,13 +12,13 @@ from test_checkpoint import listing, no_larger_files_than
 from test_resume import ADD, RECIPE, assert_same, content, rows
 from test_train_command import DIGITS, assert_mistake, make_folder, options, runner
 
-from pydmobilenet import params
+from pydmobilenet.checkpoints import params
 from pydmobilenet.data import Dataset, get_task
 from pydmobilenet.errors import EngineError
+from pydmobilenet.gluon.trainer import Score
+from pydmobilenet.gluon.workers import Workers
 from pydmobilenet.training import config, loop, prepare
 from pydmobilenet.training.checkpoint import Run, State
-from pydmobilenet.training.learner import Score
-from pydmobilenet.training.workers import Workers
 
 pytestmark = pytest.mark.instruction_sets
 

@@ -112,7 +112,7 @@ while True:
 """
 WAITS = """
 import pydmobilenet
-from pydmobilenet.training.workers import Workers
+from pydmobilenet.gluon.workers import Workers
 print("ready", flush=True)
 Workers("dist_sync")
 """

@@ -10,10 +10,10 @@ from conftest import ROOT
 from pydmobilenet import catalog, zoo
 from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import BadFileError, InvalidValueError, UnusableError
-from pydmobilenet.training import config, mixing, prepare
-from pydmobilenet.training.learner import Learner, cross_entropy
-from pydmobilenet.training.step import LiteralStep, PyramidStep
-from pydmobilenet.training.workers import Workers
+from pydmobilenet.gluon.step import LiteralStep, PyramidStep
+from pydmobilenet.gluon.trainer import Learner, cross_entropy
+from pydmobilenet.gluon.workers import Workers
+from pydmobilenet.training import config, mixup, prepare
 
 pytestmark = pytest.mark.instruction_sets
 
@@ -40,7 +40,7 @@ def batch(number=0):
     """Eight images and their smoothed targets."""
     dataset = get_dataset("digits", "train")
     part = slice(8 * number, 8 * number + 8)
-    return dataset.normalised(part.start, part.stop), mixing.targets(dataset.labels[part], 10, 0.1)
+    return dataset.normalised(part.start, part.stop), mixup.targets(dataset.labels[part], 10, 0.1)
 
 
 def learn(learner, *numbers, rate=0.1):

@@ -8,8 +8,9 @@ import pytest
 from conftest import CIFAR_MODELS, NETWORKS
 
 import pydmobilenet
-from pydmobilenet import catalog, complexity, devices, zoo
+from pydmobilenet import catalog, complexity, zoo
 from pydmobilenet.errors import InvalidValueError, UnusableError
+from pydmobilenet.gluon import devices
 
 SMALLEST = ["resnet-11-0.25", "mobilenet-11-0.25", "pyd-add-11-0.25", "pyd-concat-11-0.25"]
 

@@ -16,10 +16,13 @@ from PIL import Image
 
 import pydmobilenet
 from pydmobilenet import __main__ as front_door
-from pydmobilenet import catalog, cli, fetching, html, params, report
+from pydmobilenet import catalog, cli, fetching
+from pydmobilenet.checkpoints import params
 from pydmobilenet.data import __main__ as data_command
 from pydmobilenet.data import get_dataset, get_task
 from pydmobilenet.errors import BadFileError, UserError
+from pydmobilenet.reporting import html
+from pydmobilenet.reporting import tables as report
 from pydmobilenet.text import encodable, printable
 from pydmobilenet.training.history import History, draw
 from pydmobilenet.validation import Answers, Counts, Result

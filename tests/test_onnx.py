@@ -23,7 +23,8 @@ onnx = pytest.importorskip("onnx", reason="ONNX files need the extra 'onnx'")
 pytest.importorskip("onnxruntime", reason="ONNX files are compared by ONNX Runtime")
 
 from pydmobilenet.deploy import __main__ as command  # noqa: E402
-from pydmobilenet.deploy import export, fuse, graph, runtime  # noqa: E402
+from pydmobilenet.gluon.inference import fuse  # noqa: E402
+from pydmobilenet.onnx import export, graph, session  # noqa: E402
 
 SMALL = ["resnet-11-0.25", "mobilenet-11-0.25", "pyd-add-11-0.25", "pyd-concat-11-0.25"]
 CIFAR10 = get_task("cifar10")
@@ -69,7 +70,7 @@ def test_a_file_has_one_input_a_free_batch_size_and_says_what_it_is(name, fused,
     assert (metadata["model"], metadata["dataset"]) == (name, "cifar10")
     assert json.loads(metadata["classes"]) == list(CIFAR10.classes)
     assert (json.loads(metadata["mean"]), json.loads(metadata["std"])) == (list(CIFAR10.mean), list(CIFAR10.std))
-    predict = runtime.predictor(path.read_bytes())
+    predict = session.predictor(path.read_bytes())
     pixels = PIXELS.transpose(0, 2, 3, 1) if uint8_input else PIXELS.astype(np.float32)
     together = predict(pixels)
     for number in range(len(pixels)):
@@ -160,7 +161,7 @@ def test_the_bundled_network_is_exported_compared_on_real_digits(run, tmp_path):
     metadata = {each.key: each.value for each in onnx.load(path).metadata_props}
     assert re.fullmatch(r"digits-pyd-add-29-0.25.params sha256:[0-9a-f]{64}", metadata["weights"])
     test = get_dataset("digits", "test")
-    wrong = runtime.predictor(path.read_bytes())(test.normalised()).argmax(axis=1) != test.labels
+    wrong = session.predictor(path.read_bytes())(test.normalised()).argmax(axis=1) != test.labels
     assert wrong.mean() < 0.02
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from pydmobilenet import devices, processor, provenance
+from pydmobilenet import processor, provenance
 from pydmobilenet.data import Dataset, get_task
+from pydmobilenet.gluon import devices
 
 SSE41 = {"sse4_1", "sse4_2"}
 AVX2 = SSE41 | {"avx", "avx2", "fma"}
@@ -64,7 +65,7 @@ images, weight = mx.nd.ones((1, 3, 8, 8)), mx.nd.ones((4, 3, 3, 3))
 mx.nd.Convolution(images, weight, kernel=(3, 3), num_filter=4, no_bias=True).asnumpy()
 """
 LIMITED = f"import pydmobilenet, mxnet as mx{CONVOLUTION}"
-FULL = f"import pydmobilenet._runtime as r; r.use_all_instructions(); import mxnet as mx{CONVOLUTION}"
+FULL = f"import pydmobilenet.gluon.runtime as r; r.use_all_instructions(); import mxnet as mx{CONVOLUTION}"
 MXNET_FIRST = f"import numpy; numpy.bool = bool; import mxnet as mx, pydmobilenet{CONVOLUTION}"
 
 

@@ -14,7 +14,8 @@ from test_train_command import train as train_py
 import pydmobilenet
 import run_validation
 from pydmobilenet import __main__ as front_door
-from pydmobilenet import cli, data, trained
+from pydmobilenet import cli, data
+from pydmobilenet.checkpoints import runs
 from pydmobilenet.deploy import __main__ as deploy
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UserError
 
@@ -309,7 +310,7 @@ def test_a_run_of_an_earlier_version_goes_on_with_a_warning(interrupted, train):
     (run / "run.json").write_text(json.dumps(old))
     with pytest.warns(UserWarning, match="is of an earlier version and does not tell its data: it is not compared"):
         assert train("--resume", run).returncode == 0
-    assert trained.of_run(run).task.classes == ("a", "b", "c")
+    assert runs.of_run(run).task.classes == ("a", "b", "c")
 
 
 def test_a_run_that_has_saved_nothing_yet_says_so(interrupted, call):
@@ -317,7 +318,7 @@ def test_a_run_that_has_saved_nothing_yet_says_so(interrupted, call):
     metadata = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**metadata, "checkpoints": {}}))
     with pytest.raises(MissingFileError, match="has no checkpoint yet: its first epoch is not finished"):
-        trained.of_run(run)
+        runs.of_run(run)
 
 
 def test_a_folder_and_a_data_dir_are_two_places(train, original):
@@ -374,11 +375,11 @@ def test_forged_descriptions_are_refused(forged, moved):
     metadata = json.loads((moved / "run.json").read_text())
     (moved / "run.json").write_text(json.dumps({**metadata, **forged}))
     with pytest.raises(BadFileError, match=r"run\.json does not describe a run"):
-        trained.of_run(moved)
+        runs.of_run(moved)
 
 
 def test_data_with_other_classes_is_refused_wherever_it_is_read(original, tmp_path):
-    task = trained.of_run(original[1]).task
+    task = runs.of_run(original[1]).task
     with pytest.raises(BadFileError, match="it lacks 'a' and it has 'z'"):
         data.get_dataset(f"folder:{renamed(original[0], tmp_path)}", "test", task=task)
     with pytest.raises(InvalidValueError, match="unknown split"):

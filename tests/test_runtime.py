@@ -11,8 +11,8 @@ import mxnet as mx
 import pytest
 from conftest import ROOT
 
-from pydmobilenet import _runtime, devices
 from pydmobilenet.errors import InvalidValueError, UnusableError
+from pydmobilenet.gluon import devices, runtime
 
 SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "PYTHONPATH")
 
@@ -27,7 +27,7 @@ def run(code, **environment):
 
 def test_the_threads_are_the_processors_that_may_be_used():
     answer = run("import pydmobilenet, os; print(os.environ['OMP_NUM_THREADS'])")
-    assert int(answer.stdout) == _runtime.available_processors()
+    assert int(answer.stdout) == runtime.available_processors()
 
 
 def test_affinity_is_respected():
@@ -78,9 +78,9 @@ def test_without_mxnet_the_import_says_which_builds_there_are():
 
 
 def test_the_gpu_build_without_a_driver_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(_runtime.ctypes, "CDLL", lambda *_, **__: (_ for _ in ()).throw(OSError("no such file")))
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda *_, **__: (_ for _ in ()).throw(OSError("no such file")))
     with pytest.raises(ImportError, match=r"mxnet-cu112.*libcuda\.so\.1.*\.\[cpu\]"):
-        _runtime.load_cuda_libraries("mxnet-cu112")
+        runtime.load_cuda_libraries("mxnet-cu112")
 
 
 def test_cuda_libraries_are_loaded_from_the_nvidia_packages_in_the_order_of_need(monkeypatch, tmp_path):
@@ -93,11 +93,11 @@ def test_cuda_libraries_are_loaded_from_the_nvidia_packages_in_the_order_of_need
         loaded.append(os.path.basename(name))
         paths.extend([name] if options else [])
 
-    monkeypatch.setattr(_runtime.ctypes, "CDLL", load)
+    monkeypatch.setattr(runtime.ctypes, "CDLL", load)
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(_runtime.importlib.util, "find_spec", lambda _: spec)
-    _runtime.load_cuda_libraries("mxnet-cu112")
-    assert loaded == ["libcuda.so.1", *_runtime.CUDA_LIBRARIES]
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda _: spec)
+    runtime.load_cuda_libraries("mxnet-cu112")
+    assert loaded == ["libcuda.so.1", *runtime.CUDA_LIBRARIES]
     assert paths[0] == f"{tmp_path}/some/lib/libcudart.so.11.0"
     assert paths[1] == "libnvrtc.so.11.2"  # left to the dynamic loader
 
@@ -107,10 +107,10 @@ def test_a_cuda_library_that_is_nowhere_is_named(monkeypatch):
         if name != "libcuda.so.1":
             raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr(_runtime.ctypes, "CDLL", load)
-    monkeypatch.setattr(_runtime.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(runtime.ctypes, "CDLL", load)
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ImportError, match=r"libcudart\.so\.11\.0.*\.\[gpu\]"):
-        _runtime.load_cuda_libraries("mxnet-cu112")
+        runtime.load_cuda_libraries("mxnet-cu112")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_the_control_groups_quota_is_respected(membership, files, processors, tm
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     (tmp_path / "membership").write_text(membership)
-    assert _runtime.cgroup_quota(tmp_path / "cgroup", tmp_path / "membership") == processors
+    assert runtime.cgroup_quota(tmp_path / "cgroup", tmp_path / "membership") == processors
 
 
 @pytest.fixture

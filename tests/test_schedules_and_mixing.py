@@ -7,10 +7,10 @@ import pytest
 from conftest import ROOT
 
 from pydmobilenet.data import Dataset, batches, get_task
-from pydmobilenet.training import config, mixing, schedule
-from pydmobilenet.training.learner import Score
+from pydmobilenet.gluon.trainer import Score
+from pydmobilenet.gluon.workers import Workers
+from pydmobilenet.training import config, mixup, schedule
 from pydmobilenet.training.loop import Loop, Position, updates_per_epoch
-from pydmobilenet.training.workers import Workers
 
 MODEL = "pyd-add-11-0.25"
 CIFAR = config.make({**config.read(ROOT / "configs" / "cifar.yaml"), "model": MODEL})
@@ -106,12 +106,12 @@ def test_a_warm_up_that_rounds_to_the_whole_run_is_a_schedule_all_the_same(kind,
 def test_smoothed_targets_are_those_of_numpy():
     labels = np.array([2, 0, 2, 3])
     for outputs, smoothing in ((4, 0.0), (4, 0.1), (10, 0.3), (1000, 0.1)):
-        found = mixing.targets(labels, outputs, smoothing)
+        found = mixup.targets(labels, outputs, smoothing)
         assert (found.dtype, found.shape) == (np.float32, (4, outputs))
         expected = (1 - smoothing) * np.eye(outputs)[labels] + smoothing / outputs
         np.testing.assert_allclose(found, expected, rtol=1e-6)
         np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(mixing.targets(labels, 4), np.eye(4)[labels])
+    np.testing.assert_array_equal(mixup.targets(labels, 4), np.eye(4)[labels])
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])
@@ -119,7 +119,7 @@ def test_smoothed_targets_are_those_of_numpy():
 def test_mixtures_are_those_of_numpy(number, share):
     images = np.random.default_rng(0).standard_normal((number, 3, 4, 4)).astype(np.float32)
     before = images.copy()
-    mixed = mixing.mix(images, share)
+    mixed = mixup.mix(images, share)
     assert mixed.dtype == np.float32
     for i in range(number):
         expected = share * images[i].astype(float) + (1 - share) * images[number - 1 - i]
@@ -130,7 +130,7 @@ def test_mixtures_are_those_of_numpy(number, share):
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_shares_are_draws_from_a_beta_distribution(alpha):
-    shares = np.array([mixing.share(alpha, 0, epoch, batch) for epoch in range(40) for batch in range(200)])
+    shares = np.array([mixup.share(alpha, 0, epoch, batch) for epoch in range(40) for batch in range(200)])
     assert ((shares >= 0) & (shares <= 1)).all()
     variance = 1 / (4 * (2 * alpha + 1))
     fourth = 3 * variance**2 * (2 * alpha + 1) / (2 * alpha + 3)  # the fourth central moment, of equal parameters
@@ -143,10 +143,10 @@ def test_shares_are_draws_from_a_beta_distribution(alpha):
 
 def test_a_share_depends_on_seed_epoch_and_batch_and_on_nothing_else():
     places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (7, 319, 389)]
-    shares = [mixing.share(0.2, *place) for place in places]
+    shares = [mixup.share(0.2, *place) for place in places]
     np.random.seed(1)
     np.random.random(5)
-    assert [mixing.share(0.2, *place) for place in reversed(places)] == shares[::-1]
+    assert [mixup.share(0.2, *place) for place in reversed(places)] == shares[::-1]
     assert len(set(shares)) == len(shares)
     assert all(type(share) is float for share in shares)
 
@@ -196,7 +196,7 @@ def test_all_but_the_last_plain_epochs_are_mixed(dataset, alpha, plain, mixed):
     assert len(seen) == 4 * 3
     for epoch in range(4):
         for number, (images, labels) in enumerate(batches(dataset, 4, True, seed=3, epoch=epoch)):
-            share = mixing.share(alpha, 3, epoch, number) if epoch in mixed else 1.0
+            share = mixup.share(alpha, 3, epoch, number) if epoch in mixed else 1.0
             targets = 0.9 * np.eye(10)[labels] + 0.01
             found_images, found_targets, _ = seen[3 * epoch + number]
             np.testing.assert_allclose(found_images, share * images + (1 - share) * images[::-1], rtol=0, atol=1e-6)

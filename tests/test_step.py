@@ -11,7 +11,7 @@ from mxnet import gluon, nd
 import pydmobilenet
 from pydmobilenet import processor
 from pydmobilenet.data import get_task
-from pydmobilenet.training import step
+from pydmobilenet.gluon import step
 
 pytestmark = pytest.mark.instruction_sets
 

@@ -16,7 +16,8 @@ from conftest import NOWHERE, ROOT
 from PIL import Image
 
 import pydmobilenet
-from pydmobilenet import cli, params, weights
+from pydmobilenet import cli
+from pydmobilenet.checkpoints import params, weights
 from pydmobilenet.data import get_dataset
 from pydmobilenet.training import config, schedule
 from pydmobilenet.training.checkpoint import State

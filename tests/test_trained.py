@@ -11,12 +11,13 @@ import pytest
 from conftest import ROOT
 
 import pydmobilenet
-from pydmobilenet import catalog, complexity, fetching, params, processor, trained, weights
+from pydmobilenet import catalog, complexity, fetching, processor
+from pydmobilenet.checkpoints import params, runs, weights
 from pydmobilenet.engine import GluonEngine
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError
 from pydmobilenet.validation import exit_code, validate
 
-BUNDLED = trained.bundled()
+BUNDLED = runs.bundled()
 NAMES = ["resnet-29-0.5", "mobilenet-29-0.5", "pyd-add-29-0.25", "pyd-concat-29-0.25"]
 MODEL = "pyd-add-11-0.25"
 
@@ -60,7 +61,7 @@ def test_the_smallest_network_of_each_family_is_bundled_in_about_two_megabytes()
 
 @pytest.mark.parametrize("record", BUNDLED, ids=lambda record: record.model)
 def test_a_bundled_checkpoint_is_what_the_manifest_says(record):
-    assert trained.verified(record) == record.file
+    assert runs.verified(record) == record.file
     entries = json.loads((ROOT / "pretrained" / "manifest.json").read_text())
     entry = next(entry for entry in entries if entry["file"] == record.file.name)
     assert entry["test_error"] <= 2
@@ -84,7 +85,7 @@ def test_get_model_finds_a_bundled_checkpoint(name):
 
 
 def test_a_run_stands_for_its_best_parameters_and_each_file_for_itself(run):
-    assert trained.of_run(run).file.name == "best.params"
+    assert runs.of_run(run).file.name == "best.params"
     np.testing.assert_array_equal(
         dense(pydmobilenet.get_model(MODEL, "digits", weights=run)), stored(run / "best.params")
     )
@@ -116,20 +117,20 @@ def test_a_changed_checkpoint_is_refused(run):
 
 def test_what_is_no_run_is_refused_and_what_is_no_checkpoint_of_it_named(run, tmp_path):
     with pytest.raises(MissingFileError, match="no such run"):
-        trained.of_run(tmp_path / "nothing")
+        runs.of_run(tmp_path / "nothing")
     with pytest.raises(MissingFileError, match="holds no checkpoint of a run"):
-        trained.of_run(tmp_path)
+        runs.of_run(tmp_path)
     shutil.copy(run / "last.params", run / "lost.params")
     with pytest.raises(InvalidValueError, match=r"unknown checkpoint 'lost.params'; nearest: last.params"):
-        trained.of_run(run / "lost.params")
+        runs.of_run(run / "lost.params")
     (run / "run.json").write_text('{"model": "resnet-29-0.5"')
     with pytest.raises(BadFileError, match="does not describe a run"):
-        trained.of_run(run)
+        runs.of_run(run)
 
 
 def test_a_run_is_validated_like_a_row_of_the_tables(run):
     pytest.importorskip("sklearn")
-    records = [trained.of_run(run), trained.of_run(run / "last.params")]
+    records = [runs.of_run(run), runs.of_run(run / "last.params")]
     ((_, results),) = validate(records, GluonEngine(mx.cpu()))
     assert [result.counts.images for result in results] == [360, 360]
     assert {result.verdict for result in results} == {"differs"}  # untrained: not the error that was recorded

@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from pydmobilenet import catalog, report, validation
+from pydmobilenet import catalog, validation
 from pydmobilenet.catalog import Complexity
 from pydmobilenet.data import Dataset, get_task
 from pydmobilenet.errors import BadFileError, UnusableError
+from pydmobilenet.reporting import tables as report
 from pydmobilenet.validation import Counts, Result, count_wrong, evaluate, exit_code, wilson
 
 RECORD = catalog.find("pyd-concat-56-0.75", "cifar10")  # 4.72 %

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import pydmobilenet
-from pydmobilenet import catalog, params, weights, zoo
-from pydmobilenet.deploy import fuse
+from pydmobilenet import catalog, zoo
+from pydmobilenet.checkpoints import params, weights
 from pydmobilenet.errors import BadFileError, MissingFileError, UserError
+from pydmobilenet.gluon.inference import fuse
 
 MODEL = "pyd-add-11-0.25"  # small, and of the form that the authors' files have
 

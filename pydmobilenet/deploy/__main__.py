@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import _runtime, cli, fetching, files
+from .. import cli, fetching, files
 from ..data import Task, get_dataset
+from ..gluon import runtime
 from ..text import printable
 
 IMAGES = 100  # on which Gluon and ONNX Runtime are compared
@@ -39,8 +40,8 @@ def main() -> int:
     files.check(output)  # before any work is done
     images, kind = comparison_images(task, arguments.data_dir, arguments.dataset)
 
-    _runtime.use_all_instructions()
-    from .export import export  # MXNet takes a while to import: not before the command is known to be right
+    runtime.use_all_instructions()
+    from ..onnx.export import export  # MXNet takes a while to import: not before the command is known to be right
 
     file, net = network.file(), network.load("cpu")
     metadata = {

@@ -26,10 +26,11 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
-from .. import files, params
+from .. import files
+from ..checkpoints import params
+from ..checkpoints.runs import METADATA, read_metadata
 from ..data import archives
 from ..errors import BadFileError, MissingFileError, UnusableError
-from ..trained import METADATA, read_metadata
 
 CONFIG, STATE = "config.yaml", "last.state"
 

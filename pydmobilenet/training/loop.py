@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from ..data import Dataset, batches
 from ..errors import BadFileError, InvalidValueError, UserError, of_engine
-from . import mixing
+from ..gluon.trainer import Learner, Score
+from . import mixup
 from .checkpoint import Run, State
 from .config import Config
 from .history import Epoch, Events, History, csv_text, draw, write_csv
-from .learner import Learner, Score
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAVE_SECONDS = 600.0  # what a crash in the middle of a long epoch may cost
@@ -169,10 +169,10 @@ class Loop:
         for number, (images, labels) in enumerate(source, position.batches):
             if number == self.batches:  # of too few batches for another update
                 break
-            targets = mixing.targets(labels, self.train.task.outputs, config.label_smoothing)
+            targets = mixup.targets(labels, self.train.task.outputs, config.label_smoothing)
             if mixed:
-                share = mixing.share(config.mixup, config.seed, position.epochs, number)
-                images, targets = mixing.mix(images, share), mixing.mix(targets, share)
+                share = mixup.share(config.mixup, config.seed, position.epochs, number)
+                images, targets = mixup.mix(images, share), mixup.mix(targets, share)
             yield images, targets
 
     def _learning_rate(self) -> float:

@@ -15,19 +15,20 @@ import mxnet as mx
 from mxnet.contrib import amp
 from mxnet.gluon.block import HybridBlock
 
-from .. import catalog, fetching, params, provenance, weights, zoo
+from .. import catalog, fetching, provenance, zoo
+from ..checkpoints import params, weights
+from ..checkpoints.runs import METADATA, read_metadata
 from ..data import Dataset, Task, get_dataset, recorded_task
 from ..errors import BadFileError, MissingFileError, UnusableError
+from ..gluon.trainer import INITIALISERS, Learner
+from ..gluon.workers import Workers
 from ..text import printable
-from ..trained import METADATA, read_metadata
 from . import config as configuration
 from . import schedule
 from .checkpoint import CONFIG, Run, State
 from .config import Config
 from .history import Events, History
-from .learner import INITIALISERS, Learner
 from .loop import Loop, Position, updates_per_epoch
-from .workers import Workers
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import BadFileError, MissingFileError
+from ..errors import BadFileError, MissingFileError
 
 LIST_MAGIC = 0x112
 ARRAY_MAGIC = 0xF993FAC9

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from . import catalog, complexity, trained, weights, zoo
-from .catalog import Record
-from .data import Task, get_dataset, get_task
-from .errors import UserError
-from .text import printable
+from .. import catalog, complexity, zoo
+from ..catalog import Record
+from ..checkpoints import runs, weights
+from ..data import Task, get_dataset, get_task
+from ..errors import UserError
+from ..text import printable
 
 
 def zoo_table(records: Sequence[Record], root: Path | None = None, width: int | None = None) -> str:
@@ -94,7 +95,7 @@ def _place(record: Record, root: Path | None) -> str:
     if record.checkpoint is None:
         return ""
     try:
-        found = weights.find(record.checkpoint, root) if record.published else trained.verified(record)
+        found = weights.find(record.checkpoint, root) if record.published else runs.verified(record)
         return printable(os.path.relpath(found) if found and found.is_relative_to(Path.cwd()) else found or "")
     except UserError as error:
         return printable(f"({error})")

@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..data import Dataset, Task
+from ..text import printable
+from ..validation import NO_CLASS, Answers, Result
 from . import plots
-from .data import Dataset, Task
-from .report import Table, table
-from .text import printable
-from .validation import NO_CLASS, Answers, Result
+from .tables import Table, table
 
 MATRIX = 20  # so many classes have a matrix; of more, the most frequent confusions are listed
 CONFUSIONS = 15  # of which so many

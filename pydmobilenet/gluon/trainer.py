@@ -12,12 +12,12 @@ from mxnet.contrib import amp
 from mxnet.gluon.block import HybridBlock
 
 from ..data import Dataset, batches
-from ..deploy import fuse
 from ..engine import batch_size, predictor
 from ..errors import BadFileError, InvalidValueError
+from ..training.config import Config
 from ..validation import count_wrong
 from . import step
-from .config import Config
+from .inference import fuse
 from .workers import Workers
 
 # Of half precision's loss scaling, which is part of the optimiser's state.

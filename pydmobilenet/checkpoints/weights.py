@@ -14,9 +14,10 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon.block import HybridBlock
 
-from . import fetching, files, params
-from .catalog import Architecture, Checkpoint
-from .errors import BadFileError, MissingFileError, UnusableError
+from .. import fetching, files
+from ..catalog import Architecture, Checkpoint
+from ..errors import BadFileError, MissingFileError, UnusableError
+from . import params
 
 # The authors' repository at the commit whose files were hashed. A mirror needs the same paths below its address.
 AUTHORS_REPOSITORY = (
@@ -68,7 +69,7 @@ def places(root: Path | None = None) -> Iterator[Path]:
     home = fetching.project_home()
     if home is not None:
         yield home / "models"
-    checkout = Path(__file__).resolve().parents[1]
+    checkout = Path(__file__).resolve().parents[2]
     if os.path.isfile(checkout / "setup.py") and os.path.isdir(checkout / "pretrained"):
         yield checkout / "pretrained"
     yield fetching.mxnet_home() / "models"

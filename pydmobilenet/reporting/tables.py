@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-from . import files, trained
-from .catalog import Record
-from .data import Dataset, get_task
-from .text import encodable, printable
-from .validation import TOLERANCE, Result
+from .. import files
+from ..catalog import Record
+from ..checkpoints import runs
+from ..data import Dataset, get_task
+from ..text import encodable, printable
+from ..validation import TOLERANCE, Result
 
 FILES = ("validation.md", "validation.csv", "validation.json", "report.html")
 
@@ -62,7 +63,7 @@ def table(dataset: Dataset | None, results: Sequence[Result]) -> Table:
     origins = [
         f"{result.record.file.parent.name}/{result.record.file.name}, {name}: {text}"
         for result in results
-        for name, text in trained.origin(result.record)
+        for name, text in runs.origin(result.record)
     ]
     return Table(
         title, *_cells(results, reasons), notes, *(list(map(printable, texts)) for texts in (reasons, origins))
@@ -192,7 +193,7 @@ def plain(result: Result) -> dict[str, object]:
         "complete": result.complete,
         "verdict": result.verdict,
         "reason": result.reason,
-        "origin": "; ".join(f"{name}: {text}" for name, text in trained.origin(record)),
+        "origin": "; ".join(f"{name}: {text}" for name, text in runs.origin(record)),
     }
 
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import mxnet as mx
 
-from . import processor
-from .errors import InvalidValueError, UnusableError
+from .. import processor
+from ..errors import InvalidValueError, UnusableError
 
 # The GPU wheels of MXNet 1.9.1 hold machine code for sm_50 to sm_86 and nothing to compile for newer cards from;
 # sm_86 code runs on 8.9 too.

@@ -14,7 +14,7 @@ them. All of it is exact but for rounding.
 On a CPU, batch normalisation and the ReLU behind it also become one operation of MXNet's, which gives the same bits.
 
 Whether oneDNN has kernels for all that depends on the processor and on the shapes, so none of it is relied on before it
-has been seen to work (`CheckedStep`). Which instruction set is best to train with stands in `_runtime.py`.
+has been seen to work (`CheckedStep`). Which instruction set is best to train with stands in `gluon/runtime.py`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from mxnet import autograd, gluon, nd
 from mxnet.gluon.block import HybridBlock
 
 from .. import processor
-from ..deploy.fuse import joined
 from ..errors import engine_words
-from ..models import Network
-from ..models.blocks import Pyramid, PyramidAdd, ResidualBlock
+from .blocks import Pyramid, PyramidAdd, ResidualBlock
+from .build import Network
+from .inference import joined
 
 Loss = Callable[[nd.NDArray, nd.NDArray], nd.NDArray]
 """Logits (N, outputs) and target distributions (N, outputs) to losses (N,)."""

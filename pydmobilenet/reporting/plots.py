@@ -13,8 +13,8 @@ from html import escape
 from itertools import groupby
 from typing import NamedTuple
 
-from . import catalog
-from .validation import Result
+from .. import catalog
+from ..validation import Result
 
 WIDTH, HEIGHT = 400, 330  # units of the picture; a phone shows one as about one pixel, so that 12 is legible
 LEFT, RIGHT, TOP, BOTTOM = 38, 390, 12, 284  # the edges of the field

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy
 
-from . import processor
+from .. import processor
 
 # The shared libraries that the GPU wheel links to, each after those that it needs itself. The wheel brings none of
 # them; the NVIDIA packages of the `gpu` extra do, in directories that the dynamic loader does not search.
@@ -82,7 +82,7 @@ def limit_instructions() -> None:
 
     The one place where that is chosen, and why (measured on an AMD EPYC with AVX-512):
 
-    - The fast way to train a PydMobileNet or a Wide ResNet (`training/step.py`) cannot run with AVX-512: oneDNN 2.4.4
+    - The fast way to train a PydMobileNet or a Wide ResNet (`gluon/step.py`) cannot run with AVX-512: oneDNN 2.4.4
       has no backward kernel of normalisation and ReLU for the layout in which its AVX-512 depthwise kernels leave the
       maps. With AVX2 it is 5 to 9 times as fast as what can run with AVX-512.
     - With AVX2, training gives the same bits on every machine that has it.

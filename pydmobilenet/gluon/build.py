@@ -6,9 +6,10 @@ import math
 
 from mxnet.gluon.block import HybridBlock
 
-from .. import complexity, devices
+from .. import complexity
 from ..catalog import Architecture
 from ..errors import UnusableError
+from . import devices
 from .blocks import SPATIAL
 from .network import CIFAR, IMAGENET32, Network, Trunk
 

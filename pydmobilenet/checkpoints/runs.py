@@ -11,10 +11,10 @@ import os
 import re
 from pathlib import Path
 
-from . import fetching, provenance
-from .catalog import Checkpoint, Record, parse_name
-from .data import get_task, recorded_task
-from .errors import BadFileError, InvalidValueError, MissingFileError, unknown
+from .. import fetching, provenance
+from ..catalog import Checkpoint, Record, parse_name
+from ..data import get_task, recorded_task
+from ..errors import BadFileError, InvalidValueError, MissingFileError, unknown
 
 MANIFEST, METADATA = "manifest.json", "run.json"
 BEST = "best.params"
@@ -25,7 +25,7 @@ WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Recursi
 
 def bundled(directory: Path | None = None) -> list[Record]:
     """The records of the checkpoints in ``pretrained/`` of the checkout; none where there is no checkout."""
-    directory = directory or Path(__file__).resolve().parents[1] / "pretrained"
+    directory = directory or Path(__file__).resolve().parents[2] / "pretrained"
     if not (directory / MANIFEST).is_file():
         return []
     try:

@@ -14,8 +14,8 @@ from .. import files
 from ..data import Task, normalise
 from ..engine import predictor
 from ..errors import BadFileError
-from . import runtime
-from .fuse import fuse
+from ..gluon.inference import fuse
+from . import session
 from .graph import convert, parameters
 
 TOLERANCE = 1e-4  # of the logits' range: what rounding may differ by
@@ -64,7 +64,7 @@ def difference(
 ) -> Difference:
     """How far ONNX Runtime's answers of a model are from Gluon's of a network, on images (N, 3, 32, 32) in uint8."""
     context = next(iter(net.collect_params().values())).list_ctx()[0]
-    gluon, other = predictor(net, context), runtime.predictor(model)
+    gluon, other = predictor(net, context), session.predictor(model)
     expected, found = [], []
     for start in range(0, len(images), BATCH):
         pixels = images[start : start + BATCH]

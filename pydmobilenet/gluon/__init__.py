@@ -1,0 +1,1 @@
+"""The reference engine, Apache MXNet's Gluon. Nothing else imports mxnet; this file does not either."""

@@ -1,0 +1,1 @@
+"""ONNX files from a network's description, and ONNX Runtime, which runs them."""

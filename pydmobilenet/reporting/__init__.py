@@ -1,0 +1,1 @@
+"""Results as people read them: tables, a web page, plots."""
