@@ -1,4 +1,4 @@
-"""PydMobileNet (Hoang and Jo, 2018, arXiv 1811.07083) in Apache MXNet's Gluon."""
+"""PydMobileNet (Hoang and Jo, 2018, arXiv 1811.07083): networks, training, validation. Imports no engine."""
 
 from __future__ import annotations
 

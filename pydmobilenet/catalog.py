@@ -95,6 +95,11 @@ class Record:
         return self.file is None
 
     @property
+    def outputs(self) -> int | None:
+        """The outputs that were recorded; None where the data set tells them."""
+        return self.task.outputs if self.task else None
+
+    @property
     def depth(self) -> int:
         return parse_name(self.model).depth
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .data import Task, folder, images, normalise
+from .engine import Predict
 from .errors import BadFileError, MissingFileError
-from .validation import Predict
 
 STDIN = "-"
 BATCH = 50  # images answered at once
@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
         """Whether the image had another size than networks see."""
         return self.size != (images.SIDE, images.SIDE)
 
-    def plain(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """As JSON can hold it."""
         classes = [{"label": label, "class": name, "probability": share} for label, name, share in self.classes]
         return {"image": self.image, "size": list(self.size), "resized": self.resized, "classes": classes}

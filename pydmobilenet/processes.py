@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from .gluon.runtime import available_processors
+from .machine import available_processors
 
 
 def threads(processes: int) -> str:

@@ -9,19 +9,21 @@ import logging
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Union
 
 import numpy as np
 from tqdm import tqdm
 
+from . import zoo
 from .catalog import Complexity, Record
 from .data import Dataset, batches, get_dataset
+from .engine import Engine, Predict
 from .errors import UserError
 from .processes import WorkerPool
 from .text import printable
@@ -31,17 +33,9 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 0.05  # points: how far the error on the whole official test set may be from the expected one
 NO_CLASS = np.iinfo(np.uint16).max  # stands for the class of an answer that is not a number
 DIED = "a process died on it, and a second one: perhaps for want of memory, of which OMP_NUM_THREADS=1 takes less"
+Found = Iterator[tuple[Union[Dataset, None], list["Result"]]]
+"""A data set at a time: its images, and its results."""
 WORTH_PROCESSES = 10_000  # answers, about ten seconds of work: what it takes to start a process is gained back
-Predict = Callable[[np.ndarray], np.ndarray]
-"""Normalised images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
-
-
-class Engine(Protocol):
-    """What computes: `count` the parameters and multiply-adds of a record's network, `load` it with its weights."""
-
-    def count(self, record: Record) -> Complexity: ...
-
-    def load(self, record: Record) -> Predict: ...
 
 
 class Counts(NamedTuple):
@@ -198,20 +192,22 @@ def validate(
     records: Iterable[Record],
     engine: Engine,
     data_dir: Path | None = None,
-    batch_size: int = 50,
+    weights_dir: Path | None = None,
+    batch_size: int | None = None,
     limit: int | None = None,
     processes: int = 1,
     keep_answers: bool = False,
     skip_bad: bool = False,
-) -> Iterator[tuple[Dataset | None, list[Result]]]:
-    """Check records against what `engine` answers; yields, a data set at a time, its images and its results.
+) -> Found:
+    """Check records against what `engine` answers, `batch_size` images a call (by default what is fastest for it);
+    yields, a data set at a time, its images and its results.
 
     What is wrong with a data set or with one row (no checkpoint, a corrupt file) stands in the results as their reason,
     and the other rows go on. Each row is logged as soon as it is finished. Up to so many `processes` work on different
     rows at once, where that is worth their start; a row on which one dies is tried once more. With `keep_answers`, the
     results have the answer to each image; with `skip_bad`, images of a folder that cannot be read are passed over.
     """
-    options = batch_size, limit, keep_answers
+    options = weights_dir, batch_size or engine.batch_size, limit, keep_answers
     with ExitStack() as stack:
         pool = None
         for _, rows in groupby(records, key=lambda record: (record.dataset, record.published, record.task)):
@@ -287,6 +283,7 @@ def _row(
     engine: Engine,
     dataset: Dataset | None,
     reason: str,
+    weights_dir: Path | None,
     batch_size: int,
     limit: int | None,
     keep_answers: bool,
@@ -294,13 +291,15 @@ def _row(
 ) -> Result:
     result = Result(record)
     try:
-        result = replace(result, complexity=engine.count(record))
+        network = zoo.describe(record.model, record.dataset, record.outputs)
+        result = replace(result, complexity=network.complexity())
         if record.checkpoint is None:
             raise UserError("no checkpoint is published")
         if dataset is None:
             raise UserError(reason)
         answers = Answers.empty(len(dataset.head(limit))) if keep_answers else None
-        counts = evaluate(engine.load(record), dataset, batch_size, limit, title, answers)
+        predict = engine.load(network, zoo.record_weights(record, weights_dir))
+        counts = evaluate(predict, dataset, batch_size, limit, title, answers)
     except UserError as error:
         return replace(result, reason=str(error))
     except Exception as error:  # of one row (a GPU that is full, say): the others go on, and nothing measured is lost

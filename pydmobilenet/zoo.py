@@ -1,20 +1,39 @@
-"""From a model's name to a network with weights."""
+"""From a model's name to its description, its weights, and a Gluon network."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import mxnet as mx
-from mxnet.gluon.block import HybridBlock
+import numpy as np
 
 from . import catalog, fetching
+from .catalog import Architecture, Record
 from .checkpoints import runs
 from .checkpoints import weights as checkpoints
 from .data import get_task
 from .errors import InvalidValueError, MissingFileError, UserError
-from .gluon import build as build_module
-from .gluon import devices
+from .network import CIFAR, IMAGENET32, Network, Widths
+from .network import describe as describe_architecture
+
+if TYPE_CHECKING:
+    import mxnet as mx
+    from mxnet.gluon.block import HybridBlock
+
+
+def describe(model: str | Architecture, dataset: str = "cifar10", outputs: int | None = None) -> Network:
+    """The description of a model's network on a data set, with the outputs that this asks for or with so many.
+
+    Raises InvalidValueError for an unknown name.
+    """
+    architecture = catalog.parse_name(model) if isinstance(model, str) else model
+    return describe_architecture(architecture, outputs or get_task(dataset).outputs, widths(dataset))
+
+
+def widths(dataset: str) -> Widths:
+    """How wide the networks for a data set are."""
+    return IMAGENET32 if dataset == "imagenet32" else CIFAR
 
 
 def get_model(
@@ -26,21 +45,22 @@ def get_model(
     weights: str | Path | None = None,
     weights_dir: str | Path | None = None,
 ) -> HybridBlock:
-    """A network of the zoo: normalised images (N, 3, 32, 32) in float32 to logits (N, outputs).
+    """A Gluon network of the zoo: normalised images (N, 3, 32, 32) in float32 to logits (N, outputs). Its ``features``
+    gives the pooled features (N, C) instead.
 
     `name` is ``resnet-29-0.5``, ``mobilenet-56-1.5``, ``pyd-add-29-0.25``, ``pyd-concat-56-0.75``, ``wrn-28-10`` or any
     other of that form (`catalog.parse_name`). `dataset`, by default the run's or ``cifar10``, sets the number of
-    outputs, unless `classes` does, and on ``imagenet32`` the wider trunk.
+    outputs, unless `classes` does, and on ``imagenet32`` the wider network.
 
     `weights` is a run of ``train.py``, of which the best parameters are loaded, or a file of parameters. `pretrained`
     loads the authors' weights, found in `weights_dir` or where `weights.places` says, else downloaded; for ``digits``,
-    those bundled with the checkout. Without either, the parameters are drawn anew (He initialisation). `device` is a
-    name that `devices.choose` knows, or a context; by default MXNet's current one.
+    the bundled ones. Where `classes` is another number than theirs, the dense layer is drawn anew. Without either, all
+    parameters are (He initialisation). `device` is a name that `gluon.devices.choose` knows, or a context; by default
+    MXNet's current one.
 
     Raises InvalidValueError, MissingFileError, BadFileError or UnusableError, which are ValueError, FileNotFoundError,
-    ValueError and OSError.
+    ValueError and OSError; UnusableError too where MXNet is not installed.
     """
-    context = devices.choose(device).context if isinstance(device, str) else device
     architecture = catalog.parse_name(name)
     if weights_dir is not None and not pretrained:
         raise UserError("weights_dir is where published weights are looked for: it needs pretrained=True")
@@ -55,20 +75,32 @@ def get_model(
     if type(outputs) is not int or not 1 <= outputs < 2**31:  # True is no number, and MXNet's have 31 bits
         allowed = f"a whole number from 1 to {2**31 - 1}; nearest: {task.outputs}"
         raise InvalidValueError(f"classes is {repr(outputs)[:100]} (allowed: {allowed})")
-    file = weights_file(architecture.name, dataset, weights, weights_dir, outputs) if weights or pretrained else None
     net = build(architecture, dataset, outputs)
-    net.initialize(mx.init.MSRAPrelu(), ctx=context)
-    if architecture.family == "wrn":  # GluonCV leaves the shapes to the first image
-        net(mx.nd.zeros((1, 3, 32, 32), ctx=context))
-    if file:
-        checkpoints.load(net, file)
+    arrays: dict[str, np.ndarray] = {}
+    if weights or pretrained:
+        file = weights_file(architecture.name, dataset, weights, weights_dir)
+        arrays = checkpoints.load(file, net.description, other_head=classes is not None and (pretrained or bool(run)))
+    from .gluon import network
+
+    network.initialize(net, device)
+    network.set_arrays(net, arrays)
     return net
 
 
-def build(architecture: catalog.Architecture, dataset: str, outputs: int | None = None) -> HybridBlock:
-    """The network for a data set, its parameters not yet initialised."""
-    trunk = build_module.IMAGENET32 if dataset == "imagenet32" else build_module.CIFAR
-    return build_module.build(architecture, outputs or get_task(dataset).outputs, trunk)
+def build(architecture: Architecture, dataset: str, outputs: int | None = None) -> HybridBlock:
+    """The Gluon network for a data set, its parameters not yet initialised. Raises as `get_model` does."""
+    from .gluon import runtime
+
+    runtime.require()
+    from .gluon import network
+
+    return network.build(architecture, outputs or get_task(dataset).outputs, widths(dataset))
+
+
+def record_weights(record: Record, weights_dir: Path | None = None) -> dict[str, np.ndarray]:
+    """The parameters of a record's network, from its verified file. Raises MissingFileError and BadFileError."""
+    file = checkpoints.obtain(record.checkpoint, weights_dir) if record.published else runs.verified(record)
+    return checkpoints.load(file, describe(record.model, record.dataset, record.outputs))
 
 
 def weights_file(
@@ -76,7 +108,6 @@ def weights_file(
     dataset: str,
     weights: str | Path | None = None,
     weights_dir: str | Path | None = None,
-    outputs: int | None = None,
 ) -> Path:
     """The verified file that `get_model` loads: of the run or the file that `weights` is, else a bundled one, else the
     authors'. Raises as `get_model` does.
@@ -90,11 +121,11 @@ def weights_file(
     for record in runs.bundled():
         if (record.model, record.dataset) == (name, dataset):
             return runs.verified(record)
-    published = _published_checkpoint(name, dataset, outputs or get_task(dataset).outputs)
+    published = _published_checkpoint(name, dataset)
     return checkpoints.obtain(published, weights_dir and fetching.expanded(weights_dir))
 
 
-def _published_checkpoint(name: str, dataset: str, outputs: int) -> catalog.Checkpoint:
+def _published_checkpoint(name: str, dataset: str) -> catalog.Checkpoint:
     """The checkpoint that the authors published for a model on a data set; raises where there is none, and says why."""
     if dataset == "cifar100":
         raise MissingFileError(
@@ -106,9 +137,5 @@ def _published_checkpoint(name: str, dataset: str, outputs: int) -> catalog.Chec
         published = [record.model for record in catalog.RECORDS if record.dataset == dataset and record.checkpoint]
         raise MissingFileError(
             f"no weights of {name} are published for {dataset} (published: {', '.join(published) or 'none'})"
-        )
-    if outputs != get_task(dataset).outputs:
-        raise UserError(
-            f"the published weights of {name} for {dataset} have {get_task(dataset).outputs} outputs, not {outputs}"
         )
     return record.checkpoint

@@ -1,6 +1,6 @@
 """Checkpoints that were trained with this project, as records: the bundled ones, and those of any run.
 
-``pretrained/manifest.json`` of the checkout lists the bundled ones: file, hash, error, and the command that made them.
+``pretrained/manifest.json`` lists the bundled ones: file, hash, error, and the command that made them.
 A run's own ``run.json`` lists its checkpoints in the same way.
 """
 
@@ -15,6 +15,7 @@ from .. import fetching, provenance
 from ..catalog import Checkpoint, Record, parse_name
 from ..data import get_task, recorded_task
 from ..errors import BadFileError, InvalidValueError, MissingFileError, unknown
+from ..resources import PRETRAINED
 
 MANIFEST, METADATA = "manifest.json", "run.json"
 BEST = "best.params"
@@ -24,8 +25,8 @@ WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Recursi
 
 
 def bundled(directory: Path | None = None) -> list[Record]:
-    """The records of the checkpoints in ``pretrained/`` of the checkout; none where there is no checkout."""
-    directory = directory or Path(__file__).resolve().parents[2] / "pretrained"
+    """The records of the checkpoints in ``pretrained/``, which comes with the checkout and with the wheel."""
+    directory = directory or PRETRAINED
     if not (directory / MANIFEST).is_file():
         return []
     try:

@@ -6,17 +6,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import mxnet as mx
 import numpy as np
-from mxnet.gluon.block import HybridBlock
 
 from .. import fetching, files
 from ..catalog import Architecture, Checkpoint
 from ..errors import BadFileError, MissingFileError, UnusableError
+from ..network import BatchNorm, Convolution, Dense, Layer, Network
+from ..resources import PRETRAINED
 from . import params
 
 # The authors' repository at the commit whose files were hashed. A mirror needs the same paths below its address.
@@ -62,16 +62,15 @@ BLOCK_PARTS = {
 def places(root: Path | None = None) -> Iterator[Path]:
     """The directories in which checkpoints are looked for, in the order of search.
 
-    The path given; ``$PYDMOBILENET_HOME``; ``pretrained/`` of the checkout; MXNet's home.
+    The path given; ``$PYDMOBILENET_HOME``; the bundled ones; MXNet's home.
     """
     if root is not None:
         yield fetching.expanded(root)
     home = fetching.project_home()
     if home is not None:
         yield home / "models"
-    checkout = Path(__file__).resolve().parents[2]
-    if os.path.isfile(checkout / "setup.py") and os.path.isdir(checkout / "pretrained"):
-        yield checkout / "pretrained"
+    if os.path.isdir(PRETRAINED):
+        yield PRETRAINED
     yield fetching.mxnet_home() / "models"
 
 
@@ -107,13 +106,13 @@ def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
         ) from None
 
 
-def read(path: Path, net: HybridBlock | None = None) -> dict[str, np.ndarray]:
+def read(path: Path, network: Network | None = None) -> dict[str, np.ndarray]:
     """The named arrays of a parameter file, under our structural names; those of Gluon's scopes need the network.
 
     Raises MissingFileError, and BadFileError for what is no parameter file or has names that are none of ours.
     """
     arrays = params.read(path)
-    scoped = {} if net is None else _scoped_names(arrays, net)
+    scoped = {} if network is None else _scoped_names(arrays, network)
     translated = {}
     for name, array in arrays.items():
         ours = structural_name(name) or scoped.get(name)
@@ -147,12 +146,25 @@ def structural_name(name: str) -> str | None:
     return f"{ours}.{kind}" if stage is None else f"stages.{stage}.{block}.{ours}.{kind}"
 
 
-def _scoped_names(names: Iterable[str], net: HybridBlock) -> dict[str, str]:
+def _scoped_names(names: Iterable[str], network: Network) -> dict[str, str]:
     """The structural names for names of Gluon's scopes, if they are those of such a network; else nothing."""
-    structural = {parameter.name: name for name, parameter in net._collect_params_with_prefix().items()}
-    ours = {place: structural[name] for name, place in _places(structural).items()}
+    kinds = {Convolution: "conv", BatchNorm: "batchnorm", Dense: "dense"}
     theirs = _places(names)
-    return {name: ours[place] for name, place in theirs.items()} if ours.keys() == set(theirs.values()) else {}
+    for scope in (lambda layer: "", _scope_of_gluoncv):
+        ours, numbers = {}, Counter()
+        for layer in (layer for layer in network.layers if layer.parameters):
+            kind = scope(layer) + kinds[type(layer)]
+            for name in layer.parameters:
+                ours[f"{kind}_{name}", numbers[kind]] = f"{layer.name}.{name}"
+            numbers[kind] += 1
+        if ours.keys() == set(theirs.values()):
+            return {name: ours[place] for name, place in theirs.items()}
+    return {}
+
+
+def _scope_of_gluoncv(layer: Layer) -> str:
+    """The scopes that GluonCV has around a layer of a Wide ResNet, without their numbers."""
+    return "cifarwideresnet_stage_" if layer.name.count(".") > 1 else "cifarwideresnet_"
 
 
 def _places(names: Iterable[str]) -> dict[str, tuple[str, int]]:
@@ -170,34 +182,29 @@ def _places(names: Iterable[str]) -> dict[str, tuple[str, int]]:
     return {name: (kind, place) for kind, alike in kinds.items() for place, name in enumerate(alike)}
 
 
-def load(net: HybridBlock, path: Path, other_head: bool = False) -> bool:
-    """Load a parameter file into a network that `get_model` or `models.build` made, checked both ways.
+def load(path: Path, network: Network, other_head: bool = False) -> dict[str, np.ndarray]:
+    """The parameters of a file in float32, checked both ways against the network that they are for.
 
-    Raises BadFileError, and leaves the network as it was, unless the file has every parameter of the network in its
-    shape and no other. With `other_head`, the dense layer may be of another size: it is left as it is then, and the
-    answer is whether that was so.
+    Raises BadFileError unless the file has every parameter of the network in its shape and no other. With `other_head`,
+    the dense layer may be of another size: its parameters are left out then.
     """
-    arrays = read(path, net)
-    wanted = net._collect_params_with_prefix()
-    dense = [name for name in wanted if name.startswith(("head.dense.", "output."))]
-    left_out = other_head and any(name in arrays and arrays[name].shape != wanted[name].shape for name in dense)
-    if left_out:
-        wanted = {name: parameter for name, parameter in wanted.items() if name not in dense}
+    arrays, wanted = read(path, network), dict(network.parameters)
+    dense = [f"{network.head.name}.{name}" for name in network.head.parameters]
+    if other_head and any(name in arrays and arrays[name].shape != wanted[name] for name in dense):
+        wanted = {name: shape for name, shape in wanted.items() if name not in dense}
         arrays = {name: array for name, array in arrays.items() if name not in dense}
     missing = [name for name in wanted if name not in arrays]
     extra = [name for name in arrays if name not in wanted]
-    other = [name for name in wanted if name in arrays and wanted[name].shape != arrays[name].shape]
+    other = [name for name in wanted if name in arrays and wanted[name] != arrays[name].shape]
     if missing or extra or other:
         first = (missing + extra + other)[0]
-        here, there = (tuple(owner[first].shape) if first in owner else "absent" for owner in (wanted, arrays))
+        there = arrays[first].shape if first in arrays else "absent"
         raise BadFileError(
             f"{path} does not fit the network: {len(missing)} parameters are missing, {len(extra)} left over, "
-            f"{len(other)} of another shape, as {first}: {there} in the file, {here} in the network; "
-            f"the file is of {describe(read(path, net))}"
+            f"{len(other)} of another shape, as {first}: {there} in the file, {wanted.get(first, 'absent')} in the "
+            f"network; the file is of {describe(read(path, network))}"
         )
-    for name, parameter in wanted.items():
-        parameter.set_data(mx.nd.array(arrays[name], dtype=parameter.dtype))
-    return left_out
+    return {name: np.asarray(arrays[name], np.float32) for name in wanted}
 
 
 def describe(arrays: Mapping[str, np.ndarray]) -> str:
@@ -223,12 +230,12 @@ def describe(arrays: Mapping[str, np.ndarray]) -> str:
         return "another kind of network"
 
 
-def convert(source: Path, target: Path, net: HybridBlock) -> None:
+def convert(source: Path, target: Path, network: Network) -> None:
     """Write the parameters of a file of the authors as Gluon's structural format, for ``net.load_parameters``.
 
     Raises UnusableError where the target exists already or cannot be written; it is put in place whole or not at all.
     """
-    load(net, source)
+    arrays = load(source, network)
     if os.path.exists(target):
         raise UnusableError(f"{target} exists already; choose another name, or move it away")
-    files.write(Path(target), params.dump(read(source, net)))
+    files.write(Path(target), params.dump(arrays))

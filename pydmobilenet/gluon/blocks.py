@@ -1,14 +1,16 @@
-"""The residual block and the four spatial parts that tell the families apart. Feature maps are (N, C, H, W)."""
+"""The residual blocks, and the four spatial parts that tell the families apart. Feature maps are (N, C, H, W)."""
 
 from __future__ import annotations
 
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
 
+from ..network import EPSILON
+
 
 def batch_norm(channels: int, **options) -> nn.BatchNorm:
     """Batch normalisation as the authors' graphs have it; Gluon's own default is the same momentum, stated here."""
-    return nn.BatchNorm(in_channels=channels, epsilon=1e-5, momentum=0.9, **options)
+    return nn.BatchNorm(in_channels=channels, epsilon=EPSILON, momentum=0.9, **options)
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, bias=False) -> nn.Conv2D:
@@ -100,13 +102,26 @@ class ResidualBlock(HybridBlock):
             self.shortcut.add(convolution(inputs, channels, 1, stride), batch_norm(channels))
 
     def hybrid_forward(self, F, x):
-        return self.finish(F, x, self.spatial(self.begin(F, x)))
-
-    def begin(self, F, x):
-        """Up to the spatial part: (N, inputs, H, W) to (N, width, H, W)."""
-        return relu(F, self.norm2(self.reduce(relu(F, self.norm1(x)))))
-
-    def finish(self, F, x, y):
-        """From what the spatial part has made of `begin`'s map, and the block's input, to the block's output."""
+        y = self.reduce(relu(F, self.norm1(x)))
+        y = self.spatial(relu(F, self.norm2(y)))
         y = self.norm4(self.expand(relu(F, self.norm3(y))))
         return y + (x if self.shortcut is None else self.shortcut(x))
+
+
+class BasicBlock(HybridBlock):
+    """Of a Wide ResNet: two 3x3 convolutions, pre-activation, add the input: (N, inputs, H, W) to
+    (N, channels, H / stride, W / stride). Where the channels change, the activated input is projected.
+    """
+
+    def __init__(self, inputs: int, channels: int, stride: int):
+        super().__init__()
+        self.bn1 = batch_norm(inputs)
+        self.conv1 = convolution(inputs, channels, 3, stride)
+        self.bn2 = batch_norm(channels)
+        self.conv2 = convolution(channels, channels, 3)
+        self.downsample = convolution(inputs, channels, 1, stride) if inputs != channels else None
+
+    def hybrid_forward(self, F, x):
+        activated = relu(F, self.bn1(x))
+        y = self.conv2(relu(F, self.bn2(self.conv1(activated))))
+        return y + (x if self.downsample is None else self.downsample(activated))

@@ -6,7 +6,6 @@ import ctypes
 import os
 import re
 import warnings
-from contextlib import suppress
 from typing import NamedTuple
 
 import mxnet as mx
@@ -109,12 +108,3 @@ def _attribute(driver: ctypes.CDLL, attribute: int, number: int) -> int:
     driver.cuDeviceGet(ctypes.byref(gpu), number)
     driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, gpu)
     return value.value
-
-
-def available_memory() -> int:
-    """The bytes of this machine's memory that are free; all there are, where the system does not tell."""
-    with suppress(OSError, ValueError), open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return 1024 * int(line.split()[1])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,26 +1,22 @@
-"""Stem, three stages of residual blocks, head: one network class for every family and every data set."""
+"""The networks as Gluon users write them: stem, stages of residual blocks, head."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from pathlib import Path
 
+import mxnet as mx
+import numpy as np
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
 
-from .blocks import ResidualBlock, batch_norm, convolution, relu
-
-
-@dataclass(frozen=True)
-class Trunk:
-    """The channels of the stem and of the three stages, and of the head's 1x1 convolution (0: the head has none)."""
-
-    stem: int
-    stages: tuple[int, int, int]
-    features: int
-
-
-CIFAR = Trunk(stem=32, stages=(32, 64, 128), features=0)
-IMAGENET32 = Trunk(stem=64, stages=(64, 128, 256), features=1280)
+from .. import machine
+from ..catalog import Architecture
+from ..checkpoints import weights
+from ..errors import BadFileError, UnusableError
+from ..network import CIFAR, Widths, describe
+from . import devices
+from .blocks import SPATIAL, BasicBlock, ResidualBlock, batch_norm, convolution, relu
 
 
 class Stem(HybridBlock):
@@ -52,9 +48,13 @@ class Head(HybridBlock):
         self.dense = nn.Dense(classes, in_units=features or channels)
 
     def hybrid_forward(self, F, x):
+        return self.dense(self.pooled(F, x))
+
+    def pooled(self, F, x):
+        """(N, channels, H, W) to (N, features, 1, 1)."""
         if self.features is not None:
             x = self.features(relu(F, self.norm(x)))
-        return self.dense(self.pool(x))
+        return self.pool(x)
 
 
 class Network(HybridBlock):
@@ -63,19 +63,101 @@ class Network(HybridBlock):
     `blocks` residual blocks stand in each stage, `multiplier` times as wide inside as outside, rounded down.
     """
 
-    def __init__(self, spatial: type, blocks: int, multiplier: float, classes: int, trunk: Trunk = CIFAR):
+    def __init__(self, spatial: type, blocks: int, multiplier: float, classes: int, widths: Widths = CIFAR):
         super().__init__()
-        self.stem = Stem(trunk.stem)
+        self.stem = Stem(widths.stem)
         self.stages = nn.HybridSequential()
-        inputs = trunk.stem
-        for stage, channels in enumerate(trunk.stages):
+        inputs = widths.stem
+        for stage, channels in enumerate(widths.stages):
             row = nn.HybridSequential()
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 row.add(ResidualBlock(spatial, inputs, channels, int(channels * multiplier), stride))
                 inputs = channels
             self.stages.add(row)
-        self.head = Head(inputs, classes, trunk.features)
+        self.head = Head(inputs, classes, widths.features)
 
     def hybrid_forward(self, F, x):
         return self.head(self.stages(self.stem(x)))
+
+    def features(self, x: mx.nd.NDArray) -> mx.nd.NDArray:
+        """The pooled features (N, C) of images (N, 3, H, W): what the dense layer sees."""
+        return self.head.pooled(mx.nd, self.stages(self.stem(x))).flatten()
+
+
+class WideResNet(HybridBlock):
+    """A Wide ResNet (Zagoruyko and Komodakis, 2016, arXiv 1605.07146), under the names of GluonCV's.
+
+    Normalised images (N, 3, H, W) to logits (N, classes). ``features`` alone gives the pooled features (N, C).
+    """
+
+    def __init__(self, blocks: int, factor: int, classes: int):
+        super().__init__()
+        self.features = nn.HybridSequential()
+        self.features.add(batch_norm(3, scale=False, center=False), convolution(3, 16, 3), batch_norm(16))
+        inputs = 16
+        for stage, channels in enumerate((16 * factor, 32 * factor, 64 * factor)):
+            row = nn.HybridSequential()
+            for block in range(blocks):
+                row.add(BasicBlock(inputs, channels, stride=2 if stage > 0 and block == 0 else 1))
+                inputs = channels
+            self.features.add(row)
+        self.features.add(batch_norm(inputs), nn.Activation("relu"), nn.GlobalAvgPool2D(), nn.Flatten())
+        self.output = nn.Dense(classes, in_units=inputs)
+
+    def hybrid_forward(self, F, x):
+        return self.output(self.features(x))
+
+
+def build(architecture: Architecture, outputs: int, widths: Widths = CIFAR) -> HybridBlock:
+    """The network of an architecture, its parameters not yet initialised, with its `description`.
+
+    Raises UnusableError for a network that does not fit into this machine's memory.
+    """
+    description = describe(architecture, outputs, widths)
+    needed, free = 8 * description.complexity().parameters, machine.available_memory()  # float32, with the gradients
+    if needed > free:
+        raise UnusableError(
+            f"{architecture.name} with {outputs} outputs has {needed // 8:,} parameters: with their gradients, "
+            f"{needed / 1e9:,.1f} GB (allowed: the {free / 1e9:,.1f} GB of memory that are free)"
+        )
+    if architecture.family == "wrn":
+        net = WideResNet((architecture.depth - 4) // 6, int(architecture.multiplier), outputs)
+    else:
+        blocks = (architecture.depth - 2) // 9
+        net = Network(SPATIAL[architecture.family], blocks, architecture.multiplier, outputs, widths)
+    net.description = description
+    return net
+
+
+def initialize(net: HybridBlock, device: str | mx.Context | None = None) -> None:
+    """Draw the parameters (He initialisation), on a device by name, on a context, or on MXNet's current one."""
+    net.initialize(mx.init.MSRAPrelu(), ctx=devices.choose(device).context if isinstance(device, str) else device)
+
+
+def set_arrays(net: HybridBlock, arrays: Mapping[str, np.ndarray]) -> None:
+    """Give a network the parameters of these names; the others stay as they are."""
+    parameters = net._collect_params_with_prefix()
+    for name, array in arrays.items():
+        parameters[name].set_data(mx.nd.array(array, dtype=parameters[name].dtype))
+
+
+def load_weights(net: HybridBlock, path: Path, other_head: bool = False) -> bool:
+    """Load a parameter file into a network, checked by `checkpoints.weights.load`. Nothing is changed where it raises.
+
+    The answer is whether the dense layer was left as it is.
+    """
+    arrays = weights.load(path, net.description, other_head)
+    set_arrays(net, arrays)
+    return len(arrays) < len(net.description.parameters)
+
+
+def get_arrays(net: HybridBlock) -> dict[str, np.ndarray]:
+    """The parameters by structural name; raises BadFileError for those that are not initialised."""
+    arrays = {}
+    for name, parameter in net._collect_params_with_prefix().items():
+        try:
+            arrays[name] = parameter.list_data()[0].asnumpy()
+        except (RuntimeError, mx.gluon.parameter.DeferredInitializationError):
+            raise BadFileError(f"the network's parameter {name} is not initialised: load weights first") from None
+    return arrays

@@ -7,9 +7,9 @@ too late afterwards; where MXNet was imported first, it is left as it stands.
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.metadata
 import importlib.util
-import math
 import os
 import sys
 from pathlib import Path
@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy
 
 from .. import processor
+from ..errors import UnusableError
+from ..machine import available_processors
 
 # The shared libraries that the GPU wheel links to, each after those that it needs itself. The wheel brings none of
 # them; the NVIDIA packages of the `gpu` extra do, in directories that the dynamic loader does not search.
@@ -38,31 +40,30 @@ LIMIT = "AVX2"
 _own_limit = False  # whether it is this module that has set it, and not the user
 
 NO_MXNET = (
-    "PydMobileNet needs Apache MXNet, which comes in two builds, one of which has to be chosen: in the checkout, "
-    "pip install '.[cpu]' for any machine, or pip install '.[gpu]' for NVIDIA GPUs"
+    "MXNet is not installed: pip install 'pydmobilenet[cpu]', or 'pydmobilenet[gpu]' for NVIDIA GPUs, on Python 3.9 to "
+    "3.11"
 )
 NO_DRIVER = (
     "the GPU build of MXNet ({wheel}) is installed, but NVIDIA's driver (libcuda.so.1) was not found: install the "
-    "driver, or the CPU build: pip uninstall {wheel}, then pip install '.[cpu]' in the checkout"
+    "driver, or the CPU build: pip uninstall {wheel}, then pip install 'pydmobilenet[cpu]'"
 )
 NO_LIBRARY = (
     "the GPU build of MXNet ({wheel}) needs a CUDA library that cannot be loaded ({error}): "
-    "pip install '.[gpu]' in the checkout brings all of them"
+    "pip install 'pydmobilenet[gpu]' brings all of them"
 )
 
 
 def prepare() -> None:
-    """Make ``import mxnet`` work and use this machine well. Does nothing that a user has set otherwise.
-
-    Raises ImportError where no build of MXNet is installed, or the GPU build without a driver.
+    """Make ``import mxnet`` work and use this machine well. Does nothing that a user has set otherwise, nothing where
+    MXNet is not installed, and imports nothing.
     """
+    if importlib.util.find_spec("mxnet") is None:
+        return
     if "bool" not in vars(numpy):
-        numpy.bool = numpy.bool_  # MXNet 1.9.1 still uses the name, which is gone since NumPy 1.24
+        numpy.bool = numpy.bool_  # MXNet 1.9.1 still uses the name, which was gone in NumPy 1.24 to 1.26
     limit_instructions()  # in time even after MXNet's import, as long as it has made no kernel
     if "mxnet" in sys.modules:
         return
-    if importlib.util.find_spec("mxnet") is None:
-        raise ImportError(NO_MXNET)
     # MXNet takes half of the processors for hyper-threads and leaves them idle; measured here: 1.4 to 1.9 times faster.
     os.environ.setdefault("OMP_NUM_THREADS", str(available_processors()))
     # GNU's OpenMP lets a thread that waits spin for long before it sleeps. Where other programs use the processors too,
@@ -72,9 +73,30 @@ def prepare() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     # cuDNN's trial runs may choose another algorithm, and so another rounding, each time.
     os.environ.setdefault("MXNET_CUDNN_AUTOTUNE_DEFAULT", "0")
+    if gpu_wheel():
+        load_cuda_libraries()
+
+
+@functools.lru_cache
+def obstacle() -> str:
+    """Why MXNet cannot be used here, in words; an empty string where it can. Imports it."""
+    if importlib.util.find_spec("mxnet") is None:
+        return NO_MXNET
     wheel = gpu_wheel()
-    if wheel:
-        load_cuda_libraries(wheel)
+    missing = load_cuda_libraries() if wheel and "mxnet" not in sys.modules else ""
+    if missing:
+        return missing
+    try:
+        import mxnet  # noqa: F401
+    except Exception as error:  # NumPy 2 lacks names that it uses; a build of one's own may lack libraries
+        return f"MXNet cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    return ""
+
+
+def require() -> None:
+    """Raises UnusableError where MXNet cannot be used."""
+    if obstacle():
+        raise UnusableError(obstacle())
 
 
 def limit_instructions() -> None:
@@ -110,43 +132,6 @@ def use_all_instructions() -> None:
         _own_limit = False
 
 
-def available_processors() -> int:
-    """The number of processors that this process may use: its affinity, and its control group's quota, rounded up."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(affinity, cgroup_quota())))
-
-
-def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
-    """Processors' worth of time that this process's control groups grant, the tightest of them, or infinity.
-
-    A line of `membership` is ``0::/path`` in version 2 and ``4:cpu,cpuacct:/path`` in version 1. A quota of any
-    ancestor binds too; in a container the path may lie outside of what is mounted, and only the root can be read.
-    """
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:  # no control groups: not Linux
-        return math.inf
-    quotas = [math.inf]
-    for _, controllers, path in (line.split(":", 2) for line in lines):
-        if controllers == "" or "cpu" in controllers.split(","):
-            top = root / controllers
-            group = top / path.lstrip("/")
-            quotas += [_quota(place) for place in (group, *group.parents) if place == top or top in place.parents]
-    return min(quotas)
-
-
-def _quota(group: Path) -> float:
-    """The quota of one control group, in processors; infinity where it sets none."""
-    try:
-        if (group / "cpu.max").exists():
-            quota, period = (group / "cpu.max").read_text().split()
-        else:
-            quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
-        return math.inf if quota in ("max", "-1") else int(quota) / int(period)
-    except (OSError, ValueError):
-        return math.inf
-
-
 def gpu_wheel() -> str:
     """The name of the installed GPU build of MXNet, or an empty string."""
     for name in ("mxnet-cu112", "mxnet-cu115", "mxnet-cu117"):
@@ -158,15 +143,17 @@ def gpu_wheel() -> str:
     return ""
 
 
-def load_cuda_libraries(wheel: str) -> None:
-    """Load what the GPU wheel links to from the NVIDIA packages of the `gpu` extra.
+def load_cuda_libraries() -> str:
+    """Load what the GPU wheel links to from the NVIDIA packages of the `gpu` extra. The answer is what is missing, in
+    words, or nothing.
 
     A library that those packages do not have is left to the dynamic loader (a CUDA installation of the system, say).
     """
+    wheel = gpu_wheel()
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
-        raise ImportError(NO_DRIVER.format(wheel=wheel)) from None
+        return NO_DRIVER.format(wheel=wheel)
     spec = importlib.util.find_spec("nvidia")
     places = [Path(place) for place in spec.submodule_search_locations] if spec else []
     for name in CUDA_LIBRARIES:
@@ -174,4 +161,5 @@ def load_cuda_libraries(wheel: str) -> None:
         try:
             ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
-            raise ImportError(NO_LIBRARY.format(wheel=wheel, error=error)) from None
+            return NO_LIBRARY.format(wheel=wheel, error=error)
+    return ""

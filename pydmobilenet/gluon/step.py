@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 import mxnet as mx
 import numpy as np
@@ -29,9 +31,10 @@ from mxnet.gluon.block import HybridBlock
 
 from .. import processor
 from ..errors import engine_words
-from .blocks import Pyramid, PyramidAdd, ResidualBlock
-from .build import Network
-from .inference import joined
+from ..network import IMAGES, Add, Convolution, Layer
+from .blocks import Pyramid, PyramidAdd
+from .network import Network
+from .symbol import symbols
 
 Loss = Callable[[nd.NDArray, nd.NDArray], nd.NDArray]
 """Logits (N, outputs) and target distributions (N, outputs) to losses (N,)."""
@@ -48,7 +51,8 @@ def make(net: HybridBlock, loss: Loss, context: mx.Context) -> LiteralStep | Che
     if context.device_type != "cpu":
         return literal
     pyramid = isinstance(net, Network) and isinstance(net.stages[0][0].spatial, Pyramid)
-    fast = PyramidStep(net, loss) if pyramid else LiteralStep(traced(net, net(mx.sym.var("data")), ["data"]), loss)
+    whole = Piece(net.description.layers, [IMAGES], [net.description.head.name])
+    fast = PyramidStep(net, loss) if pyramid else LiteralStep(traced(net, whole), loss)
     return CheckedStep(fast, literal, net.collect_params().values(), context)
 
 
@@ -149,11 +153,8 @@ class PyramidStep:
     """The network in pieces, cut at the pyramids, whose gradients are computed by forward convolutions."""
 
     def __init__(self, net: Network, loss: Loss):
-        blocks = [block for stage in net.stages for block in stage]
-        parts = [net.stem, *blocks, net.head]
-        self.pyramids = [PyramidGradient(block.spatial) for block in blocks]
-        maps = [0, *(pyramid.maps for pyramid in self.pyramids)]
-        self.pieces = [piece(net, *neighbours) for neighbours in zip(parts, parts[1:], maps)]
+        self.pyramids = [PyramidGradient(block.spatial) for stage in net.stages for block in stage]
+        self.pieces = [traced(net, piece) for piece in pieces(net.description.layers)]
         for each in self.pieces:
             each.hybridize(static_alloc=True, static_shape=True)
         self.loss = loss
@@ -164,16 +165,17 @@ class PyramidStep:
         inputs, heads = [wanting_gradient(images)], []
         for number, (piece, pyramid) in enumerate(zip(self.pieces, self.pyramids)):
             with autograd.record():
-                whole, narrow = piece(*inputs)
-            inputs = [self._variable(number, i, array) for i, array in enumerate([whole, *pyramid(narrow)])]
-            heads.append(([whole, narrow], inputs))
+                block_input, pyramid_input = piece(*inputs)
+            arrays = [block_input, *pyramid(pyramid_input)]
+            inputs = [self._variable(number, i, array) for i, array in enumerate(arrays)]
+            heads.append(([block_input, pyramid_input], inputs))
         with autograd.record():
             logits = self.pieces[-1](*inputs)
             losses = self.loss(logits, targets)
             scaled = losses * scale
         scaled.backward()
-        for pyramid, (outputs, (whole, *maps)) in zip(reversed(self.pyramids), reversed(heads)):
-            autograd.backward(outputs, [whole.grad, pyramid.backward([each.grad for each in maps])])
+        for pyramid, (outputs, (block_input, *maps)) in zip(reversed(self.pyramids), reversed(heads)):
+            autograd.backward(outputs, [block_input.grad, pyramid.backward([each.grad for each in maps])])
         return logits, losses
 
     def _variable(self, piece: int, number: int, array: nd.NDArray) -> nd.NDArray:
@@ -197,31 +199,47 @@ def wanting_gradient(images: nd.NDArray) -> nd.NDArray:
     return images
 
 
-def piece(net: Network, done: HybridBlock, then: HybridBlock, maps: int) -> HybridBlock:
-    """From one pyramid of a network to the next: the end of `done`, a block or the stem, and the beginning of `then`, a
-    block or the head.
+class Piece(NamedTuple):
+    """Layers of a network, and the names of what they take and of what they give."""
 
-    Takes the input of `done` and the `maps` of its pyramid to the input of `then` and that of its pyramid; the first
-    piece takes images, the last one gives logits.
+    layers: Sequence[Layer]
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+
+
+def pieces(layers: Sequence[Layer]) -> list[Piece]:
+    """A network cut at its pyramids, which are left out. The first piece takes images, the last one gives logits.
+
+    The others take the input of the block that they begin in, and the maps of its pyramid. All but the last one give
+    the input of the block that they end in, and that of its pyramid.
     """
-    names = [f"input{number}" for number in range(1 + maps)]
-    x, *parts = (mx.sym.var(name) for name in names)
-    if isinstance(done, ResidualBlock):
-        x = done.finish(mx.sym, x, mx.sym.concat(*parts, dim=1) if maps > 1 else parts[0])
-    else:
-        x = done(x)
-    graph = mx.sym.Group([x, then.begin(mx.sym, x)]) if isinstance(then, ResidualBlock) else then(x)
-    return traced(net, graph, names)
+    groups = [list(group) for _, group in groupby(layers, is_pyramid)]
+    found, inputs = [], [IMAGES]
+    for number in range(0, len(groups) - 1, 2):
+        piece, pyramid = groups[number : number + 2]
+        later = {name for group in groups[number + 2 :: 2] for layer in group for name in layer.inputs}
+        block_input = next(name for name in [*inputs, *(layer.name for layer in piece)] if name in later)
+        found.append(Piece(piece, inputs, [block_input, pyramid[0].inputs[0]]))
+        maps = [layer.name for layer in pyramid if layer.name in later]
+        inputs = [block_input, *maps]
+    return [*found, Piece(groups[-1], inputs, [layers[-1].name])]
 
 
-def traced(net: HybridBlock, graph: mx.sym.Symbol, inputs: Sequence[str]) -> HybridBlock:
-    """A graph of (a part of) a network as a block that shares the network's parameters."""
-    parameters = net.collect_params()
+def is_pyramid(layer: Layer) -> bool:
+    """Whether a layer is one of a pyramid's convolutions, or their sum."""
+    return ".spatial." in layer.name and isinstance(layer, (Convolution, Add))
+
+
+def traced(net: HybridBlock, piece: Piece) -> HybridBlock:
+    """A piece of a network as a block that shares the network's parameters."""
+    parameters = net._collect_params_with_prefix()
     dtype = np.dtype(next(iter(parameters.values())).dtype)
+    inputs = [mx.sym.var(name, dtype=dtype) for name in piece.inputs]
     # The joint operation knows no other type, and below AVX2 it has no fast kernels: it was 12 times slower.
-    if dtype == np.float32 and processor.instruction_set() not in ("SSE41", "AVX"):
-        graph = joined(graph)
-    return gluon.SymbolBlock(graph, [mx.sym.var(name, dtype=dtype) for name in inputs], params=parameters)
+    joint = dtype == np.float32 and processor.instruction_set() not in ("SSE41", "AVX")
+    named_inputs = dict(zip(piece.inputs, inputs))
+    found = symbols(piece.layers, named_inputs, lambda name: mx.sym.var(parameters[name].name), joint)
+    return gluon.SymbolBlock([found[name] for name in piece.outputs], inputs, params=net.collect_params())
 
 
 class PyramidGradient:
@@ -230,7 +248,6 @@ class PyramidGradient:
     def __init__(self, pyramid: Pyramid):
         self.convolutions = [pyramid.conv3, pyramid.conv5, pyramid.conv7]
         self.merged = isinstance(pyramid, PyramidAdd)
-        self.maps = 1 if self.merged else len(self.convolutions)
         self.stride = pyramid.stride
         self.dilated: nd.NDArray | None = None  # zeros but at every `stride`-th pixel
 

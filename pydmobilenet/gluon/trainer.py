@@ -12,12 +12,11 @@ from mxnet.contrib import amp
 from mxnet.gluon.block import HybridBlock
 
 from ..data import Dataset, batches
-from ..engine import batch_size, predictor
 from ..errors import BadFileError, InvalidValueError
 from ..training.config import Config
 from ..validation import count_wrong
 from . import step
-from .inference import fuse
+from .inference import batch_size, fuse, predictor
 from .workers import Workers
 
 # Of half precision's loss scaling, which is part of the optimiser's state.

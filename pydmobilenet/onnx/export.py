@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import onnx
-from mxnet.gluon.block import HybridBlock
 
 from .. import files
 from ..data import Task, normalise
-from ..engine import predictor
 from ..errors import BadFileError
-from ..gluon.inference import fuse
-from . import session
-from .graph import convert, parameters
+from ..folding import fold
+from ..network import Network
+from .graph import convert
+from .session import predictor
 
 TOLERANCE = 1e-4  # of the logits' range: what rounding may differ by
 BATCH = 50  # images compared at once
@@ -32,24 +31,27 @@ class Difference(NamedTuple):
 
 
 def export(
-    net: HybridBlock,
+    network: Network,
+    arrays: Mapping[str, np.ndarray],
     task: Task,
     output: Path,
     images: np.ndarray,
+    reference: Callable[[np.ndarray], np.ndarray],
     fused: bool = True,
     uint8_input: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> Difference:
-    """Write a network on a CPU as an ONNX file, fused unless `fused` says otherwise; `graph.convert` has the form.
+    """Write a network as an ONNX file, folded unless `fused` says otherwise; `graph.convert` has the form.
 
     Before the file is put in place, it is checked against the standard, and its logits on `images` (N, 3, 32, 32) in
-    uint8 are compared with those of `net` as it stands, in Gluon. Raises BadFileError where they differ by more than
-    rounding, or `graph.convert` does; UnusableError where the file cannot be written. No file is left behind then.
+    uint8 are compared with those of the `reference`: an engine's, for normalised images, of the network as it stands.
+    Raises BadFileError where they differ by more than rounding, or `graph.convert` does; UnusableError where the file
+    cannot be written. No file is left behind then.
     """
-    parameters(net)  # those that are not finite may be gone once they are folded
-    model = convert(fuse(net, portable=True) if fused else net, task, uint8_input, metadata)
+    literal = convert(network, arrays, task, uint8_input, metadata)  # refuses what may be gone once it is folded
+    model = convert(*fold(network, arrays), task, uint8_input, metadata) if fused else literal
     onnx.checker.check_model(model, full_check=True)
-    found = difference(net, task, model, images, uint8_input)
+    found = difference(reference, task, model, images, uint8_input)
     if not found.logits <= TOLERANCE or found.classes:
         raise BadFileError(
             f"the exported network is another function: on {len(images)} images, its logits are {found.logits:.1e} of "
@@ -60,16 +62,19 @@ def export(
 
 
 def difference(
-    net: HybridBlock, task: Task, model: onnx.ModelProto, images: np.ndarray, uint8_input: bool
+    reference: Callable[[np.ndarray], np.ndarray],
+    task: Task,
+    model: onnx.ModelProto,
+    images: np.ndarray,
+    uint8_input: bool = False,
 ) -> Difference:
-    """How far ONNX Runtime's answers of a model are from Gluon's of a network, on images (N, 3, 32, 32) in uint8."""
-    context = next(iter(net.collect_params().values())).list_ctx()[0]
-    gluon, other = predictor(net, context), session.predictor(model)
+    """How far ONNX Runtime's answers of a model are from those of a reference, on images (N, 3, 32, 32) in uint8."""
+    other = predictor(model)
     expected, found = [], []
     for start in range(0, len(images), BATCH):
         pixels = images[start : start + BATCH]
         normal = normalise(pixels, task)
-        expected.append(gluon(normal))
+        expected.append(reference(normal))
         found.append(other(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if uint8_input else normal))
     expected, found = np.concatenate(expected), np.concatenate(found)
     apart = abs(expected - found).max() / np.ptp(expected)

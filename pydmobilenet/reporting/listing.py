@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from .. import catalog, complexity, zoo
+from .. import network, zoo
 from ..catalog import Record
 from ..checkpoints import runs, weights
-from ..data import Task, get_dataset, get_task
+from ..data import get_dataset, get_task
 from ..errors import UserError
 from ..text import printable
 
@@ -24,7 +24,7 @@ def zoo_table(records: Sequence[Record], root: Path | None = None, width: int | 
     """
     rows = []
     for record in records:
-        exact = record.exact or (None if record.published else _count(record))
+        exact = record.exact or (None if record.published else zoo.describe(record.model, record.dataset).complexity())
         params = f"{exact.parameters / 1e6:.3f}" if exact else f"{record.params_m:g}"
         flops = f"{exact.multiply_adds / 1e6:.1f}" if exact else ""
         top5 = f" (top-5 {record.top5_error:.2f})" if record.top5_error is not None else ""
@@ -40,21 +40,20 @@ def zoo_table(records: Sequence[Record], root: Path | None = None, width: int | 
     return tabulate(rows, [*columns[:-1], "here"], tablefmt="github", disable_numparse=True, colalign=alignment)
 
 
-def layer_table(model: str, task: Task) -> str:
+def layer_table(described: network.Network) -> str:
     """A network, layer by layer: names as in the checkpoints, output for one image, parameters, multiply-adds."""
-    layers = complexity.layers(zoo.build(catalog.parse_name(model), task.name, task.outputs))
+    shapes = described.shapes()
     rows = [
         [
-            layer.name,
+            layer.name if layer.parameters else "",
             layer.operator,
-            "x".join(map(str, layer.shape)),
-            _number(layer.parameters),
-            _number(layer.multiply_adds),
+            "x".join(map(str, shapes[layer.name])),
+            _number(network.count(layer)),
+            _number(layer.multiply_adds(shapes[layer.name])),
         ]
-        for layer in layers
+        for layer in described.layers
     ]
-    totals = [sum(layer.parameters for layer in layers), sum(layer.multiply_adds for layer in layers)]
-    rows.append(["together", "", "", *map(_number, totals)])
+    rows.append(["together", "", "", *map(_number, described.complexity())])
     columns = ["layer", "operator", "output", "params", "mult-adds"]
     alignment = ["left", "left", "left", "right", "right"]
     return tabulate(rows, columns, tablefmt="github", disable_numparse=True, colalign=alignment)
@@ -84,10 +83,6 @@ def _obtained(title: str, obtain: Callable[[], object]) -> bool:
         print(printable(f"{title}: {error}"), file=sys.stderr, flush=True)
         return True
     return False
-
-
-def _count(record: Record) -> catalog.Complexity:
-    return complexity.count(zoo.build(catalog.parse_name(record.model), record.dataset))
 
 
 def _place(record: Record, root: Path | None) -> str:

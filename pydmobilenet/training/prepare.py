@@ -20,6 +20,7 @@ from ..checkpoints import params, weights
 from ..checkpoints.runs import METADATA, read_metadata
 from ..data import Dataset, Task, get_dataset, recorded_task
 from ..errors import BadFileError, MissingFileError, UnusableError
+from ..gluon.network import load_weights
 from ..gluon.trainer import INITIALISERS, Learner
 from ..gluon.workers import Workers
 from ..text import printable
@@ -56,7 +57,7 @@ def begin(config: Config, directory: Path, on: Circumstances, init: Path | None 
     workers = Workers(on.kvstore)
     train, test = _data(config, on)
     learner = _learner(config, train.task, on, workers)
-    if init is not None and weights.load(learner.net, init, other_head=True):
+    if init is not None and load_weights(learner.net, init, other_head=True):
         _say(f"{init} has a head of another size: the dense layer for {train.task.title} starts anew")
     position = Position(history=History(config.epochs))
     # Made before the directory: what can go wrong in it should leave nothing behind.

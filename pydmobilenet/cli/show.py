@@ -1,4 +1,4 @@
-"""python -m pydmobilenet.data show: a labelled grid of raw and augmented images. Seeing is checking."""
+"""Write a labelled grid of raw and augmented images. Seeing is checking."""
 
 from __future__ import annotations
 
@@ -8,33 +8,28 @@ import sys
 
 import numpy as np
 
-from .. import cli, fetching, files
+from .. import fetching, files
+from ..data import Dataset, batches, get_dataset
+from ..data.batching import draw
 from ..errors import UnusableError
 from ..text import printable
-from . import get_dataset
-from .batching import batches, draw
-from .dataset import Dataset
+from . import options
 
 COLUMNS = 8  # images beside each other; below each its augmented forms
 VARIANTS = 3
 ZOOM, MARGIN, LINE = 3, 6, 14  # screen pixels: for one of an image's, between images, and for a line of text
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = cli.Parser(prog="python -m pydmobilenet.data")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    show = commands.add_parser("show", help="write a labelled grid of raw and augmented images", description=__doc__)
-    option = show.add_argument
-    option(
-        "-d", "--dataset", default="cifar10", metavar="NAME", help="as cifar10, digits, folder:PATH (default: cifar10)"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument
+    text = "as cifar10, digits, folder:PATH (default: cifar10)"
+    option("-d", "--dataset", default="cifar10", metavar="NAME", help=text)
     option("--split", default="train", help="train (default) or test")
-    cli.add_data_dir(show)
+    options.add_data_dir(parser)
     option("--output", required=True, metavar="FILE", help="the picture to write, as grid.png")
-    option("--images", type=cli.positive, default=2 * COLUMNS, metavar="N", help="how many (default: 16)")
-    option("--seed", type=cli.natural, default=0, help="of the augmentation (default: 0)")
-    cli.add_skip_bad(show)
-    return parser.parse_args()
+    option("--images", type=options.positive, default=2 * COLUMNS, metavar="N", help="how many (default: 16)")
+    option("--seed", type=options.natural, default=0, help="of the augmentation (default: 0)")
+    options.add_skip_bad(parser)
 
 
 def grid(dataset: Dataset, seed: int = 0):
@@ -70,8 +65,7 @@ def _augmented(dataset: Dataset, seed: int, epoch: int) -> np.ndarray:
     return restored[np.argsort(order)]
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def run(arguments: argparse.Namespace) -> int:
     output = fetching.expanded(arguments.output)
     if output.suffix.lower() not in (".png", ".jpg"):
         raise UnusableError(f"cannot write a picture to {output} (allowed: .png, .jpg; nearest: {output}.png)")
@@ -87,7 +81,3 @@ def main() -> int:
     what = f"{len(dataset)} images of {dataset.task.title}, raw and below it augmented three times"
     print(printable(f"wrote {output}: {what}"))
     return 0
-
-
-if __name__ == "__main__":
-    cli.run(main)

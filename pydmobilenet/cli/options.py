@@ -11,18 +11,39 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, NoReturn
 
-from . import fetching
-from .catalog import parse_name
-from .checkpoints import runs
-from .data import Task, get_task
-from .errors import UserError, nearest, of_engine, unknown
-from .text import printable
+import numpy as np
 
-if TYPE_CHECKING:
-    import mxnet as mx
-    from mxnet.gluon.block import HybridBlock
+from .. import catalog, engine, fetching, zoo
+from ..catalog import Record, parse_name
+from ..checkpoints import runs, weights
+from ..data import Task, get_task
+from ..errors import InvalidValueError, UserError, nearest, of_engine, unknown
+from ..network import Network
+from ..text import printable
+
+PUBLISHED = "published"
+# What other projects call an option, and what it is called here.
+SYNONYMS = {
+    "--arch": "--model",
+    "--batch": "--batch-size",
+    "--checkpoint": "--weights",
+    "--classes": "--dataset",
+    "--ctx": "--device",
+    "--data": "--data-dir",
+    "--data-path": "--data-dir",
+    "--gpu": "--device gpu",
+    "--gpus": "--device gpu:0,1",
+    "--lr": "--learning-rate",
+    "--lr-decay": "--decay",
+    "--num-classes": "--dataset",
+    "--num-epochs": "--epochs",
+    "--out": "--output",
+    "--output-dir": "--output",
+    "--params": "--weights",
+    "--wd": "--weight-decay",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,7 +56,10 @@ class Parser(argparse.ArgumentParser):
         found, unknown_ones = self.parse_known_args(args, namespace)
         if unknown_ones:
             parser = self.commands().get(str(getattr(found, "command", "")), self)
-            near = nearest(unknown_ones[0], parser._option_string_actions)
+            name = unknown_ones[0].partition("=")[0].replace("_", "-")
+            synonym = SYNONYMS.get(name, name)
+            known = synonym.split()[0] in parser._option_string_actions
+            near = f"; nearest: {synonym}" if known else nearest(name, parser._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(unknown_ones)}{near}")
         return found
 
@@ -52,13 +76,12 @@ class Parser(argparse.ArgumentParser):
         return next((action.choices for action in actions), {})
 
 
-def run(main: Callable[[], int]) -> None:
+def exit_with(main: Callable[[], int], program: str) -> NoReturn:
     """Run a command and exit with the code that it returns; for an error its own, which is 2 for a user's mistake and 1
     for what an engine throws; 130 for an interruption, 141 for a pipe that was closed.
 
     What a terminal's encoding lacks is written as an escape; `text.printable` is for what no terminal should get.
     """
-    program = os.path.basename(sys.argv[0]).replace("__main__.py", "pydmobilenet")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -75,7 +98,7 @@ def run(main: Callable[[], int]) -> None:
     except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    except (OSError, ImportError) as error:  # a full disk behind standard output; MXNet's libraries
+    except (OSError, ImportError) as error:  # a full disk behind standard output; a library that is not installed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"{program}: error: {printable(error)}", file=sys.stderr)
         code = 2
@@ -109,56 +132,84 @@ def add_weights_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights-dir", type=directory, metavar="DIR", help=text)
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    text = "gluon, onnxruntime, or auto (default): Gluon where MXNet is installed"
+    parser.add_argument("--engine", default="auto", metavar="NAME", help=text)
+
+
 def add_network(parser: argparse.ArgumentParser) -> None:
     """Options that name one network and its weights; `network` understands them."""
     parser.add_argument("-m", "--model", metavar="NAME", help="as pyd-concat-56-0.5; of a run, its own")
     add_dataset(parser)
-    text = "a run of train.py, or a .params file (default: the published or bundled weights)"
-    parser.add_argument("--weights", metavar="PATH", help=text)
+    text = "a run, a .params file, or published (default): the authors' weights, or the bundled ones"
+    parser.add_argument("--weights", default=PUBLISHED, metavar="PATH", help=text)
     add_weights_dir(parser)
 
 
-class Network(NamedTuple):
-    """One network: its name, its task, and where `get_model` finds its weights."""
+class Source(NamedTuple):
+    """One network: its name, its task, and the file of its weights; published ones are looked for first in
+    `weights_dir`.
+    """
 
     name: str
     task: Task
     weights: Path | None
     weights_dir: Path | None
 
-    def load(self, device: str | mx.Context) -> HybridBlock:
-        """The Gluon network on a device."""
-        from . import zoo  # MXNet takes a while to import: not before the command is known to be right
-
-        where = {"weights": self.weights} if self.weights else {"pretrained": True, "weights_dir": self.weights_dir}
-        return zoo.get_model(self.name, self.task.name, classes=self.task.outputs, device=device, **where)
+    @property
+    def network(self) -> Network:
+        """Its description."""
+        return zoo.describe(self.name, self.task.name, self.task.outputs)
 
     def file(self) -> Path:
         """The file of its weights, verified."""
-        from . import zoo
+        return zoo.weights_file(self.name, self.task.name, self.weights, self.weights_dir)
 
-        return zoo.weights_file(self.name, self.task.name, self.weights, self.weights_dir, self.task.outputs)
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its parameters."""
+        return weights.load(self.file(), self.network)
 
 
-def network(arguments: argparse.Namespace) -> Network:
+def network(arguments: argparse.Namespace) -> Source:
     """The network that the options name. A run tells its model, classes and normalisation itself; where others are
     given, they have to be the same.
     """
-    if arguments.weights is not None:
-        path = fetching.expanded(arguments.weights)
+    path = None if arguments.weights == PUBLISHED else fetching.expanded(arguments.weights)
+    if path is not None:
         if arguments.weights_dir is not None:
             raise UserError("--weights and --weights-dir are two places: give one of them")
         run = runs.find_run(path)
         if run is not None:
             runs.check_given(run, arguments.model, arguments.dataset)
-            return Network(run.model, run.task, path, None)
+            return Source(run.model, run.task, path, None)
         if arguments.model is None:
             raise UserError(f"{path} is of no run, which would tell its network: add --model and --dataset")
     if arguments.model is None:
         raise UserError("no network is named: add --model NAME, or --weights RUN")
     task = get_task(arguments.dataset or "cifar10")
-    path = arguments.weights and fetching.expanded(arguments.weights)
-    return Network(parse_name(arguments.model).name, task, path, arguments.weights_dir)
+    return Source(parse_name(arguments.model).name, task, path, arguments.weights_dir)
+
+
+def choose_engine(arguments: argparse.Namespace, fused: bool = True) -> engine.Choice:
+    """The engine that the options name, for a process that does nothing but answer."""
+    from ..gluon import runtime
+
+    runtime.use_all_instructions()
+    return engine.choose(arguments.engine, device_name(arguments.device), fused)
+
+
+def add_pattern(parser: argparse.ArgumentParser) -> None:
+    """Options that select rows of the tables; `records` understands them."""
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="as 'pyd-concat-*' (default: all)")
+    parser.add_argument("-d", "--dataset", nargs="+", metavar="NAME", help="of the tables (default: all)")
+
+
+def records(arguments: argparse.Namespace, rows: Sequence[Record]) -> list[Record]:
+    """Those of the rows that a pattern and data sets select."""
+    found = catalog.select([arguments.pattern], arguments.dataset or ["*"], records=rows)
+    if not found:
+        raise InvalidValueError(f"no row has both the model {arguments.pattern!r} and the data set asked for")
+    return found
 
 
 def terminal_width() -> int | None:

@@ -1,0 +1,54 @@
+"""The command line: ``pydmobilenet COMMAND``, one file a command.
+
+Each of these has a docstring, of which the first paragraph is its help and the rest its epilog; `add_options(parser)`;
+and `run(arguments)`, whose answer is the exit code. ``run_validation.py`` is ``pydmobilenet validate``, and
+``train.py`` is ``pydmobilenet train``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+COMMANDS = ("validate", "train", "predict", "export", "list", "info", "fetch", "convert", "show")
+
+
+def main(command: str = "") -> None:
+    """Run the command line of this process, or that of one `command` alone, and exit with its code."""
+    program = os.path.basename(sys.argv[0]) if command else "pydmobilenet"
+    try:
+        from .options import exit_with
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    exit_with(lambda: _run(command, program), program)
+
+
+def _run(command: str, program: str) -> int:
+    from .options import Parser
+
+    if command:
+        parser = Parser(prog=program)
+        _describe(parser, command)
+    else:
+        parser = Parser(prog=program, description="PydMobileNet: check the published table, train, classify, export.")
+        commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+        for name in COMMANDS:
+            _describe(commands.add_parser(name, help=_help(name)), name)
+    arguments = parser.parse_args()
+    return arguments.run(arguments)
+
+
+def _describe(parser, name: str) -> None:
+    """Give a parser the options of a command, and `run`, which runs it."""
+    module = importlib.import_module(f"{__name__}.{name}")
+    parser.description, _, parser.epilog = module.__doc__.partition("\n\n")
+    module.add_options(parser)
+    parser.set_defaults(run=module.run)
+
+
+def _help(name: str) -> str:
+    """What a command does, for the list of all: the first sentence of its description."""
+    first = importlib.import_module(f"{__name__}.{name}").__doc__.partition(".")[0]
+    return first[0].lower() + first[1:]

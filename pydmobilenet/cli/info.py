@@ -1,0 +1,35 @@
+"""Show a network layer by layer, and of a run where it comes from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .. import catalog, zoo
+from ..checkpoints import runs
+from ..data import get_task
+from ..reporting.listing import layer_table
+from ..text import printable
+from . import options
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="as pyd-concat-56-0.5, or a run")
+    options.add_dataset(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    path = Path(arguments.model)
+    is_run = path.suffix == ".params" or (path / runs.METADATA).exists()  # a folder may have a network's name too
+    found = runs.find_run(path) if is_run else None
+    if found:
+        runs.check_given(found, None, arguments.dataset)
+    name = found.model if found else catalog.parse_name(arguments.model).name
+    task = found.task if found else get_task(arguments.dataset or "cifar10")
+    print(printable(f"{name} for {task.title}"))
+    if found:
+        print(printable(f"classes: {', '.join(task.classes)}"))
+        for name_of_row, text in runs.origin(found):
+            print(printable(f"{name_of_row}: {text}"))
+    print(layer_table(zoo.describe(name, task.name, task.outputs)))
+    return 0

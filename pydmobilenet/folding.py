@@ -1,0 +1,113 @@
+"""Folding: the same function in fewer layers, for inference.
+
+A batch normalisation that follows a convolution is a scale and a shift of its output channels: it goes into the
+convolution's weights and bias. PydMobileNet-Add sums three convolutions of the same input, so one convolution by the
+sum of the kernels, the smaller ones padded with zeros, does the same. A ReLU goes ahead of the concatenation that it
+follows, to the convolutions, where an engine can compute it with them. All of it is exact but for rounding, and done in
+float64. Concat's three convolutions stay three: as one 7x7 with three outputs a channel they ran 4 times slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from .network import EPSILON, Add, BatchNorm, Concat, Convolution, Layer, Network, ReLU, uses
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def fold(network: Network, arrays: Arrays) -> tuple[Network, dict[str, np.ndarray]]:
+    """The folded network and its arrays, in float64, of a network and its `arrays` by their full names."""
+    folding = _Folding(network, arrays)
+    for layer in network.layers:
+        folding.add(layer)
+    layers = tuple(folding.layers.values())
+    kept = [f"{layer.name}.{name}" for layer in layers for name in layer.parameters]
+    return Network(layers), {name: folding.arrays[name] for name in kept}
+
+
+class _Folding:
+    """The folded network as far as it has come."""
+
+    def __init__(self, network: Network, arrays: Arrays):
+        self.arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+        self.uses = uses(network.layers)
+        self.layers: dict[str, Layer] = {}
+        self.stands_for: dict[str, str] = {}  # from a layer that is folded away to the one that gives its output now
+
+    def add(self, layer: Layer) -> None:
+        layer = replace(layer, inputs=tuple(self.stands_for.get(name, name) for name in layer.inputs))
+        before = [self.layers.get(name) for name in layer.inputs]
+        alone = all(self.uses[name] == 1 for name in layer.inputs)  # no other layer needs the inputs as they are
+        convolutions = self._convolutions(before[0]) if alone else []
+        if isinstance(layer, BatchNorm) and convolutions:
+            self._scale(convolutions, layer)
+            self._replace(layer, before[0])
+        elif isinstance(layer, Add) and alone and _can_be_summed(before):
+            self._replace(layer, self._sum(before))
+        elif isinstance(layer, ReLU) and isinstance(before[0], Concat) and convolutions:
+            self._replace(layer, self._activate(before[0]))
+        else:
+            self.layers[layer.name] = layer
+
+    def _replace(self, layer: Layer, other: Layer) -> None:
+        """Leave a layer out, as another one gives its output."""
+        self.stands_for[layer.name] = other.name
+        self.uses[other.name] = self.uses[layer.name]
+
+    def _convolutions(self, layer: Layer | None) -> list[Convolution]:
+        """The convolutions that give a layer's output: itself, or those that it concatenates if nobody else uses them.
+        None of them otherwise.
+        """
+        if isinstance(layer, Convolution):
+            return [layer]
+        if isinstance(layer, Concat):
+            before = [self.layers.get(name) for name in layer.inputs]
+            if all(isinstance(each, Convolution) and self.uses[each.name] == 1 for each in before):
+                return before
+        return []
+
+    def _scale(self, convolutions: list[Convolution], norm: BatchNorm) -> None:
+        """Put a batch normalisation of all their outputs into convolutions."""
+        gamma, beta, mean, variance = (self.arrays[f"{norm.name}.{name}"] for name in norm.parameters)
+        scale = (gamma if norm.scale else 1) / np.sqrt(variance + EPSILON)
+        shift = beta - mean * scale
+        start = 0
+        for layer in convolutions:
+            part = slice(start, start + layer.out_channels)
+            start = part.stop
+            weight, bias = f"{layer.name}.weight", f"{layer.name}.bias"
+            self.arrays[weight] = self.arrays[weight] * scale[part, None, None, None]
+            self.arrays[bias] = self.arrays.get(bias, 0) * scale[part] + shift[part]
+            self.layers[layer.name] = replace(layer, bias=True)
+
+    def _sum(self, convolutions: list[Convolution]) -> Convolution:
+        """Make one convolution of several that are summed: the one with the largest kernel stays."""
+        largest = max(convolutions, key=lambda layer: layer.kernel)
+        weight = np.zeros(largest.parameters["weight"])
+        for layer in convolutions:
+            margin = (largest.kernel - layer.kernel) // 2
+            inner = slice(margin, largest.kernel - margin)
+            weight[:, :, inner, inner] += self.arrays[f"{layer.name}.weight"]
+            if layer is not largest:
+                del self.layers[layer.name]
+        self.arrays[f"{largest.name}.weight"] = weight
+        return largest
+
+    def _activate(self, concat: Concat) -> Concat:
+        """Put a ReLU between a concatenation and its inputs."""
+        del self.layers[concat.name]
+        relus = [ReLU(f"{name}.relu", (name,)) for name in concat.inputs]
+        for layer in (*relus, replace(concat, inputs=tuple(relu.name for relu in relus))):
+            self.layers[layer.name] = layer
+        return concat
+
+
+def _can_be_summed(layers: list[Layer | None]) -> bool:
+    """Whether these are convolutions without bias, of the same input, that differ in nothing but an odd kernel."""
+    if not all(isinstance(layer, Convolution) and not layer.bias and layer.kernel % 2 for layer in layers):
+        return False
+    return len({replace(layer, name="", kernel=1) for layer in layers}) == 1

@@ -1,0 +1,73 @@
+"""The description of a network, computed in float64 by NumPy: an oracle that shares no code with any engine."""
+
+import numpy as np
+
+from pydmobilenet.network import EPSILON, IMAGES
+
+
+def logits(network, arrays, images):
+    """The logits (N, outputs) of images (N, 3, H, W)."""
+    return outputs(network, arrays, images)[network.layers[-1].name]
+
+
+def outputs(network, arrays, images):
+    """The output of each layer, by its name."""
+    values = {IMAGES: images.astype(np.float64)}
+    for layer in network.layers:
+        own = {name: arrays[f"{layer.name}.{name}"].astype(np.float64) for name in layer.parameters}
+        values[layer.name] = OPERATORS[layer.operator](layer, own, *(values[name] for name in layer.inputs))
+    return values
+
+
+def convolution(layer, own, x):
+    margin = layer.kernel // 2
+    padded = np.pad(x, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (layer.kernel, layer.kernel), axis=(2, 3))
+    windows = windows[:, :, :: layer.stride, :: layer.stride]
+    images, _, height, width = windows.shape[:4]
+    windows = windows.reshape(images, layer.groups, -1, height, width, layer.kernel, layer.kernel)
+    weight = own["weight"].reshape(layer.groups, -1, *own["weight"].shape[1:])
+    y = np.einsum("ngchwij,gocij->ngohw", windows, weight, optimize=True)
+    y = y.reshape(images, layer.out_channels, height, width)
+    return y + own["bias"][:, None, None] if layer.bias else y
+
+
+def batch_norm(layer, own, x):
+    gamma, beta, mean, variance = (
+        own[name][:, None, None] for name in ("gamma", "beta", "running_mean", "running_var")
+    )
+    normal = (x - mean) / np.sqrt(variance + EPSILON)
+    return normal * gamma + beta if layer.scale else normal + beta
+
+
+OPERATORS = {
+    "Convolution": convolution,
+    "BatchNorm": batch_norm,
+    "ReLU": lambda layer, own, x: np.maximum(x, 0),
+    "Add": lambda layer, own, *inputs: sum(inputs),
+    "Concat": lambda layer, own, *inputs: np.concatenate(inputs, axis=1),
+    "GlobalAveragePool": lambda layer, own, x: x.mean(axis=(2, 3)),
+    "Dense": lambda layer, own, x: x @ own["weight"].T + own["bias"],
+}
+
+
+def random_arrays(network, seed=0):
+    """Arrays in float32 in which every parameter matters: statistics, scales and shifts too. The fixed scale of a batch
+    normalisation is 1, as in every file.
+    """
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for name, shape in network.parameters.items():
+        kind = name.rsplit(".", 1)[1]
+        if kind in ("gamma", "running_var"):
+            array = rng.uniform(0.5, 1.5, shape)
+        elif kind == "weight":
+            array = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        else:
+            array = rng.uniform(-0.5, 0.5, shape)
+        arrays[name] = array.astype(np.float32)
+    for layer in network.layers:
+        if getattr(layer, "scale", True) is False:
+            arrays[f"{layer.name}.gamma"][:] = 1
+            arrays[f"{layer.name}.beta"][:] = 0
+    return arrays
