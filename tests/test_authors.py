@@ -12,8 +12,9 @@ import pydmobilenet
 from pydmobilenet import catalog, zoo
 from pydmobilenet.checkpoints import weights
 from pydmobilenet.data import Dataset, get_task, normalise
-from pydmobilenet.engine import GluonEngine, predictor
-from pydmobilenet.gluon.inference import fuse
+from pydmobilenet.gluon.inference import GluonEngine, fuse, predictor
+from pydmobilenet.gluon.network import load_weights
+from pydmobilenet.onnx.session import OnnxRuntimeEngine
 from pydmobilenet.validation import evaluate
 
 
@@ -23,6 +24,9 @@ def checkpoint_here(record):
 
 PRESENT = [record for record in catalog.RECORDS if record.checkpoint and checkpoint_here(record).exists()]
 IMAGENET32 = [record for record in catalog.RECORDS if record.checkpoint and record.dataset == "imagenet32"]
+
+
+ENGINES = {engine.name: engine for engine in (GluonEngine, OnnxRuntimeEngine)}
 
 
 def name_of(record):
@@ -57,6 +61,16 @@ def test_logits_are_those_of_the_authors_graph(record, weights_dir, batch):
     np.testing.assert_allclose(predictor(fuse(net), mx.cpu())(batch), expected, rtol=0, atol=1e-6 * scale)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("record", PRESENT, ids=name_of)
+def test_every_engine_has_the_logits_of_the_authors_graph(record, fused, engine, weights_dir, batch):
+    expected = authors_network(record)(mx.nd.array(batch)).asnumpy()
+    network, arrays = zoo.describe(record.model, record.dataset), zoo.record_weights(record, weights_dir)
+    found = ENGINES[engine]("cpu", fused).load(network, arrays)(batch)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.ptp(expected))
+
+
 @pytest.mark.parametrize("record", IMAGENET32, ids=name_of)
 def test_imagenet32_logits_are_those_of_the_authors_graph(record, shared, batch, tmp_path):
     # The parameters are not here: random ones, in the authors' format, under the names and shapes of their graph.
@@ -81,7 +95,7 @@ def test_imagenet32_logits_are_those_of_the_authors_graph(record, shared, batch,
     expected = authors_network(record, tmp_path / "random.params")(mx.nd.array(batch)).asnumpy()
     net = zoo.build(catalog.parse_name(record.model), "imagenet32")
     net.initialize()
-    weights.load(net, tmp_path / "random.params")
+    load_weights(net, tmp_path / "random.params")
     literal = net(mx.nd.array(batch)).asnumpy()
     np.testing.assert_array_equal(predictor(net, mx.cpu())(batch), expected)
     np.testing.assert_allclose(literal, expected, rtol=0, atol=1e-5 * abs(expected).max())
@@ -92,12 +106,14 @@ def runner_rows():
     return list(csv.DictReader(path.open())) if path.exists() else []
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("row", runner_rows(), ids=lambda row: row["model"])
-def test_as_many_wrong_answers_as_the_authors_runner(row, weights_dir):
+def test_as_many_wrong_answers_as_the_authors_runner(row, engine, weights_dir):
     with open(SHARED / "datasets" / "cifar10-test-first1000.bin", "rb") as file:
         labels = np.frombuffer(file.read(), np.uint8).reshape(1000, 3073)[:, 0].astype(np.int64)
     dataset = Dataset(get_task("cifar10"), "test", first_images(), labels, False, "first1000")
-    predict = GluonEngine(mx.cpu(), weights_dir).load(catalog.find(row["model"], "cifar10"))
+    arrays = zoo.record_weights(catalog.find(row["model"], "cifar10"), weights_dir)
+    predict = ENGINES[engine]("cpu").load(zoo.describe(row["model"]), arrays)
     assert evaluate(predict, dataset, 50).wrong == int(row["wrong_of_first_1000"])
 
 

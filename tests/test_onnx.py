@@ -7,60 +7,73 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import mxnet as mx
 import numpy as np
+import onnx
+import oracle
 import pytest
-from conftest import CIFAR_MODELS, NETWORKS, ROOT, first_images
+from conftest import NETWORKS, ROOT
 from PIL import Image
-from test_fuse import randomise
 
-import pydmobilenet
-from pydmobilenet import catalog, cli
-from pydmobilenet.data import get_dataset, get_task, images
-from pydmobilenet.errors import BadFileError, UnusableError
-
-onnx = pytest.importorskip("onnx", reason="ONNX files need the extra 'onnx'")
-pytest.importorskip("onnxruntime", reason="ONNX files are compared by ONNX Runtime")
-
-from pydmobilenet.deploy import __main__ as command  # noqa: E402
-from pydmobilenet.gluon.inference import fuse  # noqa: E402
-from pydmobilenet.onnx import export, graph, session  # noqa: E402
+from pydmobilenet import cli, zoo
+from pydmobilenet.checkpoints import params
+from pydmobilenet.data import get_dataset, get_task, images, normalise
+from pydmobilenet.errors import BadFileError, InvalidValueError, UnusableError
+from pydmobilenet.folding import fold
+from pydmobilenet.onnx import export, graph, session
 
 SMALL = ["resnet-11-0.25", "mobilenet-11-0.25", "pyd-add-11-0.25", "pyd-concat-11-0.25"]
 CIFAR10 = get_task("cifar10")
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), np.uint8)
+NORMAL = normalise(PIXELS, CIFAR10)
 # CIFAR-100's networks are CIFAR-10's with another dense layer.
 TABLES = [(name, dataset) for name, dataset in NETWORKS if dataset != "cifar100-coarse"]
+
+
+def made(name, dataset="cifar10"):
+    """A network, its arrays, and the oracle's answers."""
+    network = zoo.describe(name, dataset)
+    arrays = oracle.random_arrays(network)
+    return network, arrays, lambda images: oracle.logits(network, arrays, images)
 
 
 def nodes(model):
     return [node.op_type for node in model.graph.node]
 
 
-@pytest.mark.parametrize(("name", "dataset"), [*TABLES, ("pyd-add-29-0.5", "cifar100-coarse")])
-def test_every_network_of_the_tables_is_the_same_function(name, dataset):
-    net = randomise(pydmobilenet.get_model(name, dataset))
-    model = graph.convert(fuse(net, portable=True), get_task(dataset))
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(("name", "dataset"), [*TABLES, ("pyd-add-29-0.5", "cifar100-coarse"), ("wrn-16-2", "cifar10")])
+def test_every_network_of_the_tables_is_the_same_function(name, dataset, fused):
+    network, arrays, reference = made(name, dataset)
+    model = graph.convert(*(fold(network, arrays) if fused else (network, arrays)))
     onnx.checker.check_model(model, full_check=True)
-    found = export.difference(net, get_task(dataset), model, PIXELS, uint8_input=False)
+    found = export.difference(reference, CIFAR10, model, PIXELS[:1])
     assert found.logits < 1e-5
     assert found.classes == 0
 
 
-def test_a_wide_resnet_is_the_same_function():
-    pytest.importorskip("gluoncv", exc_type=ImportError)
-    net = randomise(pydmobilenet.get_model("wrn-16-2", "imagenet32"))
-    for each in (net, fuse(net, portable=True)):
-        assert export.difference(net, CIFAR10, graph.convert(each, CIFAR10), PIXELS, False).logits < 1e-5
+def test_the_engine_answers_in_any_batch_size():
+    network, arrays, reference = made("pyd-concat-11-0.25")
+    for fused in (True, False):
+        predict = session.OnnxRuntimeEngine("cpu", fused).load(network, arrays)
+        for number in (1, 2, 3):
+            np.testing.assert_allclose(predict(NORMAL[:number]), reference(NORMAL[:number]), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("device", "error"), [("gpu", UnusableError), ("cpu:1", UnusableError), ("tpu", InvalidValueError)]
+)
+def test_another_device_is_refused(device, error):
+    with pytest.raises(error, match=device):
+        session.OnnxRuntimeEngine(device)
 
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("uint8_input", [True, False])
 def test_a_file_has_one_input_a_free_batch_size_and_says_what_it_is(name, fused, uint8_input, tmp_path):
-    net = randomise(pydmobilenet.get_model(name))
     path = tmp_path / "net.onnx"
-    found = export.export(net, CIFAR10, path, PIXELS, fused, uint8_input, {"model": name})
+    network, arrays, reference = made(name)
+    found = export.export(network, arrays, CIFAR10, path, PIXELS, reference, fused, uint8_input, {"model": name})
     assert found.logits < 1e-5
     model = onnx.load(path)
     assert nodes(model).count("BatchNormalization") == (1 + 3 if fused else 1 + 4 * 3 + 2)
@@ -77,62 +90,22 @@ def test_a_file_has_one_input_a_free_batch_size_and_says_what_it_is(name, fused,
         np.testing.assert_allclose(predict(pixels[number : number + 1])[0], together[number], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", CIFAR_MODELS)
-def test_real_checkpoints_fused_and_in_onnx_runtime_answer_as_the_literal_network(name, weights_dir):
-    record = catalog.find(name, "cifar10")
-    if not list(weights_dir.rglob(record.checkpoint.filename)):
-        pytest.skip(f"{record.checkpoint.filename} is not here")
-    net = pydmobilenet.get_model(name, pretrained=True, weights_dir=weights_dir)
-    images = first_images()[:100]
-    for model in (graph.convert(net, CIFAR10), graph.convert(fuse(net, portable=True), CIFAR10)):
-        found = export.difference(net, CIFAR10, model, images, uint8_input=False)
-        assert found.logits < 1e-4
-        assert found.classes == 0
-
-
-def test_another_function_is_refused_and_leaves_no_file(tmp_path, monkeypatch):
-    net = randomise(pydmobilenet.get_model(SMALL[2]))
-    convert = graph.convert
-
-    def spoilt(net, *arguments):
-        bias = next(each for name, each in net.collect_params().items() if re.search("dense.*_bias", name))
-        bias.set_data(bias.data() + mx.nd.array([0, 0, 0, 0.1, 0, 0, 0, 0, 0, 0]))
-        return convert(net, *arguments)
-
-    monkeypatch.setattr(export, "convert", spoilt)
+def test_another_function_is_refused_and_leaves_no_file(tmp_path):
+    network, arrays, reference = made(SMALL[2])
+    spoilt = {**arrays, "head.dense.bias": arrays["head.dense.bias"] + np.array([0, 0, 0, 0.1, 0, 0, 0, 0, 0, 0])}
     with pytest.raises(BadFileError, match=r"another function: on 3 images, .*\(allowed: 1e-04\).*nothing was written"):
-        export.export(net, CIFAR10, tmp_path / "net.onnx", PIXELS)
+        export.export(network, spoilt, CIFAR10, tmp_path / "net.onnx", PIXELS, reference)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("fused", [True, False])
 def test_parameters_that_are_not_finite_are_refused(value, fused, tmp_path):
-    net = pydmobilenet.get_model(SMALL[3])
-    variance = net.stages[0][0].norm3.running_var
-    values = variance.data().asnumpy().copy()
-    values[1] = value
-    variance.set_data(mx.nd.array(values))
+    network, arrays, reference = made(SMALL[3])
+    arrays["stages.0.0.norm3.running_var"][1] = value
     with pytest.raises(BadFileError, match="running_var has values that are not finite"):
-        export.export(net, CIFAR10, tmp_path / "net.onnx", PIXELS, fused)
+        export.export(network, arrays, CIFAR10, tmp_path / "net.onnx", PIXELS, reference, fused)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_parameters_that_are_not_initialised_are_refused(tmp_path):
-    net = pydmobilenet.zoo.build(catalog.parse_name(SMALL[0]), "cifar10")
-    with pytest.raises(BadFileError, match="is not initialised: load weights first"):
-        export.export(net, CIFAR10, tmp_path / "net.onnx", PIXELS)
-    assert list(tmp_path.iterdir()) == []
-
-
-class Odd(mx.gluon.nn.HybridBlock):
-    def hybrid_forward(self, F, x):
-        return F.sin(x)
-
-
-def test_an_operator_without_counterpart_is_named():
-    with pytest.raises(UnusableError, match=r"sin has no counterpart here \(allowed: Convolution, "):
-        graph.convert(Odd(), CIFAR10)
 
 
 # The command
@@ -141,10 +114,10 @@ def test_an_operator_without_counterpart_is_named():
 @pytest.fixture
 def run(monkeypatch, capsys):
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["deploy", "onnx", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["pydmobilenet", "export", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.run(command.main)
+            cli.main()
         return ended.value.code, *capsys.readouterr()
 
     return call
@@ -257,7 +230,7 @@ def test_the_readme_s_lines_classify_an_image_without_mxnet(run, tmp_path):
 def test_a_mistake_is_one_line_and_leaves_no_file(arguments, words, run, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     own = tmp_path / "own.params"
-    pydmobilenet.get_model("pyd-concat-11-0.25").save_parameters(str(own))
+    params.write(own, made("pyd-concat-11-0.25")[1])
     code, out, err = run(*(each.format(own=own) for each in arguments), "--output", tmp_path / "net.onnx")
     assert (code, out) == (2, "")
     assert words in err

@@ -12,8 +12,9 @@ import pytest
 import pydmobilenet
 from pydmobilenet import catalog, zoo
 from pydmobilenet.checkpoints import params, weights
-from pydmobilenet.errors import BadFileError, MissingFileError, UserError
+from pydmobilenet.errors import BadFileError, MissingFileError
 from pydmobilenet.gluon.inference import fuse
+from pydmobilenet.gluon.network import load_weights
 
 MODEL = "pyd-add-11-0.25"  # small, and of the form that the authors' files have
 
@@ -57,7 +58,7 @@ def values(net):
 
 def test_the_authors_format_loads(net, file):
     other = pydmobilenet.get_model(MODEL)
-    weights.load(other, file)
+    load_weights(other, file)
     for name, value in values(net).items():
         np.testing.assert_array_equal(values(other)[name], value)
 
@@ -65,7 +66,7 @@ def test_the_authors_format_loads(net, file):
 def test_our_own_format_loads(net, tmp_path):
     net.save_parameters(str(tmp_path / "ours.params"))
     other = pydmobilenet.get_model(MODEL)
-    weights.load(other, tmp_path / "ours.params")
+    load_weights(other, tmp_path / "ours.params")
     np.testing.assert_array_equal(values(other)["head.dense.weight"], values(net)["head.dense.weight"])
 
 
@@ -90,10 +91,8 @@ def written(net, way, directory):
 @pytest.mark.parametrize("model", ["resnet-11-0.25", "mobilenet-20-1", MODEL, "pyd-concat-11-0.25", "wrn-10-1"])
 @pytest.mark.parametrize("way", ["export", "save_parameters", "save"])
 def test_what_gluon_writes_of_a_network_loads(model, way, tmp_path):
-    if model.startswith("wrn"):
-        pytest.importorskip("gluoncv", reason="the Wide ResNets are GluonCV's")
     net, other = (randomised(model) for _ in range(2))
-    weights.load(other, written(net, way, tmp_path))
+    load_weights(other, written(net, way, tmp_path))
     assert values(other).keys() == values(net).keys()
     for name, value in values(net).items():
         np.testing.assert_array_equal(values(other)[name], value)
@@ -107,7 +106,7 @@ def test_gluon_s_numbers_stand_for_layers_in_the_order_of_their_making(tmp_path)
     }
     net = randomised(MODEL)
     file = written(net, "export", tmp_path)
-    found = weights.read(file, net)
+    found = weights.read(file, net.description)
     for kind, layers in made.items():
         leaf = "gamma" if kind == "batchnorm" else "weight"
         numbered = {}
@@ -123,7 +122,7 @@ def test_gluon_s_numbers_stand_for_layers_in_the_order_of_their_making(tmp_path)
 def test_an_export_of_another_network_is_refused_in_a_line(model, classes, tmp_path):
     file = written(randomised(model, classes), "export", tmp_path)
     with pytest.raises(BadFileError, match=r"is of no network of this project, or of another than this|does not fit"):
-        weights.load(pydmobilenet.get_model(MODEL, classes=7), file)
+        load_weights(pydmobilenet.get_model(MODEL, classes=7), file)
 
 
 def test_an_export_that_lacks_a_parameter_or_was_fused_is_refused(tmp_path):
@@ -132,21 +131,20 @@ def test_an_export_that_lacks_a_parameter_or_was_fused_is_refused(tmp_path):
     params.write(tmp_path / "less", dict(list(arrays.items())[1:]))
     for file in (tmp_path / "less", written(fuse(net), "export", tmp_path)):
         with pytest.raises(BadFileError, match="is of no network of this project, or of another than this"):
-            weights.load(pydmobilenet.get_model(MODEL, classes=7), file)
+            load_weights(pydmobilenet.get_model(MODEL, classes=7), file)
 
 
 def test_a_wide_resnet_gets_a_head_of_another_size_and_is_described(tmp_path):
-    pytest.importorskip("gluoncv", reason="the Wide ResNets are GluonCV's")
     file = written(randomised("wrn-10-1"), "save_parameters", tmp_path)
-    assert weights.load(pydmobilenet.get_model("wrn-10-1", classes=3), file, other_head=True)
+    assert load_weights(pydmobilenet.get_model("wrn-10-1", classes=3), file, other_head=True)
     with pytest.raises(BadFileError, match="the file is of wrn-10-1 with 7 classes"):
-        weights.load(pydmobilenet.get_model("wrn-16-2", classes=7), file)
-    weights.convert(file, tmp_path / "copy", pydmobilenet.get_model("wrn-10-1", classes=7))
+        load_weights(pydmobilenet.get_model("wrn-16-2", classes=7), file)
+    weights.convert(file, tmp_path / "copy", zoo.describe("wrn-10-1", outputs=7))
     assert (tmp_path / "copy").read_bytes() == file.read_bytes()
 
 
 def test_a_converted_file_loads_by_gluon_alone(net, file, tmp_path):
-    weights.convert(file, tmp_path / "gluon.params", pydmobilenet.get_model(MODEL))
+    weights.convert(file, tmp_path / "gluon.params", zoo.describe(MODEL))
     other = pydmobilenet.get_model(MODEL)
     other.load_parameters(str(tmp_path / "gluon.params"))
     np.testing.assert_array_equal(values(other)["head.dense.weight"], values(net)["head.dense.weight"])
@@ -155,7 +153,7 @@ def test_a_converted_file_loads_by_gluon_alone(net, file, tmp_path):
 
 def test_a_conversion_to_nowhere_is_named(file, tmp_path):
     with pytest.raises(OSError, match=f"cannot write {tmp_path}/nowhere/x"):
-        weights.convert(file, tmp_path / "nowhere" / "x", pydmobilenet.get_model(MODEL))
+        weights.convert(file, tmp_path / "nowhere" / "x", zoo.describe(MODEL))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +170,7 @@ def test_a_file_of_another_network_is_refused_and_described(file, model, classes
     other = pydmobilenet.get_model(model, classes=classes)
     before = values(other)
     with pytest.raises(BadFileError, match=rf"does not fit.*the file is of {description}"):
-        weights.load(other, file)
+        load_weights(other, file)
     for name, value in before.items():
         np.testing.assert_array_equal(values(other)[name], value)
 
@@ -194,7 +192,7 @@ def test_nothing_may_be_missing_left_over_or_of_another_shape(net, tmp_path, cha
         arrays["stem.conv.weight"] = mx.nd.zeros((32, 3, 5, 5))
     mx.nd.save(str(tmp_path / "x.params"), arrays)
     with pytest.raises(BadFileError, match="does not fit"):
-        weights.load(net, tmp_path / "x.params")
+        load_weights(net, tmp_path / "x.params")
 
 
 def test_a_parameter_that_comes_twice_is_refused(net, tmp_path):
@@ -202,36 +200,36 @@ def test_a_parameter_that_comes_twice_is_refused(net, tmp_path):
     arrays["arg:other_prefix/classifier/dense0_bias"] = mx.nd.ones(10)
     mx.nd.save(str(tmp_path / "x"), arrays)
     with pytest.raises(BadFileError, match=r"head\.dense\.bias twice"):
-        weights.load(net, tmp_path / "x")
+        load_weights(net, tmp_path / "x")
 
 
 def test_more_behind_the_end_of_a_file_is_refused(net, file):
     file.write_bytes(file.read_bytes() + b"x")
     with pytest.raises(BadFileError, match="more behind its end"):
-        weights.load(net, file)
+        load_weights(net, file)
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 23, 24, 100, 5000, -1])
 def test_a_truncated_file_is_refused(net, file, length):
     file.write_bytes(file.read_bytes()[:length])
     with pytest.raises(BadFileError, match="no MXNet parameter file, or a damaged one"):
-        weights.load(net, file)
+        load_weights(net, file)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>" * 99, b"\0" * 4096, b"\xff" * 4096])
 def test_what_is_no_parameter_file_is_refused(net, tmp_path, content):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(BadFileError, match="no MXNet parameter file"):
-        weights.load(net, tmp_path / "x")
+        load_weights(net, tmp_path / "x")
 
 
 def test_other_peoples_parameters_are_refused(net, tmp_path):
     mx.nd.save(str(tmp_path / "x"), {"arg:vgg0_conv0_weight": mx.nd.zeros(3)})
     with pytest.raises(BadFileError, match="vgg0_conv0_weight"):
-        weights.load(net, tmp_path / "x")
+        load_weights(net, tmp_path / "x")
     mx.nd.save(str(tmp_path / "x"), [mx.nd.zeros(3)])
     with pytest.raises(BadFileError, match="no MXNet parameter file"):
-        weights.load(net, tmp_path / "x")
+        load_weights(net, tmp_path / "x")
 
 
 def test_damaged_files_never_end_the_program(net, file):
@@ -243,7 +241,7 @@ def test_damaged_files_never_end_the_program(net, file):
             damaged[position] = rng.integers(256)
         file.write_bytes(damaged)
         with contextlib.suppress(BadFileError):
-            weights.load(net, file)
+            load_weights(net, file)
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64", "float16", "uint8", "int32", "int8", "int64"])
@@ -258,7 +256,7 @@ def test_parameter_files_hold_what_mxnet_has_written(kind, tmp_path):
 
 def test_an_absent_file_is_named(net, tmp_path):
     with pytest.raises(MissingFileError, match="no such parameter file"):
-        weights.load(net, tmp_path / "x")
+        load_weights(net, tmp_path / "x")
 
 
 @pytest.mark.parametrize("spot", ["a-0000.params", "family/a-0000.params", "models/family/a-0000.params"])
@@ -338,12 +336,23 @@ def test_offline_a_miss_says_what_where_and_what_to_do(checkpoint, tmp_path, hom
         (("pyd-add-29-1", "cifar100"), FileNotFoundError, "superclasses; nearest: dataset='cifar100-coarse'"),
         (("pyd-add-83-0.6", "cifar10"), FileNotFoundError, "no weights of pyd-add-83-0.6"),
         (("wrn-28-2", "imagenet32"), FileNotFoundError, "no weights of wrn-28-2"),
-        (("pyd-add-29-1", "cifar10", 37), UserError, "have 10 outputs, not 37"),
     ],
 )
 def test_weights_that_were_never_published_are_refused(arguments, error, words):
     with pytest.raises(error, match=words):
         zoo.get_model(*arguments, pretrained=True)
+
+
+def test_with_other_classes_the_body_has_the_published_weights_and_the_head_fresh_ones():
+    whole = values(pydmobilenet.get_model("pyd-add-29-0.25", "digits", pretrained=True))
+    net = pydmobilenet.get_model("pyd-add-29-0.25", "digits", classes=37, pretrained=True)
+    assert net(mx.nd.zeros((1, 3, 32, 32))).shape == (1, 37)
+    for name, value in values(net).items():
+        if not name.startswith("head.dense"):
+            np.testing.assert_array_equal(value, whole[name], err_msg=name)
+    assert values(net)["head.dense.weight"].std() > 0
+    same = pydmobilenet.get_model("pyd-add-29-0.25", "digits", classes=10, pretrained=True)
+    np.testing.assert_array_equal(values(same)["head.dense.weight"], whole["head.dense.weight"])
 
 
 def test_names_translate():
@@ -365,9 +374,9 @@ def test_a_parameter_that_is_not_finite_is_refused_wherever_it_is_read(value, ne
     before = values(net)
     for read in (
         lambda: params.read(path),
-        lambda: weights.load(net, path),
-        lambda: weights.load(net, path, other_head=True),
-        lambda: weights.convert(path, target, net),
+        lambda: load_weights(net, path),
+        lambda: load_weights(net, path, other_head=True),
+        lambda: weights.convert(path, target, net.description),
     ):
         with pytest.raises(BadFileError, match=rf"bad\.params holds numbers that are not finite: in '{name}'$"):
             read()
@@ -384,6 +393,6 @@ def test_what_has_no_end_is_no_parameter_file(content):
 
 def test_a_conversion_leaves_a_file_of_the_users_own_alone(net, file, tmp_path):
     (tmp_path / "x.params.part").write_text("mine")
-    weights.convert(file, tmp_path / "x.params", net)
+    weights.convert(file, tmp_path / "x.params", net.description)
     assert (tmp_path / "x.params.part").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["authors.params", "x.params", "x.params.part"]

@@ -51,8 +51,7 @@ def make(net: HybridBlock, loss: Loss, context: mx.Context) -> LiteralStep | Che
     if context.device_type != "cpu":
         return literal
     pyramid = isinstance(net, Network) and isinstance(net.stages[0][0].spatial, Pyramid)
-    whole = Piece(net.description.layers, [IMAGES], [net.description.head.name])
-    fast = PyramidStep(net, loss) if pyramid else LiteralStep(traced(net, whole), loss)
+    fast = PyramidStep(net, loss) if pyramid else LiteralStep(traced(net, whole(net)), loss)
     return CheckedStep(fast, literal, net.collect_params().values(), context)
 
 
@@ -205,6 +204,11 @@ class Piece(NamedTuple):
     layers: Sequence[Layer]
     inputs: Sequence[str]
     outputs: Sequence[str]
+
+
+def whole(net: HybridBlock) -> Piece:
+    """All of a network."""
+    return Piece(net.description.layers, [IMAGES], [net.description.head.name])
 
 
 def pieces(layers: Sequence[Layer]) -> list[Piece]:
