@@ -7,10 +7,13 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-# MXNet 1.9.1 is the last release. Both builds install the same package: one of them, never both.
-MXNET_CPU = ["mxnet==1.9.1"]
+# MXNet 1.9.1 is the last release. Both builds install the same package: one of them, never both. Its wheels run on any
+# Python 3 by their name, but on none above 3.11 in fact, and on no NumPy 2.
+WHERE = 'python_version < "3.12"'
+MXNET_CPU = [f"mxnet==1.9.1; {WHERE}", f"numpy<2; {WHERE}"]
 MXNET_GPU = [
-    "mxnet-cu112==1.9.1",
+    f"mxnet-cu112==1.9.1; {WHERE}",
+    f"numpy<2; {WHERE}",
     # The CUDA 11 libraries that this build links to and does not bring; NVIDIA's driver is all that is left to a user.
     "nvidia-cublas-cu11",
     "nvidia-cuda-nvrtc-cu11",
@@ -27,33 +30,50 @@ MXNET_GPU = [
 setup(
     name="pydmobilenet",
     version=re.search(r'__version__ = "(.+)"', (HERE / "pydmobilenet/__init__.py").read_text(encoding="utf-8"))[1],
-    description="PydMobileNet (Hoang and Jo, 2018) in Apache MXNet's Gluon",
+    description="PydMobileNet (Hoang and Jo, 2018): validate, train, classify, export",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",  # the text is in LICENSE
     license_files=["LICENSE"],
-    packages=find_packages(include=["pydmobilenet*"]),
-    package_data={"pydmobilenet": ["catalog.csv", "reporting/report.css", "data/imagenet_classes.txt"]},
-    python_requires=">=3.9,<3.12",  # what MXNet 1.9.1 runs on
+    # The recipes and the bundled checkpoints stay at the top of the repository; a wheel has them inside the package.
+    packages=[*find_packages(include=["pydmobilenet*"]), "pydmobilenet.configs", "pydmobilenet.pretrained"],
+    package_dir={"pydmobilenet.configs": "configs", "pydmobilenet.pretrained": "pretrained"},
+    package_data={
+        "pydmobilenet": ["catalog.csv", "py.typed", "reporting/report.css", "data/imagenet_classes.txt", "data/digits.npz"],
+        "pydmobilenet.configs": ["*.yaml"],
+        "pydmobilenet.pretrained": ["*.params", "manifest.json"],
+    },
+    entry_points={"console_scripts": ["pydmobilenet = pydmobilenet.cli:main"]},
+    python_requires=">=3.9",
     install_requires=[
-        "numpy>=1.21,<2",  # MXNet's own limit
+        "numpy>=1.21",
         "filelock",  # two processes that download the same file, or train the same run
         "matplotlib>=3.6",  # training curves
+        "onnx>=1.16",  # ONNX files are written and checked by it
+        "onnxruntime>=1.17",  # the engine of a small install
         "pillow>=10.1",  # folders of images; before, a TIFF's orientation was applied twice
         "pyyaml",  # the recipes in configs/
-        "requests",  # downloads; MXNet needs it too
+        "requests",  # downloads
         "tabulate",  # the tables
         "tqdm",  # progress bars
     ],
     extras_require={
         "cpu": MXNET_CPU,
         "gpu": MXNET_GPU,
-        "wrn": ["gluoncv==0.10.5.post0"],  # the three Wide ResNets of the ImageNet32 table
-        "digits": ["scikit-learn"],  # the data set `digits` is inside it
         "tensorboard": ["tensorboardX>=2.6.5,<3"],  # training curves in TensorBoard; brings no TensorFlow
-        "onnx": ["onnx>=1.16", "onnxruntime>=1.17"],  # a way out of MXNet, and another engine; their C++ runs anywhere
         "notebook": ["nbclient", "ipykernel"],  # run examples/quickstart.ipynb, without Jupyter's own interface
         "docs": ["pdoc>=15,<17"],  # make docs; its templates and its ways change between versions
-        "test": ["pytest", "pytest-xdist", "ruff==0.17.6"],  # on all processors; ruff's formatting changes by version
+        "test": [
+            "pytest",
+            "pytest-xdist",  # on all processors
+            "ruff==0.17.6",  # its formatting changes by version
+            'mypy==2.4.1; python_version >= "3.10"',  # what it finds changes by version too
+            "types-PyYAML",
+            "types-requests",
+            "types-tabulate",
+            "types-tqdm",
+            f"gluoncv==0.10.5.post0; {WHERE}",  # the oracle of the Wide ResNets
+            "scikit-learn",  # whose copy of the digits ours is compared with
+        ],
     },
 )

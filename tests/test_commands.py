@@ -65,7 +65,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words):
 
 
 def test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason(tmp_path):
-    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
     answer = run("--output", tmp_path)
     assert answer.returncode == 0, answer
     assert answer.stderr.startswith("device: the ")
@@ -86,7 +85,6 @@ def test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason
 
 
 def test_quiet_is_a_line_a_data_set_and_verbose_a_line_a_network():
-    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
     quiet = run("-d", "digits", "--quiet")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "Digits, trained with this project: 4 right\n", "")
     verbose = run("-d", "digits", "-m", "pyd-*", "--verbose")
@@ -97,7 +95,6 @@ def test_quiet_is_a_line_a_data_set_and_verbose_a_line_a_network():
 
 
 def test_on_a_terminal_there_is_a_line_a_network_too(tmp_path):
-    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
     ours, theirs = pty.openpty()
     command = [sys.executable, "run_validation.py", "-d", "digits", "--limit", "20"]
     for quiet in (False, True):

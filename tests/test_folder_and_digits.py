@@ -194,12 +194,6 @@ def test_digits_are_scikit_learns_with_its_last_360_as_the_test():
     assert abs(normalised.std() - 1) < 1e-3
 
 
-def test_without_scikit_learn_the_digits_say_what_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(UnusableError, match=r"scikit-learn.*\.\[digits\]"):
-        pydmobilenet.get_dataset("digits", "test")
-
-
 def test_the_picture_has_each_image_raw_and_below_it_three_times_augmented(folder):
     picture = np.asarray(grid(pydmobilenet.get_dataset(f"folder:{folder}", "train")))
     assert picture.shape == (6 + 14 + 6 + 4 * (96 + 6), 6 + 8 * (96 + 6), 3)

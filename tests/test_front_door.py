@@ -38,7 +38,6 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def digits():
-    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
     return get_dataset("digits", "test").head(60)
 
 

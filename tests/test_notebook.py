@@ -11,9 +11,6 @@ from conftest import ROOT
 for module, extra in {
     "nbclient": "notebook",
     "ipykernel": "notebook",
-    "sklearn": "digits",
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
 }.items():
     pytest.importorskip(module, reason=f"the notebook needs the extra '{extra}'")
 

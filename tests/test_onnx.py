@@ -124,7 +124,6 @@ def run(monkeypatch, capsys):
 
 
 def test_the_bundled_network_is_exported_compared_on_real_digits(run, tmp_path):
-    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
     path = tmp_path / "net.onnx"
     code, out, _ = run("-m", "pyd-add-29-0.25", "-d", "digits", "--output", path)
     assert code == 0
@@ -195,7 +194,6 @@ def test_the_readme_s_lines_make_the_product_s_pixels(kind, tmp_path, monkeypatc
 
 
 def test_the_readme_s_lines_classify_an_image_without_mxnet(run, tmp_path):
-    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
     assert run("-m", "pyd-add-29-0.25", "-d", "digits", "--uint8-input", "--output", tmp_path / "net.onnx")[0] == 0
     test = get_dataset("digits", "test")
     Image.fromarray(test.images[0].transpose(1, 2, 0)).save(tmp_path / "image.png")

@@ -74,7 +74,6 @@ def test_every_command_is_tested_somewhere(command):
 
 @pytest.mark.parametrize("command", HERE)
 def test_a_command_does_what_the_readme_says(command, tmp_path):
-    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
     assert command in [*COMMANDS, *INLINE]
     if "--output" in command:  # it works from anywhere
         answer = run(command.removeprefix("python "), cwd=tmp_path)
@@ -88,7 +87,6 @@ def test_a_command_does_what_the_readme_says(command, tmp_path):
 
 
 def test_the_table_of_the_bundled_checkpoints_is_the_readme_s():
-    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
     answer = run("run_validation.py --dataset digits --device cpu")
     table = [line for line in answer.stdout.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 4
@@ -115,7 +113,6 @@ def test_an_unknown_option_is_one_line_and_exit_code_2(entry):
 
 
 def test_the_first_python_block_runs():
-    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
     first = next(text for language, text in BLOCKS if language == "python")
     answer = subprocess.run(
         [sys.executable, "-c", first + "print(logits.shape)"], cwd=ROOT, capture_output=True, text=True

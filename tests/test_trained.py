@@ -70,7 +70,6 @@ def test_a_bundled_checkpoint_is_what_the_manifest_says(record):
 
 
 def test_bundled_checkpoints_give_their_recorded_errors():
-    pytest.importorskip("sklearn")
     ((dataset, results),) = validate(BUNDLED, GluonEngine(mx.cpu()))
     assert dataset.official
     assert [result.verdict for result in results] == ["match"] * 4
@@ -129,7 +128,6 @@ def test_what_is_no_run_is_refused_and_what_is_no_checkpoint_of_it_named(run, tm
 
 
 def test_a_run_is_validated_like_a_row_of_the_tables(run):
-    pytest.importorskip("sklearn")
     records = [runs.of_run(run), runs.of_run(run / "last.params")]
     ((_, results),) = validate(records, GluonEngine(mx.cpu()))
     assert [result.counts.images for result in results] == [360, 360]
@@ -189,7 +187,6 @@ def test_a_bundled_network_is_compared_bit_for_bit_with_the_one_trained_again(
 
 
 def test_a_bundled_network_is_trained_again(reproduce, tmp_path):
-    pytest.importorskip("sklearn", reason="the data set digits needs scikit-learn")
     command = "OMP_NUM_THREADS=1 python train.py --dataset digits --model mobilenet-11-0.125 --epochs 1 --device cpu"
     run = reproduce.train(command, tmp_path / "run")
     assert fetching.digest(tmp_path / "run" / "last.params", "sha256").endswith(

@@ -81,7 +81,7 @@ def get_dataset(
 
     ``cifar10``, ``cifar100`` and ``cifar100-coarse`` (the 20 superclasses) are looked for in `root`,
     ``$PYDMOBILENET_HOME`` and MXNet's home, else downloaded; ``imagenet32`` is looked for there too, but has no free
-    address. Other files than the official ones are used from `root` alone. ``digits`` comes with scikit-learn.
+    address. Other files than the official ones are used from `root` alone. ``digits`` comes with the package.
     ``folder:PATH`` is any folder of images, which `root` replaces; those that cannot be read are passed over with a
     warning if `skip_bad` says so. With a `task`, as a run has recorded it, labels and normalisation are that task's.
 
