@@ -39,7 +39,13 @@ setup(
     packages=[*find_packages(include=["pydmobilenet*"]), "pydmobilenet.configs", "pydmobilenet.pretrained"],
     package_dir={"pydmobilenet.configs": "configs", "pydmobilenet.pretrained": "pretrained"},
     package_data={
-        "pydmobilenet": ["catalog.csv", "py.typed", "reporting/report.css", "data/imagenet_classes.txt", "data/digits.npz"],
+        "pydmobilenet": [
+            "catalog.csv",
+            "py.typed",
+            "reporting/report.css",
+            "data/imagenet_classes.txt",
+            "data/digits.npz",
+        ],
         "pydmobilenet.configs": ["*.yaml"],
         "pydmobilenet.pretrained": ["*.params", "manifest.json"],
     },

@@ -65,6 +65,30 @@ def choose(engine: str = "auto", device: str = "auto", fused: bool = True) -> Ch
     return Choice(GluonEngine(device, fused), f"Gluon, {'as asked for' if engine == 'gluon' else 'the reference'}")
 
 
+class TrainerChoice(NamedTuple):
+    """What makes a trainer of a configuration for a task, on which device, and in words why."""
+
+    make_trainer: Callable
+    device: str
+    why: str
+
+
+def choose_trainer(device: str = "auto", kvstore: str = "local") -> TrainerChoice:
+    """The engine that trains, on a device or several of a kind: ``gpu:0,1``.
+
+    Raises UnusableError where MXNet cannot be used, and as `choose` does for the device.
+    """
+    from .gluon import runtime
+
+    if runtime.obstacle():
+        raise UnusableError(f"training needs MXNet: {runtime.obstacle()}")
+    from .gluon import devices, trainer
+
+    chosen = devices.choose_several(device)
+    make = trainer.factory([each.context for each in chosen], kvstore)
+    return TrainerChoice(make, "; ".join(each.why for each in chosen), "Gluon, the only one that trains")
+
+
 def _onnxruntime(device: str, fused: bool) -> Engine:
     check_onnxruntime()
     from .onnx.session import OnnxRuntimeEngine

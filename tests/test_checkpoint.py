@@ -70,7 +70,7 @@ def test_where_one_file_cannot_be_written_none_is_replaced(size, run):
         save(run)
     assert listing(run.directory) == before
     save(run)
-    assert run.state().position == {"epochs": 2}
+    assert run.state().progress == {"epochs": 2}
 
 
 @pytest.mark.parametrize("call", range(5))
@@ -101,10 +101,10 @@ def test_where_a_file_cannot_be_put_in_place_the_state_is_the_earlier_one(call, 
         patch.setattr(os, "replace", failing)
         with pytest.raises(UnusableError, match=r"^cannot write \S+: Permission denied$"):
             save(run)
-    assert run.state().position == {"epochs": 1}
+    assert run.state().progress == {"epochs": 1}
     assert not list(run.directory.glob("*.part"))
     save(run)
-    assert run.state().position == {"epochs": 2}
+    assert run.state().progress == {"epochs": 2}
 
 
 # Does some work again and again, in a child that is killed before its first, second, third … system call on files.
@@ -171,7 +171,7 @@ def listing(directory):
 
 def check(directory):
     left = State.read(directory / "last.state")
-    epochs = left.position["epochs"]
+    epochs = left.progress["epochs"]
     assert (left.parameters["w"] == epochs).all() and (left.momentum["w"] == -epochs).all()
     assert (directory / "config.yaml").read_text() == "model: x"
     for path in directory.glob("*.params"):
@@ -297,7 +297,7 @@ def test_of_two_processes_on_one_run_the_second_is_refused(run):
     assert other.returncode != 0
     assert f"another process is training in {run.directory}" in other.stderr
     run.lock.release()
-    assert Run(run.directory).state().position == {"epochs": 1}
+    assert Run(run.directory).state().progress == {"epochs": 1}
 
 
 @pytest.mark.parametrize("kind", ["pickle", "arrays of objects"])
@@ -332,7 +332,7 @@ def test_a_state_with_a_damaged_bit_is_refused_or_the_same(tmp_path):
         except BadFileError:
             refused += 1
             continue
-        assert read.position == whole.position
+        assert read.progress == whole.progress
         for found, expected in ((read.parameters, whole.parameters), (read.momentum, whole.momentum)):
             assert found.keys() == expected.keys()
             assert found["w"].tobytes() == expected["w"].tobytes()

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from pydmobilenet.data.__main__ import grid
 
 import pydmobilenet
 from pydmobilenet.data import get_task
-from pydmobilenet.data.__main__ import grid
 from pydmobilenet.data.folder import find, listed
 from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
 

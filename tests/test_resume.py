@@ -16,14 +16,14 @@ import pytest
 from test_checkpoint import listing
 from test_train_command import DIGITS, assert_mistake, make_folder, options, process, runner
 
-from pydmobilenet.training import prepare
+from pydmobilenet import catalog, zoo
 from pydmobilenet.training.checkpoint import State
 
 pytestmark = pytest.mark.instruction_sets
 
 ADD = "pyd-add-11-0.125"
 EPOCHS = 5
-RECIPE = {"batch_size": 8, "mixup": 0.2, "plain_epochs": 1, "warmup_epochs": 1.5, "seed": 5}
+RECIPE = {"batch_size": 8, "mixup": 0.2, "mixup_off_epochs": 1, "warmup_epochs": 1.5, "seed": 5}
 LIMIT = 240  # seconds for any one process
 
 
@@ -50,7 +50,7 @@ def content(directory):
     """All that two runs of the same recipe have in common: arrays and files as bytes, position, metadata."""
     assert not list(directory.glob("**/*.part"))
     state = State.read(directory / "last.state")
-    position = {key: value for key, value in state.position.items() if key != "seconds"}
+    position = {key: value for key, value in state.progress.items() if key != "seconds"}
     metadata = json.loads((directory / "run.json").read_text())
     return {
         **{f"parameter {name}": array.tobytes() for name, array in state.parameters.items()},
@@ -134,7 +134,7 @@ def test_killed_at_three_random_moments_a_run_ends_with_the_same_bits(undisturbe
             select.select([run.stdout], [], [], moment % 1 * seconds)  # at the latest when the next epoch is told of
             run.kill()
             assert run.wait() == -signal.SIGKILL
-        finished = State.read(directory / "last.state").position["epochs"]
+        finished = State.read(directory / "last.state").progress["epochs"]
         assert int(moment) <= finished < EPOCHS
     finish("--resume", directory)
     assert_same(content(directory), content(expected))
@@ -155,8 +155,8 @@ def test_interrupted_and_terminated_in_an_epoch_a_run_ends_with_the_same_bits(un
         assert line == "train.py: interrupted"
         assert shlex.split(command) == ["python", "train.py", "--resume", str(directory)]
         state = State.read(directory / "last.state")
-        assert state.position["epochs"] >= epoch
-        assert 0 < state.position["batches"] < 64 // 8  # in the middle of an epoch, whose steps are not lost
+        assert state.progress["epochs"] >= epoch
+        assert 0 < state.progress["batches"] < 64 // 8  # in the middle of an epoch, whose steps are not lost
         arguments = ["--resume", directory]
     finish(*arguments)
     assert_same(content(directory), content(expected))
@@ -190,10 +190,10 @@ def an_array(path):
 
 
 def of_another_model(path):
-    net = prepare.zoo.build(prepare.catalog.parse_name("resnet-11-0.25"), "digits")
+    net = zoo.build(catalog.parse_name("resnet-11-0.25"), "digits")
     net.initialize()
     parameters = {name: each.data().asnumpy() for name, each in net._collect_params_with_prefix().items()}
-    State(parameters, {}, State.read(path).position).write(path)
+    State(parameters, {}, State.read(path).progress).write(path)
 
 
 @pytest.mark.parametrize(

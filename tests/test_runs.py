@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from pydmobilenet.deploy import __main__ as deploy
 from test_resume import assert_same, content
 from test_train_command import DIGITS, assert_mistake, options, runner
 from test_train_command import train as train_py
@@ -16,7 +17,6 @@ import run_validation
 from pydmobilenet import __main__ as front_door
 from pydmobilenet import cli, data
 from pydmobilenet.checkpoints import runs
-from pydmobilenet.deploy import __main__ as deploy
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UserError
 
 MODEL = "mobilenet-11-0.125"
@@ -218,12 +218,15 @@ def interrupted(original, tmp_path):
     folder, run = tmp_path / "photos", tmp_path / "run"
     shutil.copytree(original[0], folder)
     with pytest.MonkeyPatch.context() as patch:
+        import mxnet as mx
+
+        from pydmobilenet.gluon.trainer import factory
         from pydmobilenet.training import loop, prepare
 
         patch.chdir(tmp_path)
         patch.setattr(loop, "draw", lambda *_: None)
         recipe = prepare.read_config(original[1])
-        training = prepare.begin(recipe, run, prepare.Circumstances([pydmobilenet.zoo.mx.cpu()], quiet=True))
+        training = prepare.start(recipe, run, prepare.RunOptions(factory([mx.cpu()]), quiet=True))
         finish, patched = training._finish_epoch, []
 
         def finish_two():
@@ -234,7 +237,7 @@ def interrupted(original, tmp_path):
 
         patch.setattr(training, "_finish_epoch", finish_two)
         with pytest.raises(KeyboardInterrupt):
-            training.go()
+            training.run()
         training.run.lock.release()
     return folder, run
 

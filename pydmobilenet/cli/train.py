@@ -6,21 +6,17 @@ what was trained is saved, and --resume DIR goes on exactly where it was.
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
-import warnings
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from .. import fetching
-from ..data import get_task
+from .. import engine, fetching
 from ..errors import InvalidValueError, UserError
-from ..resources import CONFIGS
 from ..text import printable
-from ..training import config
+from ..training import checkpoint, config, prepare
 from . import options
-
-RECIPES = {"imagenet32": "imagenet32.yaml", "digits": "digits.yaml"}  # of the other data sets: cifar.yaml
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -46,28 +42,6 @@ def add_options(parser: ArgumentParser) -> None:
     config.add_options(parser)
 
 
-def configure(arguments: Namespace) -> config.Config:
-    """The recipe's values, and over them what was given on the command line.
-
-    A warm-up that the recipe has and the epochs given leave no room for keeps its share of the epochs, with a warning.
-    """
-    given = config.given(arguments)
-    dataset = str(given.get("dataset", "cifar10"))
-    recipe = arguments.config or CONFIGS / RECIPES.get(dataset, "cifar.yaml")
-    bundled = CONFIGS / f"{recipe}.yaml"  # by its mere name
-    values = config.read(bundled if bundled.is_file() else recipe)
-    own, epochs = values.get("warmup_epochs", 0), given.get("epochs")
-    if epochs and "warmup_epochs" not in given and own >= epochs and values.get("epochs"):
-        values["warmup_epochs"] = own * epochs / values["epochs"]
-        shorter = f"{values['warmup_epochs']:g}, its share of the recipe's {values['epochs']} epochs"
-        warnings.warn(
-            f"warmup_epochs {own:g} does not fit into --epochs {epochs}: shortened to {shorter}", stacklevel=2
-        )
-    recipe = config.make({**values, **given})
-    get_task(recipe.dataset)  # of a folder too, which has to be there
-    return recipe
-
-
 def check_same(given: dict[str, object], run: config.Config) -> None:
     """Refuse to go on with a run under another configuration than its own."""
     wanted = config.make({**vars(run), **given})
@@ -89,39 +63,39 @@ def run(arguments: Namespace) -> int:
         raise UserError("--dataset folder:PATH and --data-dir name two places of the data: give one of them")
     if arguments.weights_dir and not arguments.pretrained:
         raise UserError("--weights-dir is where --pretrained looks: add that, or leave it out")
-    from ..training import checkpoint
-
     if arguments.resume:
         directory = fetching.expanded(arguments.resume)
     else:
-        recipe = configure(arguments)
+        recipe = prepare.configure(config.given(arguments), arguments.config)
         name = f"{recipe.model}-{recipe.dataset}".replace("/", "-").replace(":", "-")
         directory = fetching.expanded(arguments.output or Path("runs") / name)
         checkpoint.check_absent(directory)
 
-    from ..gluon import devices  # MXNet takes a while to import: not before the command is known to be right
-    from ..training import prepare
-
-    chosen = devices.choose_several(options.device_name(arguments.device))
-    contexts = [device.context for device in chosen]
-    on = prepare.Circumstances(
-        contexts, arguments.kvstore, arguments.data_dir, arguments.tensorboard, arguments.quiet, arguments.skip_bad
+    choice = engine.choose_trainer(options.device_name(arguments.device), arguments.kvstore)
+    on = prepare.RunOptions(
+        make_trainer=choice.make_trainer,
+        data_dir=arguments.data_dir,
+        tensorboard=arguments.tensorboard,
+        quiet=arguments.quiet,
+        skip_bad=arguments.skip_bad,
     )
     say = (lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr))
-    say(f"device: {'; '.join(device.why for device in chosen)}")
+    say(f"device: {choice.device}; engine: {choice.why}")
     if arguments.resume:
         check_same(config.given(arguments), prepare.read_config(directory))
         loop = prepare.resume(directory, on)
-        say(f"resuming {printable(directory)} after {loop.position.epochs} of {loop.config.epochs} epochs")
+        say(f"resuming {printable(directory)} after {loop.progress.epochs} of {loop.config.epochs} epochs")
     else:
         init = prepare.published_weights(recipe, arguments.weights_dir) if arguments.pretrained else arguments.init
-        loop = prepare.begin(recipe, directory, on, init)
+        loop = prepare.start(recipe, directory, on, init)
     if arguments.verbose:
         say(config.text(loop.config).rstrip())
-    code = loop.go()
+    code = loop.run()
     if code:
-        again = f"python train.py --resume {shlex.quote(str(directory))}"
-        print(f"train.py: interrupted; to go on: {printable(again)}", file=sys.stderr)
-    elif loop.run:
-        print(loop.position.history.summary())
+        script = os.path.basename(sys.argv[0]) == "train.py"
+        command = "python train.py" if script else "pydmobilenet train"
+        again = f"{command} --resume {shlex.quote(str(directory))}"
+        print(f"{'train.py' if script else 'pydmobilenet'}: interrupted; to go on: {printable(again)}", file=sys.stderr)
+    elif loop.output:
+        print(loop.progress.history.summary())
     return code

@@ -1,9 +1,10 @@
-"""A network that learns: gradients on one or several devices and machines, optimiser, evaluation. Knows MXNet."""
+"""Gluon's trainer: gradients on one or several devices and machines, optimiser, evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from functools import partial
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
@@ -11,12 +12,15 @@ from mxnet import gluon, nd
 from mxnet.contrib import amp
 from mxnet.gluon.block import HybridBlock
 
-from ..data import Dataset, batches
-from ..errors import BadFileError, InvalidValueError
+from .. import catalog, zoo
+from ..data import Dataset, Task, batches
+from ..errors import BadFileError, UnusableError
 from ..training.config import Config
+from ..training.trainer import Score, check_split, cross_entropy
 from ..validation import count_wrong
 from . import step
 from .inference import batch_size, fuse, predictor
+from .network import get_arrays, load_weights
 from .workers import Workers
 
 # Of half precision's loss scaling, which is part of the optimiser's state.
@@ -24,16 +28,35 @@ LOSS_SCALE, SCALER_FIELDS = "loss scale", ("_loss_scale", "_next_loss_scale", "_
 INITIALISERS = {"msra": mx.init.MSRAPrelu, "xavier": mx.init.Xavier}
 
 
-class Score(NamedTuple):
-    """Summed losses and the number of wrong answers, of so many images."""
+def make(config: Config, task: Task, contexts: Sequence[mx.Context], kvstore: str = "local") -> GluonTrainer:
+    """The trainer of a configuration's network for a task, its parameters drawn by the configuration's seed.
 
-    loss: float
-    wrong: int
-    images: int
+    Raises UnusableError for half precision on a CPU and for a network that does not fit into memory, and
+    InvalidValueError for a batch that cannot be split over the devices.
+    """
+    workers = Workers(kvstore)
+    if config.dtype == "float16":
+        if any(context.device_type != "gpu" for context in contexts):
+            raise UnusableError("dtype 'float16' needs a GPU (allowed on a CPU: float32)")
+        amp.init()  # before the network is made
+    net = zoo.build(catalog.parse_name(config.model), config.dataset, task.outputs)
+    initialise(net, config, contexts)
+    return GluonTrainer(net, config, contexts, workers)
 
 
-class Learner:
-    """A network under training, the same on each of the `contexts` and on each of the `workers`.
+def factory(contexts: Sequence[mx.Context], kvstore: str = "local") -> Callable[[Config, Task], GluonTrainer]:
+    """`make` for these devices."""
+    return partial(make, contexts=contexts, kvstore=kvstore)
+
+
+def initialise(net: HybridBlock, config: Config, contexts: Sequence[mx.Context]) -> None:
+    """Draw the parameters; the same ones for the same seed, whatever the devices are."""
+    mx.random.seed(config.seed)
+    net.initialize(INITIALISERS[config.initialiser](), ctx=list(contexts))
+
+
+class GluonTrainer:
+    """A `training.trainer.Trainer`: a network on each of the `contexts`, in each of the `workers`.
 
     Every pass takes a batch of this worker, split evenly over its devices; the gradients of all devices and workers
     are summed before an update.
@@ -42,13 +65,15 @@ class Learner:
     def __init__(self, net: HybridBlock, config: Config, contexts: Sequence[mx.Context], workers: Workers):
         check_split(config, len(contexts), workers.size)
         self.net, self.config, self.contexts, self.workers = net, config, list(contexts), workers
+        self.rank, self.world_size = workers.rank, workers.size
+        self.device = ", ".join(map(str, contexts))
         self.parameters = net._collect_params_with_prefix()
         # In the order of their names, which is the trainer's.
         self.trained = {name: each for name, each in sorted(self.parameters.items()) if each.grad_req != "null"}
         for name, parameter in self.trained.items():
             if not (config.decay_norm_and_bias or name.endswith(".weight")):
                 parameter.wd_mult = 0.0
-            if config.accumulate > 1:
+            if config.accumulation_steps > 1:
                 parameter.grad_req = "add"
         options = {"learning_rate": config.learning_rate, "momentum": config.momentum, "wd": config.weight_decay}
         kvstore = workers.kvstore or ("device" if len(self.contexts) > 1 else None)
@@ -61,10 +86,8 @@ class Learner:
         self.step = {context: step.make(net, loss, context) for context in self.contexts}
         self.passes = 0  # since the last update
 
-    def learn(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> Callable[[], Score]:
-        """A forward and backward pass, and an update if it is due. Nothing waits for the devices to finish but the
-        function that is returned: the score of the whole batch, over all devices and workers.
-        """
+    def train_step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> Callable[[], Score]:
+        """A forward and backward pass, and an update if it is due."""
         reports = []
         scale = self.scaler.loss_scale if self.scaler else 1.0
         parts = len(self.contexts)
@@ -74,53 +97,61 @@ class Learner:
             wrong = logits.argmax(axis=1) != y.argmax(axis=1)
             reports.append(nd.stack(losses.sum().reshape(1), wrong.sum().reshape(1)).reshape(2))
         self.passes += 1
-        if self.passes == self.config.accumulate:
+        if self.passes == self.config.accumulation_steps:
             self.trainer.set_learning_rate(learning_rate)
             if self.scaler:
                 self.trainer._scale = 1 / scale
-            self.trainer.step(self.config.batch_size * self.config.accumulate)
-            if self.config.accumulate > 1:
+            self.trainer.step(self.config.batch_size * self.config.accumulation_steps)
+            if self.config.accumulation_steps > 1:
                 for parameter in self.trained.values():
                     parameter.zero_grad()
             self.passes = 0
 
         def read() -> Score:
-            total = self.workers.sum(np.sum([report.asnumpy() for report in reports], axis=0))
+            total = self.all_reduce(np.sum([report.asnumpy() for report in reports], axis=0))
             return Score(float(total[0]), int(total[1]), self.config.batch_size)
 
         return read
 
-    def agree(self) -> None:
+    def sync_batch_norm(self) -> None:
         """Give all devices and workers the same moving statistics, the mean of theirs. Nothing else differs."""
         self._wait()
         moving = [each for each in self.parameters.values() if each.grad_req == "null"]
-        if len(self.contexts) * self.workers.size == 1 or not moving:
+        if len(self.contexts) * self.world_size == 1 or not moving:
             return
         local = sum(np.concatenate([each.data(ctx).asnumpy().ravel() for each in moving]) for ctx in self.contexts)
-        mean = self.workers.sum(local) / (len(self.contexts) * self.workers.size)
+        mean = self.all_reduce(local) / (len(self.contexts) * self.world_size)
         ends = np.cumsum([np.prod(each.shape) for each in moving])[:-1].astype(int)
         for parameter, values in zip(moving, np.split(mean, ends)):
             parameter.set_data(nd.array(values.reshape(parameter.shape)))
 
     def evaluate(self, dataset: Dataset) -> Score:
-        """The score on a whole data set, each worker taking its share of the images."""
+        """The score on a whole data set."""
         self._wait()
         context = self.contexts[0]
         # Of a network in half precision, the literal graph: it has casts of its own.
         predict = predictor(self.net if self.config.dtype == "float16" else fuse(self.net), context)
         loss = wrong = 0
-        share = {"part": self.workers.rank, "parts": self.workers.size}
+        share = {"part": self.rank, "parts": self.world_size}
         for images, labels in batches(dataset, batch_size(context), train=False, **share, threads=1):
             logits = predict(images).astype(np.float64)
             loss += cross_entropy(logits, labels)
             wrong += count_wrong(logits, labels)[0]
-        loss, wrong = self.workers.sum(np.array([loss, wrong]))
+        loss, wrong = self.all_reduce(np.array([loss, wrong]))
         return Score(float(loss), int(wrong), len(dataset))
 
-    def arrays(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def all_reduce(self, values: np.ndarray) -> np.ndarray:
+        """The sum of what all workers hand in."""
+        return self.workers.sum(values)
+
+    def load_weights(self, path: Path) -> bool:
+        """Start from a parameter file; whether its dense layer is of another size, and left out."""
+        return load_weights(self.net, path, other_head=True)
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """The parameters and the momentum, by structural name."""
         self._wait()
-        parameters = {name: each.list_data()[0].asnumpy() for name, each in self.parameters.items()}
+        parameters = get_arrays(self.net)
         states = self.trainer._updaters[0].states
         momentum = {
             name: states[index].asnumpy() for index, name in enumerate(self.trained) if states.get(index) is not None
@@ -133,8 +164,8 @@ class Learner:
         """Let the last backward pass end: MXNet does not know that it still writes the moving statistics."""
         mx.nd.waitall()
 
-    def restore(self, parameters: dict[str, np.ndarray], momentum: dict[str, np.ndarray]) -> None:
-        """Go back to what `arrays` has given. Raises BadFileError where it is of another network."""
+    def load_state(self, parameters: Mapping[str, np.ndarray], momentum: Mapping[str, np.ndarray]) -> None:
+        """Go back to what `state` has given. Raises BadFileError where it is of another network."""
         momentum = dict(momentum)
         scale = momentum.pop(LOSS_SCALE, None)
         moved = _shapes(momentum)  # of none before the first update, and without momentum
@@ -156,21 +187,3 @@ class Learner:
 
 def _shapes(arrays: Mapping[str, np.ndarray | gluon.Parameter]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(array.shape) for name, array in arrays.items()}
-
-
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The summed losses of logits (N, outputs) for labels (N,)."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
-    return float((np.log(np.exp(shifted).sum(axis=1)) - own).sum())
-
-
-def check_split(config: Config, devices: int, workers: int) -> None:
-    """Raises InvalidValueError unless every device gets the same number of images, at least one."""
-    shares = devices * workers
-    if config.batch_size % shares:
-        nearest = max(1, round(config.batch_size / shares)) * shares
-        raise InvalidValueError(
-            f"batch_size is {config.batch_size} (allowed: a multiple of {shares}, for {workers} worker(s) with "
-            f"{devices} device(s) each; nearest: {nearest})"
-        )

@@ -37,11 +37,11 @@ CONFIG, STATE = "config.yaml", "last.state"
 
 @dataclass(frozen=True)
 class State:
-    """What a run is at one moment: parameters and momentum by structural name, and a position that JSON can hold."""
+    """What a run is at one moment: parameters and momentum by structural name, and a progress that JSON can hold."""
 
     parameters: Mapping[str, np.ndarray]
     momentum: Mapping[str, np.ndarray]
-    position: Mapping[str, object]
+    progress: Mapping[str, object]
 
     def write(self, path: Path) -> None:
         """Write one whole file; raises UnusableError where it cannot be written."""
@@ -51,7 +51,7 @@ class State:
         """What `write` writes. Made in memory: a zip file that cannot be ended has a traceback of its own."""
         arrays = {f"parameter/{name}": array for name, array in self.parameters.items()}
         arrays.update({f"momentum/{name}": array for name, array in self.momentum.items()})
-        position = np.frombuffer(json.dumps(self.position).encode(), np.uint8)
+        position = np.frombuffer(json.dumps(self.progress).encode(), np.uint8)
         buffer = io.BytesIO()
         np.savez(buffer, **arrays, position=position)  # last: a list that ends too early lacks it
         return buffer.getvalue()

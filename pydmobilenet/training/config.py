@@ -90,7 +90,7 @@ class Config:
     dataset: str = _key(NAME, "what it learns, as cifar10, digits or folder:PATH")
     epochs: int = _key(POSITIVE, "passes over the training images")
     batch_size: int = _key(POSITIVE, "images of one pass, over all devices and machines")
-    accumulate: int = _key(POSITIVE, "passes whose gradients are summed before an update")
+    accumulation_steps: int = _key(POSITIVE, "passes whose gradients are summed before an update")
     learning_rate: float = _key(ABOVE_0, "the highest of the schedule")
     schedule: str = _key(_one_of("step", "cosine"), "how the learning rate falls")
     milestones: tuple[int, ...] = _key(RISING, "epochs after which step decays ('': none)")
@@ -100,7 +100,7 @@ class Config:
     weight_decay: float = _key(FROM_0, "pull of the weights towards 0")
     decay_norm_and_bias: bool = _key(FLAG, "whether scales, shifts and biases decay as well")
     mixup: float = _key(FROM_0, "alpha of Beta(alpha, alpha); 0: none")
-    plain_epochs: int = _key(NATURAL, "last epochs without mixup")
+    mixup_off_epochs: int = _key(NATURAL, "last epochs without mixup")
     label_smoothing: float = _key(BELOW_1, "share of the label spread over all classes")
     initialiser: str = _key(_one_of("xavier", "msra"), "of the first weights")
     dtype: str = _key(_one_of("float32", "float16"), "of the computation")
@@ -109,6 +109,8 @@ class Config:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+# What keys were called before, in files and runs that are still about.
+OLD_KEYS = {"accumulate": "accumulation_steps", "plain_epochs": "mixup_off_epochs"}
 
 
 def read(path: str | Path) -> dict[str, object]:
@@ -131,10 +133,19 @@ def read(path: str | Path) -> dict[str, object]:
     if not isinstance(values, dict):
         raise BadFileError(f"{path} is no configuration (allowed: one 'key: value' a line, as 'epochs: 320')")
     try:
+        values = renamed(values)
         _check_keys(values)
         return {key: _parse(key, value, key) for key, value in values.items()}
     except InvalidValueError as error:
         raise InvalidValueError(f"{path}: {error}") from None
+
+
+def renamed(values: Mapping[str, object]) -> dict[str, object]:
+    """The values under today's keys; raises InvalidValueError where one stands under its old and its new name."""
+    for old, new in OLD_KEYS.items():
+        if old in values and new in values:
+            raise InvalidValueError(f"{old!r} is the old name of {new!r}: give one of them")
+    return {OLD_KEYS.get(key, key): value for key, value in values.items()}
 
 
 def make(values: Mapping[str, object]) -> Config:
@@ -169,6 +180,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             *short, _option(key), dest=key, metavar=field.metadata["rule"].metavar, help=field.metadata["help"]
         )
+    for old, new in OLD_KEYS.items():
+        group.add_argument(_option(old), dest=new, help=argparse.SUPPRESS)
 
 
 def given(namespace: argparse.Namespace) -> dict[str, object]:

@@ -7,76 +7,88 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import mxnet as mx
-from mxnet.contrib import amp
-from mxnet.gluon.block import HybridBlock
-
-from .. import catalog, fetching, provenance, zoo
+from .. import catalog, fetching, provenance
 from ..checkpoints import params, weights
 from ..checkpoints.runs import METADATA, read_metadata
-from ..data import Dataset, Task, get_dataset, recorded_task
-from ..errors import BadFileError, MissingFileError, UnusableError
-from ..gluon.network import load_weights
-from ..gluon.trainer import INITIALISERS, Learner
-from ..gluon.workers import Workers
+from ..data import Dataset, Task, get_dataset, get_task, recorded_task
+from ..errors import BadFileError, MissingFileError
+from ..resources import CONFIGS
 from ..text import printable
 from . import config as configuration
 from . import schedule
-from .checkpoint import CONFIG, Run, State
+from .checkpoint import CONFIG, STATE, Run, State
 from .config import Config
 from .history import Events, History
-from .loop import Loop, Position, updates_per_epoch
+from .loop import Loop, Progress, updates_per_epoch
+from .trainer import Trainer
+
+RECIPES = {"imagenet32": "imagenet32.yaml", "digits": "digits.yaml"}  # of the other data sets: cifar.yaml
 
 
 @dataclass(frozen=True)
-class Circumstances:
-    """What a run is trained on and with, which its result does not depend on but for rounding."""
+class RunOptions:
+    """What a run is trained with, which its result does not depend on but for rounding. `make_trainer` makes the
+    engine's trainer, with its parameters drawn.
+    """
 
-    contexts: Sequence[mx.Context]
-    kvstore: str = "local"
+    make_trainer: Callable[[Config, Task], Trainer]
     data_dir: Path | None = None
     tensorboard: bool = False
     quiet: bool = False
     skip_bad: bool = False
 
-    @property
-    def devices(self) -> str:
-        """The devices' names."""
-        return ", ".join(map(str, self.contexts))
+
+def configure(given: Mapping[str, object], recipe: Path | None = None) -> Config:
+    """The configuration of a recipe, a file or the name of one in configs/ (by default that of the data set), and over
+    its values those that are `given`.
+
+    A warm-up that the recipe has and the epochs given leave no room for keeps its share of the epochs, with a warning.
+    Raises MissingFileError, BadFileError and InvalidValueError.
+    """
+    recipe = recipe or CONFIGS / RECIPES.get(str(given.get("dataset", "cifar10")), "cifar.yaml")
+    bundled = CONFIGS / f"{recipe}.yaml"  # by its mere name
+    values = configuration.read(bundled if bundled.is_file() else recipe)
+    own, epochs = values.get("warmup_epochs", 0), given.get("epochs")
+    if epochs and "warmup_epochs" not in given and own >= epochs and values.get("epochs"):
+        values["warmup_epochs"] = own * epochs / values["epochs"]
+        shorter = f"{values['warmup_epochs']:g}, its share of the recipe's {values['epochs']} epochs"
+        warnings.warn(
+            f"warmup_epochs {own:g} does not fit into --epochs {epochs}: shortened to {shorter}", stacklevel=2
+        )
+    config = configuration.make({**values, **given})
+    get_task(config.dataset)  # of a folder too, which has to be there
+    return config
 
 
-def begin(config: Config, directory: Path, on: Circumstances, init: Path | None = None) -> Loop:
+def start(config: Config, directory: Path, on: RunOptions, init: Path | None = None) -> Loop:
     """A new run in a new directory, from random parameters or from those of the file `init`.
 
     Raises a UserError for whatever is missing or does not fit, before anything is written.
     """
-    workers = Workers(on.kvstore)
     train, test = _data(config, on)
-    learner = _learner(config, train.task, on, workers)
-    if init is not None and load_weights(learner.net, init, other_head=True):
+    trainer = on.make_trainer(config, train.task)
+    if init is not None and trainer.load_weights(init):
         _say(f"{init} has a head of another size: the dense layer for {train.task.title} starts anew")
-    position = Position(history=History(config.epochs))
+    progress = Progress(history=History(config.epochs))
     # Made before the directory: what can go wrong in it should leave nothing behind.
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
     if on.tensorboard:
         Events.check()
     run = None
-    if workers.rank == 0:
-        state = State(*learner.arrays(), position.plain())
-        metadata = described(config, train, test, state, init, on)
+    if trainer.rank == 0:
+        state = State(*trainer.state(), progress.to_dict())
+        metadata = described(trainer, train, test, state, init)
         run = Run.create(directory, configuration.text(config), state, metadata)
-    return Loop(learner, train, test, rates, position, run, _events(on, run), on.quiet)
+    return Loop(trainer, train, test, rates, progress, run, _events(on, run), on.quiet)
 
 
-def described(
-    config: Config, train: Dataset, test: Dataset, state: State, init: Path | None, on: Circumstances
-) -> dict[str, object]:
+def described(trainer: Trainer, train: Dataset, test: Dataset, state: State, init: Path | None) -> dict[str, object]:
     """What a run says of itself: all that is needed to use it, or to go on with it, where its data is not at hand."""
-    task = train.task
+    config, task = trainer.config, train.task
     drawn = hashlib.sha256(params.dump(state.parameters)).hexdigest()
     source = str(init) if init else f"{config.initialiser}, seed {config.seed}"
     return {
@@ -89,31 +101,30 @@ def described(
         "config": vars(config),
         "data": {"train": provenance.of_data(train), "test": provenance.of_data(test)},
         "initial_weights": {"source": source, "sha256": fetching.digest(init, "sha256")[7:] if init else drawn},
-        "sessions": [provenance.session(on.devices)],
+        "sessions": [provenance.session(trainer.device)],
     }
 
 
-def resume(directory: Path, on: Circumstances) -> Loop:
+def resume(directory: Path, on: RunOptions) -> Loop:
     """The run of a directory, exactly where it was interrupted. All workers have to see the same directory.
 
     Raises BadFileError where its data or its configuration is no longer the same.
     """
-    workers = Workers(on.kvstore)
     config = read_config(directory)
-    run = Run(directory) if workers.rank == 0 else None
     metadata = read_metadata(directory) if (directory / METADATA).exists() else {}
     check_config(config, metadata, directory)
-    state = State.read(directory / "last.state")
     train, test = _data(config, on, metadata)
     check_data(train, test, metadata, directory)
-    learner = _learner(config, train.task, on, workers)
-    learner.restore(state.parameters, state.momentum)
-    position = Position.restored(state.position, config, len(train))
+    trainer = on.make_trainer(config, train.task)
+    run = Run(directory) if trainer.rank == 0 else None  # from here on, nobody else writes to it
+    state = State.read(directory / STATE)
+    trainer.load_state(state.parameters, state.momentum)
+    progress = Progress.from_dict(state.progress, config, len(train))
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
     if run is not None:
-        known = metadata or {**described(config, train, test, state, None, on), "checkpoints": {}, "sessions": []}
-        run.metadata = {**known, "sessions": [*known.get("sessions", []), provenance.session(on.devices)]}
-    return Loop(learner, train, test, rates, position, run, _events(on, run), on.quiet)
+        known = run.metadata or {**described(trainer, train, test, state, None), "checkpoints": {}, "sessions": []}
+        run.metadata = {**known, "sessions": [*known.get("sessions", []), provenance.session(trainer.device)]}
+    return Loop(trainer, train, test, rates, progress, run, _events(on, run), on.quiet)
 
 
 def check_config(config: Config, metadata: Mapping[str, object], directory: Path) -> None:
@@ -121,6 +132,7 @@ def check_config(config: Config, metadata: Mapping[str, object], directory: Path
     begun = metadata.get("config")
     if begun is None:
         return
+    begun = configuration.renamed(begun)
     for key, value in json.loads(json.dumps(vars(config))).items():
         if value != begun.get(key):
             raise BadFileError(
@@ -166,26 +178,7 @@ def published_weights(config: Config, root: Path | None = None) -> Path:
     return weights.obtain(record.checkpoint, root)
 
 
-def _learner(config: Config, task: Task, on: Circumstances, workers: Workers) -> Learner:
-    if config.dtype == "float16":
-        if any(context.device_type != "gpu" for context in on.contexts):
-            raise UnusableError("dtype 'float16' needs a GPU (allowed on a CPU: float32)")
-        amp.init()  # before the network is made
-    net = zoo.build(catalog.parse_name(config.model), config.dataset, task.outputs)
-    initialise(net, config, on.contexts)
-    return Learner(net, config, on.contexts, workers)
-
-
-def initialise(net: HybridBlock, config: Config, contexts: Sequence[mx.Context]) -> None:
-    """Draw the parameters; the same ones for the same seed, whatever the devices are."""
-    mx.random.seed(config.seed)
-    net.initialize(INITIALISERS[config.initialiser](), ctx=list(contexts))
-    if any(0 in (each.shape or (0,)) for each in net.collect_params().values()):  # GluonCV's, that wait for an image
-        for context in contexts:
-            net(mx.nd.zeros((1, 3, 32, 32), ctx=context))
-
-
-def _data(config: Config, on: Circumstances, metadata: Mapping[str, object] | None = None) -> tuple[Dataset, Dataset]:
+def _data(config: Config, on: RunOptions, metadata: Mapping[str, object] | None = None) -> tuple[Dataset, Dataset]:
     """The data of a configuration; that of a run is labelled as its `metadata` say, and found where they say."""
     name, task = config.dataset, None
     if metadata:
@@ -200,7 +193,7 @@ def _data(config: Config, on: Circumstances, metadata: Mapping[str, object] | No
     return train, test
 
 
-def _events(on: Circumstances, run: Run | None) -> Events | None:
+def _events(on: RunOptions, run: Run | None) -> Events | None:
     return Events(run.directory / "events") if on.tensorboard and run else None
 
 
