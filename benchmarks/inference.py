@@ -37,21 +37,19 @@ def serve(rounds: int) -> None:
     pydmobilenet.gluon.runtime.use_all_instructions()  # as the commands do that only answer
     import mxnet as mx  # isort: skip
 
-    from pydmobilenet import complexity, data
-    from pydmobilenet.engine import predictor
-    from pydmobilenet.gluon.inference import fuse
-    from pydmobilenet.onnx import graph, session
+    from pydmobilenet.gluon.inference import fuse, predictor
+    from pydmobilenet.gluon.network import get_arrays
+    from pydmobilenet.onnx.session import OnnxRuntimeEngine
 
-    task = data.get_task("cifar10")
     for line in sys.stdin:
         net = pydmobilenet.get_model(line.strip())
         ways = {
             "Gluon, literal": predictor(net, mx.cpu()),
             "Gluon, fused": predictor(fuse(net), mx.cpu()),
-            "ONNX Runtime, literal": session.predictor(graph.convert(net, task)),
-            "ONNX Runtime, fused": session.predictor(graph.convert(fuse(net, portable=True), task)),
+            "ONNX Runtime, literal": OnnxRuntimeEngine("cpu", fused=False).load(net.description, get_arrays(net)),
+            "ONNX Runtime, fused": OnnxRuntimeEngine("cpu").load(net.description, get_arrays(net)),
         }
-        work = 2 * complexity.count(net).multiply_adds
+        work = 2 * net.description.complexity().multiply_adds
         print(json.dumps(measured(ways, work, rounds)), flush=True)
 
 
@@ -108,7 +106,8 @@ def main() -> None:
 
     sys.path.insert(0, str(ROOT))
     from pydmobilenet import processor
-    from pydmobilenet.gluon.runtime import available_processors, use_all_instructions
+    from pydmobilenet.gluon.runtime import use_all_instructions
+    from pydmobilenet.machine import available_processors
 
     use_all_instructions()
     print(f"{processor.cpu_name()}, {processor.instruction_set()}\n")

@@ -51,9 +51,9 @@ def main() -> None:
     arguments = parser.parse_args()
 
     sys.path.insert(0, str(ROOT))
-    import pydmobilenet  # before mxnet
-    from pydmobilenet import provenance
-    from pydmobilenet.gluon.inference import fuse
+    import pydmobilenet
+    from pydmobilenet import catalog, provenance, zoo
+    from pydmobilenet.folding import fold
     from pydmobilenet.onnx import graph, session
 
     logging.disable(logging.WARNING)  # of ONNX Runtime, which advises another preparation
@@ -68,8 +68,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"]
         for model in arguments.model:
-            net = fuse(pydmobilenet.get_model(model, pretrained=True, weights_dir=arguments.weights_dir), portable=True)
-            files[0].write_bytes(graph.convert(net, test.task).SerializeToString())
+            arrays = zoo.record_weights(catalog.find(model, "cifar10"), arguments.weights_dir)
+            files[0].write_bytes(graph.convert(*fold(zoo.describe(model), arrays), test.task).SerializeToString())
             quantize_static(
                 files[0],
                 files[1],

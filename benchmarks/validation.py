@@ -87,7 +87,7 @@ def main() -> None:
     from pydmobilenet.gluon import runtime
 
     sets = f"{processor.cpu_name()}, {processor.instruction_set(environment={})} on all sides"
-    print(f"{sets}; threads: ours {runtime.available_processors()}, conventional MXNet's default")
+    print(f"{sets}; threads: ours {machine.available_processors()}, conventional MXNet's default")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         images = np.random.default_rng(0).integers(0, 256, (arguments.images, 3, 32, 32), dtype=np.uint8)

@@ -11,6 +11,8 @@ from .errors import UnusableError, unknown
 from .network import Network
 
 ENGINES = ("gluon", "onnxruntime")
+Arrays = Mapping[str, np.ndarray]
+"""Parameters by their full names."""
 Predict = Callable[[np.ndarray], np.ndarray]
 """Normalised images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
 
@@ -32,8 +34,8 @@ class Engine(Protocol):
         """How many processes may work at once."""
         ...
 
-    def load(self, network: Network, arrays: Mapping[str, np.ndarray]) -> Predict:
-        """The network with these parameters, by their full names."""
+    def load(self, network: Network, arrays: Arrays) -> Predict:
+        """The network with these parameters."""
         ...
 
 

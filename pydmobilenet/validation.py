@@ -9,7 +9,7 @@ import logging
 import math
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from . import zoo
 from .catalog import Complexity, Record
 from .data import Dataset, batches, get_dataset
-from .engine import Engine, Predict
+from .engine import Arrays, Engine, Predict
 from .errors import UserError
 from .processes import WorkerPool
 from .text import printable
@@ -191,8 +191,8 @@ def _bar(total: int, title: str, unit: str) -> tqdm:
 def validate(
     records: Iterable[Record],
     engine: Engine,
+    weights: Callable[[Record], Arrays] = zoo.record_weights,
     data_dir: Path | None = None,
-    weights_dir: Path | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
     processes: int = 1,
@@ -200,14 +200,14 @@ def validate(
     skip_bad: bool = False,
 ) -> Found:
     """Check records against what `engine` answers, `batch_size` images a call (by default what is fastest for it);
-    yields, a data set at a time, its images and its results.
+    yields, a data set at a time, its images and its results. `weights` gives the parameters of a record's network.
 
     What is wrong with a data set or with one row (no checkpoint, a corrupt file) stands in the results as their reason,
     and the other rows go on. Each row is logged as soon as it is finished. Up to so many `processes` work on different
     rows at once, where that is worth their start; a row on which one dies is tried once more. With `keep_answers`, the
     results have the answer to each image; with `skip_bad`, images of a folder that cannot be read are passed over.
     """
-    options = weights_dir, batch_size or engine.batch_size, limit, keep_answers
+    options = weights, batch_size or engine.batch_size, limit, keep_answers
     with ExitStack() as stack:
         pool = None
         for _, rows in groupby(records, key=lambda record: (record.dataset, record.published, record.task)):
@@ -283,7 +283,7 @@ def _row(
     engine: Engine,
     dataset: Dataset | None,
     reason: str,
-    weights_dir: Path | None,
+    weights: Callable[[Record], Arrays],
     batch_size: int,
     limit: int | None,
     keep_answers: bool,
@@ -298,7 +298,7 @@ def _row(
         if dataset is None:
             raise UserError(reason)
         answers = Answers.empty(len(dataset.head(limit))) if keep_answers else None
-        predict = engine.load(network, zoo.record_weights(record, weights_dir))
+        predict = engine.load(network, weights(record))
         counts = evaluate(predict, dataset, batch_size, limit, title, answers)
     except UserError as error:
         return replace(result, reason=str(error))

@@ -3,7 +3,7 @@
 import mxnet as mx
 import pytest
 
-from pydmobilenet import cli
+from pydmobilenet.cli import options
 from pydmobilenet.errors import BadFileError, EngineError, of_engine
 
 
@@ -60,10 +60,9 @@ def test_other_errors_are_no_engine_s(error):
     assert of_engine(error) is None
 
 
-def test_a_command_ends_with_the_line_and_exit_code_1(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["predict"])
+def test_a_command_ends_with_the_line_and_exit_code_1(capsys):
     with pytest.raises(SystemExit) as ended:
-        cli.run(unknown_kernel)
+        options.exit_with(unknown_kernel, "predict")
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("predict: error: MXNet has failed: ")

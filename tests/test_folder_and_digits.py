@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from pydmobilenet.data.__main__ import grid
+from pydmobilenet.cli.show import grid
 
 import pydmobilenet
 from pydmobilenet.data import get_task

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from pydmobilenet import cli, processes
-from pydmobilenet.training import launch
+from pydmobilenet import processes
+from pydmobilenet.cli import launch, options
 
 LIMIT = 240  # seconds for any one process, were the machine ever so busy
 
@@ -38,7 +38,7 @@ def started(*arguments):
     mark = f"MARK={uuid.uuid4()}"
     ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MARK": mark.partition("=")[2]}
     process = subprocess.Popen(
-        [sys.executable, "-m", "pydmobilenet.training.launch", *map(str, arguments)],
+        [sys.executable, "-m", "pydmobilenet.cli.launch", *map(str, arguments)],
         cwd=ROOT,
         env={**os.environ, **ours},
         stdout=subprocess.PIPE,
@@ -220,7 +220,7 @@ def test_strangers_and_machines_of_another_job_are_not_let_in():
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["launch.py", *arguments])
     with pytest.raises(SystemExit) as exit:
-        cli.run(launch.main)
+        options.exit_with(launch.main, "launch.py")
     out, err = capsys.readouterr()
     assert (exit.value.code, out) == (2, "")
     assert err.startswith("launch.py: error: ")

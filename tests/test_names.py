@@ -15,10 +15,9 @@ from conftest import ROOT
 from PIL import Image
 
 import pydmobilenet
-from pydmobilenet import __main__ as front_door
 from pydmobilenet import catalog, cli, fetching
 from pydmobilenet.checkpoints import params
-from pydmobilenet.data import __main__ as data_command
+from pydmobilenet.cli import options
 from pydmobilenet.data import get_dataset, get_task
 from pydmobilenet.errors import BadFileError, UserError
 from pydmobilenet.reporting import html
@@ -95,7 +94,7 @@ def run(folder):
 def call(request, monkeypatch):
     """A command, run inside this process on a terminal of some encoding: exit code, standard output and error."""
 
-    def call(main, *arguments):
+    def call(*arguments, main=cli.main):
         out, err = (io.TextIOWrapper(io.BytesIO(), request.param, errors="strict") for _ in range(2))
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", ["pydmobilenet", *map(str, arguments)])
@@ -103,7 +102,7 @@ def call(request, monkeypatch):
             patch.setattr(sys, "stderr", err)
             patch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command sets its own
             with pytest.raises(SystemExit) as ended:
-                cli.run(main)
+                main()
         for stream in (out, err):
             stream.flush()
         return ended.value.code, *(stream.buffer.getvalue().decode(request.param) for stream in (out, err))
@@ -120,12 +119,12 @@ def assert_lines(text, number):
 
 def test_predictions_are_a_line_an_image_and_exact_in_json(call, folder, run):
     arguments = ["predict", folder / "test", "-m", MODEL, "-d", f"folder:{folder}", "--weights", run]
-    code, out, err = call(front_door.main, *arguments)
+    code, out, err = call(*arguments)
     assert (code, err) == (0, "")
     assert_lines(out, 8)
     assert r"\x1b[31mred" in out
     assert r"\xff\n0.png: " in out
-    code, out, err = call(front_door.main, *arguments, "--json")
+    code, out, err = call(*arguments, "--json")
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert all(os.path.isfile(image["image"]) for image in found)
@@ -135,13 +134,13 @@ def test_predictions_are_a_line_an_image_and_exact_in_json(call, folder, run):
 def test_errors_are_a_line_and_a_data_set_is_drawn(call, folder):
     bad = folder / "test" / "ö" / os.fsdecode(b"bad\xff\n.png")
     bad.write_bytes(b"none")
-    code, out, err = call(front_door.main, "predict", bad, "-m", "pyd-add-29-0.25", "-d", "digits")
+    code, out, err = call("predict", bad, "-m", "pyd-add-29-0.25", "-d", "digits")
     assert (code, out) == (2, "")
     assert_lines(err, 1)
     assert r"bad\xff\n.png cannot be read as an image" in err
     bad.unlink()
     show = ("show", "-d", f"folder:{folder}", "--split", "test", "--output", folder / "grid.png")
-    code, out, err = call(data_command.main, *show)
+    code, out, err = call(*show)
     assert code == 0
     assert_lines(out, 1)
     assert_lines(err, 1)  # images a class
@@ -151,7 +150,7 @@ def test_errors_are_a_line_and_a_data_set_is_drawn(call, folder):
 def test_places_of_weights_are_a_line(call, folder):
     record = catalog.find("resnet-29-0.5", "cifar10")
     (folder / record.checkpoint.filename).write_bytes(b"none")
-    code, out, err = call(front_door.main, "list", record.model, "-d", "cifar10", "--weights-dir", folder)
+    code, out, err = call("list", record.model, "-d", "cifar10", "--weights-dir", folder)
     assert (code, err) == (0, "")
     assert_lines(out, 3)
     assert "is not the published file" in out
@@ -215,12 +214,8 @@ def test_reasons_and_classes_are_printable_in_tables_and_on_the_page():
 def test_an_onnx_file_has_the_classes_exactly(call, folder, run):
     onnx = pytest.importorskip("onnx", reason="ONNX files need the extra 'onnx'")
     pytest.importorskip("onnxruntime", reason="ONNX files are compared by ONNX Runtime")
-    from pydmobilenet.deploy import __main__ as deploy
-
     output = folder / os.fsdecode(b"net\xe9\n.onnx")
-    code, out, err = call(
-        deploy.main, "onnx", "-m", MODEL, "-d", f"folder:{folder}", "--weights", run, "--output", output
-    )
+    code, out, err = call("export", "-m", MODEL, "-d", f"folder:{folder}", "--weights", run, "--output", output)
     assert (code, err) == (0, "")
     assert_lines(out, 1)
     metadata = {each.key: each.value for each in onnx.load_from_string(output.read_bytes()).metadata_props}
@@ -239,7 +234,7 @@ def test_a_pipe_gets_what_a_terminal_s_encoding_lacks_as_an_escape(call):
         sys.stderr.write(warnings.formatwarning(HOSTILE))
         raise UserError("\u20ac")
 
-    code, out, err = call(main)
+    code, out, err = call(main=lambda: options.exit_with(main, "pydmobilenet"))
     assert code == 2
     assert out in ("ö€\n", "ö\\u20ac\n", "\\xf6\\u20ac\n")
     warning, error = err.splitlines()

@@ -13,7 +13,6 @@ import pytest
 from conftest import ROOT
 
 from pydmobilenet import catalog, processes, validation
-from pydmobilenet.catalog import Complexity
 from pydmobilenet.processes import WorkerPool
 
 RECORDS = catalog.select(["*-29-*"], ["cifar10"])
@@ -26,10 +25,9 @@ class Engine:
     def __init__(self, special="", place=None):
         self.special, self.place = special, place
 
-    def count(self, record):
-        return record.exact or Complexity(0, 0)
+    batch_size = 50
 
-    def load(self, record):
+    def load(self, network, record):
         if record.model == "mobilenet-29-1":
             if self.special == "dies":
                 os._exit(1)
@@ -45,6 +43,11 @@ class Engine:
         return lambda images: np.eye(10)[np.full(len(images), answer)]
 
 
+def itself(record):
+    """In the place of a record's weights."""
+    return record
+
+
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch):
     """A directory with a test set of a few images, of which it is worth to start processes."""
@@ -57,7 +60,7 @@ def data_dir(tmp_path, monkeypatch):
 
 def validated(data_dir, number, special="", **options):
     engine = Engine(special, data_dir)
-    ((dataset, rows),) = validation.validate(RECORDS, engine, data_dir, processes=number, **options)
+    ((dataset, rows),) = validation.validate(RECORDS, engine, itself, data_dir, processes=number, **options)
     assert len(dataset) == IMAGES
     return rows
 
@@ -166,8 +169,8 @@ def test_as_many_processors_are_used_as_openmp_is_to_use(value, number, monkeypa
 def test_where_mxnet_was_imported_first_all_processors_are_used():
     """Nothing has set OpenMP's threads then."""
     program = (
-        "import numpy; numpy.bool = numpy.bool_; import mxnet, os; from pydmobilenet import engine, processes; "
-        "count = processes.available_processors(); assert engine.GluonEngine(mxnet.cpu()).processes == count; "
+        "import numpy; numpy.bool = numpy.bool_; import mxnet, os; from pydmobilenet import processes; from pydmobilenet.gluon.inference import GluonEngine; "
+        "count = processes.available_processors(); assert GluonEngine('cpu').processes == count; "
         "pool = processes.WorkerPool(count, str); ((_, future),) = pool.run(os.getenv, ['OMP_NUM_THREADS']); "
         "assert future.result() == processes.threads(count) == '1'; assert 'OMP_NUM_THREADS' not in os.environ"
     )

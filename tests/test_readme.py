@@ -34,7 +34,7 @@ ELSEWHERE = {
     "python train.py --resume": "test_resume.py::test_killed_at_three_random_moments_a_run_ends_with_the_same_bits",
     "python train.py": "test_train_command.py::",
     "OMP_NUM_THREADS=1 python train.py --dataset digits": "test_trained.py::",
-    "python -m pydmobilenet.training.launch": "test_devices_and_workers.py::test_two_devices_and_two_workers_reach",
+    "python -m pydmobilenet.cli.launch": "test_devices_and_workers.py::test_two_devices_and_two_workers_reach",
     "python benchmarks/": "",  # measured by hand: minutes on a quiet machine
     "python pretrained/reproduce.py": "test_trained.py::test_a_bundled_network_is_trained_again",
 }
@@ -48,7 +48,7 @@ HERE = {
 ENTRIES = [
     *("run_validation.py", "train.py", "-m pydmobilenet", "-m pydmobilenet.deploy", "-m pydmobilenet.data"),
     *(f"-m pydmobilenet {name}" for name in ("predict", "list", "info", "fetch", "convert")),
-    *("-m pydmobilenet.deploy onnx", "-m pydmobilenet.data show", "-m pydmobilenet.training.launch"),
+    *("-m pydmobilenet.deploy onnx", "-m pydmobilenet.data show", "-m pydmobilenet.cli.launch"),
     *(f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.py")) if path.stem != "server"),
     "pretrained/reproduce.py",
 ]

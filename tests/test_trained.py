@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 import pydmobilenet
-from pydmobilenet import catalog, complexity, fetching, processor
+from pydmobilenet import catalog, fetching, processor
 from pydmobilenet.checkpoints import params, runs, weights
 from pydmobilenet.engine import GluonEngine
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError
@@ -145,7 +145,6 @@ def test_parameter_files_are_written_as_mxnet_reads_them(name, tmp_path):
     other = pydmobilenet.get_model(name, "digits")
     other.load_parameters(str(tmp_path / "ours.params"))
     np.testing.assert_array_equal(dense(other), dense(net))
-    assert complexity.count(other) == complexity.count(net)
     assert weights.read(tmp_path / "ours.params").keys() == arrays.keys()
 
 

@@ -117,16 +117,20 @@ def test_exit_codes(rows, require_all, code):
     assert exit_code(rows, require_all) == code
 
 
+def itself(record):
+    """In the place of a record's weights."""
+    return record
+
+
 class FakeEngine:
     """Answers as told: {model: class that it always answers, or an error}."""
 
     def __init__(self, **answers):
         self.answers = {name.replace("_", "-"): answer for name, answer in answers.items()}
 
-    def count(self, record):
-        return record.exact or Complexity(int(record.params_m * 1e6), 0)
+    batch_size = 50
 
-    def load(self, record):
+    def load(self, network, record):
         answer = self.answers.get(record.model, 0)
         if isinstance(answer, Exception):
             raise answer
@@ -139,7 +143,7 @@ def test_one_bad_row_does_not_stop_the_others(monkeypatch):
     engine = FakeEngine()
     for error, reason in ((BadFileError("damaged"), "damaged"), (MemoryError("a\nb"), "MemoryError: a b")):
         engine.answers["pyd-add-29-1"] = error
-        ((_, rows),) = validation.validate(records, engine)
+        ((_, rows),) = validation.validate(records, engine, itself)
         assert [row.verdict for row in rows] == ["differs", "not evaluated", "differs"]
         assert rows[1].reason == reason
         assert rows[0].error == 90
@@ -153,7 +157,7 @@ def test_data_that_cannot_be_had_is_asked_for_once_a_data_set(monkeypatch):
         raise BadFileError(f"no {name}")
 
     monkeypatch.setattr(validation, "get_dataset", nowhere)
-    tables = list(validation.validate(catalog.select(), FakeEngine()))
+    tables = list(validation.validate(catalog.select(), FakeEngine(), itself))
     assert asked == ["cifar10", "cifar100-coarse", "imagenet32"]
     assert all(row.complexity and row.counts is None and row.reason for _, rows in tables for row in rows)
     assert {row.reason for row in tables[2][1]} == {"no checkpoint is published", "no imagenet32"}
@@ -163,7 +167,7 @@ def test_unofficial_or_partial_data_informs_and_does_not_judge(monkeypatch):
     records = catalog.select(["resnet-29-*"], ["cifar10"])
     for official, limit in ((False, None), (True, 5)):
         monkeypatch.setattr(validation, "get_dataset", lambda *_, o=official: dataset(np.arange(10), official=o))
-        ((_, (row,)),) = validation.validate(records, FakeEngine(), limit=limit)
+        ((_, (row,)),) = validation.validate(records, FakeEngine(), itself, limit=limit)
         assert not row.complete
         assert exit_code([row]) == 0
 

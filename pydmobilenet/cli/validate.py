@@ -10,6 +10,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from .. import catalog, fetching, validation, zoo
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         records,
         choice.engine,
         data_dir=arguments.data_dir,
-        weights_dir=arguments.weights_dir,
+        weights=partial(zoo.record_weights, weights_dir=arguments.weights_dir),
         batch_size=arguments.batch_size,
         limit=arguments.limit,
         processes=choice.engine.processes,

@@ -28,7 +28,7 @@ class Workers:
             if os.environ.get("DMLC_ROLE") != "worker":
                 raise UnusableError(
                     "kvstore 'dist_sync' needs a scheduler, a server and the other workers: start with "
-                    "python -m pydmobilenet.training.launch; nearest: local"
+                    "python -m pydmobilenet.cli.launch; nearest: local"
                 )
             self.kvstore = Store(kvstore)
             self.rank, self.size = self.kvstore.rank, self.kvstore.num_workers

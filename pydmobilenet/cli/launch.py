@@ -2,11 +2,11 @@
 
 Two workers on this machine:
 
-    python -m pydmobilenet.training.launch --workers 2 -- train.py --kvstore dist_sync --model resnet-29-0.5
+    python -m pydmobilenet.cli.launch --workers 2 -- train.py --kvstore dist_sync --model resnet-29-0.5
 
 Two on each of two machines, of which the first one's address is 192.0.2.1: on that one
 
-    python -m pydmobilenet.training.launch --workers 4 --here 2 --root 192.0.2.1:9000 -- train.py --kvstore dist_sync …
+    python -m pydmobilenet.cli.launch --workers 4 --here 2 --root 192.0.2.1:9000 -- train.py --kvstore dist_sync …
 
 and on the second one the same with ``--join`` before the ``--``. One worker is enough for all the GPUs of a machine:
 ``--device gpu:0,1``.
@@ -29,7 +29,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from .. import cli
+from . import options
 from ..errors import InvalidValueError, UnusableError
 from ..processes import die_with, threads
 
@@ -45,15 +45,15 @@ PERIOD = 0.05  # seconds between two looks at them all
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.Parser(
-        prog="python -m pydmobilenet.training.launch",
+    parser = options.Parser(
+        prog="python -m pydmobilenet.cli.launch",
         usage="%(prog)s --workers N [--here N --root HOST:PORT [--join]] -- SCRIPT [ARGUMENT ...]",
         description="Start the workers of one training run, on this machine or on several.",
         epilog=EPILOG,
     )
     option = parser.add_argument
-    option("--workers", type=cli.positive, metavar="N", required=True, help="workers on all machines together")
-    option("--here", type=cli.positive, metavar="N", help="workers on this machine (default: all)")
+    option("--workers", type=options.positive, metavar="N", required=True, help="workers on all machines together")
+    option("--here", type=options.positive, metavar="N", help="workers on this machine (default: all)")
     option("--root", type=address, metavar="HOST:PORT", help="where the first machine waits for the others")
     option("--join", action="store_true", help="this is one of the others")
     option("command", nargs=argparse.REMAINDER, metavar="SCRIPT", help="what a worker runs, as train.py")
@@ -294,4 +294,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    options.exit_with(main, "launch.py")
