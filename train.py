@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
 import warnings
@@ -107,31 +108,32 @@ def main() -> int:
         directory = fetching.expanded(arguments.output or Path("runs") / name)
         checkpoint.check_absent(directory)
 
-    from pydmobilenet.gluon import devices  # MXNet takes a while to import: not before the command is known to be right
+    from pydmobilenet.gluon import devices, trainer  # MXNet takes a while to import: not before the command is right
     from pydmobilenet.training import prepare
 
     chosen = devices.choose_several(cli.device_name(arguments.device))
     contexts = [device.context for device in chosen]
-    on = prepare.Circumstances(
-        contexts, arguments.kvstore, arguments.data_dir, arguments.tensorboard, arguments.quiet, arguments.skip_bad
+    make_trainer = functools.partial(trainer.make, contexts=contexts, kvstore=arguments.kvstore)
+    options = prepare.RunOptions(
+        make_trainer, arguments.data_dir, arguments.tensorboard, arguments.quiet, arguments.skip_bad
     )
     say = (lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr))
     say(f"device: {'; '.join(device.why for device in chosen)}")
     if arguments.resume:
         check_same(config.given(arguments), prepare.read_config(directory))
-        loop = prepare.resume(directory, on)
-        say(f"resuming {printable(directory)} after {loop.position.epochs} of {loop.config.epochs} epochs")
+        loop = prepare.resume(directory, options)
+        say(f"resuming {printable(directory)} after {loop.progress.epochs} of {loop.config.epochs} epochs")
     else:
         init = prepare.published_weights(recipe, arguments.weights_dir) if arguments.pretrained else arguments.init
-        loop = prepare.begin(recipe, directory, on, init)
+        loop = prepare.start(recipe, directory, options, init)
     if arguments.verbose:
         say(config.text(loop.config).rstrip())
-    code = loop.go()
+    code = loop.run()
     if code:
         again = f"python train.py --resume {shlex.quote(str(directory))}"
         print(f"train.py: interrupted; to go on: {printable(again)}", file=sys.stderr)
-    elif loop.run:
-        print(loop.position.history.summary())
+    elif loop.output:
+        print(loop.progress.history.summary())
     return code
 
 

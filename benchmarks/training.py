@@ -84,19 +84,19 @@ def ours(prefix: str) -> Iterator[None]:
 
     from pydmobilenet import zoo
     from pydmobilenet.data import Dataset, batches, get_task
-    from pydmobilenet.gluon.trainer import Learner
+    from pydmobilenet.gluon.trainer import GluonTrainer
     from pydmobilenet.gluon.workers import Workers
     from pydmobilenet.training import config, mixup
 
     recipe = config.make({**config.read("configs/cifar.yaml"), "model": os.path.basename(prefix), "batch_size": BATCH})
     net = zoo.get_model(recipe.model)
     net.load_parameters(f"{prefix}.structural")
-    learner = Learner(net, recipe, [mx.cpu()], Workers())
+    trainer = GluonTrainer(net, recipe, [mx.cpu()], Workers())
     dataset, read, epoch = Dataset(get_task("cifar10"), "train", *pixels(), False, "benchmark"), None, 0
     while True:
         for images, labels in batches(dataset, BATCH, train=True, epoch=epoch):
             targets = mixup.targets(labels, 10)
-            read, due = learner.learn(images, targets, OPTIMISER["learning_rate"]), read
+            read, due = trainer.train_step(images, targets, OPTIMISER["learning_rate"]), read
             if due:
                 due()
             yield

@@ -21,7 +21,7 @@ from pydmobilenet.data import cifar, imagenet32
 from pydmobilenet.training import config
 from pydmobilenet.training.checkpoint import State
 from pydmobilenet.training.history import Epoch, History
-from pydmobilenet.training.loop import Position
+from pydmobilenet.training.loop import Progress
 
 ROOT = Path(__file__).resolve().parents[1]
 VALUES = [None, True, -1, 2, 10**400, 1e308, -0.5, math.nan, math.inf, "", "x", "1", [], [1], {}, {"a": 1}, "y" * 9999]
@@ -94,22 +94,22 @@ def arrays(seed=0):
     return {f"stages.0.{index}.norm1.gamma": rng.random((2, 3)).astype(np.float32) for index in range(3)}
 
 
-def position():
+def progress():
     history = History(2, [Epoch(1, 0.1, 1.5, 50.0, 1.25, 40.0, 100.0, 2.0)])
-    return Position(1, 2, 1.5, 3, 8, 0.5, history).plain()
+    return Progress(1, 2, 1.5, 3, 8, 0.5, history).to_dict()
 
 
 def state(made=None):
-    return State(arrays(), {name: -array for name, array in arrays(1).items()}, made or position()).content()
+    return State(arrays(), {name: -array for name, array in arrays(1).items()}, made or progress()).content()
 
 
 def read_state(path):
     found = State.read(path)
-    Position.restored(found.position, CONFIG, images=16)
+    Progress.from_dict(found.progress, CONFIG, images=16)
     return (
         {name: array.tobytes() for name, array in found.parameters.items()},
         {name: array.tobytes() for name, array in found.momentum.items()},
-        found.position,
+        found.progress,
     )
 
 
@@ -180,7 +180,7 @@ FORMATS = [
         "forged.state",
         state(),
         read_state,
-        forged=lambda rng: state(with_another_value(position(), rng)),
+        forged=lambda rng: state(with_another_value(progress(), rng)),
     ),
     Format("run.json", json.dumps(METADATA).encode(), read_run),
     Format(

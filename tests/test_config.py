@@ -17,8 +17,8 @@ from pydmobilenet.training import config
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 MODEL = "pyd-add-29-0.25"
-COMMON = {"accumulate": 1, "decay": 0.1, "momentum": 0.9, "initialiser": "msra", "dtype": "float32", "seed": 0}
-# The authors' recipes. Seed, accumulate and keep_every are this project's own.
+COMMON = {"accumulation_steps": 1, "decay": 0.1, "momentum": 0.9, "initialiser": "msra", "dtype": "float32", "seed": 0}
+# The authors' recipes. Seed, accumulation_steps and keep_every are this project's own.
 CIFAR = {
     **COMMON,
     "dataset": "cifar10",
@@ -31,7 +31,7 @@ CIFAR = {
     "weight_decay": 1e-4,
     "decay_norm_and_bias": True,
     "mixup": 1,
-    "plain_epochs": 20,
+    "mixup_off_epochs": 20,
     "label_smoothing": 0,
     "keep_every": 40,
 }
@@ -47,7 +47,7 @@ IMAGENET32 = {
     "weight_decay": 1e-4,
     "decay_norm_and_bias": False,
     "mixup": 0.2,
-    "plain_epochs": 0,
+    "mixup_off_epochs": 0,
     "label_smoothing": 0.1,
     "keep_every": 10,
 }
@@ -58,7 +58,7 @@ OTHERS = {
     "dataset": ("digits", "digits"),
     "epochs": ("400", 400),
     "batch_size": ("64", 64),
-    "accumulate": ("2", 2),
+    "accumulation_steps": ("2", 2),
     "learning_rate": ("1e-4", 0.0001),
     "schedule": ("cosine", "cosine"),
     "milestones": ("100,200,250", (100, 200, 250)),
@@ -68,7 +68,7 @@ OTHERS = {
     "weight_decay": ("5e-4", 0.0005),
     "decay_norm_and_bias": ("false", False),
     "mixup": ("0.2", 0.2),
-    "plain_epochs": ("0", 0),
+    "mixup_off_epochs": ("0", 0),
     "label_smoothing": ("0.1", 0.1),
     "initialiser": ("xavier", "xavier"),
     "dtype": ("float16", "float16"),
@@ -79,8 +79,16 @@ WHOLE_1, WHOLE_0 = "a whole number from 1 to 2147483647", "a whole number from 0
 ABOVE_0, FROM_0 = "a number above 0, at most 1000", "a number from 0 to 1000"
 BELOW_1 = "a number from 0 and below 1"
 MISTAKES = [
-    *((key, bad, WHOLE_1) for key in ("epochs", "batch_size", "accumulate") for bad in ("0", "1.5", "true", "many")),
-    *((key, bad, WHOLE_0) for key in ("plain_epochs", "seed", "keep_every") for bad in ("-1", "0.5", "false", "nan")),
+    *(
+        (key, bad, WHOLE_1)
+        for key in ("epochs", "batch_size", "accumulation_steps")
+        for bad in ("0", "1.5", "true", "many")
+    ),
+    *(
+        (key, bad, WHOLE_0)
+        for key in ("mixup_off_epochs", "seed", "keep_every")
+        for bad in ("-1", "0.5", "false", "nan")
+    ),
     *(("learning_rate", bad, ABOVE_0) for bad in ("0", "-0.1", "true", "fast", "nan", "inf", "1e999")),
     *(("decay", bad, "a number above 0, at most 1") for bad in ("0", "1.1", "nan")),
     *((key, bad, FROM_0) for key in ("warmup_epochs", "weight_decay", "mixup") for bad in ("-1", "inf", ".nan", "yes")),
@@ -170,6 +178,21 @@ def test_short_options_and_an_empty_list_of_milestones():
         "dataset": "digits",
         "milestones": (),
     }
+
+
+@pytest.mark.parametrize(("old", "new"), config.OLD_KEYS.items())
+def test_old_names_of_keys_are_read_but_not_beside_the_new_ones(old, new, written):
+    text, value = OTHERS[new]
+    assert config.read(written(f"{old}: {text}\n")) == parsed(option(old), text) == {new: value}
+    path = written(f"{old}: {text}\n{new}: {text}\n")
+    with pytest.raises(InvalidValueError) as caught:
+        config.read(path)
+    assert str(caught.value) == f"{path}: {old} is the old name of {new}: leave out {old}"
+
+
+def test_an_old_name_is_no_key_in_python():
+    with pytest.raises(InvalidValueError, match=r"^unknown key 'accumulate'; nearest: accumulation_steps"):
+        config.make({**VALUES, "accumulate": 1})
 
 
 @pytest.mark.parametrize(("key", "bad", "allowed"), MISTAKES)
@@ -318,6 +341,10 @@ def test_a_recipe_s_warm_up_that_has_no_room_keeps_its_share_of_the_epochs_which
     )
 
 
-def test_no_mxnet_is_imported():
-    check = "import sys, pydmobilenet.training.config; sys.exit('mxnet' in sys.modules)"
+def test_training_imports_no_engine():
+    names = ("config", "schedule", "mixup", "history", "checkpoint", "trainer", "loop")
+    check = f"import sys; from pydmobilenet.training import {', '.join(names)}; sys.exit('mxnet' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
+    for path in (ROOT / "pydmobilenet" / "training").glob("*.py"):
+        imports = [line for line in path.read_text().splitlines() if re.match(r"\s*(import|from) ", line)]
+        assert not [line for line in imports if "mxnet" in line or "gluon" in line], path

@@ -12,15 +12,16 @@ from test_launch import ended, free_port, machines, started, until
 from pydmobilenet import catalog, zoo
 from pydmobilenet.data import batches, get_dataset
 from pydmobilenet.errors import InvalidValueError
-from pydmobilenet.gluon.trainer import Learner, check_split
+from pydmobilenet.gluon.trainer import GluonTrainer, initialize, make
 from pydmobilenet.gluon.workers import Workers
 from pydmobilenet.training import config, mixup, prepare
 from pydmobilenet.training.checkpoint import State
+from pydmobilenet.training.trainer import check_split
 
 FAMILIES = ("resnet-11-0.5", "mobilenet-11-0.5", "pyd-add-11-0.25", "pyd-concat-11-0.25")
 ONE, TWO = [mx.cpu()], [mx.cpu(0), mx.cpu(1)]
 DIGITS = config.read(ROOT / "configs" / "digits.yaml")
-PLAIN = {"model": "pyd-add-11-0.25", "warmup_epochs": 0.5, "mixup": 0, "plain_epochs": 0, "label_smoothing": 0}
+PLAIN = {"model": "pyd-add-11-0.25", "warmup_epochs": 0.5, "mixup": 0, "mixup_off_epochs": 0, "label_smoothing": 0}
 WORKER = ["train.py", "-d", "digits", "--kvstore", "dist_sync", "--device", "cpu"]
 
 
@@ -28,25 +29,25 @@ WORKER = ["train.py", "-d", "digits", "--kvstore", "dist_sync", "--device", "cpu
 
 
 def made(model, contexts, workers, frozen, batch_size, accumulate):
-    """A learner whose momentum after one update at a learning rate of 1 is minus the mean gradient."""
-    values = {"model": model, "batch_size": batch_size, "accumulate": accumulate, "weight_decay": 0}
+    """A trainer whose momentum after one update at a learning rate of 1 is minus the mean gradient."""
+    values = {"model": model, "batch_size": batch_size, "accumulation_steps": accumulate, "weight_decay": 0}
     recipe = config.make({**DIGITS, **values})
     net = zoo.build(catalog.parse_name(model), "digits")
     if frozen:  # over the moving statistics, as the images of a device depend on each other otherwise
         net.apply(lambda block: isinstance(block, nn.BatchNorm) and block._kwargs.update(use_global_stats=True))
-    prepare.initialise(net, recipe, contexts)
-    return Learner(net, recipe, contexts, workers or Workers())
+    initialize(net, recipe, contexts)
+    return GluonTrainer(net, recipe, contexts, workers or Workers())
 
 
 def first_step(model, contexts=ONE, workers=None, accumulate=1):
     """Parameters and momentum after the update by the same 16 digits, however they are shared out."""
-    learner = made(model, contexts, workers, True, 16 // accumulate, accumulate)
-    parts = {"part": learner.workers.rank, "parts": learner.workers.size}
-    source = batches(get_dataset("digits"), 16 // accumulate // learner.workers.size, train=True, **parts)
+    trainer = made(model, contexts, workers, True, 16 // accumulate, accumulate)
+    parts = {"part": trainer.rank, "parts": trainer.world_size}
+    source = batches(get_dataset("digits"), 16 // accumulate // trainer.world_size, train=True, **parts)
     for _ in range(accumulate):
         images, labels = next(source)
-        learner.learn(images, mixup.targets(labels, 10), 1.0)
-    parameters, momentum = learner.arrays()
+        trainer.train_step(images, mixup.targets(labels, 10), 1.0)
+    parameters, momentum = trainer.state()
     return {**parameters, **{f"gradient of {name}": array for name, array in momentum.items()}}
 
 
@@ -80,15 +81,15 @@ def test_two_workers_take_the_first_step_of_one(model, two_machines):
             assert_close(dict(found), one_step(model))
 
 
-def test_two_devices_agree_on_the_mean_of_their_moving_statistics():
-    learner = made("pyd-concat-11-0.25", TWO, None, False, 16, 1)
+def test_two_devices_get_the_mean_of_their_moving_statistics():
+    trainer = made("pyd-concat-11-0.25", TWO, None, False, 16, 1)
     images, labels = next(batches(get_dataset("digits"), 16, train=True))
-    learner.learn(images, mixup.targets(labels, 10), 1.0)()
+    trainer.train_step(images, mixup.targets(labels, 10), 1.0)()
     mx.nd.waitall()
-    moving = {name: each for name, each in learner.parameters.items() if "running" in name}
+    moving = {name: each for name, each in trainer.parameters.items() if "running" in name}
     before = {name: [array.asnumpy() for array in each.list_data()] for name, each in moving.items()}
     assert any((one != other).any() for one, other in before.values())
-    learner.agree()
+    trainer.sync_batch_norm()
     for name, each in moving.items():
         for array in each.list_data():
             np.testing.assert_allclose(array.asnumpy(), np.mean(before[name], axis=0), rtol=1e-6, atol=1e-7)
@@ -145,12 +146,16 @@ def test_a_worker_that_fails_ends_those_on_all_machines_that_wait_for_its_gradie
 # Runs
 
 
+def on(contexts):
+    return prepare.RunOptions(functools.partial(make, contexts=contexts))
+
+
 def options(values):
     return [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
 
 
 def last_error(directory):
-    return State.read(directory / "last.state").position["history"][-1]["test_error"]
+    return State.read(directory / "last.state").progress["history"][-1]["test_error"]
 
 
 def test_two_devices_and_two_workers_reach_the_error_of_one_device(tmp_path):
@@ -162,8 +167,8 @@ def test_two_devices_and_two_workers_reach_the_error_of_one_device(tmp_path):
     weights = tmp_path / "start" / "last.params"
 
     def train(name, contexts, recipe, init=None):
-        loop = prepare.begin(config.make({**DIGITS, **recipe}), tmp_path / name, prepare.Circumstances(contexts), init)
-        assert loop.go() == 0
+        loop = prepare.start(config.make({**DIGITS, **recipe}), tmp_path / name, on(contexts), init)
+        assert loop.run() == 0
         return last_error(tmp_path / name)
 
     start = train("start", ONE, wild)
@@ -188,8 +193,8 @@ def test_a_run_of_two_workers_is_interrupted_as_a_whole_and_goes_on_elsewhere(tm
             code, _, err = ended(process)
             assert code == 143, err
             assert f"to go on: python train.py --resume {run}" in err
-    loop = prepare.resume(run, prepare.Circumstances(TWO))
-    assert loop.position.epochs == 1
-    assert 0 < loop.position.batches < loop.batches
-    assert loop.go() == 0
-    assert [row.epoch for row in loop.position.history.rows] == [1, 2]
+    loop = prepare.resume(run, on(TWO))
+    assert loop.progress.epochs == 1
+    assert 0 < loop.progress.batches < loop.batches
+    assert loop.run() == 0
+    assert [row.epoch for row in loop.progress.history.rows] == [1, 2]

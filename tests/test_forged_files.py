@@ -22,7 +22,7 @@ from pydmobilenet.data import archives, cifar, imagenet32, pickles
 from pydmobilenet.errors import BadFileError, UserError
 from pydmobilenet.training import config
 from pydmobilenet.training.checkpoint import State
-from pydmobilenet.training.loop import Position
+from pydmobilenet.training.loop import Progress
 
 FILES = 150  # of each format
 
@@ -306,24 +306,24 @@ def test_what_does_not_describe_a_run_is_refused(content, tmp_path):
         {"history": []},
         {"history": [[]]},
         {"history": 3},
-        {"history": [{**fuzzing.position()["history"][0], "epoch": 2}]},
-        {"history": [{**fuzzing.position()["history"][0], "epoch": True}]},
-        {"history": [{**fuzzing.position()["history"][0], "test_error": "40"}]},
-        {"history": [{**fuzzing.position()["history"][0], "test_error": 140}]},
-        {"history": [{**fuzzing.position()["history"][0], "test_error": 10**400}]},
-        {"history": [{**fuzzing.position()["history"][0], "seconds": math.nan}]},
+        {"history": [{**fuzzing.progress()["history"][0], "epoch": 2}]},
+        {"history": [{**fuzzing.progress()["history"][0], "epoch": True}]},
+        {"history": [{**fuzzing.progress()["history"][0], "test_error": "40"}]},
+        {"history": [{**fuzzing.progress()["history"][0], "test_error": 140}]},
+        {"history": [{**fuzzing.progress()["history"][0], "test_error": 10**400}]},
+        {"history": [{**fuzzing.progress()["history"][0], "seconds": math.nan}]},
         {"colour": 1},
     ],
 )
-def test_a_forged_position_is_refused(change):
+def test_forged_progress_is_refused(change):
     with pytest.raises(BadFileError, match="the state is damaged, or of another version"):
-        Position.restored({**fuzzing.position(), **change}, fuzzing.CONFIG, images=16)
-    assert Position.restored(fuzzing.position(), fuzzing.CONFIG, images=16).plain() == fuzzing.position()
+        Progress.from_dict({**fuzzing.progress(), **change}, fuzzing.CONFIG, images=16)
+    assert Progress.from_dict(fuzzing.progress(), fuzzing.CONFIG, images=16).to_dict() == fuzzing.progress()
 
 
 @pytest.mark.parametrize("array", [np.array([np.nan], np.float32), np.array([1]), np.array([1.0]), np.array([1e300])])
 def test_a_state_of_other_numbers_is_refused(array, tmp_path):
-    State({"w": array}, {}, fuzzing.position()).write(tmp_path / "last.state")
+    State({"w": array}, {}, fuzzing.progress()).write(tmp_path / "last.state")
     with pytest.raises(BadFileError, match=r"last\.state is no state of a run"):
         State.read(tmp_path / "last.state")
 

@@ -15,10 +15,10 @@ from test_train_command import DIGITS, assert_mistake, make_folder, options, run
 from pydmobilenet.checkpoints import params
 from pydmobilenet.data import Dataset, get_task
 from pydmobilenet.errors import EngineError
-from pydmobilenet.gluon.trainer import Score
-from pydmobilenet.gluon.workers import Workers
+from pydmobilenet.gluon import trainer
 from pydmobilenet.training import config, loop, prepare
 from pydmobilenet.training.checkpoint import Run, State
+from pydmobilenet.training.trainer import Score
 
 pytestmark = pytest.mark.instruction_sets
 
@@ -44,16 +44,16 @@ def recipe(small, model=ADD, **values):
     return config.make(made)
 
 
-ON = prepare.Circumstances([mx.cpu()])
+ON = prepare.RunOptions(functools.partial(trainer.make, contexts=[mx.cpu()]))
 
 
 def trained(made, directory):
     """The code and the content of a run that is begun, or goes on, in a directory."""
-    run = prepare.resume(directory, ON) if made is None else prepare.begin(made, directory, ON)
+    run = prepare.resume(directory, ON) if made is None else prepare.start(made, directory, ON)
     try:
-        return run.go(), content(directory)
+        return run.run(), content(directory)
     finally:
-        run.run.lock.release()
+        run.output.lock.release()
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def left_alone(small, tmp_path_factory):
     return train
 
 
-ACCUMULATING = {"model": "pyd-concat-11-0.125", "accumulate": 2}
+ACCUMULATING = {"model": "pyd-concat-11-0.125", "accumulation_steps": 2}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_a_signal_lets_the_update_end_and_the_run_goes_on_exactly(
     values, place, small, tmp_path, quick, at_update, left_alone
 ):
     made = recipe(small, **values)
-    updates = 24 // (4 * made.accumulate)
+    updates = 24 // (4 * made.accumulation_steps)
     last = {"first": 1, "middle": updates + updates // 2, "last of an epoch": updates}[place]
     at_update(last, lambda: os.kill(os.getpid(), signal.SIGTERM))
     handler = signal.getsignal(signal.SIGTERM)
@@ -120,9 +120,9 @@ def test_a_signal_lets_the_update_end_and_the_run_goes_on_exactly(
     assert code == 143
     assert signal.getsignal(signal.SIGTERM) is handler
     done = last + (place == "last of an epoch")  # the epoch is finished first, with all that is written at its end
-    position = found["position"]
-    assert (position["epochs"], position["batches"]) == (done // updates, done % updates * made.accumulate)
-    assert position["images"] == position["batches"] * 4
+    progress = found["progress"]
+    assert (progress["epochs"], progress["batches"]) == (done // updates, done % updates * made.accumulation_steps)
+    assert progress["images"] == progress["batches"] * 4
     code, found = trained(None, tmp_path / "run")
     assert code == 0
     assert_same(found, left_alone(made))
@@ -153,8 +153,8 @@ def test_what_is_saved_now_and_then_inside_an_epoch_is_gone_on_from(
     at_update(update, kill)
     with pytest.raises(Killed):
         trained(made, tmp_path / "run")
-    position = State.read(tmp_path / "run" / "last.state").position
-    assert 6 * position["epochs"] + position["batches"] == update - 1  # all that was done before
+    progress = State.read(tmp_path / "run" / "last.state").progress
+    assert 6 * progress["epochs"] + progress["batches"] == update - 1  # all that was done before
     code, found = trained(None, tmp_path / "run")
     assert code == 0
     assert_same(found, left_alone(made))
@@ -181,7 +181,7 @@ def test_killed_between_the_save_and_the_show_a_run_shows_the_epoch_again(
         patch.setattr(loop, shown, functools.partial(killed_at, work=getattr(loop, shown)))
         with pytest.raises(Killed):
             trained(made, tmp_path / "run")
-    assert State.read(tmp_path / "run" / "last.state").position["epochs"] == epoch  # nothing of it is lost
+    assert State.read(tmp_path / "run" / "last.state").progress["epochs"] == epoch  # nothing of it is lost
     assert len(rows(tmp_path / "run" / "history.csv")) == epoch - 1
     drawn.clear()
     code, found = trained(None, tmp_path / "run")
@@ -225,7 +225,7 @@ def test_a_second_interruption_ends_at_once(small, tmp_path, quick, at_update, i
     answer = inside("--config", DIGITS, *values, "--output", tmp_path / "run")
     assert answer.returncode == 130
     assert answer.stderr.splitlines()[-1] == "train.py: interrupted"
-    assert State.read(tmp_path / "run" / "last.state").position["batches"] == 0
+    assert State.read(tmp_path / "run" / "last.state").progress["batches"] == 0
 
 
 def break_the_engine():
@@ -248,7 +248,7 @@ def test_what_an_engine_throws_is_one_line_and_the_run_goes_on_from_its_last_che
     if update == 1:  # it never began
         assert list(tmp_path.iterdir()) == []
         return
-    assert State.read(tmp_path / "run" / "last.state").position["epochs"] == (update > 6)
+    assert State.read(tmp_path / "run" / "last.state").progress["epochs"] == (update > 6)
     code, found = trained(None, tmp_path / "run")
     assert code == 0
     assert_same(found, left_alone(made))
@@ -256,9 +256,9 @@ def test_what_an_engine_throws_is_one_line_and_the_run_goes_on_from_its_last_che
 
 def test_a_run_that_was_there_before_stays_whatever_the_engine_does(small, tmp_path, quick, at_update, left_alone):
     made = recipe(small)
-    prepare.begin(made, tmp_path / "run", ON).run.lock.release()  # and is killed before its first update
+    prepare.start(made, tmp_path / "run", ON).output.lock.release()  # and is killed before its first update
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prepare.Learner, "learn", lambda *_: break_the_engine() or mx.nd.waitall())
+        patch.setattr(trainer.GluonTrainer, "train_step", lambda *_: break_the_engine() or mx.nd.waitall())
         with pytest.raises(EngineError, match="MXNet has failed"):
             trained(None, tmp_path / "run")
     code, found = trained(None, tmp_path / "run")
@@ -304,7 +304,7 @@ def test_of_two_runs_with_one_output_the_first_is_trained_and_the_other_told(
 
     def faster(*arguments):  # when all has been checked, another process makes the directory
         monkeypatch.setattr(prepare.schedule, "make", make)
-        first.append(prepare.begin(made, directory, ON))
+        first.append(prepare.start(made, directory, ON))
         return make(*arguments)
 
     monkeypatch.setattr(prepare.schedule, "make", faster)
@@ -312,38 +312,41 @@ def test_of_two_runs_with_one_output_the_first_is_trained_and_the_other_told(
     answer = inside("--config", DIGITS, *values, "--output", directory)
     assert_mistake(answer, f"{directory} exists already: --resume {directory} goes on with it")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert first[0].go() == 0
-    assert State.read(directory / "last.state").position["epochs"] == 2
+    assert first[0].run() == 0
+    assert State.read(directory / "last.state").progress["epochs"] == 2
 
 
 def test_train_py_does_not_go_on_with_a_run_that_another_process_is_at(small, tmp_path, inside):
     made = recipe(small)
-    begun = prepare.begin(made, tmp_path / "run", ON)
+    begun = prepare.start(made, tmp_path / "run", ON)
     before = listing(tmp_path / "run")
     assert_mistake(inside("--resume", tmp_path / "run"), f"another process is training in {tmp_path / 'run'}")
     assert listing(tmp_path / "run") == before
-    begun.run.lock.release()
+    begun.output.lock.release()
 
 
 class Stub:
-    """In the place of a learner: every epoch is like the other, until the parameters of one are not finite."""
+    """A trainer: every epoch is like the other, until the parameters of one are not finite."""
 
-    workers = Workers()
+    rank, world_size = 0, 1
 
     def __init__(self, config, bad):
         self.config, self.bad, self.passes = config, bad, 0
 
-    def learn(self, images, targets, learning_rate):
+    def train_step(self, images, targets, learning_rate):
         self.passes += 1
         return lambda: Score(1.0, 1, len(images))
 
-    def agree(self):
+    def sync_batch_norm(self):
         pass
 
     def evaluate(self, dataset):
         return Score(1.0, 1, len(dataset))
 
-    def arrays(self):
+    def all_reduce(self, values):
+        return values
+
+    def state(self):
         return {"w": np.array([np.nan if self.passes >= self.bad else self.passes], np.float32)}, {}
 
 
@@ -351,13 +354,13 @@ def test_an_epoch_whose_parameters_are_not_finite_leaves_no_trace(tmp_path, quic
     images = np.zeros((8, 3, 32, 32), np.uint8)
     dataset = Dataset(get_task("digits"), "train", images, np.zeros(8, int), False, "nowhere")
     made = config.make({**config.read(DIGITS), "model": ADD, "epochs": 5, "batch_size": 4})
-    position = loop.Position()
-    state = State({"w": np.zeros(1, np.float32)}, {}, position.plain())
+    progress = loop.Progress()
+    state = State({"w": np.zeros(1, np.float32)}, {}, progress.to_dict())
     run = Run.create(tmp_path / "run", config.text(made), state, {"model": ADD, "dataset": "digits"})
-    training = loop.Loop(Stub(made, bad=5), dataset, dataset, lambda update: 0.1, position, run)
+    training = loop.Loop(Stub(made, bad=5), dataset, dataset, lambda update: 0.1, progress, run)
     with pytest.raises(loop.Diverged, match="a parameter is no longer finite in epoch 3; the last checkpoint is kept"):
-        training.go()
-    assert run.state().position["epochs"] == 2
+        training.run()
+    assert run.state().progress["epochs"] == 2
     assert run.state().parameters["w"] == 4
     assert params.read(run.directory / "last.params")["w"] == 4
     assert len(rows(run.directory / "history.csv")) == 2  # what it says is what there is

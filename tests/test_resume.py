@@ -16,14 +16,15 @@ import pytest
 from test_checkpoint import listing
 from test_train_command import DIGITS, assert_mistake, make_folder, options, process, runner
 
-from pydmobilenet.training import prepare
+from pydmobilenet import catalog, zoo
+from pydmobilenet.training import config
 from pydmobilenet.training.checkpoint import State
 
 pytestmark = pytest.mark.instruction_sets
 
 ADD = "pyd-add-11-0.125"
 EPOCHS = 5
-RECIPE = {"batch_size": 8, "mixup": 0.2, "plain_epochs": 1, "warmup_epochs": 1.5, "seed": 5}
+RECIPE = {"batch_size": 8, "mixup": 0.2, "mixup_off_epochs": 1, "warmup_epochs": 1.5, "seed": 5}
 LIMIT = 240  # seconds for any one process
 
 
@@ -47,16 +48,16 @@ def deterministic(rows):
 
 
 def content(directory):
-    """All that two runs of the same recipe have in common: arrays and files as bytes, position, metadata."""
+    """All that two runs of the same recipe have in common: arrays and files as bytes, progress, metadata."""
     assert not list(directory.glob("**/*.part"))
     state = State.read(directory / "last.state")
-    position = {key: value for key, value in state.position.items() if key != "seconds"}
+    progress = {key: value for key, value in state.progress.items() if key != "seconds"}
     metadata = json.loads((directory / "run.json").read_text())
     return {
         **{f"parameter {name}": array.tobytes() for name, array in state.parameters.items()},
         **{f"momentum {name}": array.tobytes() for name, array in state.momentum.items()},
         **{path.name: path.read_bytes() for path in directory.glob("*.params")},
-        "position": {**position, "history": deterministic(position["history"])},
+        "progress": {**progress, "history": deterministic(progress["history"])},
         "history.csv": deterministic(rows(directory / "history.csv")),
         "config": (directory / "config.yaml").read_bytes(),
         "metadata": {
@@ -134,7 +135,7 @@ def test_killed_at_three_random_moments_a_run_ends_with_the_same_bits(undisturbe
             select.select([run.stdout], [], [], moment % 1 * seconds)  # at the latest when the next epoch is told of
             run.kill()
             assert run.wait() == -signal.SIGKILL
-        finished = State.read(directory / "last.state").position["epochs"]
+        finished = State.read(directory / "last.state").progress["epochs"]
         assert int(moment) <= finished < EPOCHS
     finish("--resume", directory)
     assert_same(content(directory), content(expected))
@@ -155,8 +156,8 @@ def test_interrupted_and_terminated_in_an_epoch_a_run_ends_with_the_same_bits(un
         assert line == "train.py: interrupted"
         assert shlex.split(command) == ["python", "train.py", "--resume", str(directory)]
         state = State.read(directory / "last.state")
-        assert state.position["epochs"] >= epoch
-        assert 0 < state.position["batches"] < 64 // 8  # in the middle of an epoch, whose steps are not lost
+        assert state.progress["epochs"] >= epoch
+        assert 0 < state.progress["batches"] < 64 // 8  # in the middle of an epoch, whose steps are not lost
         arguments = ["--resume", directory]
     finish(*arguments)
     assert_same(content(directory), content(expected))
@@ -172,6 +173,44 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(undisturbed, tmp_path, in
     after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in directory.iterdir()}
     after[".lock"] = before[".lock"]
     assert after == before
+
+
+def with_keys_of_before(directory):
+    """A run's directory as an earlier version has left it."""
+    path, metadata = directory / "config.yaml", json.loads((directory / "run.json").read_text())
+    text, begun = path.read_text(), metadata["config"]
+    for old, new in config.OLD_KEYS.items():
+        assert f"\n{new}: " in text
+        text = text.replace(f"\n{new}: ", f"\n{old}: ")
+        begun[old] = begun.pop(new)
+    path.write_text(text)
+    (directory / "run.json").write_text(json.dumps(metadata))
+
+
+def test_a_run_with_the_keys_of_before_goes_on_with_the_same_bits(undisturbed, beginning, tmp_path):
+    directory = tmp_path / "run"
+    with started(*beginning, "--output", directory) as run:
+        until(run.stdout, "epoch 2/")
+        run.terminate()
+        run.communicate()
+        assert run.returncode == 143
+    with_keys_of_before(directory)
+    finish("--resume", directory, "--plain-epochs", RECIPE["mixup_off_epochs"])
+    found, expected = content(directory), content(undisturbed[0])
+    for each in (found, expected):
+        del each["config"]
+        each["metadata"].pop("config")
+    assert_same(found, expected)
+
+
+def test_an_old_and_a_new_name_of_a_key_in_one_run_are_refused(undisturbed, tmp_path, inside):
+    directory = tmp_path / "run"
+    shutil.copytree(undisturbed[0], directory)
+    metadata = json.loads((directory / "run.json").read_text())
+    metadata["config"]["accumulate"] = 1
+    (directory / "run.json").write_text(json.dumps(metadata))
+    words = "run.json: accumulate is the old name of accumulation_steps: leave out accumulate"
+    assert_mistake(inside("--resume", directory), words)
 
 
 def cut_short(path):
@@ -190,10 +229,10 @@ def an_array(path):
 
 
 def of_another_model(path):
-    net = prepare.zoo.build(prepare.catalog.parse_name("resnet-11-0.25"), "digits")
+    net = zoo.build(catalog.parse_name("resnet-11-0.25"), "digits")
     net.initialize()
     parameters = {name: each.data().asnumpy() for name, each in net._collect_params_with_prefix().items()}
-    State(parameters, {}, State.read(path).position).write(path)
+    State(parameters, {}, State.read(path).progress).write(path)
 
 
 @pytest.mark.parametrize(

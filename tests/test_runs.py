@@ -1,8 +1,10 @@
 """A run describes itself: it is used, and gone on with, as it says, whatever has become of its data."""
 
+import functools
 import json
 import shutil
 
+import mxnet as mx
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -218,12 +220,14 @@ def interrupted(original, tmp_path):
     folder, run = tmp_path / "photos", tmp_path / "run"
     shutil.copytree(original[0], folder)
     with pytest.MonkeyPatch.context() as patch:
+        from pydmobilenet.gluon import trainer
         from pydmobilenet.training import loop, prepare
 
         patch.chdir(tmp_path)
         patch.setattr(loop, "draw", lambda *_: None)
         recipe = prepare.read_config(original[1])
-        training = prepare.begin(recipe, run, prepare.Circumstances([pydmobilenet.zoo.mx.cpu()], quiet=True))
+        make_trainer = functools.partial(trainer.make, contexts=[mx.cpu()])
+        training = prepare.start(recipe, run, prepare.RunOptions(make_trainer, quiet=True))
         finish, patched = training._finish_epoch, []
 
         def finish_two():
@@ -234,8 +238,8 @@ def interrupted(original, tmp_path):
 
         patch.setattr(training, "_finish_epoch", finish_two)
         with pytest.raises(KeyboardInterrupt):
-            training.go()
-        training.run.lock.release()
+            training.run()
+        training.output.lock.release()
     return folder, run
 
 

@@ -25,7 +25,7 @@ from pydmobilenet.training.loop import Loop
 
 DIGITS = ROOT / "configs" / "digits.yaml"
 MODEL = "pyd-add-11-0.125"
-TINY = {"epochs": 4, "batch_size": 8, "warmup_epochs": 1.5, "mixup": 0.2, "plain_epochs": 1, "learning_rate": 0.05}
+TINY = {"epochs": 4, "batch_size": 8, "warmup_epochs": 1.5, "mixup": 0.2, "mixup_off_epochs": 1, "learning_rate": 0.05}
 
 
 def make_folder(root, classes="abcd", train=10, test=6):
@@ -179,7 +179,10 @@ def of_another_model(tmp_path):
         (["--kvstore", "dist_sync"], "kvstore 'dist_sync' needs a scheduler, a server and the other workers"),
         (["--dtype", "float16", "--device", "cpu"], "dtype 'float16' needs a GPU (allowed on a CPU: float32)"),
         (["--batch-size", "2000"], "is more than the 1437 training images; nearest: batch_size 1437"),
-        (["--batch-size", "200", "--accumulate", "8"], "more than the 1437 training images; nearest: batch_size 179"),
+        (
+            ["--batch-size", "200", "--accumulation-steps", "8"],
+            "more than the 1437 training images; nearest: batch_size 179",
+        ),
         (["-d", "cifar10"], "the train images of CIFAR-10 are not in "),
         (["-d", "imagenet32"], "no free address"),
         (
@@ -239,7 +242,7 @@ def test_last_and_best_and_every_second_epoch_are_kept(finished):
         "run.json",
     ]
     state = State.read(directory / "last.state")
-    rows = state.position["history"]
+    rows = state.progress["history"]
     best = min(rows, key=lambda row: row["test_error"])
     metadata = json.loads((directory / "run.json").read_text())
     kept = {"last.params": 4, "best.params": best["epoch"], "epoch-0002.params": 2, "epoch-0004.params": 4}
@@ -376,7 +379,7 @@ def test_when_what_is_printed_finds_no_room_the_epoch_is_saved_all_the_same(fold
         answer = train("--config", DIGITS, *recipe, "--output", tmp_path / "run", stdout=full)
     assert answer.returncode == 2
     assert answer.stderr.splitlines()[-1] == "train.py: error: [Errno 28] No space left on device"
-    assert State.read(tmp_path / "run" / "last.state").position["epochs"] == 1
+    assert State.read(tmp_path / "run" / "last.state").progress["epochs"] == 1
 
 
 def test_a_quiet_run_prints_its_errors_alone_and_a_verbose_one_its_configuration(folder, tmp_path, inside):
@@ -396,5 +399,5 @@ def test_half_precision_learns_on_a_gpu_and_goes_on(model, tmp_path):
     values = {"model": model, "dataset": "digits", "dtype": "float16", "epochs": 3, "device": "gpu"}
     answer = train("--config", DIGITS, *options(values), "--output", tmp_path / "run")
     assert answer.returncode == 0, answer.stderr
-    assert State.read(tmp_path / "run" / "last.state").position["history"][-1]["test_error"] < 40
+    assert State.read(tmp_path / "run" / "last.state").progress["history"][-1]["test_error"] < 40
     assert train("--resume", tmp_path / "run", "--device", "gpu").returncode == 0

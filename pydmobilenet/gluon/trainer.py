@@ -1,9 +1,9 @@
-"""A network that learns: gradients on one or several devices and machines, optimiser, evaluation. Knows MXNet."""
+"""Training with Gluon: gradients on one or several devices and machines, the optimiser, evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
@@ -11,10 +11,13 @@ from mxnet import gluon, nd
 from mxnet.contrib import amp
 from mxnet.gluon.block import HybridBlock
 
-from ..data import Dataset, batches
+from .. import catalog, zoo
+from ..checkpoints import weights
+from ..data import Dataset, Task, batches
 from ..engine import batch_size, predictor
-from ..errors import BadFileError, InvalidValueError
+from ..errors import BadFileError, UnusableError
 from ..training.config import Config
+from ..training.trainer import Score, check_split, cross_entropy
 from ..validation import count_wrong
 from . import step
 from .inference import fuse
@@ -25,46 +28,75 @@ LOSS_SCALE, SCALER_FIELDS = "loss scale", ("_loss_scale", "_next_loss_scale", "_
 INITIALISERS = {"msra": mx.init.MSRAPrelu, "xavier": mx.init.Xavier}
 
 
-class Score(NamedTuple):
-    """Summed losses and the number of wrong answers, of so many images."""
+def make(config: Config, task: Task, contexts: Sequence[mx.Context], kvstore: str = "local") -> GluonTrainer:
+    """A trainer with fresh parameters on these devices, beside other workers if `kvstore` is ``dist_sync``.
 
-    loss: float
-    wrong: int
-    images: int
+    Raises InvalidValueError and UnusableError for what this machine cannot do.
+    """
+    workers = Workers(kvstore)
+    if config.dtype == "float16":
+        if any(context.device_type != "gpu" for context in contexts):
+            raise UnusableError("dtype 'float16' needs a GPU (allowed on a CPU: float32)")
+        amp.init()  # before the network is made
+    net = zoo.build(catalog.parse_name(config.model), config.dataset, task.outputs)
+    initialize(net, config, contexts)
+    return GluonTrainer(net, config, contexts, workers)
 
 
-class Learner:
-    """A network under training, the same on each of the `contexts` and on each of the `workers`.
+def initialize(net: HybridBlock, config: Config, contexts: Sequence[mx.Context]) -> None:
+    """Draw the parameters; the same seed draws the same ones on every device."""
+    mx.random.seed(config.seed)
+    net.initialize(INITIALISERS[config.initialiser](), ctx=list(contexts))
+    if any(0 in (each.shape or (0,)) for each in net.collect_params().values()):  # GluonCV's, that wait for an image
+        for context in contexts:
+            net(mx.nd.zeros((1, 3, 32, 32), ctx=context))
 
-    Every pass takes a batch of this worker, split evenly over its devices; the gradients of all devices and workers
-    are summed before an update.
+
+class GluonTrainer:
+    """The `Trainer` of Gluon: a network that is the same on each of the `contexts` and on each of the `workers`.
+
+    Each pass takes this worker's share of a batch and splits it evenly over the devices. The gradients of all devices
+    and workers are summed before an update.
     """
 
     def __init__(self, net: HybridBlock, config: Config, contexts: Sequence[mx.Context], workers: Workers):
         check_split(config, len(contexts), workers.size)
         self.net, self.config, self.contexts, self.workers = net, config, list(contexts), workers
         self.parameters = net._collect_params_with_prefix()
-        # In the order of their names, which is the trainer's.
+        # In the order of their names, which is gluon.Trainer's.
         self.trained = {name: each for name, each in sorted(self.parameters.items()) if each.grad_req != "null"}
         for name, parameter in self.trained.items():
             if not (config.decay_norm_and_bias or name.endswith(".weight")):
                 parameter.wd_mult = 0.0
-            if config.accumulate > 1:
+            if config.accumulation_steps > 1:
                 parameter.grad_req = "add"
         options = {"learning_rate": config.learning_rate, "momentum": config.momentum, "wd": config.weight_decay}
         kvstore = workers.kvstore or ("device" if len(self.contexts) > 1 else None)
         # Each worker updates its own copy: the server would want an optimiser pickled to it.
-        self.trainer = gluon.Trainer(self.trained, "nag", options, kvstore=kvstore, update_on_kvstore=False)
+        self.optimizer = gluon.Trainer(self.trained, "nag", options, kvstore=kvstore, update_on_kvstore=False)
         if config.dtype == "float16":
-            amp.init_trainer(self.trainer)
-        self.scaler = getattr(self.trainer, "_amp_loss_scaler", None)
+            amp.init_trainer(self.optimizer)
+        self.scaler = getattr(self.optimizer, "_amp_loss_scaler", None)
         loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
         self.step = {context: step.make(net, loss, context) for context in self.contexts}
         self.passes = 0  # since the last update
 
-    def learn(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> Callable[[], Score]:
-        """A forward and backward pass, and an update if it is due. Nothing waits for the devices to finish but the
-        function that is returned: the score of the whole batch, over all devices and workers.
+    @property
+    def rank(self) -> int:
+        return self.workers.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.workers.size
+
+    @property
+    def device(self) -> str:
+        return ", ".join(map(str, self.contexts))
+
+    def train_step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> Callable[[], Score]:
+        """Do a forward and a backward pass, and an update if it is due.
+
+        The function returned is the only one that waits for the devices. It gives the score of the whole batch.
         """
         reports = []
         scale = self.scaler.loss_scale if self.scaler else 1.0
@@ -75,54 +107,58 @@ class Learner:
             wrong = logits.argmax(axis=1) != y.argmax(axis=1)
             reports.append(nd.stack(losses.sum().reshape(1), wrong.sum().reshape(1)).reshape(2))
         self.passes += 1
-        if self.passes == self.config.accumulate:
-            self.trainer.set_learning_rate(learning_rate)
+        if self.passes == self.config.accumulation_steps:
+            self.optimizer.set_learning_rate(learning_rate)
             if self.scaler:
-                self.trainer._scale = 1 / scale
-            self.trainer.step(self.config.batch_size * self.config.accumulate)
-            if self.config.accumulate > 1:
+                self.optimizer._scale = 1 / scale
+            self.optimizer.step(self.config.batch_size * self.config.accumulation_steps)
+            if self.config.accumulation_steps > 1:
                 for parameter in self.trained.values():
                     parameter.zero_grad()
             self.passes = 0
 
         def read() -> Score:
-            total = self.workers.sum(np.sum([report.asnumpy() for report in reports], axis=0))
+            total = self.all_reduce(np.sum([report.asnumpy() for report in reports], axis=0))
             return Score(float(total[0]), int(total[1]), self.config.batch_size)
 
         return read
 
-    def agree(self) -> None:
-        """Give all devices and workers the same moving statistics, the mean of theirs. Nothing else differs."""
+    def sync_batch_norm(self) -> None:
+        """Set the moving statistics to their mean over all devices and workers. Nothing else differs."""
         self._wait()
         moving = [each for each in self.parameters.values() if each.grad_req == "null"]
-        if len(self.contexts) * self.workers.size == 1 or not moving:
+        if len(self.contexts) * self.world_size == 1 or not moving:
             return
         local = sum(np.concatenate([each.data(ctx).asnumpy().ravel() for each in moving]) for ctx in self.contexts)
-        mean = self.workers.sum(local) / (len(self.contexts) * self.workers.size)
+        mean = self.all_reduce(local) / (len(self.contexts) * self.world_size)
         ends = np.cumsum([np.prod(each.shape) for each in moving])[:-1].astype(int)
         for parameter, values in zip(moving, np.split(mean, ends)):
             parameter.set_data(nd.array(values.reshape(parameter.shape)))
 
     def evaluate(self, dataset: Dataset) -> Score:
-        """The score on a whole data set, each worker taking its share of the images."""
+        """The score on a whole data set, of which each worker takes its share."""
         self._wait()
         context = self.contexts[0]
         # Of a network in half precision, the literal graph: it has casts of its own.
         predict = predictor(self.net if self.config.dtype == "float16" else fuse(self.net), context)
         loss = wrong = 0
-        share = {"part": self.workers.rank, "parts": self.workers.size}
+        share = {"part": self.rank, "parts": self.world_size}
         for images, labels in batches(dataset, batch_size(context), train=False, **share, threads=1):
             logits = predict(images).astype(np.float64)
             loss += cross_entropy(logits, labels)
             wrong += count_wrong(logits, labels)[0]
-        loss, wrong = self.workers.sum(np.array([loss, wrong]))
+        loss, wrong = self.all_reduce(np.array([loss, wrong]))
         return Score(float(loss), int(wrong), len(dataset))
 
-    def arrays(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def all_reduce(self, values: np.ndarray) -> np.ndarray:
+        """The sum of the values of all workers, in float32 if there are several."""
+        return self.workers.sum(values)
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """The parameters and the momentum, by structural name."""
         self._wait()
         parameters = {name: each.list_data()[0].asnumpy() for name, each in self.parameters.items()}
-        states = self.trainer._updaters[0].states
+        states = self.optimizer._updaters[0].states
         momentum = {
             name: states[index].asnumpy() for index, name in enumerate(self.trained) if states.get(index) is not None
         }
@@ -130,12 +166,8 @@ class Learner:
             momentum[LOSS_SCALE] = np.array([getattr(self.scaler, name) for name in SCALER_FIELDS])
         return parameters, momentum
 
-    def _wait(self) -> None:
-        """Let the last backward pass end: MXNet does not know that it still writes the moving statistics."""
-        mx.nd.waitall()
-
-    def restore(self, parameters: dict[str, np.ndarray], momentum: dict[str, np.ndarray]) -> None:
-        """Go back to what `arrays` has given. Raises BadFileError where it is of another network."""
+    def load_state(self, parameters: Mapping[str, np.ndarray], momentum: Mapping[str, np.ndarray]) -> None:
+        """Go back to what `state` gave. Raises BadFileError for the state of another network."""
         momentum = dict(momentum)
         scale = momentum.pop(LOSS_SCALE, None)
         moved = _shapes(momentum)  # of none before the first update, and without momentum
@@ -146,7 +178,7 @@ class Learner:
                 setattr(self.scaler, name, value)
         for name, array in parameters.items():
             self.parameters[name].set_data(nd.array(array, dtype=array.dtype))
-        for updater, context in zip(self.trainer._updaters, self.contexts):
+        for updater, context in zip(self.optimizer._updaters, self.contexts):
             updater.states.clear()
             updater.states_synced.clear()
             for index, name in enumerate(self.trained):
@@ -154,24 +186,14 @@ class Learner:
                     updater.states[index] = nd.array(momentum[name], context)
                     updater.states_synced[index] = True
 
+    def load_weights(self, path: Path, other_head: bool = False) -> bool:
+        """Load the parameters of a file. Returns whether the dense layer kept its own: the file's had another size."""
+        return weights.load(self.net, path, other_head)
+
+    def _wait(self) -> None:
+        """Let the last backward pass end: MXNet does not know that it still writes the moving statistics."""
+        mx.nd.waitall()
+
 
 def _shapes(arrays: Mapping[str, np.ndarray | gluon.Parameter]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(array.shape) for name, array in arrays.items()}
-
-
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The summed losses of logits (N, outputs) for labels (N,)."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
-    return float((np.log(np.exp(shifted).sum(axis=1)) - own).sum())
-
-
-def check_split(config: Config, devices: int, workers: int) -> None:
-    """Raises InvalidValueError unless every device gets the same number of images, at least one."""
-    shares = devices * workers
-    if config.batch_size % shares:
-        nearest = max(1, round(config.batch_size / shares)) * shares
-        raise InvalidValueError(
-            f"batch_size is {config.batch_size} (allowed: a multiple of {shares}, for {workers} worker(s) with "
-            f"{devices} device(s) each; nearest: {nearest})"
-        )

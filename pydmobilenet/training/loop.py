@@ -1,4 +1,4 @@
-"""The training loop: epochs, checkpoints, signals, and what one sees. Knows no MXNet."""
+"""The training loop of every engine: epochs, checkpoints, signals, and what is shown of them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from ..data import Dataset, batches
 from ..errors import BadFileError, InvalidValueError, UserError, of_engine
-from ..gluon.trainer import Learner, Score
 from . import mixup
 from .checkpoint import Run, State
 from .config import Config
 from .history import Epoch, Events, History, csv_text, draw, write_csv
+from .trainer import Score, Trainer
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAVE_SECONDS = 600.0  # what a crash in the middle of a long epoch may cost
@@ -32,8 +32,8 @@ class Diverged(UserError):
 
 
 @dataclass
-class Position:
-    """Where a run stands: so many `epochs` are finished, and `batches` of the one under way, with their sums."""
+class Progress:
+    """How far a run has come: finished `epochs`, and `batches` done of the current epoch, with the sums over these."""
 
     epochs: int = 0
     batches: int = 0
@@ -48,70 +48,70 @@ class Position:
         self.wrong += score.wrong
         self.images += score.images
 
-    def plain(self) -> dict[str, object]:
-        """As JSON can hold it."""
+    def to_dict(self) -> dict[str, object]:
+        """The fields for JSON."""
         return {**vars(self), "history": self.history.to_dicts()}
 
     @classmethod
-    def restored(cls, plain: dict, config: Config, images: int) -> Position:
-        """What `plain` has given, of a run with so many training images. Raises BadFileError for anything else."""
-        epochs, batches = config.epochs, updates_per_epoch(config, images) * config.accumulate
+    def from_dict(cls, values: dict, config: Config, images: int) -> Progress:
+        """What `to_dict` gave, in a run with so many training images. Raises BadFileError for anything else."""
+        epochs, batches = config.epochs, updates_per_epoch(config, images) * config.accumulation_steps
         try:
-            position = cls(**{**plain, "history": History.from_dicts(plain["history"], epochs)})
-            counts = (position.epochs, position.batches, position.wrong, position.images)
+            progress = cls(**{**values, "history": History.from_dicts(values["history"], epochs)})
+            counts = (progress.epochs, progress.batches, progress.wrong, progress.images)
             if not all(type(count) is int and count >= 0 for count in counts):
                 raise ValueError("it counts something other than whole numbers")
-            for total in (position.loss, position.seconds):
+            for total in (progress.loss, progress.seconds):
                 if type(total) not in (int, float) or not math.isfinite(total):
                     raise ValueError("a sum is no number")
-            if position.seconds < 0:
+            if progress.seconds < 0:
                 raise ValueError("it took less than no time")
-            if not len(position.history.rows) == position.epochs <= epochs:
-                raise ValueError(f"{position.epochs} of {epochs} epochs cannot be finished")
-            if position.batches >= batches or position.batches % config.accumulate:
-                raise ValueError(f"{position.batches} of an epoch's {batches} batches cannot be done")
-            if position.images != position.batches * config.batch_size or position.wrong > position.images:
-                raise ValueError(f"{position.wrong} of {position.images} images cannot be wrong")
-            return position
+            if not len(progress.history.rows) == progress.epochs <= epochs:
+                raise ValueError(f"{progress.epochs} of {epochs} epochs cannot be finished")
+            if progress.batches >= batches or progress.batches % config.accumulation_steps:
+                raise ValueError(f"{progress.batches} of an epoch's {batches} batches cannot be done")
+            if progress.images != progress.batches * config.batch_size or progress.wrong > progress.images:
+                raise ValueError(f"{progress.wrong} of {progress.images} images cannot be wrong")
+            return progress
         except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise BadFileError(f"the state is damaged, or of another version: {error}") from None
 
 
 class Loop:
-    """One run, from wherever it stands to its end.
+    """Trains a network from where its run stands to the last epoch.
 
-    `schedule` gives the learning rate of each update, from 1 on. Of several workers only the first has a `run` to write
-    to, and `events`, if TensorBoard is wanted. A `quiet` run prints nothing.
+    `schedule` gives the learning rate of each update, from 1 on. `output` is the run to write to, and `events` those
+    for TensorBoard, if they are wanted; both are None in all workers but the first. With `quiet`, nothing is printed.
     """
 
     def __init__(
         self,
-        learner: Learner,
+        trainer: Trainer,
         train: Dataset,
         test: Dataset,
         schedule: Callable[[int], float],
-        position: Position,
-        run: Run | None,
+        progress: Progress,
+        output: Run | None,
         events: Events | None = None,
         quiet: bool = False,
     ):
-        self.learner, self.config, self.train, self.test = learner, learner.config, train, test
-        self.schedule, self.position, self.run, self.events = schedule, position, run, events
+        self.trainer, self.config, self.train, self.test = trainer, trainer.config, train, test
+        self.schedule, self.progress, self.output, self.events = schedule, progress, output, events
         self.quiet = quiet
-        self.batches = updates_per_epoch(self.config, len(train)) * self.config.accumulate
-        self.stopped = 0  # the signal that asks for an end
+        self.batches = updates_per_epoch(self.config, len(train)) * self.config.accumulation_steps
+        self.stopped = 0  # the number of the signal that came
         self.saved = time.monotonic()
 
-    def go(self) -> int:
-        """Train to the end, or to a signal. The exit code: 0, or 128 and the signal's number.
+    def run(self) -> int:
+        """Train to the last epoch, or until a signal comes. Returns the exit code: 0, or 128 plus the signal's number.
 
-        Raises Diverged, and EngineError for what an engine throws. The last good checkpoint stays then; without even
-        one batch behind it, a new run leaves nothing.
+        Raises Diverged, and EngineError for what an engine throws. The last checkpoint stays then. A new run that has
+        not finished a single batch is removed.
         """
         try:
             with self._signals():
                 self._show_again()
-                while self.position.epochs < self.config.epochs:
+                while self.progress.epochs < self.config.epochs:
                     if not self._train_epoch():
                         self._save_inside()
                         return 128 + self.stopped
@@ -120,30 +120,30 @@ class Loop:
             failure = of_engine(error)
             if failure is None:
                 raise
-            if self.run and self.run.new and not self.position.epochs and not self.position.images:
-                self.run.discard()
+            if self.output and self.output.new and not self.progress.epochs and not self.progress.images:
+                self.output.discard()
             raise failure from error
         return 0
 
     def _train_epoch(self) -> bool:
         """Train to the end of the epoch; False if a signal came before."""
-        position, begun = self.position, time.monotonic() - self.position.seconds
+        progress, begun = self.progress, time.monotonic() - self.progress.seconds
         read = None
         with self._bar() as bar:
             for images, targets in self._mixed_batches():
-                # The last pass's score is asked for when this one is under way: the devices never wait.
-                read, due = self.learner.learn(images, targets, self._learning_rate()), read
+                # The score of the last pass is asked for once this pass has started: the devices never wait.
+                read, due = self.trainer.train_step(images, targets, self._learning_rate()), read
                 if due:
                     self._add(due())
-                position.batches += 1
-                position.seconds = time.monotonic() - begun
+                progress.batches += 1
+                progress.seconds = time.monotonic() - begun
                 self._show_pace(bar)
-                if position.batches % self.config.accumulate == 0 and position.batches < self.batches:
-                    stop, save = self._wishes()
+                if progress.batches % self.config.accumulation_steps == 0 and progress.batches < self.batches:
+                    stop, save = self._requests()
                     if stop or save:
                         self._add(read())
                         read = None
-                        self.learner.agree()
+                        self.trainer.sync_batch_norm()
                     if stop:
                         return False
                     if save:
@@ -153,75 +153,75 @@ class Loop:
         return True
 
     def _mixed_batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """What is left of the epoch's batches: images, and target distributions."""
-        config, position, workers = self.config, self.position, self.learner.workers
-        mixed = config.mixup > 0 and position.epochs < config.epochs - config.plain_epochs
+        """The batches of the epoch that are still to do: images, and target distributions."""
+        config, progress, workers = self.config, self.progress, self.trainer.world_size
+        mixed = config.mixup > 0 and progress.epochs < config.epochs - config.mixup_off_epochs
         source = batches(
             self.train,
-            config.batch_size // workers.size,
+            config.batch_size // workers,
             train=True,
             seed=config.seed,
-            epoch=position.epochs,
-            part=workers.rank,
-            parts=workers.size,
-            start=position.batches,
+            epoch=progress.epochs,
+            part=self.trainer.rank,
+            parts=workers,
+            start=progress.batches,
         )
-        for number, (images, labels) in enumerate(source, position.batches):
-            if number == self.batches:  # of too few batches for another update
+        for number, (images, labels) in enumerate(source, progress.batches):
+            if number == self.batches:  # those left over are too few for an update
                 break
             targets = mixup.targets(labels, self.train.task.outputs, config.label_smoothing)
             if mixed:
-                share = mixup.share(config.mixup, config.seed, position.epochs, number)
+                share = mixup.share(config.mixup, config.seed, progress.epochs, number)
                 images, targets = mixup.mix(images, share), mixup.mix(targets, share)
             yield images, targets
 
     def _learning_rate(self) -> float:
-        """That of the update which the pass under way is for."""
-        done = self.position.epochs * self.batches + self.position.batches
-        return self.schedule(done // self.config.accumulate + 1)
+        """The learning rate of the update that the current pass belongs to."""
+        done = self.progress.epochs * self.batches + self.progress.batches
+        return self.schedule(done // self.config.accumulation_steps + 1)
 
     def _add(self, score: Score) -> None:
         if not math.isfinite(score.loss):
             raise Diverged(
-                f"the loss became {score.loss} in epoch {self.position.epochs + 1} at a learning rate of "
+                f"the loss became {score.loss} in epoch {self.progress.epochs + 1} at a learning rate of "
                 f"{self._learning_rate():.4g}: a smaller one may help; the last checkpoint is kept"
             )
-        self.position.add(score)
+        self.progress.add(score)
 
     def _finish_epoch(self) -> None:
-        position = self.position
-        self.learner.agree()
-        test = self.learner.evaluate(self.test)
+        progress = self.progress
+        self.trainer.sync_batch_norm()
+        test = self.trainer.evaluate(self.test)
         done = Epoch(
-            epoch=position.epochs + 1,
-            learning_rate=self.schedule((position.epochs + 1) * self.batches // self.config.accumulate),
-            train_loss=position.loss / position.images,
-            train_error=100 * position.wrong / position.images,
+            epoch=progress.epochs + 1,
+            learning_rate=self.schedule((progress.epochs + 1) * self.batches // self.config.accumulation_steps),
+            train_loss=progress.loss / progress.images,
+            train_error=100 * progress.wrong / progress.images,
             test_loss=test.loss / test.images,
             test_error=100 * test.wrong / test.images,
-            images_per_second=position.images / position.seconds,
-            seconds=position.seconds,
+            images_per_second=progress.images / progress.seconds,
+            seconds=progress.seconds,
         )
-        position.history.append(done)
-        self.position = Position(position.epochs + 1, history=position.history)
-        if self.run is None:
+        progress.history.append(done)
+        self.progress = Progress(progress.epochs + 1, history=progress.history)
+        if self.output is None:
             return
         names = ["last.params"]
-        if position.history.best is done:
+        if progress.history.best is done:
             names.append("best.params")
         if self.config.keep_every and done.epoch % self.config.keep_every == 0:
             names.append(f"epoch-{done.epoch:04d}.params")
         self._save(self._good_state(), names, done)  # before anything that is for show
         self._show_epoch(done)
         if not self.quiet:
-            print(position.history.line(done), flush=True)
+            print(progress.history.line(done), flush=True)
 
     def _show_epoch(self, done: Epoch) -> None:
-        """Curves, events and, as the last, the table: where that has an epoch, it has been shown."""
-        history, directory = self.position.history, self.run.directory
+        """Write the curves, the events and last the table: an epoch in the table has been shown in full."""
+        history, directory = self.progress.history, self.output.directory
         try:
             draw(history, directory / "curves.png", f"{self.config.model} on {self.train.task.title}")
-        except Exception as error:  # of a library that draws: no reason to stop
+        except Exception as error:  # a plotting library's error is no reason to stop training
             why = " ".join(f"{type(error).__name__}: {error}".split())
             warnings.warn(f"no curves: {why[:200]}", stacklevel=2)
         if self.events:
@@ -229,44 +229,44 @@ class Loop:
         write_csv(history, directory / "history.csv")
 
     def _show_again(self) -> None:
-        """Show the last epoch if the run was killed when it had been saved, and not yet shown."""
-        history = self.position.history
-        if self.run is None or not history.last:
+        """Show the last epoch if the run was killed after saving it and before showing it."""
+        history = self.progress.history
+        if self.output is None or not history.last:
             return
-        table = self.run.directory / "history.csv"
+        table = self.output.directory / "history.csv"
         if not table.is_file() or table.read_text(errors="replace") != csv_text(history):
             self._show_epoch(history.last)
 
     def _good_state(self) -> State:
-        """That of now; raises Diverged where a parameter is not finite."""
-        parameters, momentum = self.learner.arrays()
+        """The current state; raises Diverged where a parameter is not finite."""
+        parameters, momentum = self.trainer.state()
         if not all(np.isfinite(array).all() for array in (*parameters.values(), *momentum.values())):
-            epoch = self.position.epochs + (self.position.batches > 0)
+            epoch = self.progress.epochs + (self.progress.batches > 0)
             raise Diverged(f"a parameter is no longer finite in epoch {epoch}; the last checkpoint is kept")
-        return State(parameters, momentum, self.position.plain())
+        return State(parameters, momentum, self.progress.to_dict())
 
     def _save_inside(self) -> None:
         """Save in the middle of an epoch."""
-        if self.run is not None:
+        if self.output is not None:
             self._save(self._good_state())
         self.saved = time.monotonic()
 
     def _save(self, state: State, names: Sequence[str] = (), done: Epoch | None = None) -> None:
         errors = {name: {"epoch": done.epoch, "test_error": done.test_error} for name in names}
-        self.run.save(state, errors)
+        self.output.save(state, errors)
         self.saved = time.monotonic()
 
-    def _wishes(self) -> tuple[bool, bool]:
-        """Whether a signal came to any of the workers, and whether it is time to save: all workers say the same."""
-        due = self.run is not None and time.monotonic() - self.saved > SAVE_SECONDS
-        wishes = [*(self.stopped == number for number in SIGNALS), due]
-        *asked, due = self.learner.workers.sum(np.array(wishes, np.float32)) > 0
+    def _requests(self) -> tuple[bool, bool]:
+        """Whether any worker got a signal, and whether it is time to save. The same answer in all workers."""
+        due = self.output is not None and time.monotonic() - self.saved > SAVE_SECONDS
+        own = [*(self.stopped == number for number in SIGNALS), due]
+        *asked, due = self.trainer.all_reduce(np.array(own, np.float32)) > 0
         self.stopped = self.stopped or next((number for number, by_one in zip(SIGNALS, asked) if by_one), 0)
         return any(asked), bool(due)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask for an end after the update under way; a second one ends at once."""
+        """The first SIGINT or SIGTERM stops training after the current update, a second one at once."""
 
         def ask(number: int, _frame: object) -> None:
             self.stopped = number
@@ -282,33 +282,36 @@ class Loop:
     def _bar(self) -> tqdm:
         images = self.batches * self.config.batch_size
         return tqdm(
-            desc=f"epoch {self.position.epochs + 1}/{self.config.epochs}",
+            desc=f"epoch {self.progress.epochs + 1}/{self.config.epochs}",
             total=images,
-            initial=self.position.batches * self.config.batch_size,
+            initial=self.progress.batches * self.config.batch_size,
             unit=" images",
             leave=False,
-            disable=None if self.run and not self.quiet else True,  # a bar on a terminal, nothing in a pipe
+            disable=None if self.output and not self.quiet else True,  # a bar on a terminal, nothing in a pipe
         )
 
     def _show_pace(self, bar: tqdm) -> None:
-        position = self.position
+        progress = self.progress
         bar.update(self.config.batch_size)
-        if position.images and not bar.disable:
-            left = (self.config.epochs - position.epochs) * self.batches - position.batches
-            seconds = left * position.seconds / position.batches
+        if progress.images and not bar.disable:
+            left = (self.config.epochs - progress.epochs) * self.batches - progress.batches
+            seconds = left * progress.seconds / progress.batches
             bar.set_postfix_str(
-                f"loss {position.loss / position.images:.3f}, error {100 * position.wrong / position.images:.1f} %, "
+                f"loss {progress.loss / progress.images:.3f}, error {100 * progress.wrong / progress.images:.1f} %, "
                 f"{tqdm.format_interval(seconds)} to the end",
                 refresh=False,
             )
 
 
 def updates_per_epoch(config: Config, images: int) -> int:
-    """Whole updates of an epoch; what is left over sits it out. Raises InvalidValueError where there is none."""
-    updates = images // (config.batch_size * config.accumulate)
+    """The updates of an epoch; images that are too few for one more are left out of it.
+
+    Raises InvalidValueError where there are too few for a single update.
+    """
+    updates = images // (config.batch_size * config.accumulation_steps)
     if not updates:
         raise InvalidValueError(
-            f"batch_size {config.batch_size} times accumulate {config.accumulate} is more than the {images} training "
-            f"images; nearest: batch_size {max(1, images // config.accumulate)}"
+            f"batch_size {config.batch_size} times accumulation_steps {config.accumulation_steps} is more than the "
+            f"{images} training images; nearest: batch_size {max(1, images // config.accumulation_steps)}"
         )
     return updates

@@ -2,15 +2,15 @@
 
 import math
 
+import mxnet as mx
 import numpy as np
 import pytest
 from conftest import ROOT
 
 from pydmobilenet.data import Dataset, batches, get_task
-from pydmobilenet.gluon.trainer import Score
-from pydmobilenet.gluon.workers import Workers
 from pydmobilenet.training import config, mixup, schedule
-from pydmobilenet.training.loop import Loop, Position, updates_per_epoch
+from pydmobilenet.training.loop import Loop, Progress, updates_per_epoch
+from pydmobilenet.training.trainer import Score
 
 MODEL = "pyd-add-11-0.25"
 CIFAR = config.make({**config.read(ROOT / "configs" / "cifar.yaml"), "model": MODEL})
@@ -65,6 +65,19 @@ def test_a_schedule_is_its_closed_form_on_both_sides_of_every_boundary(config, u
     for update in boundaries(config, updates, warmup):
         expected = closed_form(config, updates, warmup, update)
         assert rate(update) == pytest.approx(expected, rel=1e-12, abs=1e-15), update
+
+
+@pytest.mark.parametrize(("config", "updates", "warmup"), CASES.values(), ids=CASES)
+def test_every_rate_is_that_of_mxnet_to_the_last_bit(config, updates, warmup):
+    """The bundled checkpoints were trained with MXNet's schedulers, and are to come out the same again."""
+    total, begin = config.epochs * updates, {"base_lr": config.learning_rate, "warmup_steps": warmup}
+    if config.schedule == "cosine":
+        scheduler = mx.lr_scheduler.CosineScheduler(total, final_lr=0, **begin)
+    else:
+        milestones = [epoch * updates for epoch in config.milestones] or [total + 1]  # MXNet's wants one at least
+        scheduler = mx.lr_scheduler.MultiFactorScheduler(milestones, config.decay, **begin)
+    rate = schedule.make(config, updates)
+    assert [update for update in range(1, total + 1) if rate(update) != scheduler(update)] == []
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "authors" not in name])
@@ -152,23 +165,26 @@ def test_a_share_depends_on_seed_epoch_and_batch_and_on_nothing_else():
 
 
 class Recorder:
-    """In the place of a learner: keeps what it is given."""
+    """A trainer that keeps what it is given."""
 
-    workers = Workers()
+    rank, world_size = 0, 1
 
     def __init__(self, config):
         self.config = config
         self.seen = []
 
-    def learn(self, images, targets, learning_rate):
+    def train_step(self, images, targets, learning_rate):
         self.seen.append((images.copy(), targets.copy(), learning_rate))
         return lambda: Score(1.0, 0, len(images))
 
-    def agree(self):
+    def sync_batch_norm(self):
         pass
 
     def evaluate(self, dataset):
         return Score(1.0, 0, len(dataset))
+
+    def all_reduce(self, values):
+        return values
 
 
 @pytest.fixture
@@ -179,20 +195,20 @@ def dataset():
 
 
 def trained(dataset, **values):
-    """What a learner is given by a loop: a list of (images, targets, learning rate), and the loop."""
-    learner = Recorder(recipe(dataset="digits", batch_size=4, **values))
-    rates = schedule.make(learner.config, updates_per_epoch(learner.config, len(dataset)))
-    loop = Loop(learner, dataset, dataset, rates, Position(), None)
-    assert loop.go() == 0
-    return learner.seen, loop
+    """What a trainer is given by a loop: a list of (images, targets, learning rate), and the loop."""
+    trainer = Recorder(recipe(dataset="digits", batch_size=4, **values))
+    rates = schedule.make(trainer.config, updates_per_epoch(trainer.config, len(dataset)))
+    loop = Loop(trainer, dataset, dataset, rates, Progress(), None)
+    assert loop.run() == 0
+    return trainer.seen, loop
 
 
 @pytest.mark.parametrize(
-    ("alpha", "plain", "mixed"),
+    ("alpha", "off", "mixed"),
     [(0.5, 0, [0, 1, 2, 3]), (0.5, 1, [0, 1, 2]), (1.0, 3, [0]), (0.5, 4, []), (0.5, 20, []), (0.0, 0, [])],
 )
-def test_all_but_the_last_plain_epochs_are_mixed(dataset, alpha, plain, mixed):
-    seen, _ = trained(dataset, epochs=4, mixup=alpha, plain_epochs=plain, label_smoothing=0.1, seed=3)
+def test_all_epochs_but_the_last_ones_are_mixed(dataset, alpha, off, mixed):
+    seen, _ = trained(dataset, epochs=4, mixup=alpha, mixup_off_epochs=off, label_smoothing=0.1, seed=3)
     assert len(seen) == 4 * 3
     for epoch in range(4):
         for number, (images, labels) in enumerate(batches(dataset, 4, True, seed=3, epoch=epoch)):
@@ -207,12 +223,12 @@ def test_all_but_the_last_plain_epochs_are_mixed(dataset, alpha, plain, mixed):
 @pytest.mark.parametrize(("accumulate", "batches"), [(1, 3), (2, 2), (3, 3)])
 def test_each_update_has_its_learning_rate_and_all_of_its_passes(dataset, accumulate, batches):
     values = {"schedule": "cosine", "learning_rate": 0.4, "epochs": 3, "warmup_epochs": 1}
-    seen, loop = trained(dataset, accumulate=accumulate, **values)
+    seen, loop = trained(dataset, accumulation_steps=accumulate, **values)
     updates = 14 // (4 * accumulate)
     assert len(seen) == 3 * batches == 3 * updates * accumulate
     form = [closed_form(recipe(**values), updates, updates, update) for update in range(1, 3 * updates + 1)]
     assert [rate for *_, rate in seen] == pytest.approx([rate for rate in form for _ in range(accumulate)], abs=1e-15)
-    assert [row.learning_rate for row in loop.position.history.rows] == pytest.approx(
+    assert [row.learning_rate for row in loop.progress.history.rows] == pytest.approx(
         [form[(epoch + 1) * updates - 1] for epoch in range(3)], abs=1e-15
     )
 

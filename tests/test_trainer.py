@@ -1,4 +1,4 @@
-"""A network that learns: the optimiser, the moving statistics, going back to a state, evaluation."""
+"""Training with Gluon: the optimiser, the moving statistics, going back to a state, evaluation."""
 
 import functools
 
@@ -10,10 +10,12 @@ from conftest import ROOT
 from pydmobilenet import catalog, zoo
 from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import BadFileError, InvalidValueError, UnusableError
+from pydmobilenet.gluon import trainer as gluon_trainer
 from pydmobilenet.gluon.step import LiteralStep, PyramidStep
-from pydmobilenet.gluon.trainer import Learner, cross_entropy
+from pydmobilenet.gluon.trainer import GluonTrainer, initialize
 from pydmobilenet.gluon.workers import Workers
 from pydmobilenet.training import config, mixup, prepare
+from pydmobilenet.training.trainer import cross_entropy
 
 pytestmark = pytest.mark.instruction_sets
 
@@ -28,11 +30,11 @@ def recipe(model="resnet-11-0.125", **values):
 
 
 def made(model="resnet-11-0.125", contexts=(CPU,), **values):
-    """A learner with fresh parameters."""
+    """A trainer with fresh parameters."""
     chosen = recipe(model, **values)
     net = zoo.build(catalog.parse_name(chosen.model), "digits")
-    prepare.initialise(net, chosen, contexts)
-    return Learner(net, chosen, contexts, Workers())
+    initialize(net, chosen, contexts)
+    return GluonTrainer(net, chosen, contexts, Workers())
 
 
 @functools.lru_cache
@@ -43,11 +45,11 @@ def batch(number=0):
     return dataset.normalised(part.start, part.stop), mixup.targets(dataset.labels[part], 10, 0.1)
 
 
-def learn(learner, *numbers, rate=0.1):
-    """Passes of these batches, then all that the learner has come to."""
-    scores = [learner.learn(*batch(number), rate) for number in numbers]
+def train(trainer, *numbers, rate=0.1):
+    """Passes of these batches, then all that the trainer has come to."""
+    scores = [trainer.train_step(*batch(number), rate) for number in numbers]
     [score() for score in scores]
-    return flat(learner.arrays())
+    return flat(trainer.state())
 
 
 def flat(arrays):
@@ -71,16 +73,16 @@ def log_softmax(logits):
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def recorded_gradients(learner, monkeypatch):
+def recorded_gradients(trainer, monkeypatch):
     """A list that gets the gradients, {name: array}, of each update, as they are when the optimiser is called."""
-    updates, step = [], learner.trainer.step
+    updates, step = [], trainer.optimizer.step
 
     def recording(images):
         mx.nd.waitall()
-        updates.append((images, {name: each.grad().asnumpy().astype(float) for name, each in learner.trained.items()}))
+        updates.append((images, {name: each.grad().asnumpy().astype(float) for name, each in trainer.trained.items()}))
         step(images)
 
-    monkeypatch.setattr(learner.trainer, "step", recording)
+    monkeypatch.setattr(trainer.optimizer, "step", recording)
     return updates
 
 
@@ -89,14 +91,14 @@ def recorded_gradients(learner, monkeypatch):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_two_updates_of_nag_with_weight_decay_are_those_of_numpy(model, decays, accumulate, monkeypatch):
     mu, wd, rates = 0.9, 0.02, (0.1, 0.04)
-    learner = made(model, momentum=mu, weight_decay=wd, decay_norm_and_bias=decays, accumulate=accumulate)
-    updates = recorded_gradients(learner, monkeypatch)
-    expected = {name: each.data().asnumpy().astype(float) for name, each in learner.trained.items()}
+    trainer = made(model, momentum=mu, weight_decay=wd, decay_norm_and_bias=decays, accumulation_steps=accumulate)
+    updates = recorded_gradients(trainer, monkeypatch)
+    expected = {name: each.data().asnumpy().astype(float) for name, each in trainer.trained.items()}
     velocity = dict.fromkeys(expected, 0.0)
     norms_and_biases = {name for name in expected if name.rsplit(".", 1)[1] in ("gamma", "beta", "bias")}
     assert {"head.dense.bias", "stages.0.0.norm1.gamma", "stages.2.0.norm3.beta"} <= norms_and_biases
     for number, rate in enumerate(rates):
-        found = learn(learner, *range(accumulate * number, accumulate * (number + 1)), rate=rate)
+        found = train(trainer, *range(accumulate * number, accumulate * (number + 1)), rate=rate)
         images, gradients = updates[number]
         assert images == 8 * accumulate
         for name, weight in expected.items():
@@ -115,12 +117,12 @@ def test_two_updates_of_nag_with_weight_decay_are_those_of_numpy(model, decays, 
 
 @each_model
 def test_accumulated_gradients_are_the_sum_of_those_of_the_passes(model, monkeypatch):
-    apart, together = made(model), made(model, accumulate=2)
+    apart, together = made(model), made(model, accumulation_steps=2)
     separate, summed = recorded_gradients(apart, monkeypatch), recorded_gradients(together, monkeypatch)
-    learn(apart, 0, 1, rate=0.0)  # nothing is learnt in between
-    learn(together, 0, 1, 2, 3, rate=0.0)
+    train(apart, 0, 1, rate=0.0)  # nothing is learnt in between
+    train(together, 0, 1, 2, 3, rate=0.0)
     ((_, first), (_, second)), (_, both) = separate, summed[0]
-    learn(apart, 2, 3, rate=0.0)
+    train(apart, 2, 3, rate=0.0)
     for one, other, total in ((first, second, both), (separate[2][1], separate[3][1], summed[1][1])):
         scale = max(abs(gradient).max() for gradient in total.values())
         assert scale > 0
@@ -130,12 +132,12 @@ def test_accumulated_gradients_are_the_sum_of_those_of_the_passes(model, monkeyp
 
 @each_model
 def test_moving_statistics_follow_the_batches_even_in_the_stem(model):
-    learner = made(model)
-    assert type(learner.step[CPU].chosen) is STEPS[model]
-    before = flat(learner.arrays())
+    trainer = made(model)
+    assert type(trainer.step[CPU].chosen) is STEPS[model]
+    before = flat(trainer.state())
     mean, variance = np.zeros(3), np.ones(3)
     for number in range(3):
-        found = learn(learner, number)
+        found = train(trainer, number)
         images = batch(number)[0].astype(float)
         mean = 0.9 * mean + 0.1 * images.mean(axis=(0, 2, 3))
         variance = 0.9 * variance + 0.1 * images.var(axis=(0, 2, 3))
@@ -148,9 +150,9 @@ def test_moving_statistics_follow_the_batches_even_in_the_stem(model):
 
 @each_model
 def test_the_score_of_a_batch_is_that_of_its_logits(model):
-    learner, other = made(model), made(model)
+    trainer, other = made(model), made(model)
     images, targets = batch()
-    score = learner.learn(images, targets, 0.1)()
+    score = trainer.train_step(images, targets, 0.1)()
     with mx.autograd.train_mode():
         logits = other.net(mx.nd.array(images)).asnumpy()
     assert score.loss == pytest.approx(-(targets * log_softmax(logits)).sum(), rel=1e-4)
@@ -159,37 +161,37 @@ def test_the_score_of_a_batch_is_that_of_its_logits(model):
 
 
 @each_model
-def test_a_restored_learner_takes_the_same_next_steps_bit_for_bit(model):
+def test_a_restored_trainer_takes_the_same_next_steps_bit_for_bit(model):
     first, second = made(model), made(model, seed=1)
-    learn(first, 0, 1)
-    state = first.arrays()
-    second.restore(*state)
-    assert_same_bits(flat(second.arrays()), flat(state))
-    expected = learn(first, 2, 3)
-    assert_same_bits(learn(second, 2, 3), expected)
-    learn(second, 4)
-    second.restore(*state)  # whatever it has learnt since
-    assert_same_bits(learn(second, 2, 3), expected)
+    train(first, 0, 1)
+    state = first.state()
+    second.load_state(*state)
+    assert_same_bits(flat(second.state()), flat(state))
+    expected = train(first, 2, 3)
+    assert_same_bits(train(second, 2, 3), expected)
+    train(second, 4)
+    second.load_state(*state)  # whatever it has learnt since
+    assert_same_bits(train(second, 2, 3), expected)
 
 
 def test_a_state_does_not_change_with_what_is_learnt_later():
-    learner = made()
-    learn(learner, 0)
-    state = learner.arrays()
+    trainer = made()
+    train(trainer, 0)
+    state = trainer.state()
     before = flat(state)
-    learn(learner, 1, 2)
+    train(trainer, 1, 2)
     assert_same_bits(flat(state), before)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_learner_goes_back_to_before_its_first_step(momentum):
-    learner = made(momentum=momentum)
-    state = learner.arrays()
+def test_a_trainer_goes_back_to_before_its_first_step(momentum):
+    trainer = made(momentum=momentum)
+    state = trainer.state()
     assert state[1] == {}
-    expected = learn(learner, 0, 1)
+    expected = train(trainer, 0, 1)
     assert any(name.startswith("momentum") for name in expected) == (momentum > 0)
-    learner.restore(*state)
-    assert_same_bits(learn(learner, 0, 1), expected)
+    trainer.load_state(*state)
+    assert_same_bits(train(trainer, 0, 1), expected)
 
 
 def without(arrays, name):
@@ -209,28 +211,28 @@ def without(arrays, name):
     ids=["one less", "one more", "another shape", "momentum of no parameter", "momentum's shape", "momentum missing"],
 )
 def test_the_state_of_another_network_is_refused_and_changes_nothing(spoilt):
-    learner = made()
-    learn(learner, 0)
-    state = learner.arrays()
+    trainer = made()
+    train(trainer, 0)
+    state = trainer.state()
     before = flat(state)
     with pytest.raises(BadFileError, match="another network"):
-        learner.restore(*spoilt(*state))
-    assert_same_bits(flat(learner.arrays()), before)
+        trainer.load_state(*spoilt(*state))
+    assert_same_bits(flat(trainer.state()), before)
 
 
 @pytest.mark.parametrize("other", ["resnet-11-0.25", "mobilenet-11-0.125", "resnet-20-0.125", "pyd-add-11-0.125"])
 def test_the_state_of_another_model_is_refused(other):
     with pytest.raises(BadFileError, match="another network"):
-        made().restore(*made(other).arrays())
+        made().load_state(*made(other).state())
 
 
 @each_model
 def test_evaluation_is_a_plain_computation_over_all_images(model):
-    learner = made(model)
-    learn(learner, *range(6))
-    before = flat(learner.arrays())
+    trainer = made(model)
+    train(trainer, *range(6))
+    before = flat(trainer.state())
     dataset = get_dataset("digits", "test").head(60)  # of which the last batch is a small one
-    score = learner.evaluate(dataset)
+    score = trainer.evaluate(dataset)
     plain = zoo.build(catalog.parse_name(model), "digits")
     plain.initialize()
     for name, parameter in plain._collect_params_with_prefix().items():
@@ -239,17 +241,17 @@ def test_evaluation_is_a_plain_computation_over_all_images(model):
     assert score.images == 60
     assert 0 < score.wrong == (logits.argmax(axis=1) != dataset.labels).sum()
     assert score.loss == pytest.approx(-log_softmax(logits)[np.arange(60), dataset.labels].sum(), rel=1e-4)
-    assert_same_bits(flat(learner.arrays()), before)
+    assert_same_bits(flat(trainer.state()), before)
 
 
 @each_model
 def test_evaluation_in_between_changes_nothing_that_is_learnt(model):
     with_it, without_it = made(model), made(model)
     dataset = get_dataset("digits", "test").head(8)
-    learn(with_it, 0)
+    train(with_it, 0)
     with_it.evaluate(dataset)
-    learn(without_it, 0)
-    assert_same_bits(learn(with_it, 1), learn(without_it, 1))
+    train(without_it, 0)
+    assert_same_bits(train(with_it, 1), train(without_it, 1))
 
 
 def test_the_cross_entropy_of_extreme_logits_is_finite():
@@ -263,9 +265,9 @@ def test_the_cross_entropy_of_extreme_logits_is_finite():
 def test_the_same_seed_draws_the_same_parameters_on_every_device(initialiser):
     one, again, two = (made(initialiser=initialiser, contexts=c) for c in ([CPU], [CPU], [mx.cpu(1), CPU]))
     other = made(initialiser=initialiser, seed=1)
-    assert_same_bits(flat(again.arrays()), flat(one.arrays()))
-    assert_same_bits(flat(two.arrays()), flat(one.arrays()))
-    assert flat(other.arrays())["head.dense.weight"].tobytes() != flat(one.arrays())["head.dense.weight"].tobytes()
+    assert_same_bits(flat(again.state()), flat(one.state()))
+    assert_same_bits(flat(two.state()), flat(one.state()))
+    assert flat(other.state())["head.dense.weight"].tobytes() != flat(one.state())["head.dense.weight"].tobytes()
 
 
 @pytest.mark.parametrize(("size", "near"), [(1, 3), (4, 3), (8, 9)])
@@ -275,16 +277,16 @@ def test_a_batch_that_the_devices_cannot_share_evenly_is_refused(size, near):
 
 
 def test_half_precision_on_a_cpu_is_refused_before_anything_is_written(tmp_path):
-    on = prepare.Circumstances([CPU])
+    options = prepare.RunOptions(functools.partial(gluon_trainer.make, contexts=[CPU]))
     with pytest.raises(UnusableError, match=r"dtype 'float16' needs a GPU \(allowed on a CPU: float32\)"):
-        prepare.begin(recipe(dtype="float16"), tmp_path / "run", on)
+        prepare.start(recipe(dtype="float16"), tmp_path / "run", options)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.gpu
 @each_model
 def test_a_gpu_learns_what_the_cpu_learns(model):
-    expected, found = (learn(made(model, [context]), 0, 1) for context in (CPU, mx.gpu()))
+    expected, found = (train(made(model, [context]), 0, 1) for context in (CPU, mx.gpu()))
     assert found.keys() == expected.keys()
     for name in expected:
         np.testing.assert_allclose(
