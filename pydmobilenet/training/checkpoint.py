@@ -30,7 +30,7 @@ from .. import files
 from ..checkpoints import params
 from ..checkpoints.runs import METADATA, read_metadata
 from ..data import archives
-from ..errors import BadFileError, MissingFileError, UnusableError, UserError
+from ..errors import BadFileError, MissingFileError, UnusableError
 from .history import History
 
 CONFIG, STATE = "config.yaml", "last.state"
@@ -158,11 +158,10 @@ def read_history(directory: str | Path) -> History:
     Raises MissingFileError where the directory holds no run, and BadFileError for a damaged one.
     """
     path = Path(directory) / STATE
+    state = State.read(path)
     try:
-        return History.from_dicts(State.read(path).progress["history"])
+        return History.from_dicts(state.progress["history"])
     except (TypeError, KeyError, ValueError, OverflowError) as error:
-        if isinstance(error, UserError):
-            raise
         raise BadFileError(f"{path} has no history, or a damaged one: {error}") from None
 
 

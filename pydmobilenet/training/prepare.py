@@ -101,10 +101,8 @@ def resume(directory: Path, options: RunOptions) -> Loop:
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
     if run is not None:
         device = trainer.device
-        known = run.metadata or {
-            **describe(config, train, test, state, None, device),
-            **{"checkpoints": {}, "sessions": []},
-        }
+        described = describe(config, train, test, state, None, device)
+        known = run.metadata or {**described, "checkpoints": {}, "sessions": []}
         run.metadata = {**known, "sessions": [*known.get("sessions", []), provenance.session(device)]}
     return Loop(trainer, train, test, rates, progress, run, _events(options, run), options.quiet)
 
