@@ -83,8 +83,7 @@ def main() -> None:
     environment["PYTHONPATH"] = str(ROOT)
     sys.path.insert(0, str(ROOT))
     import pydmobilenet
-    from pydmobilenet import processor
-    from pydmobilenet.gluon import runtime
+    from pydmobilenet import machine, processor
 
     sets = f"{processor.cpu_name()}, {processor.instruction_set(environment={})} on all sides"
     print(f"{sets}; threads: ours {machine.available_processors()}, conventional MXNet's default")

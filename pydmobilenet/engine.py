@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -87,7 +88,7 @@ def choose_trainer(device: str = "auto", kvstore: str = "local") -> TrainerChoic
     from .gluon import devices, trainer
 
     chosen = devices.choose_several(device)
-    make = trainer.factory([each.context for each in chosen], kvstore)
+    make = partial(trainer.make, contexts=[each.context for each in chosen], kvstore=kvstore)
     return TrainerChoice(make, "; ".join(each.why for each in chosen), "Gluon, the only one that trains")
 
 

@@ -94,13 +94,13 @@ def arrays(seed=0):
     return {f"stages.0.{index}.norm1.gamma": rng.random((2, 3)).astype(np.float32) for index in range(3)}
 
 
-def position():
+def progress():
     history = History(2, [Epoch(1, 0.1, 1.5, 50.0, 1.25, 40.0, 100.0, 2.0)])
     return Progress(1, 2, 1.5, 3, 8, 0.5, history).to_dict()
 
 
 def state(made=None):
-    return State(arrays(), {name: -array for name, array in arrays(1).items()}, made or position()).content()
+    return State(arrays(), {name: -array for name, array in arrays(1).items()}, made or progress()).content()
 
 
 def read_state(path):
@@ -180,7 +180,7 @@ FORMATS = [
         "forged.state",
         state(),
         read_state,
-        forged=lambda rng: state(with_another_value(position(), rng)),
+        forged=lambda rng: state(with_another_value(progress(), rng)),
     ),
     Format("run.json", json.dumps(METADATA).encode(), read_run),
     Format(

@@ -54,7 +54,7 @@ def test_bad_images_are_passed_over_on_request_in_training_and_validation(data, 
         return answer.returncode
 
     with monkeypatch.context() as patch:
-        patch.setattr(Loop, "go", lambda self: 143)  # interrupted at once
+        patch.setattr(Loop, "run", lambda self: 143)  # interrupted at once
         assert passing_over(*recipe(data), "--output", run) == 143
     assert_mistake(inside("--resume", run), ADVICE)
     assert passing_over("--resume", run) == 0

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from pydmobilenet.errors import BadFileError, UnusableError
-from pydmobilenet.training.checkpoint import Run, State
+from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
+from pydmobilenet.training.checkpoint import Run, State, read_history
 
 LIMIT = 240  # seconds for any one process
 
@@ -115,7 +115,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pydmobilenet import params
+from pydmobilenet.checkpoints import params
 from pydmobilenet.training.checkpoint import Run, State
 
 METADATA = {"model": "pyd-add-11-0.25", "dataset": "digits"}
@@ -298,6 +298,27 @@ def test_of_two_processes_on_one_run_the_second_is_refused(run):
     assert f"another process is training in {run.directory}" in other.stderr
     run.lock.release()
     assert Run(run.directory).state().progress == {"epochs": 1}
+
+
+def row(number):
+    """An epoch of a history, as a state has it."""
+    values = {"learning_rate": 0.1, "train_loss": 1.0, "train_error": 20.0, "test_loss": 1.5, "test_error": 30.0}
+    return {"epoch": number, **values, "images_per_second": 100.0, "seconds": 1.0}
+
+
+def test_the_history_of_a_run_is_read_from_its_state(run):
+    run.save(State(state(2).parameters, {}, {"epochs": 2, "history": [row(1), row(2)]}), {})
+    assert [each.epoch for each in run.history.rows] == [1, 2]
+    assert read_history(str(run.directory)).to_dicts() == [row(1), row(2)]  # while it is locked
+
+
+def test_a_history_that_is_missing_or_damaged_is_refused(run, tmp_path):
+    with pytest.raises(MissingFileError, match="holds no run"):
+        read_history(tmp_path)
+    for progress in ({}, {"history": [row(2)]}, {"history": 3}, {"history": [{"epoch": 1}]}):
+        run.save(State(state(2).parameters, {}, progress), {})
+        with pytest.raises(BadFileError, match=r"last\.state has no history, or a damaged one"):
+            _ = run.history
 
 
 @pytest.mark.parametrize("kind", ["pickle", "arrays of objects"])

@@ -11,7 +11,7 @@ import warnings
 import pytest
 from conftest import ROOT
 
-from pydmobilenet import cli
+from pydmobilenet.cli import options
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UnusableError, UserError
 from pydmobilenet.training import config
 
@@ -102,7 +102,7 @@ MISTAKES = [
 
 
 def parsed(*arguments):
-    parser = cli.Parser(prog="train.py")
+    parser = options.Parser(prog="train.py")
     config.add_options(parser)
     return config.given(parser.parse_args(arguments))
 
@@ -178,6 +178,21 @@ def test_short_options_and_an_empty_list_of_milestones():
         "dataset": "digits",
         "milestones": (),
     }
+
+
+@pytest.mark.parametrize(("old", "new"), config.OLD_KEYS.items())
+def test_old_names_of_keys_are_read_but_not_beside_the_new_ones(old, new, written):
+    text, value = OTHERS[new]
+    assert config.read(written(f"{old}: {text}\n")) == parsed(option(old), text) == {new: value}
+    path = written(f"{old}: {text}\n{new}: {text}\n")
+    with pytest.raises(InvalidValueError) as caught:
+        config.read(path)
+    assert str(caught.value) == f"{path}: {old} is the old name of {new}: leave out {old}"
+
+
+def test_an_old_name_is_no_key_in_python():
+    with pytest.raises(InvalidValueError, match=r"^unknown key 'accumulate'; nearest: accumulation_steps"):
+        config.make({**VALUES, "accumulate": 1})
 
 
 @pytest.mark.parametrize(("key", "bad", "allowed"), MISTAKES)
@@ -326,6 +341,10 @@ def test_a_recipe_s_warm_up_that_has_no_room_keeps_its_share_of_the_epochs_which
     )
 
 
-def test_no_mxnet_is_imported():
-    check = "import sys, pydmobilenet.training.config; sys.exit('mxnet' in sys.modules)"
+def test_training_imports_no_engine():
+    names = ("config", "schedule", "mixup", "history", "checkpoint", "trainer", "loop")
+    check = f"import sys; from pydmobilenet.training import {', '.join(names)}; sys.exit('mxnet' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
+    for path in (ROOT / "pydmobilenet" / "training").glob("*.py"):
+        imports = [line for line in path.read_text().splitlines() if re.match(r"\s*(import|from) ", line)]
+        assert not [line for line in imports if "mxnet" in line or "gluon" in line], path

@@ -12,7 +12,7 @@ from test_launch import ended, free_port, machines, started, until
 from pydmobilenet import catalog, zoo
 from pydmobilenet.data import batches, get_dataset
 from pydmobilenet.errors import InvalidValueError
-from pydmobilenet.gluon.trainer import GluonTrainer, factory, initialise
+from pydmobilenet.gluon.trainer import GluonTrainer, initialize, make
 from pydmobilenet.gluon.workers import Workers
 from pydmobilenet.training import config, mixup, prepare
 from pydmobilenet.training.checkpoint import State
@@ -28,23 +28,23 @@ WORKER = ["train.py", "-d", "digits", "--kvstore", "dist_sync", "--device", "cpu
 # Gradients
 
 
-def made(model, contexts, workers, frozen, batch_size, accumulation_steps):
+def made(model, contexts, workers, frozen, batch_size, accumulate):
     """A trainer whose momentum after one update at a learning rate of 1 is minus the mean gradient."""
-    values = {"model": model, "batch_size": batch_size, "accumulation_steps": accumulation_steps, "weight_decay": 0}
+    values = {"model": model, "batch_size": batch_size, "accumulation_steps": accumulate, "weight_decay": 0}
     recipe = config.make({**DIGITS, **values})
     net = zoo.build(catalog.parse_name(model), "digits")
     if frozen:  # over the moving statistics, as the images of a device depend on each other otherwise
         net.apply(lambda block: isinstance(block, nn.BatchNorm) and block._kwargs.update(use_global_stats=True))
-    initialise(net, recipe, contexts)
+    initialize(net, recipe, contexts)
     return GluonTrainer(net, recipe, contexts, workers or Workers())
 
 
-def first_step(model, contexts=ONE, workers=None, accumulation_steps=1):
+def first_step(model, contexts=ONE, workers=None, accumulate=1):
     """Parameters and momentum after the update by the same 16 digits, however they are shared out."""
-    trainer = made(model, contexts, workers, True, 16 // accumulation_steps, accumulation_steps)
-    parts = {"part": trainer.workers.rank, "parts": trainer.workers.size}
-    source = batches(get_dataset("digits"), 16 // accumulation_steps // trainer.workers.size, train=True, **parts)
-    for _ in range(accumulation_steps):
+    trainer = made(model, contexts, workers, True, 16 // accumulate, accumulate)
+    parts = {"part": trainer.rank, "parts": trainer.world_size}
+    source = batches(get_dataset("digits"), 16 // accumulate // trainer.world_size, train=True, **parts)
+    for _ in range(accumulate):
         images, labels = next(source)
         trainer.train_step(images, mixup.targets(labels, 10), 1.0)
     parameters, momentum = trainer.state()
@@ -70,7 +70,7 @@ def test_two_devices_take_the_first_step_of_one(model):
 
 @pytest.mark.parametrize("model", FAMILIES)
 def test_two_passes_of_half_the_size_take_the_first_step_of_one(model):
-    assert_close(first_step(model, accumulation_steps=2), one_step(model))
+    assert_close(first_step(model, accumulate=2), one_step(model))
 
 
 @pytest.mark.parametrize("model", FAMILIES)
@@ -81,7 +81,7 @@ def test_two_workers_take_the_first_step_of_one(model, two_machines):
             assert_close(dict(found), one_step(model))
 
 
-def test_two_devices_agree_on_the_mean_of_their_moving_statistics():
+def test_two_devices_get_the_mean_of_their_moving_statistics():
     trainer = made("pyd-concat-11-0.25", TWO, None, False, 16, 1)
     images, labels = next(batches(get_dataset("digits"), 16, train=True))
     trainer.train_step(images, mixup.targets(labels, 10), 1.0)()
@@ -146,6 +146,10 @@ def test_a_worker_that_fails_ends_those_on_all_machines_that_wait_for_its_gradie
 # Runs
 
 
+def on(contexts):
+    return prepare.RunOptions(functools.partial(make, contexts=contexts))
+
+
 def options(values):
     return [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
 
@@ -163,9 +167,7 @@ def test_two_devices_and_two_workers_reach_the_error_of_one_device(tmp_path):
     weights = tmp_path / "start" / "last.params"
 
     def train(name, contexts, recipe, init=None):
-        loop = prepare.start(
-            config.make({**DIGITS, **recipe}), tmp_path / name, prepare.RunOptions(factory(contexts)), init
-        )
+        loop = prepare.start(config.make({**DIGITS, **recipe}), tmp_path / name, on(contexts), init)
         assert loop.run() == 0
         return last_error(tmp_path / name)
 
@@ -191,7 +193,7 @@ def test_a_run_of_two_workers_is_interrupted_as_a_whole_and_goes_on_elsewhere(tm
             code, _, err = ended(process)
             assert code == 143, err
             assert f"to go on: python train.py --resume {run}" in err
-    loop = prepare.resume(run, prepare.RunOptions(factory(TWO)))
+    loop = prepare.resume(run, on(TWO))
     assert loop.progress.epochs == 1
     assert 0 < loop.progress.batches < loop.batches
     assert loop.run() == 0

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from pydmobilenet.cli.show import grid
 
 import pydmobilenet
+from pydmobilenet.cli.show import grid
 from pydmobilenet.data import get_task
 from pydmobilenet.data.folder import find, listed
 from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError

@@ -315,7 +315,7 @@ def test_what_does_not_describe_a_run_is_refused(content, tmp_path):
         {"colour": 1},
     ],
 )
-def test_a_forged_position_is_refused(change):
+def test_forged_progress_is_refused(change):
     with pytest.raises(BadFileError, match="the state is damaged, or of another version"):
         Progress.from_dict({**fuzzing.progress(), **change}, fuzzing.CONFIG, images=16)
     assert Progress.from_dict(fuzzing.progress(), fuzzing.CONFIG, images=16).to_dict() == fuzzing.progress()

@@ -15,9 +15,10 @@ from test_train_command import DIGITS, assert_mistake, make_folder, options, run
 from pydmobilenet.checkpoints import params
 from pydmobilenet.data import Dataset, get_task
 from pydmobilenet.errors import EngineError
-from pydmobilenet.gluon.trainer import GluonTrainer, Score, factory
+from pydmobilenet.gluon import trainer
 from pydmobilenet.training import config, loop, prepare
 from pydmobilenet.training.checkpoint import Run, State
+from pydmobilenet.training.trainer import Score
 
 pytestmark = pytest.mark.instruction_sets
 
@@ -43,7 +44,7 @@ def recipe(small, model=ADD, **values):
     return config.make(made)
 
 
-ON = prepare.RunOptions(factory([mx.cpu()]))
+ON = prepare.RunOptions(functools.partial(trainer.make, contexts=[mx.cpu()]))
 
 
 def trained(made, directory):
@@ -52,7 +53,7 @@ def trained(made, directory):
     try:
         return run.run(), content(directory)
     finally:
-        run.run.lock.release()
+        run.output.lock.release()
 
 
 @pytest.fixture
@@ -119,9 +120,9 @@ def test_a_signal_lets_the_update_end_and_the_run_goes_on_exactly(
     assert code == 143
     assert signal.getsignal(signal.SIGTERM) is handler
     done = last + (place == "last of an epoch")  # the epoch is finished first, with all that is written at its end
-    position = found["position"]
-    assert (position["epochs"], position["batches"]) == (done // updates, done % updates * made.accumulation_steps)
-    assert position["images"] == position["batches"] * 4
+    progress = found["progress"]
+    assert (progress["epochs"], progress["batches"]) == (done // updates, done % updates * made.accumulation_steps)
+    assert progress["images"] == progress["batches"] * 4
     code, found = trained(None, tmp_path / "run")
     assert code == 0
     assert_same(found, left_alone(made))
@@ -152,8 +153,8 @@ def test_what_is_saved_now_and_then_inside_an_epoch_is_gone_on_from(
     at_update(update, kill)
     with pytest.raises(Killed):
         trained(made, tmp_path / "run")
-    position = State.read(tmp_path / "run" / "last.state").progress
-    assert 6 * position["epochs"] + position["batches"] == update - 1  # all that was done before
+    progress = State.read(tmp_path / "run" / "last.state").progress
+    assert 6 * progress["epochs"] + progress["batches"] == update - 1  # all that was done before
     code, found = trained(None, tmp_path / "run")
     assert code == 0
     assert_same(found, left_alone(made))
@@ -257,7 +258,7 @@ def test_a_run_that_was_there_before_stays_whatever_the_engine_does(small, tmp_p
     made = recipe(small)
     prepare.start(made, tmp_path / "run", ON).output.lock.release()  # and is killed before its first update
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GluonTrainer, "train_step", lambda *_: break_the_engine() or mx.nd.waitall())
+        patch.setattr(trainer.GluonTrainer, "train_step", lambda *_: break_the_engine() or mx.nd.waitall())
         with pytest.raises(EngineError, match="MXNet has failed"):
             trained(None, tmp_path / "run")
     code, found = trained(None, tmp_path / "run")
@@ -325,12 +326,9 @@ def test_train_py_does_not_go_on_with_a_run_that_another_process_is_at(small, tm
 
 
 class Stub:
-    """In the place of a trainer: every epoch is like the other, until the parameters of one are not finite."""
+    """A trainer: every epoch is like the other, until the parameters of one are not finite."""
 
-    rank, world_size, device = 0, 1, "none"
-
-    def all_reduce(self, values):
-        return values
+    rank, world_size = 0, 1
 
     def __init__(self, config, bad):
         self.config, self.bad, self.passes = config, bad, 0
@@ -345,6 +343,9 @@ class Stub:
     def evaluate(self, dataset):
         return Score(1.0, 1, len(dataset))
 
+    def all_reduce(self, values):
+        return values
+
     def state(self):
         return {"w": np.array([np.nan if self.passes >= self.bad else self.passes], np.float32)}, {}
 
@@ -353,10 +354,10 @@ def test_an_epoch_whose_parameters_are_not_finite_leaves_no_trace(tmp_path, quic
     images = np.zeros((8, 3, 32, 32), np.uint8)
     dataset = Dataset(get_task("digits"), "train", images, np.zeros(8, int), False, "nowhere")
     made = config.make({**config.read(DIGITS), "model": ADD, "epochs": 5, "batch_size": 4})
-    position = loop.Progress()
-    state = State({"w": np.zeros(1, np.float32)}, {}, position.to_dict())
+    progress = loop.Progress()
+    state = State({"w": np.zeros(1, np.float32)}, {}, progress.to_dict())
     run = Run.create(tmp_path / "run", config.text(made), state, {"model": ADD, "dataset": "digits"})
-    training = loop.Loop(Stub(made, bad=5), dataset, dataset, lambda update: 0.1, position, run)
+    training = loop.Loop(Stub(made, bad=5), dataset, dataset, lambda update: 0.1, progress, run)
     with pytest.raises(loop.Diverged, match="a parameter is no longer finite in epoch 3; the last checkpoint is kept"):
         training.run()
     assert run.state().progress["epochs"] == 2

@@ -169,7 +169,8 @@ def test_as_many_processors_are_used_as_openmp_is_to_use(value, number, monkeypa
 def test_where_mxnet_was_imported_first_all_processors_are_used():
     """Nothing has set OpenMP's threads then."""
     program = (
-        "import numpy; numpy.bool = numpy.bool_; import mxnet, os; from pydmobilenet import processes; from pydmobilenet.gluon.inference import GluonEngine; "
+        "import numpy; numpy.bool = numpy.bool_; import mxnet, os; "
+        "from pydmobilenet import processes; from pydmobilenet.gluon.inference import GluonEngine; "
         "count = processes.available_processors(); assert GluonEngine('cpu').processes == count; "
         "pool = processes.WorkerPool(count, str); ((_, future),) = pool.run(os.getenv, ['OMP_NUM_THREADS']); "
         "assert future.result() == processes.threads(count) == '1'; assert 'OMP_NUM_THREADS' not in os.environ"

@@ -1,20 +1,19 @@
 """A run describes itself: it is used, and gone on with, as it says, whatever has become of its data."""
 
+import functools
 import json
 import shutil
 
+import mxnet as mx
 import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from pydmobilenet.deploy import __main__ as deploy
 from test_resume import assert_same, content
 from test_train_command import DIGITS, assert_mistake, options, runner
 from test_train_command import train as train_py
 
 import pydmobilenet
-import run_validation
-from pydmobilenet import __main__ as front_door
 from pydmobilenet import cli, data
 from pydmobilenet.checkpoints import runs
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UserError
@@ -65,10 +64,10 @@ def moved(original, tmp_path, monkeypatch):
 def call(monkeypatch, capfd):
     """A command inside this process: exit code, standard output, standard error."""
 
-    def call(main, *arguments):
+    def call(*arguments, command=""):
         monkeypatch.setattr("sys.argv", ["pydmobilenet", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.run(main)
+            cli.main(command)
         out, err = capfd.readouterr()
         return ended.value.code, out, err
 
@@ -86,15 +85,15 @@ def renamed(folder, tmp_path):
 
 def test_a_run_is_used_by_its_own_names_without_its_data(original, moved, call, tmp_path):
     picture = original[0] / "test" / "b" / "0.png"
-    code, out, err = call(front_door.main, "predict", picture, "--weights", moved)
+    code, out, err = call("predict", picture, "--weights", moved)
     assert (code, err) == (0, "")
     assert out.startswith(f"{picture}: b ")
-    code, out, err = call(front_door.main, "predict", picture, "--weights", moved / "last.params", "--json")
+    code, out, err = call("predict", picture, "--weights", moved / "last.params", "--json")
     assert json.loads(out)[0]["classes"][0]["class"] == "b"
-    code, out, _ = call(front_door.main, "info", moved)
+    code, out, _ = call("info", moved)
     assert code == 0
     assert out.startswith(f"{MODEL} for {tmp_path / 'gone'}\nclasses: a, b, c\nbegun 20")
-    code, out, err = call(deploy.main, "onnx", "--weights", moved, "--output", tmp_path / "net.onnx")
+    code, out, err = call("export", "--weights", moved, "--output", tmp_path / "net.onnx")
     assert (code, err) == (0, "")
     import onnx
 
@@ -106,10 +105,10 @@ def test_a_run_is_used_by_its_own_names_without_its_data(original, moved, call, 
 def test_a_class_that_was_renamed_in_the_folder_keeps_the_name_that_was_learned(original, moved, call, tmp_path):
     folder = renamed(original[0], tmp_path)
     folder.rename(tmp_path / "gone")  # where the run says that its data is
-    code, out, _ = call(front_door.main, "predict", tmp_path / "gone" / "test" / "b" / "0.png", "--weights", moved)
+    code, out, _ = call("predict", tmp_path / "gone" / "test" / "b" / "0.png", "--weights", moved)
     assert code == 0
     assert ": b " in out
-    code, out, _ = call(run_validation.main, "--run", moved, "--device", "cpu")
+    code, out, _ = call("--run", moved, "--device", "cpu", command="validate")
     assert code == 3
     assert "has other classes than those learned: it lacks 'a' and it has 'z'" in out
 
@@ -120,21 +119,21 @@ def test_a_run_is_evaluated_on_other_data_with_the_same_class_names(option, orig
     (tmp_path / "new" / "test" / "a" / "0.png").unlink()
     recorded = json.loads((moved / "run.json").read_text())["checkpoints"]["best.params"]["test_error"]
     value = tmp_path / "new" if option == "--data-dir" else f"folder:{tmp_path / 'new'}"
-    code, out, _ = call(run_validation.main, "--run", moved, option, value, "--device", "cpu", "--output", tmp_path)
+    code, out, _ = call("--run", moved, option, value, "--device", "cpu", "--output", tmp_path, command="validate")
     assert code == 0
     assert recorded == 0
     assert "8 of 8 images from " in out
     (row,) = json.loads((tmp_path / "validation.json").read_text())
     assert (row["images"], row["wrong"]) == (8, 0)
     both = ("--data-dir", tmp_path, "--dataset", f"folder:{tmp_path}")
-    code, _, err = call(run_validation.main, "--run", moved, *both)
+    code, _, err = call("--run", moved, *both, command="validate")
     assert code == 2
     assert "name several places of the data" in err
 
 
 def test_reports_tell_where_a_run_comes_from(original, moved, call, tmp_path):
     metadata = json.loads((moved / "run.json").read_text())
-    code, _, _ = call(run_validation.main, "--run", moved, "--data-dir", original[0], "--output", tmp_path)
+    code, _, _ = call("--run", moved, "--data-dir", original[0], "--output", tmp_path, command="validate")
     assert code == 0
     for name in ("validation.md", "validation.json", "validation.csv", "report.html"):
         text = (tmp_path / name).read_text()
@@ -175,7 +174,7 @@ def test_a_run_tells_all_that_its_result_depends_on(original):
 )
 def test_what_is_given_beside_a_run_and_differs_is_a_mistake(arguments, words, original, moved, call):
     picture = original[0] / "test" / "b" / "0.png"
-    code, out, err = call(front_door.main, "predict", picture, "--weights", moved, *arguments)
+    code, out, err = call("predict", picture, "--weights", moved, *arguments)
     assert (code, out) == (2, "")
     assert words in err
     assert len(err.splitlines()) == 1
@@ -184,7 +183,7 @@ def test_what_is_given_beside_a_run_and_differs_is_a_mistake(arguments, words, o
 def test_what_is_given_beside_a_run_and_is_the_same_is_none(original, moved, call):
     picture = original[0] / "test" / "b" / "0.png"
     given = ("--model", MODEL, "--dataset", f"folder:{original[0]}")
-    code, out, _ = call(front_door.main, "predict", picture, "--weights", moved, *given)
+    code, out, _ = call("predict", picture, "--weights", moved, *given)
     assert code == 0
     assert ": b " in out
 
@@ -192,14 +191,14 @@ def test_what_is_given_beside_a_run_and_is_the_same_is_none(original, moved, cal
 def test_parameters_that_no_run_tells_of_need_a_model(original, call, tmp_path):
     shutil.copy(original[1] / "best.params", tmp_path / "mine.params")
     picture = original[0] / "test" / "b" / "0.png"
-    code, _, err = call(front_door.main, "predict", picture, "--weights", tmp_path / "mine.params")
+    code, _, err = call("predict", picture, "--weights", tmp_path / "mine.params")
     assert code == 2
     assert "is of no run, which would tell its network: add --model and --dataset" in err
     given = ("--model", MODEL, "--dataset", f"folder:{original[0]}")
-    code, out, _ = call(front_door.main, "predict", picture, "--weights", tmp_path / "mine.params", *given)
+    code, out, _ = call("predict", picture, "--weights", tmp_path / "mine.params", *given)
     assert code == 0
     assert ": b " in out
-    code, _, err = call(front_door.main, "predict", picture)
+    code, _, err = call("predict", picture)
     assert code == 2
     assert "no network is named: add --model NAME, or --weights RUN" in err
 
@@ -218,15 +217,14 @@ def interrupted(original, tmp_path):
     folder, run = tmp_path / "photos", tmp_path / "run"
     shutil.copytree(original[0], folder)
     with pytest.MonkeyPatch.context() as patch:
-        import mxnet as mx
-
-        from pydmobilenet.gluon.trainer import factory
+        from pydmobilenet.gluon import trainer
         from pydmobilenet.training import loop, prepare
 
         patch.chdir(tmp_path)
         patch.setattr(loop, "draw", lambda *_: None)
         recipe = prepare.read_config(original[1])
-        training = prepare.start(recipe, run, prepare.RunOptions(factory([mx.cpu()]), quiet=True))
+        make_trainer = functools.partial(trainer.make, contexts=[mx.cpu()])
+        training = prepare.start(recipe, run, prepare.RunOptions(make_trainer, quiet=True))
         finish, patched = training._finish_epoch, []
 
         def finish_two():
@@ -238,7 +236,7 @@ def interrupted(original, tmp_path):
         patch.setattr(training, "_finish_epoch", finish_two)
         with pytest.raises(KeyboardInterrupt):
             training.run()
-        training.run.lock.release()
+        training.output.lock.release()
     return folder, run
 
 

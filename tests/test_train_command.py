@@ -1,7 +1,6 @@
 """train.py, run as a user runs it: what it refuses, what it leaves behind, what it starts from."""
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
@@ -64,16 +63,13 @@ def train(*arguments, **settings):
 
 def runner(monkeypatch, capsys):
     """train.py, run inside this process, where MXNet has been imported already: a function like `train`."""
-    spec = importlib.util.spec_from_file_location("train_script", ROOT / "train.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command sets its own
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.run(script.main)
+            cli.main("train")
         captured = capsys.readouterr()
         return subprocess.CompletedProcess(arguments, ended.value.code, captured.out, captured.err)
 
@@ -179,10 +175,7 @@ def of_another_model(tmp_path):
         (["--kvstore", "dist_sync"], "kvstore 'dist_sync' needs a scheduler, a server and the other workers"),
         (["--dtype", "float16", "--device", "cpu"], "dtype 'float16' needs a GPU (allowed on a CPU: float32)"),
         (["--batch-size", "2000"], "is more than the 1437 training images; nearest: batch_size 1437"),
-        (
-            ["--batch-size", "200", "--accumulation_steps", "8"],
-            "more than the 1437 training images; nearest: batch_size 179",
-        ),
+        (["--batch-size", "200", "--accumulation-steps", "8"], "1437 training images; nearest: batch_size 179"),
         (["-d", "cifar10"], "the train images of CIFAR-10 are not in "),
         (["-d", "imagenet32"], "no free address"),
         (
@@ -320,7 +313,7 @@ def begun(monkeypatch, inside):
 
     def begin(directory, *arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(Loop, "go", lambda self: 143)
+            patch.setattr(Loop, "run", lambda self: 143)
             answer = inside(*arguments, "--output", directory)
         assert answer.returncode == 143, answer.stderr
         return answer, State.read(directory / "last.state").parameters
@@ -363,7 +356,7 @@ def test_a_run_starts_from_the_authors_weights_with_a_head_of_its_own(shared, fo
 
 
 def test_a_run_is_put_below_the_working_directory_by_default(folder, tmp_path, monkeypatch, inside):
-    monkeypatch.setattr(Loop, "go", lambda self: 143)
+    monkeypatch.setattr(Loop, "run", lambda self: 143)
     monkeypatch.chdir(tmp_path)
     assert inside("-m", MODEL, "-d", "digits").returncode == 143
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [f"{MODEL}-digits"]

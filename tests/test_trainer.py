@@ -1,4 +1,4 @@
-"""A network that learns: the optimiser, the moving statistics, going back to a state, evaluation."""
+"""Training with Gluon: the optimiser, the moving statistics, going back to a state, evaluation."""
 
 import functools
 
@@ -10,8 +10,9 @@ from conftest import ROOT
 from pydmobilenet import catalog, zoo
 from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import BadFileError, InvalidValueError, UnusableError
+from pydmobilenet.gluon import trainer as gluon_trainer
 from pydmobilenet.gluon.step import LiteralStep, PyramidStep
-from pydmobilenet.gluon.trainer import GluonTrainer, factory, initialise
+from pydmobilenet.gluon.trainer import GluonTrainer, initialize
 from pydmobilenet.gluon.workers import Workers
 from pydmobilenet.training import config, mixup, prepare
 from pydmobilenet.training.trainer import cross_entropy
@@ -32,7 +33,7 @@ def made(model="resnet-11-0.125", contexts=(CPU,), **values):
     """A trainer with fresh parameters."""
     chosen = recipe(model, **values)
     net = zoo.build(catalog.parse_name(chosen.model), "digits")
-    initialise(net, chosen, contexts)
+    initialize(net, chosen, contexts)
     return GluonTrainer(net, chosen, contexts, Workers())
 
 
@@ -44,7 +45,7 @@ def batch(number=0):
     return dataset.normalised(part.start, part.stop), mixup.targets(dataset.labels[part], 10, 0.1)
 
 
-def learn(trainer, *numbers, rate=0.1):
+def train(trainer, *numbers, rate=0.1):
     """Passes of these batches, then all that the trainer has come to."""
     scores = [trainer.train_step(*batch(number), rate) for number in numbers]
     [score() for score in scores]
@@ -74,34 +75,32 @@ def log_softmax(logits):
 
 def recorded_gradients(trainer, monkeypatch):
     """A list that gets the gradients, {name: array}, of each update, as they are when the optimiser is called."""
-    updates, step = [], trainer.trainer.step
+    updates, step = [], trainer.optimizer.step
 
     def recording(images):
         mx.nd.waitall()
         updates.append((images, {name: each.grad().asnumpy().astype(float) for name, each in trainer.trained.items()}))
         step(images)
 
-    monkeypatch.setattr(trainer.trainer, "step", recording)
+    monkeypatch.setattr(trainer.optimizer, "step", recording)
     return updates
 
 
 @pytest.mark.parametrize("model", ["resnet-11-0.125", "pyd-add-11-0.125"])
 @pytest.mark.parametrize("decays", [True, False])
-@pytest.mark.parametrize("accumulation_steps", [1, 2])
-def test_two_updates_of_nag_with_weight_decay_are_those_of_numpy(model, decays, accumulation_steps, monkeypatch):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_updates_of_nag_with_weight_decay_are_those_of_numpy(model, decays, accumulate, monkeypatch):
     mu, wd, rates = 0.9, 0.02, (0.1, 0.04)
-    trainer = made(
-        model, momentum=mu, weight_decay=wd, decay_norm_and_bias=decays, accumulation_steps=accumulation_steps
-    )
+    trainer = made(model, momentum=mu, weight_decay=wd, decay_norm_and_bias=decays, accumulation_steps=accumulate)
     updates = recorded_gradients(trainer, monkeypatch)
     expected = {name: each.data().asnumpy().astype(float) for name, each in trainer.trained.items()}
     velocity = dict.fromkeys(expected, 0.0)
     norms_and_biases = {name for name in expected if name.rsplit(".", 1)[1] in ("gamma", "beta", "bias")}
     assert {"head.dense.bias", "stages.0.0.norm1.gamma", "stages.2.0.norm3.beta"} <= norms_and_biases
     for number, rate in enumerate(rates):
-        found = learn(trainer, *range(accumulation_steps * number, accumulation_steps * (number + 1)), rate=rate)
+        found = train(trainer, *range(accumulate * number, accumulate * (number + 1)), rate=rate)
         images, gradients = updates[number]
-        assert images == 8 * accumulation_steps
+        assert images == 8 * accumulate
         for name, weight in expected.items():
             pull = wd if decays or name not in norms_and_biases else 0.0
             slope = gradients[name] / images + pull * weight
@@ -120,10 +119,10 @@ def test_two_updates_of_nag_with_weight_decay_are_those_of_numpy(model, decays, 
 def test_accumulated_gradients_are_the_sum_of_those_of_the_passes(model, monkeypatch):
     apart, together = made(model), made(model, accumulation_steps=2)
     separate, summed = recorded_gradients(apart, monkeypatch), recorded_gradients(together, monkeypatch)
-    learn(apart, 0, 1, rate=0.0)  # nothing is learnt in between
-    learn(together, 0, 1, 2, 3, rate=0.0)
+    train(apart, 0, 1, rate=0.0)  # nothing is learnt in between
+    train(together, 0, 1, 2, 3, rate=0.0)
     ((_, first), (_, second)), (_, both) = separate, summed[0]
-    learn(apart, 2, 3, rate=0.0)
+    train(apart, 2, 3, rate=0.0)
     for one, other, total in ((first, second, both), (separate[2][1], separate[3][1], summed[1][1])):
         scale = max(abs(gradient).max() for gradient in total.values())
         assert scale > 0
@@ -138,7 +137,7 @@ def test_moving_statistics_follow_the_batches_even_in_the_stem(model):
     before = flat(trainer.state())
     mean, variance = np.zeros(3), np.ones(3)
     for number in range(3):
-        found = learn(trainer, number)
+        found = train(trainer, number)
         images = batch(number)[0].astype(float)
         mean = 0.9 * mean + 0.1 * images.mean(axis=(0, 2, 3))
         variance = 0.9 * variance + 0.1 * images.var(axis=(0, 2, 3))
@@ -162,37 +161,37 @@ def test_the_score_of_a_batch_is_that_of_its_logits(model):
 
 
 @each_model
-def test_a_restored_learner_takes_the_same_next_steps_bit_for_bit(model):
+def test_a_restored_trainer_takes_the_same_next_steps_bit_for_bit(model):
     first, second = made(model), made(model, seed=1)
-    learn(first, 0, 1)
+    train(first, 0, 1)
     state = first.state()
     second.load_state(*state)
     assert_same_bits(flat(second.state()), flat(state))
-    expected = learn(first, 2, 3)
-    assert_same_bits(learn(second, 2, 3), expected)
-    learn(second, 4)
+    expected = train(first, 2, 3)
+    assert_same_bits(train(second, 2, 3), expected)
+    train(second, 4)
     second.load_state(*state)  # whatever it has learnt since
-    assert_same_bits(learn(second, 2, 3), expected)
+    assert_same_bits(train(second, 2, 3), expected)
 
 
 def test_a_state_does_not_change_with_what_is_learnt_later():
     trainer = made()
-    learn(trainer, 0)
+    train(trainer, 0)
     state = trainer.state()
     before = flat(state)
-    learn(trainer, 1, 2)
+    train(trainer, 1, 2)
     assert_same_bits(flat(state), before)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_learner_goes_back_to_before_its_first_step(momentum):
+def test_a_trainer_goes_back_to_before_its_first_step(momentum):
     trainer = made(momentum=momentum)
     state = trainer.state()
     assert state[1] == {}
-    expected = learn(trainer, 0, 1)
+    expected = train(trainer, 0, 1)
     assert any(name.startswith("momentum") for name in expected) == (momentum > 0)
     trainer.load_state(*state)
-    assert_same_bits(learn(trainer, 0, 1), expected)
+    assert_same_bits(train(trainer, 0, 1), expected)
 
 
 def without(arrays, name):
@@ -213,7 +212,7 @@ def without(arrays, name):
 )
 def test_the_state_of_another_network_is_refused_and_changes_nothing(spoilt):
     trainer = made()
-    learn(trainer, 0)
+    train(trainer, 0)
     state = trainer.state()
     before = flat(state)
     with pytest.raises(BadFileError, match="another network"):
@@ -230,7 +229,7 @@ def test_the_state_of_another_model_is_refused(other):
 @each_model
 def test_evaluation_is_a_plain_computation_over_all_images(model):
     trainer = made(model)
-    learn(trainer, *range(6))
+    train(trainer, *range(6))
     before = flat(trainer.state())
     dataset = get_dataset("digits", "test").head(60)  # of which the last batch is a small one
     score = trainer.evaluate(dataset)
@@ -249,10 +248,10 @@ def test_evaluation_is_a_plain_computation_over_all_images(model):
 def test_evaluation_in_between_changes_nothing_that_is_learnt(model):
     with_it, without_it = made(model), made(model)
     dataset = get_dataset("digits", "test").head(8)
-    learn(with_it, 0)
+    train(with_it, 0)
     with_it.evaluate(dataset)
-    learn(without_it, 0)
-    assert_same_bits(learn(with_it, 1), learn(without_it, 1))
+    train(without_it, 0)
+    assert_same_bits(train(with_it, 1), train(without_it, 1))
 
 
 def test_the_cross_entropy_of_extreme_logits_is_finite():
@@ -278,16 +277,16 @@ def test_a_batch_that_the_devices_cannot_share_evenly_is_refused(size, near):
 
 
 def test_half_precision_on_a_cpu_is_refused_before_anything_is_written(tmp_path):
-    on = prepare.RunOptions(factory([CPU]))
+    options = prepare.RunOptions(functools.partial(gluon_trainer.make, contexts=[CPU]))
     with pytest.raises(UnusableError, match=r"dtype 'float16' needs a GPU \(allowed on a CPU: float32\)"):
-        prepare.start(recipe(dtype="float16"), tmp_path / "run", on)
+        prepare.start(recipe(dtype="float16"), tmp_path / "run", options)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.gpu
 @each_model
 def test_a_gpu_learns_what_the_cpu_learns(model):
-    expected, found = (learn(made(model, [context]), 0, 1) for context in (CPU, mx.gpu()))
+    expected, found = (train(made(model, [context]), 0, 1) for context in (CPU, mx.gpu()))
     assert found.keys() == expected.keys()
     for name in expected:
         np.testing.assert_allclose(

@@ -29,9 +29,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from . import options
 from ..errors import InvalidValueError, UnusableError
 from ..processes import die_with, threads
+from . import options
 
 EPILOG = """The first machine also runs MXNet's scheduler and its server. The machines need to reach each other on all
 ports, and --resume the same run directory on all of them. Exit code: that of the first worker that fails; 130 or 143

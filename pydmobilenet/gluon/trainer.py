@@ -1,9 +1,8 @@
-"""Gluon's trainer: gradients on one or several devices and machines, optimiser, evaluation."""
+"""Training with Gluon: gradients on one or several devices and machines, the optimiser, evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import mxnet as mx
@@ -29,10 +28,9 @@ INITIALISERS = {"msra": mx.init.MSRAPrelu, "xavier": mx.init.Xavier}
 
 
 def make(config: Config, task: Task, contexts: Sequence[mx.Context], kvstore: str = "local") -> GluonTrainer:
-    """The trainer of a configuration's network for a task, its parameters drawn by the configuration's seed.
+    """A trainer with fresh parameters on these devices, beside other workers if `kvstore` is ``dist_sync``.
 
-    Raises UnusableError for half precision on a CPU and for a network that does not fit into memory, and
-    InvalidValueError for a batch that cannot be split over the devices.
+    Raises InvalidValueError and UnusableError for what this machine cannot do.
     """
     workers = Workers(kvstore)
     if config.dtype == "float16":
@@ -40,35 +38,28 @@ def make(config: Config, task: Task, contexts: Sequence[mx.Context], kvstore: st
             raise UnusableError("dtype 'float16' needs a GPU (allowed on a CPU: float32)")
         amp.init()  # before the network is made
     net = zoo.build(catalog.parse_name(config.model), config.dataset, task.outputs)
-    initialise(net, config, contexts)
+    initialize(net, config, contexts)
     return GluonTrainer(net, config, contexts, workers)
 
 
-def factory(contexts: Sequence[mx.Context], kvstore: str = "local") -> Callable[[Config, Task], GluonTrainer]:
-    """`make` for these devices."""
-    return partial(make, contexts=contexts, kvstore=kvstore)
-
-
-def initialise(net: HybridBlock, config: Config, contexts: Sequence[mx.Context]) -> None:
-    """Draw the parameters; the same ones for the same seed, whatever the devices are."""
+def initialize(net: HybridBlock, config: Config, contexts: Sequence[mx.Context]) -> None:
+    """Draw the parameters; the same seed draws the same ones on every device."""
     mx.random.seed(config.seed)
     net.initialize(INITIALISERS[config.initialiser](), ctx=list(contexts))
 
 
 class GluonTrainer:
-    """A `training.trainer.Trainer`: a network on each of the `contexts`, in each of the `workers`.
+    """The `Trainer` of Gluon: a network that is the same on each of the `contexts` and on each of the `workers`.
 
-    Every pass takes a batch of this worker, split evenly over its devices; the gradients of all devices and workers
-    are summed before an update.
+    Each pass takes this worker's share of a batch and splits it evenly over the devices. The gradients of all devices
+    and workers are summed before an update.
     """
 
     def __init__(self, net: HybridBlock, config: Config, contexts: Sequence[mx.Context], workers: Workers):
         check_split(config, len(contexts), workers.size)
         self.net, self.config, self.contexts, self.workers = net, config, list(contexts), workers
-        self.rank, self.world_size = workers.rank, workers.size
-        self.device = ", ".join(map(str, contexts))
         self.parameters = net._collect_params_with_prefix()
-        # In the order of their names, which is the trainer's.
+        # In the order of their names, which is gluon.Trainer's.
         self.trained = {name: each for name, each in sorted(self.parameters.items()) if each.grad_req != "null"}
         for name, parameter in self.trained.items():
             if not (config.decay_norm_and_bias or name.endswith(".weight")):
@@ -78,16 +69,31 @@ class GluonTrainer:
         options = {"learning_rate": config.learning_rate, "momentum": config.momentum, "wd": config.weight_decay}
         kvstore = workers.kvstore or ("device" if len(self.contexts) > 1 else None)
         # Each worker updates its own copy: the server would want an optimiser pickled to it.
-        self.trainer = gluon.Trainer(self.trained, "nag", options, kvstore=kvstore, update_on_kvstore=False)
+        self.optimizer = gluon.Trainer(self.trained, "nag", options, kvstore=kvstore, update_on_kvstore=False)
         if config.dtype == "float16":
-            amp.init_trainer(self.trainer)
-        self.scaler = getattr(self.trainer, "_amp_loss_scaler", None)
+            amp.init_trainer(self.optimizer)
+        self.scaler = getattr(self.optimizer, "_amp_loss_scaler", None)
         loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
         self.step = {context: step.make(net, loss, context) for context in self.contexts}
         self.passes = 0  # since the last update
 
+    @property
+    def rank(self) -> int:
+        return self.workers.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.workers.size
+
+    @property
+    def device(self) -> str:
+        return ", ".join(map(str, self.contexts))
+
     def train_step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> Callable[[], Score]:
-        """A forward and backward pass, and an update if it is due."""
+        """Do a forward and a backward pass, and an update if it is due.
+
+        The function returned is the only one that waits for the devices. It gives the score of the whole batch.
+        """
         reports = []
         scale = self.scaler.loss_scale if self.scaler else 1.0
         parts = len(self.contexts)
@@ -98,10 +104,10 @@ class GluonTrainer:
             reports.append(nd.stack(losses.sum().reshape(1), wrong.sum().reshape(1)).reshape(2))
         self.passes += 1
         if self.passes == self.config.accumulation_steps:
-            self.trainer.set_learning_rate(learning_rate)
+            self.optimizer.set_learning_rate(learning_rate)
             if self.scaler:
-                self.trainer._scale = 1 / scale
-            self.trainer.step(self.config.batch_size * self.config.accumulation_steps)
+                self.optimizer._scale = 1 / scale
+            self.optimizer.step(self.config.batch_size * self.config.accumulation_steps)
             if self.config.accumulation_steps > 1:
                 for parameter in self.trained.values():
                     parameter.zero_grad()
@@ -114,7 +120,7 @@ class GluonTrainer:
         return read
 
     def sync_batch_norm(self) -> None:
-        """Give all devices and workers the same moving statistics, the mean of theirs. Nothing else differs."""
+        """Set the moving statistics to their mean over all devices and workers. Nothing else differs."""
         self._wait()
         moving = [each for each in self.parameters.values() if each.grad_req == "null"]
         if len(self.contexts) * self.world_size == 1 or not moving:
@@ -126,7 +132,7 @@ class GluonTrainer:
             parameter.set_data(nd.array(values.reshape(parameter.shape)))
 
     def evaluate(self, dataset: Dataset) -> Score:
-        """The score on a whole data set."""
+        """The score on a whole data set, of which each worker takes its share."""
         self._wait()
         context = self.contexts[0]
         # Of a network in half precision, the literal graph: it has casts of its own.
@@ -141,18 +147,14 @@ class GluonTrainer:
         return Score(float(loss), int(wrong), len(dataset))
 
     def all_reduce(self, values: np.ndarray) -> np.ndarray:
-        """The sum of what all workers hand in."""
+        """The sum of the values of all workers, in float32 if there are several."""
         return self.workers.sum(values)
-
-    def load_weights(self, path: Path) -> bool:
-        """Start from a parameter file; whether its dense layer is of another size, and left out."""
-        return load_weights(self.net, path, other_head=True)
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """The parameters and the momentum, by structural name."""
         self._wait()
         parameters = get_arrays(self.net)
-        states = self.trainer._updaters[0].states
+        states = self.optimizer._updaters[0].states
         momentum = {
             name: states[index].asnumpy() for index, name in enumerate(self.trained) if states.get(index) is not None
         }
@@ -160,12 +162,8 @@ class GluonTrainer:
             momentum[LOSS_SCALE] = np.array([getattr(self.scaler, name) for name in SCALER_FIELDS])
         return parameters, momentum
 
-    def _wait(self) -> None:
-        """Let the last backward pass end: MXNet does not know that it still writes the moving statistics."""
-        mx.nd.waitall()
-
     def load_state(self, parameters: Mapping[str, np.ndarray], momentum: Mapping[str, np.ndarray]) -> None:
-        """Go back to what `state` has given. Raises BadFileError where it is of another network."""
+        """Go back to what `state` gave. Raises BadFileError for the state of another network."""
         momentum = dict(momentum)
         scale = momentum.pop(LOSS_SCALE, None)
         moved = _shapes(momentum)  # of none before the first update, and without momentum
@@ -176,13 +174,21 @@ class GluonTrainer:
                 setattr(self.scaler, name, value)
         for name, array in parameters.items():
             self.parameters[name].set_data(nd.array(array, dtype=array.dtype))
-        for updater, context in zip(self.trainer._updaters, self.contexts):
+        for updater, context in zip(self.optimizer._updaters, self.contexts):
             updater.states.clear()
             updater.states_synced.clear()
             for index, name in enumerate(self.trained):
                 if name in momentum:
                     updater.states[index] = nd.array(momentum[name], context)
                     updater.states_synced[index] = True
+
+    def load_weights(self, path: Path, other_head: bool = False) -> bool:
+        """Load the parameters of a file. Returns whether the dense layer kept its own: the file's had another size."""
+        return load_weights(self.net, path, other_head)
+
+    def _wait(self) -> None:
+        """Let the last backward pass end: MXNet does not know that it still writes the moving statistics."""
+        mx.nd.waitall()
 
 
 def _shapes(arrays: Mapping[str, np.ndarray | gluon.Parameter]) -> dict[str, tuple[int, ...]]:

@@ -1,1 +1,1 @@
-"""Training: the paper's recipes, runs that survive."""
+"""Training, whatever the engine: recipes, the loop, and runs that can be resumed."""

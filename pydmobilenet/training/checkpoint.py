@@ -1,14 +1,14 @@
-"""A run's directory: everything that is needed to go on, to look back, and to use the result.
+"""A run's directory: everything that is needed to resume the run, to look back on it, and to use its result.
 
 ``config.yaml``     the effective configuration
-``last.state``      all that `--resume` needs, in one file: parameters, momentum, position, history
+``last.state``      all that `--resume` needs, in one file: parameters, momentum, progress, history
 ``last.params``     the parameters alone, for `get_model` and `run_validation.py`; ``best.params``, ``epoch-….params``
 ``run.json``        what the run says of itself: model, data set, classes, normalisation, configuration, provenance, and
                     the errors of its parameter files
 ``history.csv``, ``curves.png``, ``events/``
 
-Each file is put in place whole, once all of them are on the disk, ``last.state`` as the last one: a run that is killed
-between two of them goes on from the earlier state and writes the others anew, the same as before.
+A save first writes all files under other names and then renames them, ``last.state`` last. A run that is killed between
+two renames resumes from the earlier state, and writes the same files again.
 """
 
 from __future__ import annotations
@@ -31,40 +31,42 @@ from ..checkpoints import params
 from ..checkpoints.runs import METADATA, read_metadata
 from ..data import archives
 from ..errors import BadFileError, MissingFileError, UnusableError
+from .history import History
 
 CONFIG, STATE = "config.yaml", "last.state"
 
 
 @dataclass(frozen=True)
 class State:
-    """What a run is at one moment: parameters and momentum by structural name, and a progress that JSON can hold."""
+    """A run at one moment: parameters and momentum by structural name, and what `Progress.to_dict` gives."""
 
     parameters: Mapping[str, np.ndarray]
     momentum: Mapping[str, np.ndarray]
     progress: Mapping[str, object]
 
     def write(self, path: Path) -> None:
-        """Write one whole file; raises UnusableError where it cannot be written."""
+        """Write the file, whole or not at all. Raises UnusableError where that is not possible."""
         files.write(path, self.content())
 
     def content(self) -> bytes:
-        """What `write` writes. Made in memory: a zip file that cannot be ended has a traceback of its own."""
+        """The bytes that `write` writes. Made in memory: zipfile prints a traceback where it cannot close a file."""
         arrays = {f"parameter/{name}": array for name, array in self.parameters.items()}
         arrays.update({f"momentum/{name}": array for name, array in self.momentum.items()})
-        position = np.frombuffer(json.dumps(self.progress).encode(), np.uint8)
+        progress = np.frombuffer(json.dumps(self.progress).encode(), np.uint8)
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays, position=position)  # last: a list that ends too early lacks it
+        # The last one, so that a file that ends too early lacks it. Its name is that of the first version.
+        np.savez(buffer, **arrays, position=progress)
         return buffer.getvalue()
 
     @classmethod
     def read(cls, path: Path) -> State:
-        """Raises MissingFileError, and BadFileError for what is no such file, is damaged, or holds a number that is not
-        finite.
+        """The state of a file. Raises MissingFileError, and BadFileError for a damaged file, a file of another kind and
+        numbers that are not finite.
         """
         try:
             with open(path, "rb") as file:  # nothing in it is packed
                 arrays = archives.read_npz(file, largest=os.fstat(file.fileno()).st_size)
-            position = json.loads(arrays.pop("position").tobytes())
+            progress = json.loads(arrays.pop("position").tobytes())
             parts = {"parameter": {}, "momentum": {}}
             for name, array in arrays.items():
                 kind, _, own_name = name.partition("/")
@@ -79,13 +81,14 @@ class State:
         except (OSError, ValueError, KeyError, RecursionError) as error:
             why = " ".join(str(error).split())[:200]
             raise BadFileError(f"{path} is no state of a run, or a damaged one: {why}") from None
-        return cls(parts["parameter"], parts["momentum"], position)
+        return cls(parts["parameter"], parts["momentum"], progress)
 
 
 class Run:
-    """The directory of one run, held by one process at a time. A `new` one has been made by this process.
+    """The directory of a run, locked: only one process at a time can have it.
 
-    `metadata` is what ``run.json`` says; None where an earlier version has not written it before the first checkpoint.
+    `new` says that this process made the directory. `metadata` is the content of ``run.json``; it is None for a run of
+    an earlier version that has no checkpoint yet.
     """
 
     def __init__(self, directory: Path, new: bool = False):
@@ -97,12 +100,12 @@ class Run:
             raise UnusableError(f"another process is training in {directory}") from None
         except OSError as error:
             raise UnusableError(f"cannot write to {directory}: {error.strerror}") from None
-        # Where it is damaged, that is known now and not after an epoch.
+        # Read now, so that a damaged file is reported before an epoch is trained.
         self.metadata = read_metadata(directory) if (directory / METADATA).exists() else None
 
     @classmethod
     def create(cls, directory: Path, config: str, state: State, metadata: Mapping[str, object]) -> Run:
-        """A new run with its configuration, what it says of itself, and its state before the first step.
+        """Make the directory of a new run, with its configuration, its metadata and its state before the first step.
 
         Raises UnusableError where the directory exists already or cannot be made.
         """
@@ -113,19 +116,19 @@ class Run:
                 files.write(nascent / METADATA, _json({**metadata, "checkpoints": {}}))
                 state.write(nascent / STATE)
         except UnusableError:
-            check_absent(directory)  # another process has been faster
+            check_absent(directory)  # another process was faster
             raise
         return cls(directory, new=True)
 
     def discard(self) -> None:
-        """Remove the directory, of a run that has come to nothing."""
+        """Remove the directory of a run that failed at its very start."""
         shutil.rmtree(self.directory, ignore_errors=True)
         self.lock.release()
 
     def save(self, state: State, also: Mapping[str, Mapping[str, object]]) -> None:
-        """Save the state, and its parameters as each of the files `also` names, with what is to be known of them.
+        """Save the state, and its parameters under each name in `also`, whose value goes into ``run.json``.
 
-        Raises UnusableError where the disk is full, say; what was there before stays whole then.
+        Raises UnusableError, for a full disk for example. The earlier files stay as they were then.
         """
         content = params.dump(state.parameters)
         sha256 = hashlib.sha256(content).hexdigest()
@@ -140,8 +143,26 @@ class Run:
         self.metadata = metadata
 
     def state(self) -> State:
-        """The state to go on from."""
+        """The state to resume from."""
         return State.read(self.directory / STATE)
+
+    @property
+    def history(self) -> History:
+        """The epochs of the run so far, as ``last.state`` has them."""
+        return read_history(self.directory)
+
+
+def read_history(directory: str | Path) -> History:
+    """The epochs of a run so far, also of one that another process is training.
+
+    Raises MissingFileError where the directory holds no run, and BadFileError for a damaged one.
+    """
+    path = Path(directory) / STATE
+    state = State.read(path)
+    try:
+        return History.from_dicts(state.progress["history"])
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
+        raise BadFileError(f"{path} has no history, or a damaged one: {error}") from None
 
 
 def _json(metadata: Mapping[str, object]) -> str:
@@ -149,7 +170,7 @@ def _json(metadata: Mapping[str, object]) -> str:
 
 
 def check_absent(directory: Path) -> None:
-    """Raises UnusableError where something is already at the place of a new run."""
+    """Raises UnusableError where the directory of a new run exists already."""
     if os.path.lexists(directory):
         resume = f"--resume {shlex.quote(str(directory))}"
         raise UnusableError(f"{directory} exists already: {resume} goes on with it, --output takes another directory")

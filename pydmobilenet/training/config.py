@@ -1,6 +1,6 @@
-"""The configuration of a training run: one field a key, the same in a YAML file and on the command line.
+"""The configuration of a training run: the same keys in a YAML file and on the command line.
 
-The defaults live in the files of configs/ alone. A value is read from its text by one rule, wherever it stands.
+Only the files of configs/ have defaults. The text of a value is read by the same rule in both places.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEEPEST = 3  # a list in a mapping, and one more for an error that names its key
 
 
 class Rule(NamedTuple):
-    """What a key's value has to be. `parse` makes it of a text or of itself; raises ValueError where it is not so."""
+    """What the value of a key has to be. `parse` takes a text or a value and raises ValueError for a wrong one."""
 
     allowed: str
     metavar: str
@@ -84,7 +84,7 @@ def _key(rule: Rule, help: str) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """All that a run's result depends on, but for its machine. Made by `make`."""
+    """Everything that the result of a run depends on, except for its machine. Made by `make`."""
 
     model: str = _key(NAME, "the network, as pyd-concat-56-0.5")
     dataset: str = _key(NAME, "what it learns, as cifar10, digits or folder:PATH")
@@ -109,12 +109,12 @@ class Config:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-# What keys were called before, in files and runs that are still about.
+# What keys were called in earlier versions: files, runs and commands of that time still have the old names.
 OLD_KEYS = {"accumulate": "accumulation_steps", "plain_epochs": "mixup_off_epochs"}
 
 
 def read(path: str | Path) -> dict[str, object]:
-    """The values of a YAML file, each of them valid as far as it can be judged alone.
+    """The values of a YAML file under the keys of today, each of them checked on its own.
 
     Raises MissingFileError, UnusableError, BadFileError and InvalidValueError.
     """
@@ -141,17 +141,17 @@ def read(path: str | Path) -> dict[str, object]:
 
 
 def renamed(values: Mapping[str, object]) -> dict[str, object]:
-    """The values under today's keys; raises InvalidValueError where one stands under its old and its new name."""
+    """The values with their keys of today. Raises InvalidValueError where an old and a new name of one key meet."""
     for old, new in OLD_KEYS.items():
         if old in values and new in values:
-            raise InvalidValueError(f"{old!r} is the old name of {new!r}: give one of them")
+            raise InvalidValueError(f"{old} is the old name of {new}: leave out {old}")
     return {OLD_KEYS.get(key, key): value for key, value in values.items()}
 
 
 def make(values: Mapping[str, object]) -> Config:
-    """The configuration of values for all keys, every one of them checked.
+    """A configuration from a value for every key, all of them checked.
 
-    Raises InvalidValueError. Whether a folder of images is there is not looked at.
+    Raises InvalidValueError. A folder of images need not exist.
     """
     _check_keys(values)
     for key in FIELDS:
@@ -171,7 +171,7 @@ def make(values: Mapping[str, object]) -> Config:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """One option a key, each of them None if it is not given."""
+    """Add an option for each key, which is None if it is not given."""
     # Wide enough for the longest option: each stands on one line with its help.
     parser.formatter_class = functools.partial(parser.formatter_class, max_help_position=36)
     group = parser.add_argument_group("recipe", "The config file has the defaults.")
@@ -185,20 +185,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def given(namespace: argparse.Namespace) -> dict[str, object]:
-    """The values of the options that were given; raises InvalidValueError, as `read` does."""
+    """The values of the options that were given. Raises InvalidValueError, as `read` does."""
     texts = {key: getattr(namespace, key, None) for key in FIELDS}
     return {key: _parse(key, text, f"argument {_option(key)}") for key, text in texts.items() if text is not None}
 
 
 def text(config: Config) -> str:
-    """The YAML of a configuration, from which `read` and `make` make an equal one."""
+    """The YAML of a configuration: `read` and `make` give an equal one back."""
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(config).items()}
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True, width=math.inf)
 
 
 class _Loader(yaml.BaseLoader):
-    """Leaves every value a text, as YAML 1.1 takes 010 for 8, 1:30 for 90 and 1e-4 for no number; refuses a key that
-    stands twice, what is deeply nested, and aliases, of which a few lines stand for more than fits into memory.
+    """Leaves every value a text: YAML 1.1 reads 010 as 8, 1:30 as 90 and 1e-4 as no number.
+
+    Refuses a key that stands twice, deep nesting, and aliases: a few lines of them can fill the memory.
     """
 
     depth = 0
@@ -229,7 +230,7 @@ class _Loader(yaml.BaseLoader):
 
 
 def _why(error: yaml.YAMLError) -> str:
-    """Where a file is no YAML, and why, on one line."""
+    """Where a file stops being YAML, and why, on one line."""
     mark = getattr(error, "problem_mark", None)
     if mark is None:  # bytes that are no text
         return f": no valid YAML: {' '.join(str(error).split())}"
@@ -248,7 +249,7 @@ def _check_keys(values: Iterable[str]) -> None:
 
 
 def _parse(key: str, value: object, place: str) -> object:
-    """The value of a key as it has to be; raises InvalidValueError, which names the place."""
+    """The checked value of a key. Raises InvalidValueError, which names the place."""
     rule = FIELDS[key].metadata["rule"]
     try:
         return rule.parse(value)

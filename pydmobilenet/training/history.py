@@ -1,6 +1,6 @@
-"""What a training run has seen, an epoch a row: lines and a summary for people, CSV, curves and TensorBoard's events.
+"""The history of a run, one row an epoch: lines of text, a summary, CSV, curves and TensorBoard's events.
 
-Errors are in %, losses are means over the images, and nothing here needs MXNet.
+Errors are in %, losses are means over the images.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Epoch:
 
 @dataclass
 class History:
-    """The epochs of a run in their order; `epochs` is how many it shall have, 0 where that is not known."""
+    """The finished epochs of a run, in order. `epochs` is how many the run will have, 0 if that is not known."""
 
     epochs: int = 0
     rows: list[Epoch] = field(default_factory=list)
@@ -62,11 +62,11 @@ class History:
 
     @property
     def best(self) -> Epoch | None:
-        """The first of the epochs with the smallest test error, or None where there is none yet."""
+        """The epoch with the smallest test error, the first of several, or None where there is none yet."""
         return _best(self.rows)
 
     def line(self, row: Epoch) -> str:
-        """An epoch on a line, with the best one up to then; the lines of a run stand below each other in columns."""
+        """An epoch as one line of text, with the best epoch up to then. The lines of a run form columns."""
         best = _best([earlier for earlier in self.rows if earlier.epoch < row.epoch] + [row])
         total = str(self.epochs or "")
         number = f"{row.epoch:>{len(total) or 3}}" + (f"/{total}" if total else "")
@@ -78,7 +78,7 @@ class History:
         )
 
     def summary(self) -> str:
-        """How the run ended: the last and the best test error, and what the best one is worth."""
+        """The last and the best test error, and a word on the best one."""
         if not self.rows:
             return "No epoch has been finished."
         last, best = self.last, self.best
@@ -88,15 +88,15 @@ class History:
         )
 
     def to_dicts(self) -> list[dict[str, float]]:
-        """The epochs as flat fields for JSON, which keeps every digit (and, as Python writes it, NaN and infinity)."""
+        """The epochs for JSON, with every digit. Python's JSON has NaN and infinity too."""
         return [asdict(row) for row in self.rows]
 
     @classmethod
     def from_dicts(cls, rows: Iterable[dict[str, float]], epochs: int = 0) -> History:
-        """The history that `to_dicts` has given.
+        """The history from what `to_dicts` gave.
 
-        Raises TypeError where a field is missing, unknown or no number, and ValueError or OverflowError where the
-        epochs are not 1, 2, 3 …, or a number cannot be.
+        Raises TypeError where a field is missing, unknown or no number; ValueError or OverflowError where the epochs
+        are not 1, 2, 3 … or a number is impossible.
         """
         return cls(epochs, [_checked(Epoch(**row), number) for number, row in enumerate(rows, 1)])
 
@@ -135,8 +135,8 @@ def csv_text(history: History) -> str:
 def draw(history: History, path: str | os.PathLike[str], title: str) -> None:
     """Draw the curves as a PNG of 1440 x 540 pixels: errors on the left, losses and the learning rate on the right.
 
-    Values that are not finite are left out, and learning rates of 0, whose axis is logarithmic; of the title, what has
-    no shape is escaped. Raises UnusableError where the file cannot be written.
+    Leaves out values that are not finite, and learning rates of 0, as their axis is logarithmic. Characters of the
+    title that cannot be printed are escaped. Raises UnusableError where the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only the curves need it
     from matplotlib.figure import Figure
@@ -206,7 +206,7 @@ def _finite(lines: Iterable[Line2D]) -> list[float]:
 
 
 def _label(axes: Axes, title: str, lines: list[Line2D]) -> None:
-    """Name a panel and its curves; above it, where no curve can be."""
+    """Set the title and the legend of a panel, above it, where they hide no curve."""
     axes.set_title(title, loc="left")
     above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.1, "ncol": len(lines)}
     axes.legend(handles=lines, frameon=False, handlelength=1.5, columnspacing=1.5, **above)
@@ -215,16 +215,17 @@ def _label(axes: Axes, title: str, lines: list[Line2D]) -> None:
 
 
 class Events:
-    """TensorBoard's event files, an epoch a step: `with Events(directory) as events: events.add(row)`.
+    """TensorBoard's event files, one step an epoch: `with Events(directory) as events: events.add(row)`.
 
-    Each writer has a file of its own. Its first epoch hides that epoch and all later ones in the directory's earlier
-    files, so a run that was resumed shows each epoch once. Raises UnusableError without tensorboardX or where the
-    directory cannot be written.
+    Each writer has a file of its own. Its first epoch hides that epoch and all later ones in earlier files, so that a
+    resumed run shows each epoch once. Raises UnusableError without tensorboardX, or where the directory cannot be
+    written.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.check()
-        # Not its SummaryWriter, which writes from a thread: that waits for ever once the disk is full.
+        # Not SummaryWriter: it writes from a thread, which waits for ever once the disk is full. Its `purge_step` makes
+        # the same mark as `add`, but takes the step here, and a resumed run may yet have to show its last epoch again.
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2, summary_pb2
 
@@ -250,7 +251,7 @@ class Events:
     def add(self, row: Epoch) -> None:
         """Write an epoch; it is on the disk when this returns. The format has single precision."""
         if self._is_first:
-            self._write(row, session_log=self._session(status=self._session.START))  # the mark that hides
+            self._write(row, session_log=self._session(status=self._session.START))  # hides earlier events from here on
             self._is_first = False
         scalars = {
             "train/loss": row.train_loss,

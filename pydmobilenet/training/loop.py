@@ -1,4 +1,4 @@
-"""The training loop: epochs, checkpoints, signals, and what one sees. Knows no MXNet."""
+"""The training loop of every engine: epochs, checkpoints, signals, and what is shown of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Diverged(UserError):
 
 @dataclass
 class Progress:
-    """Where a run stands: so many `epochs` are finished, and `batches` of the one under way, with their sums."""
+    """How far a run has come: finished `epochs`, and `batches` done of the current epoch, with the sums over these."""
 
     epochs: int = 0
     batches: int = 0
@@ -49,15 +49,15 @@ class Progress:
         self.images += score.images
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON can hold it."""
+        """The fields for JSON."""
         return {**vars(self), "history": self.history.to_dicts()}
 
     @classmethod
-    def from_dict(cls, plain: dict, config: Config, images: int) -> Progress:
-        """What `plain` has given, of a run with so many training images. Raises BadFileError for anything else."""
+    def from_dict(cls, values: dict, config: Config, images: int) -> Progress:
+        """What `to_dict` gave, in a run with so many training images. Raises BadFileError for anything else."""
         epochs, batches = config.epochs, updates_per_epoch(config, images) * config.accumulation_steps
         try:
-            progress = cls(**{**plain, "history": History.from_dicts(plain["history"], epochs)})
+            progress = cls(**{**values, "history": History.from_dicts(values["history"], epochs)})
             counts = (progress.epochs, progress.batches, progress.wrong, progress.images)
             if not all(type(count) is int and count >= 0 for count in counts):
                 raise ValueError("it counts something other than whole numbers")
@@ -78,10 +78,10 @@ class Progress:
 
 
 class Loop:
-    """One run, from wherever it stands to its end.
+    """Trains a network from where its run stands to the last epoch.
 
-    `schedule` gives the learning rate of each update, from 1 on. Of several workers only the first has a `run` to write
-    to, and `events`, if TensorBoard is wanted. A `quiet` run prints nothing.
+    `schedule` gives the learning rate of each update, from 1 on. `output` is the run to write to, and `events` those
+    for TensorBoard, if they are wanted; both are None in all workers but the first. With `quiet`, nothing is printed.
     """
 
     def __init__(
@@ -91,22 +91,22 @@ class Loop:
         test: Dataset,
         schedule: Callable[[int], float],
         progress: Progress,
-        run: Run | None,
+        output: Run | None,
         events: Events | None = None,
         quiet: bool = False,
     ):
         self.trainer, self.config, self.train, self.test = trainer, trainer.config, train, test
-        self.schedule, self.progress, self.output, self.events = schedule, progress, run, events
+        self.schedule, self.progress, self.output, self.events = schedule, progress, output, events
         self.quiet = quiet
         self.batches = updates_per_epoch(self.config, len(train)) * self.config.accumulation_steps
-        self.stopped = 0  # the signal that asks for an end
+        self.stopped = 0  # the number of the signal that came
         self.saved = time.monotonic()
 
     def run(self) -> int:
-        """Train to the end, or to a signal. The exit code: 0, or 128 and the signal's number.
+        """Train to the last epoch, or until a signal comes. Returns the exit code: 0, or 128 plus the signal's number.
 
-        Raises Diverged, and EngineError for what an engine throws. The last good checkpoint stays then; without even
-        one batch behind it, a new run leaves nothing.
+        Raises Diverged, and EngineError for what an engine throws. The last checkpoint stays then. A new run that has
+        not finished a single batch is removed.
         """
         try:
             with self._signals():
@@ -131,7 +131,7 @@ class Loop:
         read = None
         with self._bar() as bar:
             for images, targets in self._mixed_batches():
-                # The last pass's score is asked for when this one is under way: the devices never wait.
+                # The score of the last pass is asked for once this pass has started: the devices never wait.
                 read, due = self.trainer.train_step(images, targets, self._learning_rate()), read
                 if due:
                     self._add(due())
@@ -153,21 +153,21 @@ class Loop:
         return True
 
     def _mixed_batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """What is left of the epoch's batches: images, and target distributions."""
-        config, progress, trainer = self.config, self.progress, self.trainer
+        """The batches of the epoch that are still to do: images, and target distributions."""
+        config, progress, workers = self.config, self.progress, self.trainer.world_size
         mixed = config.mixup > 0 and progress.epochs < config.epochs - config.mixup_off_epochs
         source = batches(
             self.train,
-            config.batch_size // trainer.world_size,
+            config.batch_size // workers,
             train=True,
             seed=config.seed,
             epoch=progress.epochs,
-            part=trainer.rank,
-            parts=trainer.world_size,
+            part=self.trainer.rank,
+            parts=workers,
             start=progress.batches,
         )
         for number, (images, labels) in enumerate(source, progress.batches):
-            if number == self.batches:  # of too few batches for another update
+            if number == self.batches:  # those left over are too few for an update
                 break
             targets = mixup.targets(labels, self.train.task.outputs, config.label_smoothing)
             if mixed:
@@ -176,7 +176,7 @@ class Loop:
             yield images, targets
 
     def _learning_rate(self) -> float:
-        """That of the update which the pass under way is for."""
+        """The learning rate of the update that the current pass belongs to."""
         done = self.progress.epochs * self.batches + self.progress.batches
         return self.schedule(done // self.config.accumulation_steps + 1)
 
@@ -217,11 +217,11 @@ class Loop:
             print(progress.history.line(done), flush=True)
 
     def _show_epoch(self, done: Epoch) -> None:
-        """Curves, events and, as the last, the table: where that has an epoch, it has been shown."""
+        """Write the curves, the events and last the table: an epoch in the table has been shown in full."""
         history, directory = self.progress.history, self.output.directory
         try:
             draw(history, directory / "curves.png", f"{self.config.model} on {self.train.task.title}")
-        except Exception as error:  # of a library that draws: no reason to stop
+        except Exception as error:  # a plotting library's error is no reason to stop training
             why = " ".join(f"{type(error).__name__}: {error}".split())
             warnings.warn(f"no curves: {why[:200]}", stacklevel=2)
         if self.events:
@@ -229,7 +229,7 @@ class Loop:
         write_csv(history, directory / "history.csv")
 
     def _show_again(self) -> None:
-        """Show the last epoch if the run was killed when it had been saved, and not yet shown."""
+        """Show the last epoch if the run was killed after saving it and before showing it."""
         history = self.progress.history
         if self.output is None or not history.last:
             return
@@ -238,7 +238,7 @@ class Loop:
             self._show_epoch(history.last)
 
     def _good_state(self) -> State:
-        """That of now; raises Diverged where a parameter is not finite."""
+        """The current state; raises Diverged where a parameter is not finite."""
         parameters, momentum = self.trainer.state()
         if not all(np.isfinite(array).all() for array in (*parameters.values(), *momentum.values())):
             epoch = self.progress.epochs + (self.progress.batches > 0)
@@ -257,16 +257,16 @@ class Loop:
         self.saved = time.monotonic()
 
     def _requests(self) -> tuple[bool, bool]:
-        """Whether a signal came to any of the workers, and whether it is time to save: all workers say the same."""
+        """Whether any worker got a signal, and whether it is time to save. The same answer in all workers."""
         due = self.output is not None and time.monotonic() - self.saved > SAVE_SECONDS
-        requests = [*(self.stopped == number for number in SIGNALS), due]
-        *asked, due = self.trainer.all_reduce(np.array(requests, np.float32)) > 0
+        own = [*(self.stopped == number for number in SIGNALS), due]
+        *asked, due = self.trainer.all_reduce(np.array(own, np.float32)) > 0
         self.stopped = self.stopped or next((number for number, by_one in zip(SIGNALS, asked) if by_one), 0)
         return any(asked), bool(due)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask for an end after the update under way; a second one ends at once."""
+        """The first SIGINT or SIGTERM stops training after the current update, a second one at once."""
 
         def ask(number: int, _frame: object) -> None:
             self.stopped = number
@@ -304,11 +304,14 @@ class Loop:
 
 
 def updates_per_epoch(config: Config, images: int) -> int:
-    """Whole updates of an epoch; what is left over sits it out. Raises InvalidValueError where there is none."""
+    """The updates of an epoch; images that are too few for one more are left out of it.
+
+    Raises InvalidValueError where there are too few for a single update.
+    """
     updates = images // (config.batch_size * config.accumulation_steps)
     if not updates:
         raise InvalidValueError(
-            f"batch_size {config.batch_size} times accumulation_steps {config.accumulation_steps} is more than the {images} training "
-            f"images; nearest: batch_size {max(1, images // config.accumulation_steps)}"
+            f"batch_size {config.batch_size} times accumulation_steps {config.accumulation_steps} is more than the "
+            f"{images} training images; nearest: batch_size {max(1, images // config.accumulation_steps)}"
         )
     return updates

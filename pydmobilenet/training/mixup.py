@@ -6,8 +6,10 @@ import numpy as np
 
 
 def targets(labels: np.ndarray, outputs: int, smoothing: float = 0.0) -> np.ndarray:
-    """The distributions (N, outputs) in float32 that the labels (N,) stand for: ``1 - smoothing`` on the label, and
-    `smoothing` spread over all outputs (Szegedy et al., 2016, arXiv 1512.00567).
+    """Labels (N,) to target distributions (N, outputs) in float32.
+
+    Each has ``1 - smoothing`` on its label, and `smoothing` spread over all outputs (label smoothing: Szegedy et al.,
+    2016, arXiv 1512.00567).
     """
     distributions = np.full((len(labels), outputs), smoothing / outputs, np.float32)
     distributions[np.arange(len(labels)), labels] += 1 - smoothing
@@ -15,16 +17,18 @@ def targets(labels: np.ndarray, outputs: int, smoothing: float = 0.0) -> np.ndar
 
 
 def share(alpha: float, seed: int, epoch: int, batch: int) -> float:
-    """The share of each image in its mixture, drawn from Beta(alpha, alpha), one a batch: a pure function of where in
-    the training the batch stands (`epoch` and `batch` from 0), so that nothing has to be remembered.
+    """The share of each image in its mixture, one number a batch, drawn from Beta(alpha, alpha).
+
+    It depends on the seed, the epoch and the batch (both from 0) alone, so that a resumed run draws the same.
     """
     # To NumPy, [seed, epoch, 0] is [seed, epoch], of which the order of the images is drawn.
     return float(np.random.default_rng([seed, epoch, batch, 1]).beta(alpha, alpha))
 
 
 def mix(array: np.ndarray, share: float) -> np.ndarray:
-    """Each of N images, or of N distributions, mixed with its partner, which is that of the batch in reverse order
-    (mixup: Zhang et al., 2018, arXiv 1710.09412; the partners as in the authors' code).
+    """Mix each of N images, or of N distributions, with its partner: the same batch in reverse order.
+
+    (mixup: Zhang et al., 2018, arXiv 1710.09412; the partners as in the PydMobileNet authors' code).
     """
     share = np.float32(share)
     return share * array + (1 - share) * array[::-1]

@@ -1,4 +1,4 @@
-"""From a configuration, or from a run that was interrupted, to a loop that is ready to go."""
+"""Start a run from a configuration, or resume one from its directory: both give a loop that is ready to run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .. import catalog, fetching, provenance
 from ..checkpoints import params, weights
 from ..checkpoints.runs import METADATA, read_metadata
 from ..data import Dataset, Task, get_dataset, get_task, recorded_task
-from ..errors import BadFileError, MissingFileError
+from ..errors import BadFileError, InvalidValueError, MissingFileError
 from ..resources import CONFIGS
 from ..text import printable
 from . import config as configuration
@@ -31,8 +31,9 @@ RECIPES = {"imagenet32": "imagenet32.yaml", "digits": "digits.yaml"}  # of the o
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run is trained with, which its result does not depend on but for rounding. `make_trainer` makes the
-    engine's trainer, with its parameters drawn.
+    """What a session of training needs beside the configuration. The result depends on it by rounding at most.
+
+    `make_trainer` makes the trainer of an engine, with fresh parameters, from a configuration and its task.
     """
 
     make_trainer: Callable[[Config, Task], Trainer]
@@ -64,31 +65,33 @@ def configure(given: Mapping[str, object], recipe: Path | None = None) -> Config
     return config
 
 
-def start(config: Config, directory: Path, on: RunOptions, init: Path | None = None) -> Loop:
-    """A new run in a new directory, from random parameters or from those of the file `init`.
+def start(config: Config, directory: Path, options: RunOptions, init: Path | None = None) -> Loop:
+    """The loop of a new run in a new directory, from random parameters or from those of the file `init`.
 
     Raises a UserError for whatever is missing or does not fit, before anything is written.
     """
-    train, test = _data(config, on)
-    trainer = on.make_trainer(config, train.task)
-    if init is not None and trainer.load_weights(init):
+    train, test = _data(config, options)
+    trainer = options.make_trainer(config, train.task)
+    if init is not None and trainer.load_weights(init, other_head=True):
         _say(f"{init} has a head of another size: the dense layer for {train.task.title} starts anew")
     progress = Progress(history=History(config.epochs))
-    # Made before the directory: what can go wrong in it should leave nothing behind.
+    # Before the directory is made: what goes wrong here leaves nothing behind.
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
-    if on.tensorboard:
+    if options.tensorboard:
         Events.check()
     run = None
     if trainer.rank == 0:
         state = State(*trainer.state(), progress.to_dict())
-        metadata = described(trainer, train, test, state, init)
+        metadata = describe(config, train, test, state, init, trainer.device)
         run = Run.create(directory, configuration.text(config), state, metadata)
-    return Loop(trainer, train, test, rates, progress, run, _events(on, run), on.quiet)
+    return Loop(trainer, train, test, rates, progress, run, _events(options, run), options.quiet)
 
 
-def described(trainer: Trainer, train: Dataset, test: Dataset, state: State, init: Path | None) -> dict[str, object]:
-    """What a run says of itself: all that is needed to use it, or to go on with it, where its data is not at hand."""
-    config, task = trainer.config, train.task
+def describe(
+    config: Config, train: Dataset, test: Dataset, state: State, init: Path | None, device: str
+) -> dict[str, object]:
+    """The content of ``run.json``: what one needs to use a run or to resume it, even if its data has moved."""
+    task = train.task
     drawn = hashlib.sha256(params.dump(state.parameters)).hexdigest()
     source = str(init) if init else f"{config.initialiser}, seed {config.seed}"
     return {
@@ -101,38 +104,42 @@ def described(trainer: Trainer, train: Dataset, test: Dataset, state: State, ini
         "config": vars(config),
         "data": {"train": provenance.of_data(train), "test": provenance.of_data(test)},
         "initial_weights": {"source": source, "sha256": fetching.digest(init, "sha256")[7:] if init else drawn},
-        "sessions": [provenance.session(trainer.device)],
+        "sessions": [provenance.session(device)],
     }
 
 
-def resume(directory: Path, on: RunOptions) -> Loop:
-    """The run of a directory, exactly where it was interrupted. All workers have to see the same directory.
+def resume(directory: Path, options: RunOptions) -> Loop:
+    """The loop of a run, exactly where it was interrupted. All workers have to see the same directory.
 
-    Raises BadFileError where its data or its configuration is no longer the same.
+    Raises BadFileError where its data or its configuration has changed.
     """
     config = read_config(directory)
     metadata = read_metadata(directory) if (directory / METADATA).exists() else {}
     check_config(config, metadata, directory)
-    train, test = _data(config, on, metadata)
+    train, test = _data(config, options, metadata)
     check_data(train, test, metadata, directory)
-    trainer = on.make_trainer(config, train.task)
-    run = Run(directory) if trainer.rank == 0 else None  # from here on, nobody else writes to it
+    trainer = options.make_trainer(config, train.task)
+    run = Run(directory) if trainer.rank == 0 else None  # from here on, no other process writes to it
     state = State.read(directory / STATE)
     trainer.load_state(state.parameters, state.momentum)
     progress = Progress.from_dict(state.progress, config, len(train))
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
     if run is not None:
-        known = run.metadata or {**described(trainer, train, test, state, None), "checkpoints": {}, "sessions": []}
-        run.metadata = {**known, "sessions": [*known.get("sessions", []), provenance.session(trainer.device)]}
-    return Loop(trainer, train, test, rates, progress, run, _events(on, run), on.quiet)
+        device = trainer.device
+        described = describe(config, train, test, state, None, device)
+        known = run.metadata or {**described, "checkpoints": {}, "sessions": []}
+        run.metadata = {**known, "sessions": [*known.get("sessions", []), provenance.session(device)]}
+    return Loop(trainer, train, test, rates, progress, run, _events(options, run), options.quiet)
 
 
 def check_config(config: Config, metadata: Mapping[str, object], directory: Path) -> None:
     """Raises BadFileError where a run's configuration is not the one that it began with."""
-    begun = metadata.get("config")
-    if begun is None:
+    if "config" not in metadata:
         return
-    begun = configuration.renamed(begun)
+    try:
+        begun = configuration.renamed(metadata["config"])
+    except InvalidValueError as error:
+        raise BadFileError(f"{directory / METADATA}: {error}") from None
     for key, value in json.loads(json.dumps(vars(config))).items():
         if value != begun.get(key):
             raise BadFileError(
@@ -142,7 +149,7 @@ def check_config(config: Config, metadata: Mapping[str, object], directory: Path
 
 
 def check_data(train: Dataset, test: Dataset, metadata: Mapping[str, object], directory: Path) -> None:
-    """Raises BadFileError where the data is not what a run began with; warns where the run does not tell."""
+    """Raises BadFileError where the data is not what a run began with; warns where the run does not tell its data."""
     recorded = metadata.get("data")
     if recorded is None:
         warnings.warn(
@@ -159,14 +166,14 @@ def check_data(train: Dataset, test: Dataset, metadata: Mapping[str, object], di
 
 
 def read_config(directory: Path) -> Config:
-    """The configuration of a run; raises MissingFileError where the directory holds none."""
+    """The configuration of a run. Raises MissingFileError where the directory holds no run."""
     if not (directory / CONFIG).is_file():
         raise MissingFileError(f"{directory} holds no run: it has no {CONFIG}")
     return configuration.make(configuration.read(directory / CONFIG))
 
 
 def published_weights(config: Config, root: Path | None = None) -> Path:
-    """The file of the authors' weights to start from: those for the same data set, or else those for CIFAR-10."""
+    """The file of the authors' weights to start from: those for this data set, or else those for CIFAR-10."""
     own, other = (catalog.find(config.model, name) for name in (config.dataset, "cifar10"))
     record = own or other
     if record is None or record.checkpoint is None:
@@ -178,23 +185,23 @@ def published_weights(config: Config, root: Path | None = None) -> Path:
     return weights.obtain(record.checkpoint, root)
 
 
-def _data(config: Config, on: RunOptions, metadata: Mapping[str, object] | None = None) -> tuple[Dataset, Dataset]:
-    """The data of a configuration; that of a run is labelled as its `metadata` say, and found where they say."""
+def _data(config: Config, options: RunOptions, metadata: Mapping[str, object] | None = None) -> tuple[Dataset, Dataset]:
+    """Training and test images. Those of a run are found, and their classes numbered, as its `metadata` say."""
     name, task = config.dataset, None
     if metadata:
         name = metadata["dataset"]
         task = recorded_task(name, metadata)
     elif name.startswith("folder:"):
         name = f"folder:{os.path.abspath(fetching.expanded(name.partition(':')[2]))}"
-    train, test = (get_dataset(name, split, on.data_dir, on.skip_bad, task) for split in ("train", "test"))
+    train, test = (get_dataset(name, split, options.data_dir, options.skip_bad, task) for split in ("train", "test"))
     for dataset in (train, test):
-        if dataset.note and not on.quiet:
+        if dataset.note and not options.quiet:
             _say(f"data: {dataset.note}")
     return train, test
 
 
-def _events(on: RunOptions, run: Run | None) -> Events | None:
-    return Events(run.directory / "events") if on.tensorboard and run else None
+def _events(options: RunOptions, run: Run | None) -> Events | None:
+    return Events(run.directory / "events") if options.tensorboard and run else None
 
 
 def _say(text: str) -> None:

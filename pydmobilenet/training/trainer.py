@@ -1,4 +1,4 @@
-"""What the training loop knows of an engine: a network under training, as a Protocol."""
+"""What an engine has to offer to be trained with: the `Trainer` protocol, and what every trainer needs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from ..errors import InvalidValueError
 from .config import Config
 
 Arrays = Mapping[str, np.ndarray]
+"""Arrays by structural name, as ``stem.conv.weight``."""
 
 
 class Score(NamedTuple):
-    """Summed losses and the number of wrong answers, of so many images."""
+    """The summed losses and the number of wrong answers of so many images."""
 
     loss: float
     wrong: int
@@ -24,46 +25,56 @@ class Score(NamedTuple):
 
 
 class Trainer(Protocol):
-    """A network under training, the same on each of its devices and in each of the processes that train it."""
+    """A network under training, with its optimiser, on one or more devices and beside other workers.
+
+    A worker is a process that trains the same network on its share of each batch; worker `rank` is one of
+    `world_size`. `device` names the devices of this worker.
+    """
 
     config: Config
-    device: str
-    """The devices' names."""
-    rank: int
-    """The number of this process, from 0 on, of `world_size`."""
-    world_size: int
+
+    @property
+    def rank(self) -> int:
+        """The number of this worker, from 0; worker 0 writes the run's files."""
+
+    @property
+    def world_size(self) -> int:
+        """The number of workers."""
+
+    @property
+    def device(self) -> str:
+        """The devices in words, as ``cpu(0)``."""
 
     def train_step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> Callable[[], Score]:
-        """A forward and backward pass, and an update if it is due.
+        """Do a forward and a backward pass, and an update after every `accumulation_steps` passes.
 
-        `images` (N, 3, H, W) and target distributions (N, outputs), both in float32, are this process's share of the
-        batch. Nothing waits for the devices to finish but the function that is returned: the score of the whole batch.
+        `images` (N, 3, 32, 32) and `targets` (N, outputs) are this worker's share of the batch. Returns at once. The
+        function returned waits for the devices and gives the score of the whole batch, over all workers.
         """
-        ...
 
     def evaluate(self, dataset: Dataset) -> Score:
-        """The score on a whole data set, each process taking its share of the images."""
-        ...
+        """The score on a whole data set, over all workers. Changes nothing that is trained."""
 
     def sync_batch_norm(self) -> None:
-        """Give all devices and processes the same moving statistics, the mean of theirs. Nothing else differs."""
-        ...
+        """Set the running statistics of batch normalisation to their mean over all devices and workers."""
 
     def all_reduce(self, values: np.ndarray) -> np.ndarray:
-        """The sum of what all processes hand in; all of them have to call it."""
-        ...
+        """The sum of the values of all workers. Every worker has to call it."""
 
     def state(self) -> tuple[Arrays, Arrays]:
-        """The parameters and the momentum, by structural name."""
-        ...
+        """Parameters, and momentum with the rest of the optimiser's state: copies that later steps do not change."""
 
     def load_state(self, parameters: Arrays, momentum: Arrays) -> None:
-        """Go back to what `state` has given. Raises BadFileError where it is of another network."""
-        ...
+        """Go back to what `state` gave: the same steps from there give the same bits.
 
-    def load_weights(self, path: Path) -> bool:
-        """Start from a parameter file, whose dense layer may be of another size: whether it was, and is left out."""
-        ...
+        Raises BadFileError for the state of another network.
+        """
+
+    def load_weights(self, path: Path, other_head: bool = False) -> bool:
+        """Load the parameters of a file. With `other_head`, a dense layer of another size keeps its own parameters.
+
+        Returns whether the dense layer kept them. Raises MissingFileError and BadFileError.
+        """
 
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -73,12 +84,12 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     return float((np.log(np.exp(shifted).sum(axis=1)) - own).sum())
 
 
-def check_split(config: Config, devices: int, processes: int) -> None:
+def check_split(config: Config, devices: int, workers: int) -> None:
     """Raises InvalidValueError unless every device gets the same number of images, at least one."""
-    shares = devices * processes
+    shares = devices * workers
     if config.batch_size % shares:
         nearest = max(1, round(config.batch_size / shares)) * shares
         raise InvalidValueError(
-            f"batch_size is {config.batch_size} (allowed: a multiple of {shares}, for {processes} worker(s) with "
+            f"batch_size is {config.batch_size} (allowed: a multiple of {shares}, for {workers} worker(s) with "
             f"{devices} device(s) each; nearest: {nearest})"
         )
