@@ -5,39 +5,44 @@ from __future__ import annotations
 import os
 import sys
 
+if sys.version_info < (3, 9):  # noqa: UP036  that is what it is for
+    raise ImportError(f"Python {sys.version.split()[0]} is too old for pydmobilenet (allowed: 3.9 and newer)")
+
+
+def _is_command() -> bool:
+    """Whether this process is ``pydmobilenet`` or ``python -m pydmobilenet``, as far as it has come."""
+    program = sys.argv[0] if sys.argv else ""
+    return program.startswith(("-m", os.path.dirname(__file__))) or os.path.basename(program) == "pydmobilenet"
+
 
 def _excepthook(kind: type, error: BaseException, trace: object) -> None:
-    """One line for an interruption of ``python -m pydmobilenet…`` while it still imports; later, `cli.run` has it."""
-    if kind is KeyboardInterrupt and sys.argv[0].startswith(("-m", os.path.dirname(__file__))):
+    """One line for an interruption of the command while the package is imported; later, `cli` has it."""
+    if kind is KeyboardInterrupt and _is_command():
         print("pydmobilenet: interrupted", file=sys.stderr, flush=True)
         os._exit(130)
     sys.__excepthook__(kind, error, trace)
 
 
-if sys.argv[:1] == ["-m"]:  # as long as `python -m` imports the package that it is to run
+if _is_command():
     sys.excepthook = _excepthook
 
 from .gluon import runtime  # noqa: E402
 
-runtime.prepare()
+runtime.prepare()  # which imports no engine
 
 from .catalog import list_models  # noqa: E402
+from .errors import nearest  # noqa: E402
 
-__version__ = "0.1.0"
-__all__ = ["get_dataset", "get_model", "list_models"]
+__version__ = "0.2.0"
+__all__ = ["export", "get_dataset", "get_model", "list_models", "predict", "train", "validate"]
 
 
 def __getattr__(name: str):
-    # MXNet takes more than a second to import: it is left until a network is asked for.
-    if name == "get_model":
-        from .zoo import get_model
+    if name in __all__:  # imported when they are asked for: the package itself is there at once
+        from . import api
 
-        return get_model
-    if name == "get_dataset":
-        from .data import get_dataset
-
-        return get_dataset
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{nearest(name, __all__)}")
 
 
 def __dir__() -> list[str]:

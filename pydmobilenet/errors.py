@@ -10,6 +10,28 @@ from collections.abc import Iterable
 
 # The packages that engines come in, and how people call them.
 ENGINES = {"mxnet": "MXNet", "onnxruntime": "ONNX Runtime", "onnx": "ONNX"}
+# What other projects call an option, an argument, a key or a function, and what it is called here.
+SYNONYMS = {
+    "arch": "model",
+    "batch": "batch_size",
+    "checkpoint": "weights",
+    "create_model": "get_model",
+    "ctx": "device",
+    "data": "data_dir",
+    "data_path": "data_dir",
+    "evaluate": "validate",
+    "gpu": "device",
+    "gpus": "device",
+    "load_model": "get_model",
+    "lr": "learning_rate",
+    "num_classes": "classes",
+    "num_epochs": "epochs",
+    "out": "output",
+    "output_dir": "output",
+    "params": "weights",
+    "root": "weights_dir",
+    "wd": "weight_decay",
+}
 
 
 class UserError(Exception):
@@ -72,7 +94,15 @@ def unknown(kind: str, value: object, choices: Iterable[str], allowed: str = "")
 
 
 def nearest(value: object, choices: Iterable[str]) -> str:
-    """``; nearest: …`` with up to three of the choices that are like a value, or nothing."""
-    spelt = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(str(value).lower(), spelt, n=3, cutoff=0.4)
+    """``; nearest: …`` with the choice that a value is a synonym of, or up to three that are like it, or nothing."""
+    spelt = {_plain(choice): choice for choice in choices}
+    word = _plain(str(value))
+    if SYNONYMS.get(word) in spelt:
+        return f"; nearest: {spelt[SYNONYMS[word]]}"
+    near = difflib.get_close_matches(word, spelt, n=3, cutoff=0.4)
     return f"; nearest: {', '.join(spelt[choice] for choice in near)}" if near else ""
+
+
+def _plain(word: str) -> str:
+    """A name without what differs between an option, an argument and a key."""
+    return word.lstrip("-").replace("-", "_").lower()

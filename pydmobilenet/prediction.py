@@ -63,24 +63,25 @@ def image_files(paths: Sequence[str]) -> tuple[list[str], Counter]:
 
 
 def predict(
-    network: Predict, task: Task, files: Sequence[str], top: int, skip_bad: bool = False
+    network: Predict, task: Task, files: Sequence[str] | np.ndarray, top: int, skip_bad: bool = False
 ) -> Iterator[Prediction]:
-    """The `top` likeliest classes of each image, in the order of the files.
+    """The `top` likeliest classes of each image, in the order of the files, or of pixels (N, H, W, 3) in uint8.
 
     `network` takes normalised images (N, 3, 32, 32) to logits (N, outputs); images of other sizes are resized. Raises
     BadFileError for a file that cannot be read as an image, unless `skip_bad`, which warns.
     """
     for start in range(0, len(files), BATCH):
         names, pictures = [], []
-        for file in files[start : start + BATCH]:
+        for number, file in enumerate(files[start : start + BATCH], start):
+            name = {STDIN: "standard input"}.get(file, file) if isinstance(file, str) else f"image {number}"
             try:
-                pictures.append(_read(file))
+                pictures.append(_read(file, name))
             except BadFileError as error:
                 if not skip_bad:
                     raise BadFileError(f"{error}; --skip-bad goes on without it" if files[1:] else str(error)) from None
                 warnings.warn(f"{error}: passed over", stacklevel=2)
                 continue
-            names.append("standard input" if file == STDIN else file)
+            names.append(name)
         if not pictures:
             continue
         logits = network(normalise(np.stack([picture.pixels for picture in pictures]), task))
@@ -101,7 +102,9 @@ def class_name(task: Task, label: int) -> str:
     return task.classes[label] if label < len(task.classes) else str(label)
 
 
-def _read(file: str) -> images.Picture:
+def _read(file: str | np.ndarray, name: str) -> images.Picture:
+    if isinstance(file, np.ndarray):
+        return images.decode(images.png(file), name)
     if file == STDIN:
-        return images.decode(sys.stdin.buffer.read(images.MAX_BYTES + 1), "standard input")
+        return images.decode(sys.stdin.buffer.read(images.MAX_BYTES + 1), name)
     return images.read(Path(file))

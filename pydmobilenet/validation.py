@@ -20,7 +20,7 @@ from typing import NamedTuple, Union
 import numpy as np
 from tqdm import tqdm
 
-from . import zoo
+from . import progress, zoo
 from .catalog import Complexity, Record
 from .data import Dataset, batches, get_dataset
 from .engine import Arrays, Engine, Predict
@@ -75,6 +75,12 @@ class Result:
     complete: bool = False
     reason: str = ""
     answers: Answers | None = field(default=None, compare=False, repr=False)
+
+    def __str__(self) -> str:
+        found = (
+            f"{self.error:.2f} % ({self.counts.wrong} of {self.counts.images:,} wrong)" if self.counts else self.reason
+        )
+        return f"{self.record.model} on {self.record.dataset}: {found}: {self.verdict}"
 
     @property
     def error(self) -> float:
@@ -163,14 +169,15 @@ def evaluate(
     limit: int | None = None,
     title: str = "",
     answers: Answers | None = None,
+    shown: bool | None = None,
 ) -> Counts:
-    """Answer the first `limit` images of a data set; with a `title`, a progress bar shows on a terminal.
+    """Answer the first `limit` images of a data set; with a `title`, a progress bar is `shown` (`progress.bar`).
 
     Room for `answers` to as many images, if given, is filled with them.
     """
     dataset = dataset.head(limit)
     answered = wrong = wrong_top5 = 0
-    with _bar(len(dataset), title, " images") as bar:
+    with progress.bar(len(dataset), title, "images", shown if title else False) as bar:
         for images, labels in batches(dataset, batch_size, train=False, threads=1):
             logits = predict(images)
             first, five = count_wrong(logits, labels)
@@ -183,11 +190,6 @@ def evaluate(
     return Counts(answered, wrong, wrong_top5)
 
 
-def _bar(total: int, title: str, unit: str) -> tqdm:
-    """A progress bar on a terminal; none in a pipe, and none without a title."""
-    return tqdm(total=total, desc=printable(title), unit=unit, disable=None if title else True, leave=False)
-
-
 def validate(
     records: Iterable[Record],
     engine: Engine,
@@ -198,6 +200,7 @@ def validate(
     processes: int = 1,
     keep_answers: bool = False,
     skip_bad: bool = False,
+    shown: bool | None = None,
 ) -> Found:
     """Check records against what `engine` answers, `batch_size` images a call (by default what is fastest for it);
     yields, a data set at a time, its images and its results. `weights` gives the parameters of a record's network.
@@ -206,6 +209,7 @@ def validate(
     and the other rows go on. Each row is logged as soon as it is finished. Up to so many `processes` work on different
     rows at once, where that is worth their start; a row on which one dies is tried once more. With `keep_answers`, the
     results have the answer to each image; with `skip_bad`, images of a folder that cannot be read are passed over.
+    Progress bars are `shown` as `progress.bar` has it.
     """
     options = weights, batch_size or engine.batch_size, limit, keep_answers
     with ExitStack() as stack:
@@ -218,11 +222,11 @@ def validate(
                 pool = pool or stack.enter_context(
                     WorkerPool(min(processes, len(rows)), _Worker.begin, engine, data_dir, skip_bad, *options)
                 )
-                yield dataset, _together(pool, rows, dataset.task.title)
+                yield dataset, _together(pool, rows, dataset.task.title, shown)
             else:
                 yield (
                     dataset,
-                    [_told(_row(record, engine, dataset, reason, *options, record.model)) for record in rows],
+                    [_told(_row(record, engine, dataset, reason, *options, record.model, shown)) for record in rows],
                 )
 
 
@@ -236,11 +240,11 @@ def _dataset(rows: Sequence[Record], data_dir: Path | None, skip_bad: bool) -> t
         return None, str(error)
 
 
-def _together(pool: WorkerPool, rows: Sequence[Record], title: str) -> list[Result]:
+def _together(pool: WorkerPool, rows: Sequence[Record], title: str, shown: bool | None) -> list[Result]:
     """The results of rows that a pool works on, the costliest first, so that all end at about the same time."""
     costliest_first = sorted(rows, key=lambda record: -(record.flops_m or 0))
     results = {}
-    with _bar(len(rows), title, " networks") as bar:
+    with progress.bar(len(rows), title, "networks", shown) as bar:
         for record, future in pool.run(_Worker.answer, costliest_first):
             try:
                 result = future.result()
@@ -288,6 +292,7 @@ def _row(
     limit: int | None,
     keep_answers: bool,
     title: str = "",
+    shown: bool | None = None,
 ) -> Result:
     result = Result(record)
     try:
@@ -299,7 +304,7 @@ def _row(
             raise UserError(reason)
         answers = Answers.empty(len(dataset.head(limit))) if keep_answers else None
         predict = engine.load(network, weights(record))
-        counts = evaluate(predict, dataset, batch_size, limit, title, answers)
+        counts = evaluate(predict, dataset, batch_size, limit, title, answers, shown)
     except UserError as error:
         return replace(result, reason=str(error))
     except Exception as error:  # of one row (a GPU that is full, say): the others go on, and nothing measured is lost

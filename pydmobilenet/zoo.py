@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -12,14 +12,16 @@ from . import catalog, fetching
 from .catalog import Architecture, Record
 from .checkpoints import runs
 from .checkpoints import weights as checkpoints
-from .data import get_task
+from .data import Task, get_task
 from .errors import InvalidValueError, MissingFileError, UserError
 from .network import CIFAR, IMAGENET32, Network, Widths
 from .network import describe as describe_architecture
 
+PUBLISHED = "published"  # in the place of a file of weights: the authors', or the bundled ones
+
 if TYPE_CHECKING:
-    import mxnet as mx
-    from mxnet.gluon.block import HybridBlock
+    from .gluon.blocks import HybridBlock
+    from .gluon.devices import Context
 
 
 def describe(model: str | Architecture, dataset: str = "cifar10", outputs: int | None = None) -> Network:
@@ -41,7 +43,7 @@ def get_model(
     dataset: str | None = None,
     classes: int | None = None,
     pretrained: bool = False,
-    device: str | mx.Context | None = None,
+    device: str | Context | None = None,
     weights: str | Path | None = None,
     weights_dir: str | Path | None = None,
 ) -> HybridBlock:
@@ -95,6 +97,57 @@ def build(architecture: Architecture, dataset: str, outputs: int | None = None) 
     from .gluon import network
 
     return network.build(architecture, outputs or get_task(dataset).outputs, widths(dataset))
+
+
+class Source(NamedTuple):
+    """One network: its name, its task, and the file of its weights, None for the published ones, which are looked for
+    first in `weights_dir`.
+    """
+
+    name: str
+    task: Task
+    weights: Path | None
+    weights_dir: Path | None
+
+    @property
+    def network(self) -> Network:
+        """Its description."""
+        return describe(self.name, self.task.name, self.task.outputs)
+
+    def file(self) -> Path:
+        """The file of its weights, verified."""
+        return weights_file(self.name, self.task.name, self.weights, self.weights_dir)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Its parameters."""
+        return checkpoints.load(self.file(), self.network)
+
+
+def source(
+    model: str | None,
+    dataset: str | None = None,
+    weights: str | Path = PUBLISHED,
+    weights_dir: str | Path | None = None,
+) -> Source:
+    """The network of a model's name, a data set's (default: ``cifar10``) and weights: a file, a run, or ``published``.
+
+    A run tells its model, classes and normalisation itself; where others are given, they have to be the same. Raises
+    InvalidValueError and MissingFileError.
+    """
+    path = None if weights == PUBLISHED else fetching.expanded(weights)
+    where = None if weights_dir is None else fetching.expanded(weights_dir)
+    if path is not None:
+        if where is not None:
+            raise UserError("--weights and --weights-dir are two places: give one of them")
+        run = runs.find_run(path)
+        if run is not None:
+            runs.check_given(run, model, dataset)
+            return Source(run.model, run.task, path, None)
+        if model is None:
+            raise UserError(f"{path} is of no run, which would tell its network: add --model and --dataset")
+    if model is None:
+        raise UserError("no network is named: add --model NAME, or --weights RUN")
+    return Source(catalog.parse_name(model).name, get_task(dataset or "cifar10"), path, where)
 
 
 def record_weights(record: Record, weights_dir: Path | None = None) -> dict[str, np.ndarray]:

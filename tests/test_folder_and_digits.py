@@ -203,7 +203,7 @@ def test_the_picture_has_each_image_raw_and_below_it_three_times_augmented(folde
 
 
 def show(*arguments):
-    command = [sys.executable, "-m", "pydmobilenet.data", "show", *map(str, arguments)]
+    command = [sys.executable, "-m", "pydmobilenet", "show", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 

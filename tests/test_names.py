@@ -166,7 +166,7 @@ def process(*arguments, **environment):
 def test_a_locale_without_an_encoding_is_enough(command, folder, tmp_path):
     images = folder / "test"
     if command == "show":
-        arguments = ("-m", "pydmobilenet.data", "show", "-d", f"folder:{folder}", "--output", tmp_path / "grid.png")
+        arguments = ("-m", "pydmobilenet", "show", "-d", f"folder:{folder}", "--output", tmp_path / "grid.png")
     else:
         arguments = ("-m", "pydmobilenet", "predict", images, "-m", "pyd-add-29-0.25", "-d", "digits")
     answer = process(*arguments, LC_ALL="C", PYTHONUTF8="0")

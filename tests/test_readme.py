@@ -9,23 +9,29 @@ import sys
 import pytest
 from conftest import NOWHERE, ROOT
 
+from pydmobilenet.cli import COMMANDS as COMMANDS_OF_THE_CLI
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 SHELL = "".join(text for language, text in BLOCKS if not language)
 LINES = [line.partition("  #")[0].strip() for line in SHELL.splitlines()]
-COMMANDS = [line for line in LINES if line.startswith(("python ", "make ", "pip "))]
-INLINE = [text for text in re.findall(r"`((?:OMP_NUM_THREADS=1 )?python [^`]+)`", README) if "..." not in text]
+COMMANDS = [line for line in LINES if line.startswith(("python ", "pydmobilenet ", "make ", "pip "))]
+INLINE = [
+    text
+    for text in re.findall(r"`((?:OMP_NUM_THREADS=1 )?(?:python|pydmobilenet) [^`]+)`", README)
+    if "..." not in text
+]
 
 # Commands that need minutes, a network, or files of the reader's, and the tests that run their like.
 ELSEWHERE = {
     "make validate": "test_commands.py::test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason",
     "make test": "../.ci/run::make test",
     "pip install -e '.[cpu,digits]'": "../Makefile::pip install",
-    "python -m pydmobilenet predict PHOTOS": "test_front_door.py::test_a_folder_of_images_is_classified",
-    "python -m pydmobilenet fetch": "test_front_door.py::test_files_are_fetched_from_a_server",
-    "python -m pydmobilenet info": "test_front_door.py::test_a_network_s_layers_add_up",
-    "python -m pydmobilenet convert": "test_commands.py::test_a_checkpoint_is_converted",
-    "python -m pydmobilenet.deploy onnx": "test_onnx.py::test_the_readme_s_lines_classify_an_image_without_mxnet",
+    "pydmobilenet predict PHOTOS": "test_front_door.py::test_a_folder_of_images_is_classified",
+    "pydmobilenet fetch": "test_front_door.py::test_files_are_fetched_from_a_server",
+    "pydmobilenet info": "test_front_door.py::test_a_network_s_layers_add_up",
+    "pydmobilenet convert": "test_commands.py::test_a_checkpoint_is_converted",
+    "pydmobilenet export": "test_onnx.py::test_the_readme_s_lines_classify_an_image_without_mxnet",
     "python run_validation.py --engine onnxruntime": "test_commands.py::test_onnx_runtime_gives_the_same_table",
     "python run_validation.py --run": "test_trained.py::",
     "python run_validation.py --data-dir DIR": "test_commands.py::test_real_images_and_weights_give_the_table",
@@ -40,21 +46,21 @@ ELSEWHERE = {
 }
 # What is run here, and what of it stands in the README.
 HERE = {
-    "python -m pydmobilenet predict examples/digits --model pyd-add-29-0.25 --dataset digits": "stdout",
-    "python -m pydmobilenet list 'pyd-add-*'": "",
-    "python -m pydmobilenet info pyd-concat-56-0.5": "",
-    "python -m pydmobilenet.data show --dataset digits --output grid.png": "",
+    "pydmobilenet predict examples/digits --model pyd-add-29-0.25 --dataset digits": "stdout",
+    "pydmobilenet list 'pyd-add-*'": "",
+    "pydmobilenet info pyd-concat-56-0.5": "",
+    "pydmobilenet show --dataset digits --output grid.png": "",
 }
 ENTRIES = [
-    *("run_validation.py", "train.py", "-m pydmobilenet", "-m pydmobilenet.deploy", "-m pydmobilenet.data"),
-    *(f"-m pydmobilenet {name}" for name in ("predict", "list", "info", "fetch", "convert")),
-    *("-m pydmobilenet.deploy onnx", "-m pydmobilenet.data show", "-m pydmobilenet.cli.launch"),
+    *("run_validation.py", "train.py", "-m pydmobilenet", "-m pydmobilenet.cli.launch"),
+    *(f"-m pydmobilenet {name}" for name in COMMANDS_OF_THE_CLI),
     *(f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.py")) if path.stem != "server"),
     "pretrained/reproduce.py",
 ]
 
 
 def run(command, **settings):
+    command = re.sub("^pydmobilenet ", "-m pydmobilenet ", command)
     environment = {**os.environ, "COLUMNS": "100", "HTTPS_PROXY": NOWHERE, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
     settings = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, **settings}
     return subprocess.run([sys.executable, *shlex.split(command)], **settings)

@@ -140,8 +140,11 @@ def test_help_fits_two_screens_and_names_every_option():
         (["-m", MODEL, "--output", "configs"], "configs exists already: --resume configs goes on with it, --output "),
         (["--resume", "x", "--output", "y"], "--resume takes all of that from the run: leave out --output, --config"),
         (["--resume", "x", "--pretrained"], "--resume takes all of that from the run: leave out --output, --config"),
-        (["--pretrained", "--init", "x"], "--init and --pretrained are two beginnings: give one of them"),
-        (["--weights-dir", ".", "-m", MODEL], "--weights-dir is where --pretrained looks: add that, or leave it out"),
+        (["--pretrained", "--init", "x"], "argument --init/--weights: not allowed with argument --pretrained"),
+        (
+            ["--weights-dir", ".", "-m", MODEL],
+            "--weights-dir is where --weights published looks: add that, or leave it out",
+        ),
         (["--modle", MODEL], "unrecognized arguments: --modle pyd-add-11-0.125; nearest: --model"),
     ],
 )
@@ -180,7 +183,7 @@ def of_another_model(tmp_path):
         (["-d", "imagenet32"], "no free address"),
         (
             ["-d", "cifar10", "--pretrained"],
-            f"no weights of {MODEL} are published for cifar10: --init FILE takes any others",
+            f"no weights of {MODEL} are published for cifar10: --weights FILE takes any others",
         ),
         (["--init", "/nowhere.params"], "no such parameter file: /nowhere.params"),
         (["--init", damaged], "damaged.params is no MXNet parameter file, or a damaged one"),

@@ -13,8 +13,8 @@ from conftest import ROOT
 import pydmobilenet
 from pydmobilenet import catalog, fetching, processor
 from pydmobilenet.checkpoints import params, runs, weights
-from pydmobilenet.engine import GluonEngine
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError
+from pydmobilenet.gluon.inference import GluonEngine
 from pydmobilenet.validation import exit_code, validate
 
 BUNDLED = runs.bundled()
@@ -70,7 +70,7 @@ def test_a_bundled_checkpoint_is_what_the_manifest_says(record):
 
 
 def test_bundled_checkpoints_give_their_recorded_errors():
-    ((dataset, results),) = validate(BUNDLED, GluonEngine(mx.cpu()))
+    ((dataset, results),) = validate(BUNDLED, GluonEngine("cpu"))
     assert dataset.official
     assert [result.verdict for result in results] == ["match"] * 4
     assert exit_code(results) == 0
@@ -104,8 +104,10 @@ def test_what_is_asked_for_has_to_be_what_the_run_is(run):
         pydmobilenet.get_model(MODEL, "cifar10", weights=run)
     with pytest.raises(InvalidValueError, match=r"is of pyd-add-11-0.25, not of resnet-11-0.5"):
         pydmobilenet.get_model("resnet-11-0.5", "digits", weights=run)
+    assert dense(pydmobilenet.get_model(MODEL, "digits", classes=7, weights=run)).shape == (7, 128)  # a fresh head
+    shutil.copy(run / "last.params", run.parent / "mine.params")  # of which nothing tells that this is meant
     with pytest.raises(BadFileError, match=r"the file is of pyd-add-11-0.25 with 10 classes"):
-        pydmobilenet.get_model(MODEL, "digits", classes=7, weights=run)
+        pydmobilenet.get_model(MODEL, "digits", classes=7, weights=run.parent / "mine.params")
 
 
 def test_a_changed_checkpoint_is_refused(run):
@@ -129,7 +131,7 @@ def test_what_is_no_run_is_refused_and_what_is_no_checkpoint_of_it_named(run, tm
 
 def test_a_run_is_validated_like_a_row_of_the_tables(run):
     records = [runs.of_run(run), runs.of_run(run / "last.params")]
-    ((_, results),) = validate(records, GluonEngine(mx.cpu()))
+    ((_, results),) = validate(records, GluonEngine("cpu"))
     assert [result.counts.images for result in results] == [360, 360]
     assert {result.verdict for result in results} == {"differs"}  # untrained: not the error that was recorded
     assert exit_code(results) == 1

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-
-import numpy as np
 
 from .. import engine, fetching, files
-from ..data import Task, get_dataset
 from ..text import printable
 from . import options
 
-IMAGES = 100  # on which the file and the reference are compared
 TITLES = {"gluon": "Gluon's", "onnxruntime": "the literal network's"}
 
 
@@ -32,24 +27,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    source = options.network(arguments)
+    source = options.source(arguments)
     output = fetching.expanded(arguments.output)
     files.check(output)  # before any work is done
-    images, kind = comparison_images(source.task, arguments.data_dir, arguments.dataset)
+    engine.check_onnxruntime()
+    from ..onnx import export
+
+    images, kind = export.comparison_images(source.task, arguments.data_dir, arguments.dataset)
     arguments.device = "cpu"
     reference = options.choose_engine(arguments, fused=False).engine
-    engine.check_onnxruntime()
-    from ..onnx.export import export
-
-    file, network, arrays = source.file(), source.network, source.arrays()
-    metadata = {
-        "model": source.name,
-        "weights": f"{file.name} {fetching.digest(file, 'sha256')}",
-        "fused": str(not arguments.no_fuse),
-    }
-    answer = reference.load(network, arrays)
-    form = not arguments.no_fuse, arguments.uint8_input, metadata
-    found = export(network, arrays, source.task, output, images, answer, *form)
+    answers = reference.load(source.network, source.arrays())
+    found = export.export_source(source, output, images, answers, not arguments.no_fuse, arguments.uint8_input)
     size = output.stat().st_size / 1e6
     print(
         f"{printable(f'wrote {output}: {source.name} for {source.task.title}')}, {size:.2f} MB; on {len(images)} "
@@ -57,14 +45,3 @@ def run(arguments: argparse.Namespace) -> int:
         "classes are the same"
     )
     return 0
-
-
-def comparison_images(task: Task, data_dir: Path | None, dataset: str | None) -> tuple[np.ndarray, str]:
-    """Images (N, 3, 32, 32) in uint8, and what they are: of the test set where it is at hand, random ones elsewhere.
-
-    A `data_dir` or `dataset` that was given has to be there, and to be of the task.
-    """
-    if data_dir is not None or task.name == "digits" or (dataset or "").startswith("folder:"):
-        test = get_dataset(dataset or task.name, "test", data_dir, skip_bad=True, task=task)  # any of them will do
-        return test.images[:IMAGES], "test"
-    return np.random.default_rng(0).integers(0, 256, (IMAGES, 3, 32, 32), np.uint8), "random"

@@ -11,39 +11,12 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
-
-import numpy as np
+from typing import NoReturn
 
 from .. import catalog, engine, fetching, zoo
-from ..catalog import Record, parse_name
-from ..checkpoints import runs, weights
-from ..data import Task, get_task
+from ..catalog import Record
 from ..errors import InvalidValueError, UserError, nearest, of_engine, unknown
-from ..network import Network
 from ..text import printable
-
-PUBLISHED = "published"
-# What other projects call an option, and what it is called here.
-SYNONYMS = {
-    "--arch": "--model",
-    "--batch": "--batch-size",
-    "--checkpoint": "--weights",
-    "--classes": "--dataset",
-    "--ctx": "--device",
-    "--data": "--data-dir",
-    "--data-path": "--data-dir",
-    "--gpu": "--device gpu",
-    "--gpus": "--device gpu:0,1",
-    "--lr": "--learning-rate",
-    "--lr-decay": "--decay",
-    "--num-classes": "--dataset",
-    "--num-epochs": "--epochs",
-    "--out": "--output",
-    "--output-dir": "--output",
-    "--params": "--weights",
-    "--wd": "--weight-decay",
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,10 +29,7 @@ class Parser(argparse.ArgumentParser):
         found, unknown_ones = self.parse_known_args(args, namespace)
         if unknown_ones:
             parser = self.commands().get(str(getattr(found, "command", "")), self)
-            name = unknown_ones[0].partition("=")[0].replace("_", "-")
-            synonym = SYNONYMS.get(name, name)
-            known = synonym.split()[0] in parser._option_string_actions
-            near = f"; nearest: {synonym}" if known else nearest(name, parser._option_string_actions)
+            near = nearest(unknown_ones[0].partition("=")[0], parser._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(unknown_ones)}{near}")
         return found
 
@@ -138,56 +108,17 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-    """Options that name one network and its weights; `network` understands them."""
+    """Options that name one network and its weights; `source` understands them."""
     parser.add_argument("-m", "--model", metavar="NAME", help="as pyd-concat-56-0.5; of a run, its own")
     add_dataset(parser)
     text = "a run, a .params file, or published (default): the authors' weights, or the bundled ones"
-    parser.add_argument("--weights", default=PUBLISHED, metavar="PATH", help=text)
+    parser.add_argument("--weights", default=zoo.PUBLISHED, metavar="PATH", help=text)
     add_weights_dir(parser)
 
 
-class Source(NamedTuple):
-    """One network: its name, its task, and the file of its weights; published ones are looked for first in
-    `weights_dir`.
-    """
-
-    name: str
-    task: Task
-    weights: Path | None
-    weights_dir: Path | None
-
-    @property
-    def network(self) -> Network:
-        """Its description."""
-        return zoo.describe(self.name, self.task.name, self.task.outputs)
-
-    def file(self) -> Path:
-        """The file of its weights, verified."""
-        return zoo.weights_file(self.name, self.task.name, self.weights, self.weights_dir)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Its parameters."""
-        return weights.load(self.file(), self.network)
-
-
-def network(arguments: argparse.Namespace) -> Source:
-    """The network that the options name. A run tells its model, classes and normalisation itself; where others are
-    given, they have to be the same.
-    """
-    path = None if arguments.weights == PUBLISHED else fetching.expanded(arguments.weights)
-    if path is not None:
-        if arguments.weights_dir is not None:
-            raise UserError("--weights and --weights-dir are two places: give one of them")
-        run = runs.find_run(path)
-        if run is not None:
-            runs.check_given(run, arguments.model, arguments.dataset)
-            return Source(run.model, run.task, path, None)
-        if arguments.model is None:
-            raise UserError(f"{path} is of no run, which would tell its network: add --model and --dataset")
-    if arguments.model is None:
-        raise UserError("no network is named: add --model NAME, or --weights RUN")
-    task = get_task(arguments.dataset or "cifar10")
-    return Source(parse_name(arguments.model).name, task, path, arguments.weights_dir)
+def source(arguments: argparse.Namespace) -> zoo.Source:
+    """The network that the options name."""
+    return zoo.source(arguments.model, arguments.dataset, arguments.weights, arguments.weights_dir)
 
 
 def choose_engine(arguments: argparse.Namespace, fused: bool = True) -> engine.Choice:

@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    source = options.network(arguments)
+    source = options.source(arguments)
     files, skipped = prediction.image_files(arguments.images)
     if skipped:
         print(printable(f"skipped: {listed(skipped)}"), file=sys.stderr)

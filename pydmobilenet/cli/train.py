@@ -12,8 +12,8 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from .. import engine, fetching
-from ..errors import InvalidValueError, UserError
+from .. import engine, fetching, zoo
+from ..errors import UserError
 from ..text import printable
 from ..training import checkpoint, config, prepare
 from . import options
@@ -33,42 +33,30 @@ def add_options(parser: ArgumentParser) -> None:
     options.add_skip_bad(parser)
     option("--output", type=Path, metavar="DIR", help="the run's directory (default: runs/MODEL-DATASET)")
     option("--resume", type=Path, metavar="DIR", help="go on with the run in this directory")
-    option("--pretrained", action="store_true", help="start from the authors' weights")
+    beginning = parser.add_mutually_exclusive_group().add_argument
+    beginning("--weights", "--init", metavar="PATH", help="start from those of a run, a .params file, or published")
+    text = "the same as --weights published"
+    beginning("--pretrained", action="store_const", dest="weights", const=zoo.PUBLISHED, help=text)
     options.add_weights_dir(parser)
-    option("--init", type=Path, metavar="FILE", help="start from the weights of a .params file")
     option("--tensorboard", action="store_true", help="write events for TensorBoard")
     option("-q", "--quiet", action="store_true", help="print nothing but the errors at the end")
     option("-v", "--verbose", action="store_true", help="print the effective configuration first")
     config.add_options(parser)
 
 
-def check_same(given: dict[str, object], run: config.Config) -> None:
-    """Refuse to go on with a run under another configuration than its own."""
-    wanted = config.make({**vars(run), **given})
-    for key in given:
-        if getattr(wanted, key) != getattr(run, key):
-            raise InvalidValueError(
-                f"{key} is {getattr(wanted, key)!r}, but the run to resume has {getattr(run, key)!r}; to train on with "
-                "another recipe, start a run with --init on its last.params"
-            )
-
-
 def run(arguments: Namespace) -> int:
-    if arguments.resume and (arguments.output or arguments.config or arguments.init or arguments.pretrained):
-        raise UserError("--resume takes all of that from the run: leave out --output, --config, --init, --pretrained")
-    if arguments.init and arguments.pretrained:
-        raise UserError("--init and --pretrained are two beginnings: give one of them")
+    if arguments.resume and (arguments.output or arguments.config or arguments.weights):
+        raise UserError("--resume takes all of that from the run: leave out --output, --config, --weights")
     own_folder = (arguments.dataset or "").startswith("folder:") and not arguments.resume
     if own_folder and arguments.data_dir:
         raise UserError("--dataset folder:PATH and --data-dir name two places of the data: give one of them")
-    if arguments.weights_dir and not arguments.pretrained:
-        raise UserError("--weights-dir is where --pretrained looks: add that, or leave it out")
+    if arguments.weights_dir and arguments.weights != zoo.PUBLISHED:
+        raise UserError("--weights-dir is where --weights published looks: add that, or leave it out")
     if arguments.resume:
         directory = fetching.expanded(arguments.resume)
     else:
         recipe = prepare.configure(config.given(arguments), arguments.config)
-        name = f"{recipe.model}-{recipe.dataset}".replace("/", "-").replace(":", "-")
-        directory = fetching.expanded(arguments.output or Path("runs") / name)
+        directory = fetching.expanded(arguments.output or prepare.default_directory(recipe))
         checkpoint.check_absent(directory)
 
     choice = engine.choose_trainer(options.device_name(arguments.device), arguments.kvstore)
@@ -82,11 +70,11 @@ def run(arguments: Namespace) -> int:
     say = (lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr))
     say(f"device: {choice.device}; engine: {choice.why}")
     if arguments.resume:
-        check_same(config.given(arguments), prepare.read_config(directory))
+        prepare.check_same(config.given(arguments), prepare.read_config(directory))
         loop = prepare.resume(directory, on)
         say(f"resuming {printable(directory)} after {loop.progress.epochs} of {loop.config.epochs} epochs")
     else:
-        init = prepare.published_weights(recipe, arguments.weights_dir) if arguments.pretrained else arguments.init
+        init = arguments.weights and prepare.initial_weights(recipe, arguments.weights, arguments.weights_dir)
         loop = prepare.start(recipe, directory, on, init)
     if arguments.verbose:
         say(config.text(loop.config).rstrip())

@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def selected(arguments: argparse.Namespace) -> list[Record]:
     """The rows that the options select."""
-    chosen = [] if set(arguments.weights) == {options.PUBLISHED} else arguments.weights
+    chosen = [] if set(arguments.weights) == {zoo.PUBLISHED} else arguments.weights
     rows = [runs.of_run(Path(path)) for path in chosen] or [*catalog.RECORDS, *runs.bundled()]
     if chosen:
         arguments.data_dir = folder_of_runs(arguments) or arguments.data_dir

@@ -62,6 +62,17 @@ def read(path: Path, resize: bool = True) -> Picture:
     return decode(content, str(path), resize)
 
 
+def png(pixels: np.ndarray) -> bytes:
+    """Pixels (H, W, 3) in uint8 as a PNG file; raises BadFileError for pixels of another form."""
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise BadFileError(f"pixels are {pixels.shape} in {pixels.dtype} (allowed: (height, width, 3) in uint8)")
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
 def decode(content: bytes, name: str, resize: bool = True) -> Picture:
     """The picture that a file's content holds: turned upright, put on white, resized by area-weighted bilinear.
 

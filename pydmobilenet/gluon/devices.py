@@ -9,6 +9,7 @@ import warnings
 from typing import NamedTuple
 
 import mxnet as mx
+from mxnet import Context
 
 from .. import processor
 from ..errors import InvalidValueError, UnusableError
@@ -21,7 +22,7 @@ OLDEST, NEWEST = (5, 0), (8, 9)
 class Device(NamedTuple):
     """An MXNet context, and in words which device it is and why it was chosen."""
 
-    context: mx.Context
+    context: Context
     why: str
 
 

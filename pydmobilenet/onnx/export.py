@@ -9,16 +9,18 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from .. import files
-from ..data import Task, normalise
+from .. import fetching, files
+from ..data import Task, get_dataset, normalise
 from ..errors import BadFileError
 from ..folding import fold
 from ..network import Network
+from ..zoo import Source
 from .graph import convert
 from .session import predictor
 
 TOLERANCE = 1e-4  # of the logits' range: what rounding may differ by
 BATCH = 50  # images compared at once
+IMAGES = 100  # on which a file and the reference are compared
 
 
 class Difference(NamedTuple):
@@ -79,3 +81,30 @@ def difference(
     expected, found = np.concatenate(expected), np.concatenate(found)
     apart = abs(expected - found).max() / np.ptp(expected)
     return Difference(float(apart), int((expected.argmax(axis=1) != found.argmax(axis=1)).sum()))
+
+
+def export_source(
+    source: Source,
+    output: Path,
+    images: np.ndarray,
+    reference: Callable[[np.ndarray], np.ndarray],
+    fused: bool = True,
+    uint8_input: bool = False,
+) -> Difference:
+    """`export` for a network of the zoo or of a run, whose file tells its name and the hash of its weights."""
+    file = source.file()
+    weights = f"{file.name} {fetching.digest(file, 'sha256')}"
+    metadata = {"model": source.name, "weights": weights, "fused": str(fused)}
+    form = fused, uint8_input, metadata
+    return export(source.network, source.arrays(), source.task, output, images, reference, *form)
+
+
+def comparison_images(task: Task, data_dir: Path | None, dataset: str | None) -> tuple[np.ndarray, str]:
+    """Images (N, 3, 32, 32) in uint8, and what they are: of the test set where it is at hand, random ones elsewhere.
+
+    A `data_dir` or `dataset` that was given has to be there, and to be of the task.
+    """
+    if data_dir is not None or task.name == "digits" or (dataset or "").startswith("folder:"):
+        test = get_dataset(dataset or task.name, "test", data_dir, skip_bad=True, task=task)  # any of them will do
+        return test.images[:IMAGES], "test"
+    return np.random.default_rng(0).integers(0, 256, (IMAGES, 3, 32, 32), np.uint8), "random"

@@ -184,6 +184,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(_option(old), dest=new, help=argparse.SUPPRESS)
 
 
+def checked(values: Mapping[str, object]) -> dict[str, object]:
+    """The values that are not None, each of them valid as far as it can be judged alone. Raises InvalidValueError."""
+    values = renamed(values)
+    _check_keys(values)
+    return {key: _parse(key, value, key) for key, value in values.items() if value is not None}
+
+
 def given(namespace: argparse.Namespace) -> dict[str, object]:
     """The values of the options that were given. Raises InvalidValueError, as `read` does."""
     texts = {key: getattr(namespace, key, None) for key in FIELDS}

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..data import Dataset, batches
 from ..errors import BadFileError, InvalidValueError, UserError, of_engine
+from ..progress import bar as progress_bar
 from . import mixup
 from .checkpoint import Run, State
 from .config import Config
@@ -81,7 +82,8 @@ class Loop:
     """Trains a network from where its run stands to the last epoch.
 
     `schedule` gives the learning rate of each update, from 1 on. `output` is the run to write to, and `events` those
-    for TensorBoard, if they are wanted; both are None in all workers but the first. With `quiet`, nothing is printed.
+    for TensorBoard, if they are wanted; both are None in all workers but the first. With `quiet`, nothing is printed;
+    otherwise a progress bar is `shown` (`progress.bar`).
     """
 
     def __init__(
@@ -94,10 +96,11 @@ class Loop:
         output: Run | None,
         events: Events | None = None,
         quiet: bool = False,
+        shown: bool | None = None,
     ):
         self.trainer, self.config, self.train, self.test = trainer, trainer.config, train, test
         self.schedule, self.progress, self.output, self.events = schedule, progress, output, events
-        self.quiet = quiet
+        self.quiet, self.shown = quiet, shown
         self.batches = updates_per_epoch(self.config, len(train)) * self.config.accumulation_steps
         self.stopped = 0  # the number of the signal that came
         self.saved = time.monotonic()
@@ -280,14 +283,13 @@ class Loop:
                 signal.signal(number, handler)
 
     def _bar(self) -> tqdm:
-        images = self.batches * self.config.batch_size
-        return tqdm(
-            desc=f"epoch {self.progress.epochs + 1}/{self.config.epochs}",
-            total=images,
-            initial=self.progress.batches * self.config.batch_size,
-            unit=" images",
-            leave=False,
-            disable=None if self.output and not self.quiet else True,  # a bar on a terminal, nothing in a pipe
+        batch, epoch = self.config.batch_size, self.progress.epochs + 1
+        return progress_bar(
+            total=self.batches * batch,
+            description=f"epoch {epoch}/{self.config.epochs}",
+            unit="images",
+            shown=self.shown if self.output and not self.quiet else False,
+            initial=self.progress.batches * batch,
         )
 
     def _show_pace(self, bar: tqdm) -> None:

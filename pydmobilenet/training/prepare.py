@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import catalog, fetching, provenance
-from ..checkpoints import params, weights
+from .. import catalog, fetching, provenance, zoo
+from ..checkpoints import params, runs
+from ..checkpoints import weights as checkpoints
 from ..checkpoints.runs import METADATA, read_metadata
 from ..data import Dataset, Task, get_dataset, get_task, recorded_task
 from ..errors import BadFileError, InvalidValueError, MissingFileError
@@ -33,7 +34,8 @@ RECIPES = {"imagenet32": "imagenet32.yaml", "digits": "digits.yaml"}  # of the o
 class RunOptions:
     """What a session of training needs beside the configuration. The result depends on it by rounding at most.
 
-    `make_trainer` makes the trainer of an engine, with fresh parameters, from a configuration and its task.
+    `make_trainer` makes the trainer of an engine, with fresh parameters, from a configuration and its task. `progress`
+    says whether a progress bar is shown; None: on a terminal.
     """
 
     make_trainer: Callable[[Config, Task], Trainer]
@@ -41,6 +43,7 @@ class RunOptions:
     tensorboard: bool = False
     quiet: bool = False
     skip_bad: bool = False
+    progress: bool | None = None
 
 
 def configure(given: Mapping[str, object], recipe: Path | None = None) -> Config:
@@ -84,7 +87,7 @@ def start(config: Config, directory: Path, options: RunOptions, init: Path | Non
         state = State(*trainer.state(), progress.to_dict())
         metadata = describe(config, train, test, state, init, trainer.device)
         run = Run.create(directory, configuration.text(config), state, metadata)
-    return Loop(trainer, train, test, rates, progress, run, _events(options, run), options.quiet)
+    return Loop(trainer, train, test, rates, progress, run, _events(options, run), options.quiet, options.progress)
 
 
 def describe(
@@ -129,7 +132,7 @@ def resume(directory: Path, options: RunOptions) -> Loop:
         described = describe(config, train, test, state, None, device)
         known = run.metadata or {**described, "checkpoints": {}, "sessions": []}
         run.metadata = {**known, "sessions": [*known.get("sessions", []), provenance.session(device)]}
-    return Loop(trainer, train, test, rates, progress, run, _events(options, run), options.quiet)
+    return Loop(trainer, train, test, rates, progress, run, _events(options, run), options.quiet, options.progress)
 
 
 def check_config(config: Config, metadata: Mapping[str, object], directory: Path) -> None:
@@ -144,7 +147,7 @@ def check_config(config: Config, metadata: Mapping[str, object], directory: Path
         if value != begun.get(key):
             raise BadFileError(
                 f"{directory / CONFIG} has {key} {value!r}, but the run began with {begun.get(key)!r}: put it back; to "
-                "train on with another recipe, start a run with --init on its last.params"
+                "train on with another recipe, start a run with --weights on its last.params"
             )
 
 
@@ -161,7 +164,7 @@ def check_data(train: Dataset, test: Dataset, metadata: Mapping[str, object], di
         if difference:
             raise BadFileError(
                 f"{dataset.source} is not the {split} data that the run began with: {difference}; to train on with "
-                "other data, start a run with --init on its last.params"
+                "other data, start a run with --weights on its last.params"
             )
 
 
@@ -172,17 +175,42 @@ def read_config(directory: Path) -> Config:
     return configuration.make(configuration.read(directory / CONFIG))
 
 
+def check_same(given: dict[str, object], run: Config) -> None:
+    """Refuse to go on with a run under another configuration than its own."""
+    wanted = configuration.make({**vars(run), **given})
+    for key in given:
+        if getattr(wanted, key) != getattr(run, key):
+            raise InvalidValueError(
+                f"{key} is {getattr(wanted, key)!r}, but the run to resume has {getattr(run, key)!r}; to train on with "
+                "another recipe, start a run with --weights on its last.params"
+            )
+
+
+def default_directory(config: Config) -> Path:
+    """Where a run is put if nothing else is said."""
+    return Path("runs") / f"{config.model}-{config.dataset}".replace("/", "-").replace(":", "-")
+
+
+def initial_weights(config: Config, weights: str | Path, root: Path | None = None) -> Path:
+    """The file of the weights to start from: those of a run, a file, or the published ones."""
+    if weights == zoo.PUBLISHED:
+        return published_weights(config, root)
+    path = fetching.expanded(weights)
+    run = runs.find_run(path) if os.path.isdir(path) else None
+    return runs.verified(run) if run else path
+
+
 def published_weights(config: Config, root: Path | None = None) -> Path:
     """The file of the authors' weights to start from: those for this data set, or else those for CIFAR-10."""
     own, other = (catalog.find(config.model, name) for name in (config.dataset, "cifar10"))
     record = own or other
     if record is None or record.checkpoint is None:
         raise MissingFileError(
-            f"no weights of {config.model} are published for {config.dataset}: --init FILE takes any others"
+            f"no weights of {config.model} are published for {config.dataset}: --weights FILE takes any others"
         )
     if own is None:
         _say(f"no weights are published for {config.dataset}: starting from those for cifar10")
-    return weights.obtain(record.checkpoint, root)
+    return checkpoints.obtain(record.checkpoint, root)
 
 
 def _data(config: Config, options: RunOptions, metadata: Mapping[str, object] | None = None) -> tuple[Dataset, Dataset]:

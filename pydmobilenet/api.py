@@ -1,0 +1,201 @@
+"""What the commands do, as functions: `train`, `validate`, `predict`, `export`, and `get_model`."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+
+from . import catalog, data, fetching, prediction, validation, zoo
+from . import engine as engines
+from .catalog import Record
+from .checkpoints import runs
+from .errors import BadFileError, InvalidValueError, UserError, nearest
+
+if TYPE_CHECKING:
+    from .onnx.export import Difference
+    from .training.checkpoint import Run
+
+PathLike = Union[str, Path]
+
+
+def hinted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose error for an unknown argument names the nearest one."""
+    known = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        for name in named:
+            if name not in known:
+                raise TypeError(f"{function.__name__} has no argument {name!r}{nearest(name, known)}")
+        return function(*arguments, **named)
+
+    return call
+
+
+get_model = hinted(zoo.get_model)
+get_dataset = hinted(data.get_dataset)
+
+
+def train(
+    model: str | None = None,
+    dataset: str | None = None,
+    *,
+    output: PathLike | None = None,
+    resume: PathLike | Run | None = None,
+    config: PathLike | None = None,
+    weights: PathLike | None = None,
+    device: str = "auto",
+    data_dir: PathLike | None = None,
+    skip_bad: bool = False,
+    progress: bool = True,
+    **recipe: object,
+) -> Run:
+    """Train a network as ``train.py`` does, to the end. The run has its `directory`, its `history` and its `model`.
+
+    `model` and `dataset` (default: ``cifar10``) are names. The recipe is the file `config`, or the name of one of
+    ``configs/``, by default that of the data set; any of its keys can be given, as ``epochs=4``. The run's directory is
+    `output`, by default ``runs/MODEL-DATASET``, which must not exist; `resume` goes on with a run instead. `weights`
+    are those to start from: a file, a run, or ``"published"``. Without `progress`, nothing is printed.
+
+    Raises InvalidValueError, MissingFileError, BadFileError and UnusableError. An interruption saves the run, and then
+    raises KeyboardInterrupt.
+    """
+    from .training import prepare
+    from .training.config import checked
+
+    choice = engines.choose_trainer(device)
+    where = None if data_dir is None else fetching.expanded(data_dir)
+    options = prepare.RunOptions(choice.make_trainer, where, quiet=not progress, skip_bad=skip_bad, progress=progress)
+    given = checked({"model": model, "dataset": dataset, **recipe})
+    if resume is not None:
+        directory = fetching.expanded(getattr(resume, "directory", resume))
+        if output or config or weights:
+            raise UserError("resume takes all from the run: leave out output, config and weights")
+        prepare.check_same(given, prepare.read_config(directory))
+        loop = prepare.resume(directory, options)
+    else:
+        made = prepare.configure(given, None if config is None else fetching.expanded(config))
+        directory = fetching.expanded(output or prepare.default_directory(made))
+        init = None if weights is None else prepare.initial_weights(made, weights)
+        loop = prepare.start(made, directory, options, init)
+    try:
+        if loop.run():
+            raise KeyboardInterrupt(f"the run is saved: resume={str(directory)!r} goes on with it")
+    finally:
+        loop.output.lock.release()
+    return loop.output
+
+
+@hinted
+def validate(
+    what: str | Path | Run | Sequence[str] = "*",
+    dataset: str | Sequence[str] | None = None,
+    *,
+    engine: str = "auto",
+    device: str = "auto",
+    data_dir: PathLike | None = None,
+    weights_dir: PathLike | None = None,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    skip_bad: bool = False,
+    processes: int = 1,
+    progress: bool = True,
+) -> list[validation.Result]:
+    """Check networks on their test images, as ``run_validation.py`` does: a result a network.
+
+    `what` is a run, its directory, one of its files, or patterns of model names of the published tables and the bundled
+    networks; `dataset` patterns of data sets. Raises as `train` does; what is wrong with one row is its ``reason``.
+    """
+    records = _records(what, [dataset] if isinstance(dataset, str) else dataset)
+    where = None if weights_dir is None else fetching.expanded(weights_dir)
+    found = validation.validate(
+        records,
+        _engine(engine, device),
+        weights=functools.partial(zoo.record_weights, weights_dir=where),
+        data_dir=None if data_dir is None else fetching.expanded(data_dir),
+        batch_size=batch_size,
+        limit=limit,
+        processes=processes,
+        skip_bad=skip_bad,
+        shown=progress,
+    )
+    return [result for _, rows in found for result in rows]
+
+
+@hinted
+def predict(
+    images: str | Path | np.ndarray | Sequence[PathLike],
+    model: str | None = None,
+    dataset: str | None = None,
+    *,
+    weights: PathLike | Run = zoo.PUBLISHED,
+    weights_dir: PathLike | None = None,
+    top: int = 3,
+    skip_bad: bool = False,
+    engine: str = "auto",
+    device: str = "auto",
+) -> list[prediction.Prediction]:
+    """The likeliest classes of images, as ``pydmobilenet predict`` gives them.
+
+    `images` are files or folders, or pixels as an image file has them, (N, H, W, 3) in uint8; of any size. The network
+    is a `model` with its `weights`: a run (which tells the model itself), a file, or the published ones. Raises as
+    `train` does.
+    """
+    source = zoo.source(model, dataset, getattr(weights, "directory", weights), weights_dir)
+    network = _engine(engine, device).load(source.network, source.arrays())
+    if isinstance(images, np.ndarray):
+        return list(prediction.predict(network, source.task, images, top, skip_bad))
+    paths = [images] if isinstance(images, (str, Path)) else images
+    files, _ = prediction.image_files([str(fetching.expanded(path)) for path in paths])
+    found = list(prediction.predict(network, source.task, files, top, skip_bad))
+    if not found:
+        raise BadFileError(f"none of the {len(files)} images can be read")
+    return found
+
+
+@hinted
+def export(
+    model: str | None,
+    output: PathLike,
+    dataset: str | None = None,
+    *,
+    weights: PathLike | Run = zoo.PUBLISHED,
+    weights_dir: PathLike | None = None,
+    fused: bool = True,
+    uint8_input: bool = False,
+    data_dir: PathLike | None = None,
+    engine: str = "auto",
+) -> Difference:
+    """Write a network as an ONNX file, as ``pydmobilenet export`` does, once it has been shown to be the same function:
+    how far its answers are from the engine's. Raises as `train` does.
+    """
+    from .onnx import export as onnx
+
+    source = zoo.source(model, dataset, getattr(weights, "directory", weights), weights_dir)
+    images, _ = onnx.comparison_images(source.task, data_dir and fetching.expanded(data_dir), dataset)
+    reference = _engine(engine, "cpu", fused=False).load(source.network, source.arrays())
+    return onnx.export_source(source, fetching.expanded(output), images, reference, fused, uint8_input)
+
+
+def _engine(name: str, device: str, fused: bool = True) -> engines.Engine:
+    return engines.choose(name, device, fused).engine
+
+
+def _records(what: str | Path | Run | Sequence[str], datasets: Sequence[str] | None) -> list[Record]:
+    rows: list[Record] = [*catalog.RECORDS, *runs.bundled()]
+    patterns: Sequence[str] = ["*"]
+    path = getattr(what, "directory", what)
+    if isinstance(path, Path) or (isinstance(path, str) and os.path.exists(fetching.expanded(path))):
+        rows = [runs.of_run(fetching.expanded(path))]
+    else:
+        patterns = [what] if isinstance(what, str) else what
+    records = catalog.select(patterns, datasets or ["*"], records=rows)
+    if not records:
+        raise InvalidValueError("no row has both the model and the data set asked for")
+    return records

@@ -1,0 +1,130 @@
+"""The commands as functions, as notebooks use them."""
+
+import inspect
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import pydmobilenet
+from pydmobilenet.data import get_dataset
+from pydmobilenet.errors import InvalidValueError, MissingFileError, UserError
+
+MODEL = "pyd-add-11-0.125"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    pytest.importorskip("mxnet", exc_type=ImportError)
+    output = tmp_path_factory.mktemp("api") / "run"
+    return pydmobilenet.train(MODEL, "digits", epochs=2, warmup_epochs=0, output=output, device="cpu", progress=False)
+
+
+def test_a_run_has_its_history_its_model_and_its_directory(run):
+    assert [row.epoch for row in run.history.rows] == [1, 2]
+    assert (run.directory / "best.params").is_file()
+    assert run.model().head.dense.weight.shape == (10, 128)
+
+
+def test_a_run_can_be_validated_used_and_exported(run, tmp_path):
+    (result,) = pydmobilenet.validate(run, progress=False)
+    best = min(row.test_error for row in run.history.rows)
+    assert result.error == pytest.approx(best)
+    assert str(result).startswith(f"{MODEL} on digits: {best:.2f} % (")
+    test = get_dataset("digits", "test").head(3)
+    pixels = test.images.transpose(0, 2, 3, 1)
+    answers = pydmobilenet.predict(pixels, weights=run, top=1)
+    assert [each.image for each in answers] == ["image 0", "image 1", "image 2"]
+    found = pydmobilenet.export(None, tmp_path / "net.onnx", weights=run.directory)
+    assert found.logits < 1e-5
+    assert (tmp_path / "net.onnx").is_file()
+
+
+def test_a_run_goes_on(run):
+    again = pydmobilenet.train(resume=run, device="cpu", progress=False)
+    assert [row.epoch for row in again.history.rows] == [1, 2]
+    with pytest.raises(InvalidValueError, match="epochs is 3, but the run to resume has 2"):
+        pydmobilenet.train(resume=run.directory, epochs=3, progress=False)
+
+
+def test_progress_is_shown_where_it_is_wanted_and_nowhere_else(run, capsys):
+    pydmobilenet.validate(run, progress=True)
+    assert "images/s" in capsys.readouterr().err
+    pydmobilenet.validate(run, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("engine", ["gluon", "onnxruntime"])
+def test_the_bundled_networks_are_right_by_every_engine(engine):
+    if engine == "gluon":
+        pytest.importorskip("mxnet", exc_type=ImportError)
+    results = pydmobilenet.validate("*", "digits", engine=engine, progress=False)
+    assert [result.verdict for result in results] == ["match"] * 4
+
+
+def test_pixels_of_any_size_are_classified_as_files_are(tmp_path):
+    from PIL import Image
+
+    pixels = get_dataset("digits", "test").images[:1].transpose(0, 2, 3, 1).repeat(3, axis=1).repeat(3, axis=2)
+    Image.fromarray(pixels[0]).save(tmp_path / "digit.png")
+    options = {"model": "pyd-add-29-0.25", "dataset": "digits", "engine": "onnxruntime"}
+    (one,) = pydmobilenet.predict(pixels, **options)
+    (other,) = pydmobilenet.predict(tmp_path / "digit.png", **options)
+    assert one.classes == other.classes
+    assert one.size == (96, 96)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (
+            lambda: pydmobilenet.get_model(MODEL, num_classes=3),
+            TypeError,
+            "no argument 'num_classes'; nearest: classes",
+        ),
+        (lambda: pydmobilenet.get_model(MODEL, ctx="gpu"), TypeError, "no argument 'ctx'; nearest: device"),
+        (lambda: pydmobilenet.get_model(MODEL, pretraned=True), TypeError, "nearest: pretrained"),
+        (lambda: pydmobilenet.create_model, AttributeError, "nearest: get_model"),
+        (lambda: pydmobilenet.validat, AttributeError, "nearest: validate"),
+        (lambda: pydmobilenet.predict([], MODEL, net=3), TypeError, "predict has no argument 'net'"),
+        (lambda: pydmobilenet.validate("PydMobileNet-Add-29-0.25"), ValueError, "nearest: pyd-add-29-0.25"),
+        (lambda: pydmobilenet.validate("pyd-*", "digit"), ValueError, "nearest: digits"),
+        (lambda: pydmobilenet.predict("/nowhere.png", MODEL), FileNotFoundError, "no such image|no weights"),
+        (lambda: pydmobilenet.predict(np.zeros((1, 4, 4)), "pyd-add-29-0.25", "digits"), ValueError, "pixels are"),
+        (lambda: pydmobilenet.predict(np.zeros((1, 4, 4, 3), np.uint8)), UserError, "no network is named"),
+        (lambda: pydmobilenet.validate(os.path.dirname(__file__)), MissingFileError, "holds no checkpoint of a run"),
+    ],
+)
+def test_a_mistake_names_what_is_right(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"lr": 0.1}, "unknown key 'lr'; nearest: learning_rate"),
+        ({"epochs": 0}, "epochs: '0'"),
+        ({"dataset": "digit"}, "nearest: digits"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_named(recipe, words, tmp_path):
+    pytest.importorskip("mxnet", exc_type=ImportError)
+    with pytest.raises(InvalidValueError, match=words):
+        pydmobilenet.train(**{"model": MODEL, "dataset": "digits", "output": tmp_path / "run", **recipe})
+    assert not (tmp_path / "run").exists()
+
+
+def test_everything_that_is_offered_is_there_with_its_signature():
+    for name in pydmobilenet.__all__:
+        function = getattr(pydmobilenet, name)
+        assert function.__doc__
+        assert inspect.signature(function).parameters
+
+
+def test_the_package_imports_no_engine():
+    code = "import pydmobilenet, sys; pydmobilenet.validate; pydmobilenet.list_models(); print(sorted(sys.modules))"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not [name for name in ("'mxnet'", "'onnx'", "'onnxruntime'", "'torch'") if name in modules]
