@@ -211,7 +211,7 @@ def test_a_summary_counts_the_verdicts_and_names_what_differs():
     counts = "489,089 parameters and 1 multiply-adds, expected 489,088 and 81,548,544"
     counts = f"pyd-concat-56-0.75: {counts}: differs: counts"
     assert report.summary(rows).splitlines() == [
-        "CIFAR-10: 1 right, 2 differs, 1 not evaluated, 3 differs: counts",
+        "CIFAR-10: 1 match, 2 differs, 1 not evaluated, 3 differs: counts",
         "pyd-concat-56-0.75: 4.80 %, expected 4.72 %: differs",
         counts,
         counts,

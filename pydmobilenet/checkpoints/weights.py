@@ -64,15 +64,9 @@ def places(root: Path | None = None) -> Iterator[Path]:
 
     The path given; ``$PYDMOBILENET_HOME``; ``pretrained/`` of the checkout; MXNet's home.
     """
-    if root is not None:
-        yield fetching.expanded(root)
-    home = fetching.project_home()
-    if home is not None:
-        yield home / "models"
     checkout = Path(__file__).resolve().parents[2]
-    if os.path.isfile(checkout / "setup.py") and os.path.isdir(checkout / "pretrained"):
-        yield checkout / "pretrained"
-    yield fetching.mxnet_home() / "models"
+    has_bundled = os.path.isfile(checkout / "setup.py") and os.path.isdir(checkout / "pretrained")
+    yield from fetching.search_path("models", root, checkout / "pretrained" if has_bundled else None)
 
 
 def find(checkpoint: Checkpoint, root: Path | None = None) -> Path | None:

@@ -256,6 +256,4 @@ def _label(task: Task, number: int) -> str:
     """The name of a class, escaped; its number where it has no name. A long one may break at its underscores."""
     if number == NO_CLASS:
         return "no class (not a number)"
-    if number < len(task.classes):
-        return escape(printable(task.classes[number])).replace("_", "_<wbr>")
-    return str(number)
+    return escape(printable(task.class_name(number))).replace("_", "_<wbr>")
