@@ -33,11 +33,14 @@ setup(
     license="Apache-2.0",  # the text is in LICENSE
     license_files=["LICENSE"],
     packages=find_packages(include=["pydmobilenet*"]),
-    package_data={"pydmobilenet": ["catalog.csv", "reporting/report.css", "data/imagenet_classes.txt"]},
+    package_data={
+        "pydmobilenet": ["catalog.csv", "reporting/report.css", "reporting/report.html.j2", "data/imagenet_classes.txt"]
+    },
     python_requires=">=3.9,<3.12",  # what MXNet 1.9.1 runs on
     install_requires=[
         "numpy>=1.21,<2",  # MXNet's own limit
         "filelock",  # two processes that download the same file, or train the same run
+        "jinja2>=3",  # the web page of the results: its template escapes whatever comes from data
         "matplotlib>=3.6",  # training curves
         "pillow>=10.1",  # folders of images; before, a TIFF's orientation was applied twice
         "pyyaml",  # the recipes in configs/
