@@ -43,6 +43,7 @@ setup(
             "catalog.csv",
             "py.typed",
             "reporting/report.css",
+            "reporting/report.html.j2",
             "data/imagenet_classes.txt",
             "data/digits.npz",
         ],
@@ -54,6 +55,7 @@ setup(
     install_requires=[
         "numpy>=1.21",
         "filelock",  # two processes that download the same file, or train the same run
+        "jinja2>=3",  # the web page of the results: its template escapes whatever comes from data
         "matplotlib>=3.6",  # training curves
         "onnx>=1.16",  # ONNX files are written and checked by it
         "onnxruntime>=1.17",  # the engine of a small install

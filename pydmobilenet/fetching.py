@@ -92,15 +92,20 @@ def expanded(path: str | Path) -> Path:
         raise InvalidValueError(f"unknown directory {str(path)!r}: {error}") from None
 
 
-def mxnet_home() -> Path:
-    """MXNet's own directory for models and data: ``$MXNET_HOME``, by default ``~/.mxnet``."""
-    return expanded(os.environ.get("MXNET_HOME") or "~/.mxnet")
+def search_path(below: str, root: Path | None = None, bundled: Path | None = None) -> list[Path]:
+    """The directories in which files are looked for, in this order, each once.
 
-
-def project_home() -> Path | None:
-    """``$PYDMOBILENET_HOME``, if it is set."""
+    `root`, the path given; `below` in ``$PYDMOBILENET_HOME``, if it is set; what is `bundled`; and `below` in MXNet's
+    home, ``$MXNET_HOME`` or ``~/.mxnet``.
+    """
     home = os.environ.get("PYDMOBILENET_HOME")
-    return expanded(home) if home else None
+    places = [
+        *([expanded(root)] if root is not None else []),
+        *([expanded(home) / below] if home else []),
+        *([bundled] if bundled is not None else []),
+        expanded(os.environ.get("MXNET_HOME") or "~/.mxnet") / below,
+    ]
+    return list(dict.fromkeys(places))
 
 
 @contextmanager

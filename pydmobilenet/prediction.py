@@ -14,6 +14,7 @@ import numpy as np
 from .data import Task, folder, images, normalise
 from .engine import Predict
 from .errors import BadFileError, MissingFileError
+from .validation import softmax
 
 STDIN = "-"
 BATCH = 50  # images answered at once
@@ -87,19 +88,8 @@ def predict(
         logits = network(normalise(np.stack([picture.pixels for picture in pictures]), task))
         for name, picture, row in zip(names, pictures, softmax(logits)):
             best = np.argsort(-row, kind="stable")[:top]
-            classes = [(int(label), class_name(task, int(label)), float(row[label])) for label in best]
+            classes = [(int(label), task.class_name(int(label)), float(row[label])) for label in best]
             yield Prediction(name, picture.size, classes, picture.transparent)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities (N, outputs) of logits (N, outputs), in float64."""
-    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
-def class_name(task: Task, label: int) -> str:
-    """The name of a class, or its number: the published networks for superclasses have 80 outputs that mean nothing."""
-    return task.classes[label] if label < len(task.classes) else str(label)
 
 
 def _read(file: str | np.ndarray, name: str) -> images.Picture:

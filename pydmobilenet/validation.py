@@ -153,13 +153,18 @@ def count_wrong(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
     return int((rank > 0).sum()), int((rank > 4).sum())
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities (N, outputs) of logits (N, outputs), in float64."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
 def most_likely(logits: np.ndarray) -> Answers:
     """The answers that logits (N, outputs) give; of equal ones the lower class wins."""
     finite = np.isfinite(logits).all(axis=1)
     logits = np.where(finite[:, None], logits, 0)
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     classes = np.where(finite, logits.argmax(axis=1), NO_CLASS).astype(np.uint16)
-    return Answers(classes, (finite / shares.sum(axis=1)).astype(np.float32))  # the highest share is 1
+    return Answers(classes, (finite * softmax(logits).max(axis=1)).astype(np.float32))
 
 
 def evaluate(

@@ -13,7 +13,6 @@ from PIL import Image
 
 import pydmobilenet
 from pydmobilenet import catalog, cli
-from pydmobilenet import prediction as predict
 from pydmobilenet.checkpoints import params, runs
 from pydmobilenet.data import DATASETS, get_dataset, get_task
 from pydmobilenet.reporting import listing
@@ -222,8 +221,8 @@ def test_every_output_has_a_name(name):
 
 def test_of_the_published_superclass_networks_20_outputs_have_names():
     task = get_task("cifar100-coarse")
-    assert predict.class_name(task, 19) == task.classes[19] == "vehicles_2"
-    assert predict.class_name(task, 20) == "20"
+    assert task.class_name(19) == task.classes[19] == "vehicles_2"
+    assert task.class_name(20) == "20"
 
 
 def test_imagenet_s_classes_are_in_the_order_of_imagenet32():

@@ -140,10 +140,10 @@ def test_help_fits_two_screens_and_names_every_option():
         (["-m", MODEL, "--output", "configs"], "configs exists already: --resume configs goes on with it, --output "),
         (["--resume", "x", "--output", "y"], "--resume takes all of that from the run: leave out --output, --config"),
         (["--resume", "x", "--pretrained"], "--resume takes all of that from the run: leave out --output, --config"),
-        (["--pretrained", "--init", "x"], "argument --init/--weights: not allowed with argument --pretrained"),
+        (["--pretrained", "--init", "x"], "argument --weights/--init: not allowed with argument --pretrained"),
         (
             ["--weights-dir", ".", "-m", MODEL],
-            "--weights-dir is where --weights published looks: add that, or leave it out",
+            "--weights-dir is where --weights published looks",
         ),
         (["--modle", MODEL], "unrecognized arguments: --modle pyd-add-11-0.125; nearest: --model"),
     ],

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import files
 from ..errors import BadFileError, MissingFileError
 
 LIST_MAGIC = 0x112
@@ -97,8 +98,8 @@ def is_finite(array: np.ndarray) -> bool:
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write named arrays as ``net.load_parameters`` and ``mx.nd.load`` read them. Raises OSError."""
-    Path(path).write_bytes(dump(arrays))
+    """Write named arrays as ``net.load_parameters`` and ``mx.nd.load`` read them. Raises UnusableError."""
+    files.write(Path(path), dump(arrays))
 
 
 def dump(arrays: Mapping[str, np.ndarray]) -> bytes:

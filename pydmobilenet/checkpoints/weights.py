@@ -64,14 +64,7 @@ def places(root: Path | None = None) -> Iterator[Path]:
 
     The path given; ``$PYDMOBILENET_HOME``; the bundled ones; MXNet's home.
     """
-    if root is not None:
-        yield fetching.expanded(root)
-    home = fetching.project_home()
-    if home is not None:
-        yield home / "models"
-    if os.path.isdir(PRETRAINED):
-        yield PRETRAINED
-    yield fetching.mxnet_home() / "models"
+    yield from fetching.search_path("models", root, PRETRAINED if os.path.isdir(PRETRAINED) else None)
 
 
 def find(checkpoint: Checkpoint, root: Path | None = None) -> Path | None:

@@ -47,8 +47,7 @@ def grid(dataset: Dataset, seed: int = 0):
     for number in range(len(raw)):
         x = MARGIN + number % COLUMNS * (side + MARGIN)
         y = MARGIN + number // COLUMNS * block
-        label = int(dataset.labels[number])
-        name = dataset.task.classes[label] if dataset.task.classes else label
+        name = dataset.task.class_name(int(dataset.labels[number]))
         pen.text((x, y), printable(name)[:16], fill="black")
         for row, images in enumerate(rows):
             image = Image.fromarray(images[number].transpose(1, 2, 0)).resize((side, side), Image.Resampling.NEAREST)

@@ -129,10 +129,9 @@ def read(layout: Layout, split: str, root: Path | None = None, coarse: bool = Fa
     `coarse` gives CIFAR-100's superclasses. Raises BadFileError for damaged files, and for unofficial ones that are not
     in `root`; MissingFileError where the data is not to be had; UnusableError where it cannot be read or stored.
     """
-    home = fetching.project_home()
-    own = [*([home / "datasets" / layout.name] if home else []), fetching.mxnet_home() / "datasets" / layout.name]
-    target = root / layout.name if root else own[0]
-    for place in ([root] if root else []) + own:
+    places = fetching.search_path(f"datasets/{layout.name}", root)
+    target = root / layout.name if root else places[0]
+    for place in places:
         with fetching.locked(target if place == root else place):  # a download may be under way there
             found = find_files(layout, split, place)
         if found:
@@ -146,7 +145,7 @@ def read(layout: Layout, split: str, root: Path | None = None, coarse: bool = Fa
     try:
         download(layout, target)
     except MissingFileError as error:
-        looked = ", ".join(str(place) for place in ([root] if root else []) + own)
+        looked = ", ".join(map(str, places))
         raise MissingFileError(
             f"the {split} images of {layout.title} are not in {looked}, and could not be downloaded ({error}); to go "
             f"on without a network, put {layout.archives[0]} or what it holds into {target}"

@@ -35,6 +35,10 @@ class Task:
     note: str = ""
     sized: bool = False
 
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its number where it has none, as the outputs beyond the 20 superclasses."""
+        return self.classes[label] if label < len(self.classes) else str(label)
+
 
 @dataclass(frozen=True)
 class Raw:

@@ -99,8 +99,7 @@ def read(split: str, root: Path | None = None) -> Raw:
     It is converted if it has not been: beside the official files or, where that is read-only, in the home directory.
     Raises MissingFileError where there are no files, BadFileError for damaged ones, UnusableError for a full disk.
     """
-    home = (fetching.project_home() or fetching.mxnet_home()) / "datasets" / "imagenet32"
-    places = list(dict.fromkeys([*([root] if root else []), home, fetching.mxnet_home() / "datasets" / "imagenet32"]))
+    home, places = fetching.search_path("datasets/imagenet32")[0], fetching.search_path("datasets/imagenet32", root)
     for place in places:
         raw = _read_from(place, split, home)
         if raw is None:

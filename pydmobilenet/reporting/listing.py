@@ -7,14 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tabulate import tabulate
-
 from .. import network, zoo
 from ..catalog import Record
 from ..checkpoints import runs, weights
 from ..data import get_dataset, get_task
 from ..errors import UserError
 from ..text import printable
+from .tables import grid
 
 
 def zoo_table(records: Sequence[Record], root: Path | None = None, width: int | None = None) -> str:
@@ -33,11 +32,11 @@ def zoo_table(records: Sequence[Record], root: Path | None = None, width: int | 
         )
     columns = ["model", "data set", "params, M", "mult-adds, M", "error, %", "weights here"]
     alignment = ["left", "left", "right", "right", "left", "left"]
-    text = tabulate(rows, columns, tablefmt="github", disable_numparse=True, colalign=alignment)
+    text = grid(rows, columns, alignment)
     if width is None or len(text.partition("\n")[0]) <= width:
         return text
     rows = [[*cells, "yes" if place else ""] for *cells, place in rows]
-    return tabulate(rows, [*columns[:-1], "here"], tablefmt="github", disable_numparse=True, colalign=alignment)
+    return grid(rows, [*columns[:-1], "here"], alignment)
 
 
 def layer_table(described: network.Network) -> str:
@@ -56,7 +55,7 @@ def layer_table(described: network.Network) -> str:
     rows.append(["together", "", "", *map(_number, described.complexity())])
     columns = ["layer", "operator", "output", "params", "mult-adds"]
     alignment = ["left", "left", "left", "right", "right"]
-    return tabulate(rows, columns, tablefmt="github", disable_numparse=True, colalign=alignment)
+    return grid(rows, columns, alignment)
 
 
 def fetch(records: Sequence[Record], data_dir: Path | None = None, weights_dir: Path | None = None) -> int:

@@ -113,8 +113,13 @@ def _difference(result: Result) -> str:
     )
 
 
+def grid(rows: Sequence[Sequence[str]], columns: Sequence[str], alignment: Sequence[str]) -> str:
+    """A table in Markdown. Its cells stand as they are: a figure keeps its digits."""
+    return tabulate(rows, columns, tablefmt="github", disable_numparse=True, colalign=alignment)
+
+
 def _grid(content: Table) -> str:
-    return tabulate(content.rows, content.columns, tablefmt="github", disable_numparse=True, colalign=content.alignment)
+    return grid(content.rows, content.columns, content.alignment)
 
 
 def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:
