@@ -1,17 +1,17 @@
 # make validate [DEVICE=gpu] [ARGS='--dataset cifar10']   check the published table
 # make test [ARGS='-k weights']                           run the tests, at each instruction set of the processor
-# make lint                                               check style and format
+# make lint                                               check style, format, types, and what imports what
 # make docs                                               the API's pages, build/docs/index.html
 # Each makes .venv and installs what this machine needs first; a second run installs nothing again.
 
 DEVICE ?= cpu
-# MXNet 1.9.1 runs on Python 3.9 to 3.11.
-PYTHON ?= $(shell for python in python3.11 python3 python3.10 python3.9; do \
-	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 9) <= sys.version_info[:2] < (3, 12))' 2>/dev/null \
+# The best one for all of the project first: MXNet 1.9.1 runs on Python 3.9 to 3.11, everything else on any from 3.9 on.
+PYTHON ?= $(shell for python in python3.11 python3.10 python3.9 python3 python3.13 python3.12; do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 9))' 2>/dev/null \
 	&& echo $$python && break; done)
 ARGS ?=
 BIN := .venv/bin
-EXTRAS := $(DEVICE),wrn,digits,tensorboard,onnx,notebook,docs,test
+EXTRAS := tensorboard,notebook,docs,test
 INSTALLED := .venv/.installed-$(DEVICE)
 
 ifeq ($(filter $(DEVICE),cpu gpu),)
@@ -29,6 +29,7 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@if [ -x $(BIN)/mypy ]; then echo mypy; $(BIN)/mypy; else echo 'left out: mypy, which needs Python 3.10'; fi
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/make.py
@@ -38,11 +39,15 @@ $(INSTALLED): setup.py $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	rm -f .venv/.installed-*
 	$(BIN)/python -m pip uninstall -qq --yes $(if $(filter gpu,$(DEVICE)),mxnet,mxnet-cu112)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(DEVICE),$(EXTRAS)]' \
+		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@$(BIN)/python -c 'from importlib.util import find_spec; find_spec("mxnet") or \
+		print("left out: MXNet, which has no build for this machine and this Python; ONNX Runtime is there")'
 	touch $@
 
 $(BIN)/python:
-	$(if $(PYTHON),,$(error Python 3.9, 3.10 or 3.11 is needed and was not found; name it: make PYTHON=/path/to/python))
+	$(if $(PYTHON),,$(error Python 3.9 or newer is needed and was not found; name it: make PYTHON=/path/to/python))
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 9) and sys.exit("$(PYTHON) is older than Python 3.9: name another")'
 	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 clean:
