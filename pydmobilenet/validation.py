@@ -25,6 +25,7 @@ from .catalog import Complexity, Record
 from .data import Dataset, batches, get_dataset
 from .engine import Arrays, Engine, Predict
 from .errors import UserError
+from .network import Network
 from .processes import WorkerPool
 from .text import printable
 
@@ -247,7 +248,7 @@ def _dataset(rows: Sequence[Record], data_dir: Path | None, skip_bad: bool) -> t
 
 def _together(pool: WorkerPool, rows: Sequence[Record], title: str, shown: bool | None) -> list[Result]:
     """The results of rows that a pool works on, the costliest first, so that all end at about the same time."""
-    costliest_first = sorted(rows, key=lambda record: -(record.flops_m or 0))
+    costliest_first = sorted(rows, key=lambda record: -described(record).complexity().multiply_adds)
     results = {}
     with progress.bar(len(rows), title, "networks", shown) as bar:
         for record, future in pool.run(_Worker.answer, costliest_first):
@@ -258,6 +259,11 @@ def _together(pool: WorkerPool, rows: Sequence[Record], title: str, shown: bool 
             results[record] = _told(result)
             bar.update()
     return [results[record] for record in rows]
+
+
+def described(record: Record) -> Network:
+    """The network of a record."""
+    return zoo.describe(record.model, record.dataset, record.outputs)
 
 
 def _told(result: Result) -> Result:
@@ -301,7 +307,7 @@ def _row(
 ) -> Result:
     result = Result(record)
     try:
-        network = zoo.describe(record.model, record.dataset, record.outputs)
+        network = described(record)
         result = replace(result, complexity=network.complexity())
         if record.checkpoint is None:
             raise UserError("no checkpoint is published")

@@ -6,6 +6,7 @@ import functools
 import gzip
 import http.server
 import os
+import re
 import socket
 import threading
 import time
@@ -23,18 +24,38 @@ os.environ.setdefault("DNNL_MAX_CPU_ISA", "AVX2")
 import pydmobilenet  # noqa: F401  before mxnet
 from pydmobilenet import catalog, fetching
 from pydmobilenet.data import cifar
-from pydmobilenet.gluon import devices
+from pydmobilenet.gluon import runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 NOWHERE = "http://127.0.0.1:9"  # the discard port: refused at once
 
 
+NO_GLUON = runtime.obstacle()
+IMPORTS_MXNET = re.compile(r"^(import mxnet|from mxnet|from pydmobilenet\.gluon(?! import runtime))", re.MULTILINE)
+collect_ignore = [
+    path.name
+    for path in sorted((ROOT / "tests").glob("test_*.py"))
+    if NO_GLUON and IMPORTS_MXNET.search(path.read_text("utf-8"))
+]
+
+
+def pytest_report_header():
+    if NO_GLUON:
+        return f"left out, as {NO_GLUON}: all tests marked gluon, and {', '.join(collect_ignore)}"
+
+
 def pytest_collection_modifyitems(items):
-    obstacle = devices.gpu_obstacle()
+    if NO_GLUON:
+        obstacles = {"gluon": NO_GLUON, "gpu": NO_GLUON}
+    else:
+        from pydmobilenet.gluon import devices
+
+        obstacles = {"gpu": devices.gpu_obstacle()}
     for item in items:
-        if obstacle and item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason=obstacle))
+        for marker, obstacle in obstacles.items():
+            if obstacle and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=obstacle))
 
 
 @pytest.fixture
