@@ -1,4 +1,8 @@
-"""Files from the network: verified before they are used, placed atomically, resumed, safe for two processes at once."""
+"""Files from the network: verified before they are used, placed atomically, resumed, safe for two processes at once.
+
+pooch has the first two of these. It starts anew after a break, takes what a server sends without end, and waits without
+end for one that sends byte by byte; so with it all of this module but the digests would still be here.
+"""
 
 from __future__ import annotations
 

@@ -22,26 +22,30 @@ INLINE = [
     if "..." not in text
 ]
 
-# Commands that need minutes, a network, or files of the reader's, and the tests that run their like.
+# Commands that need minutes, a network, or files of the reader's, and the test that runs their like.
 ELSEWHERE = {
     "make validate": "test_commands.py::test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason",
-    "make test": "../.ci/run::make test",
-    "pip install -e '.[cpu,digits]'": "../Makefile::pip install",
+    "make test": "test_processor.py::test_the_tests_run_at_the_processor_s_own_level_and_at_each_lower_one",
+    "pip install -e": "test_readme.py::test_what_is_installed_on_request_can_be_had",
     "pydmobilenet predict PHOTOS": "test_front_door.py::test_a_folder_of_images_is_classified",
-    "pydmobilenet fetch": "test_front_door.py::test_files_are_fetched_from_a_server",
+    "pydmobilenet fetch": ("test_front_door.py::test_files_are_fetched_from_a_server_and_what_is_missing_is_said"),
     "pydmobilenet info": "test_front_door.py::test_a_network_s_layers_add_up",
     "pydmobilenet convert": "test_commands.py::test_a_checkpoint_is_converted",
     "pydmobilenet export": "test_onnx.py::test_the_readme_s_lines_classify_an_image_without_mxnet",
     "python run_validation.py --engine onnxruntime": "test_commands.py::test_onnx_runtime_gives_the_same_table",
-    "python run_validation.py --run": "test_trained.py::",
+    "python run_validation.py --run": "test_trained.py::test_a_run_is_validated_like_a_row_of_the_tables",
     "python run_validation.py --data-dir DIR": "test_commands.py::test_real_images_and_weights_give_the_table",
     "python run_validation.py --dataset cifar10": "test_commands.py::test_real_images_and_weights_give_the_table",
-    "python run_validation.py": "test_commands.py::test_offline_the_bundled_checkpoints_are_checked",
+    "python run_validation.py": (
+        "test_commands.py::test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason"
+    ),
     "python train.py --resume": "test_resume.py::test_killed_at_three_random_moments_a_run_ends_with_the_same_bits",
-    "python train.py": "test_train_command.py::",
-    "OMP_NUM_THREADS=1 python train.py --dataset digits": "test_trained.py::",
-    "python -m pydmobilenet.cli.launch": "test_devices_and_workers.py::test_two_devices_and_two_workers_reach",
-    "python benchmarks/": "",  # measured by hand: minutes on a quiet machine
+    "python train.py": "test_train_command.py::test_last_and_best_and_every_second_epoch_are_kept",
+    "OMP_NUM_THREADS=1 python train.py --dataset digits": "test_trained.py::test_a_bundled_network_is_trained_again",
+    "python -m pydmobilenet.cli.launch": (
+        "test_devices_and_workers.py::test_two_devices_and_two_workers_reach_the_error_of_one_device"
+    ),
+    "python benchmarks/": "test_readme.py::test_help_is_there_and_fits",  # figures: by hand, on a quiet machine
     "python pretrained/reproduce.py": "test_trained.py::test_a_bundled_network_is_trained_again",
 }
 # What is run here, and what of it stands in the README.
@@ -66,16 +70,28 @@ def run(command, **settings):
     return subprocess.run([sys.executable, *shlex.split(command)], **settings)
 
 
+def entry_of(command):
+    """The longest key of `ELSEWHERE` that a command begins with."""
+    return max((key for key in ELSEWHERE if command.startswith(key)), key=len, default=None)
+
+
 @pytest.mark.parametrize("command", dict.fromkeys([*COMMANDS, *INLINE]))
 def test_every_command_is_tested_somewhere(command):
-    if command in HERE:
-        return
-    known = [key for key in ELSEWHERE if command.startswith(key)]
-    assert known, f"no test is named for {command!r}"
-    file, _, words = ELSEWHERE[max(known, key=len)].partition("::")
-    if file:
-        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
-        assert (words if file.startswith("..") else f"def {words}") in text
+    assert command in HERE or entry_of(command), f"no test is named for {command!r}"
+
+
+@pytest.mark.parametrize("key", ELSEWHERE)
+def test_a_test_that_is_named_for_a_command_is_there(key):
+    assert key in map(entry_of, [*COMMANDS, *INLINE]), "the README has no such command"
+    file, name = ELSEWHERE[key].split("::")
+    assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_what_is_installed_on_request_can_be_had():
+    asked = {name for names in re.findall(r"pip install [^\n`]*\.\[([\w,]+)\]", README) for name in names.split(",")}
+    offered = re.findall(r'^        "(\w+)": [\[M]', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert asked
+    assert asked <= set(offered)
 
 
 @pytest.mark.parametrize("command", HERE)

@@ -1,7 +1,8 @@
 """Error against what a network costs, as SVG inside a web page: families as lines, as in the paper.
 
 The colours are variables of the page's style, one a family, so that they are the same in each plot and follow its
-light and dark modes.
+light and dark modes. Matplotlib's SVG fixes colours in each element, repeats its ids from figure to figure and has no
+tooltips: mended, it was as long as this module, and a figure had four times the bytes.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def _grid(axes: Axes, cost: str) -> str:
         parts.append(f'<text x="{LEFT - 5}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>')
     parts.append(f'<text x="{(LEFT + RIGHT) / 2}" y="{BOTTOM + 37}" text-anchor="middle">{COSTS[cost]}</text>')
     middle = (TOP + BOTTOM) / 2
-    parts.append(f'<text transform="translate(9 {middle}) rotate(-90)" text-anchor="middle">error, %</text>')
+    parts.append(f'<text transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">error, %</text>')
     return "".join(parts)
 
 
@@ -146,7 +147,7 @@ def _lines(axes: Axes, shown: Sequence[Point]) -> str:
         parts += [_marker(axes, family, *place) for place in places]
         parts.append("</g>")
         x, y, _ = places[0]
-        label = f'<text class="{family} depth" x="{x - 7:.1f}" y="{y - 6:.1f}" text-anchor="middle">{depth}</text>'
+        label = f'<text class="{family} depth" x="{x - 4:.1f}" y="{y - 6:.1f}" text-anchor="end">{depth}</text>'
         labels.setdefault((family, depth), label)  # of two lines, published and measured, one is labelled
     return "".join([*parts, *labels.values()])
 
