@@ -9,7 +9,7 @@ import sys
 import warnings
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from pydmobilenet import cli
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UnusableError, UserError

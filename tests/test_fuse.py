@@ -5,24 +5,12 @@ import json
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import NETWORKS
+from helpers import NETWORKS, randomise
 
 import pydmobilenet
 from pydmobilenet.gluon.inference import for_onednn, fuse
 
 pytestmark = pytest.mark.instruction_sets
-
-
-def randomise(net, seed=0):
-    """Give every batch normalisation of a network statistics, a scale and a shift that matter."""
-    rng = np.random.default_rng(seed)
-    for name, parameter in net._collect_params_with_prefix().items():
-        kind = name.rsplit(".", 1)[1]
-        if kind in ("gamma", "running_var"):
-            parameter.set_data(mx.nd.array(rng.uniform(0.5, 1.5, parameter.shape)))
-        elif kind in ("beta", "running_mean", "bias"):
-            parameter.set_data(mx.nd.array(rng.uniform(-0.5, 0.5, parameter.shape)))
-    return net
 
 
 def operators(net):

@@ -5,7 +5,7 @@ import csv
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import CIFAR_MODELS, NETWORKS
+from helpers import CIFAR_MODELS, NETWORKS
 
 import pydmobilenet
 from pydmobilenet import catalog, complexity, zoo

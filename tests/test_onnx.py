@@ -10,9 +10,8 @@ from types import SimpleNamespace
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import CIFAR_MODELS, NETWORKS, ROOT, first_images
+from helpers import CIFAR_MODELS, NETWORKS, ROOT, first_images, randomise
 from PIL import Image
-from test_fuse import randomise
 
 import pydmobilenet
 from pydmobilenet import catalog, cli

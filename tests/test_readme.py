@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import NOWHERE, ROOT
+from helpers import NOWHERE, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import mxnet as mx
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from pydmobilenet.errors import InvalidValueError, UnusableError
 from pydmobilenet.gluon import devices, runtime

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from pydmobilenet.data import Dataset, batches, get_task
 from pydmobilenet.gluon.trainer import Score
