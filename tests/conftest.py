@@ -1,8 +1,7 @@
-"""What the tests share: real images and checkpoints where they are present, a home of their own, and a bad server."""
+"""Fixtures for all tests: real images and checkpoints where they are here, an empty home, and a bad server."""
 
 from __future__ import annotations
 
-import functools
 import gzip
 import http.server
 import os
@@ -13,7 +12,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 # Before MXNet is imported: files of tests run side by side, and threads that wait for each other are slow.
@@ -21,15 +19,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # As training has it by default, but not to be lifted by a command that only answers and is run inside this process.
 os.environ.setdefault("DNNL_MAX_CPU_ISA", "AVX2")
 
-import pydmobilenet  # noqa: F401  before mxnet
-from pydmobilenet import catalog, fetching
-from pydmobilenet.data import cifar
-from pydmobilenet.gluon import runtime
+pytest.register_assert_rewrite("helpers")
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
-NOWHERE = "http://127.0.0.1:9"  # the discard port: refused at once
+from helpers import NOWHERE, ROOT, SHARED  # noqa: E402
 
+from pydmobilenet import fetching  # noqa: E402
+from pydmobilenet.data import cifar  # noqa: E402
+from pydmobilenet.gluon import runtime  # noqa: E402
 
 NO_GLUON = runtime.obstacle()
 IMPORTS_MXNET = re.compile(r"^(import mxnet|from mxnet|from pydmobilenet\.gluon(?! import runtime))", re.MULTILINE)
@@ -71,13 +67,6 @@ def weights_dir(shared) -> Path:
     return shared / "weights"
 
 
-@functools.lru_cache
-def first_images() -> np.ndarray:
-    """The first 1,000 images of the real CIFAR-10 test set, as uint8 (1000, 3, 32, 32)."""
-    records = np.fromfile(SHARED / "datasets" / "cifar10-test-first1000.bin", np.uint8).reshape(1000, 3073)
-    return records[:, 1:].reshape(1000, 3, 32, 32)
-
-
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory, monkeypatch) -> Path:
     """A home without anything in it, and no way to the network."""
@@ -90,10 +79,6 @@ def home(tmp_path_factory, monkeypatch) -> Path:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(fetching, "_unreachable", {})
     return home
-
-
-CIFAR_MODELS = [record.model for record in catalog.RECORDS if record.dataset == "cifar10"]
-NETWORKS = [(record.model, record.dataset) for record in catalog.RECORDS if not record.model.startswith("wrn")]
 
 
 class Server:
@@ -172,10 +157,13 @@ class Server:
                 time.sleep(seconds)
 
 
-@pytest.fixture
-def server():
+def _running():
     server = Server()
     yield server
     server.fault = ""
     server.httpd.shutdown()
     server.httpd.server_close()
+
+
+server = pytest.fixture(_running)
+another_server = pytest.fixture(_running)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import yaml
-from test_cifar import archive_of
+from helpers import ROOT, archive_of
 
 from pydmobilenet.checkpoints import params, runs
 from pydmobilenet.data import cifar, imagenet32
@@ -23,7 +23,6 @@ from pydmobilenet.training.checkpoint import State
 from pydmobilenet.training.history import Epoch, History
 from pydmobilenet.training.loop import Progress
 
-ROOT = Path(__file__).resolve().parents[1]
 VALUES = [None, True, -1, 2, 10**400, 1e308, -0.5, math.nan, math.inf, "", "x", "1", [], [1], {}, {"a": 1}, "y" * 9999]
 CONFIG = config.make(
     {**config.read(ROOT / "configs" / "digits.yaml"), "model": "pyd-add-11-0.125", "dataset": "digits", "batch_size": 4}

@@ -2,7 +2,10 @@
 
 import numpy as np
 
-from pydmobilenet.network import EPSILON, IMAGES
+from pydmobilenet.network import EPSILON, IMAGES, Convolution, Dense, GlobalAveragePool, Network
+
+# A small network of each family.
+FAMILIES = ["resnet-11-0.25", "mobilenet-11-0.5", "pyd-add-11-0.25", "pyd-concat-11-0.25", "wrn-10-2"]
 
 
 def logits(network, arrays, images):
@@ -71,3 +74,12 @@ def random_arrays(network, seed=0):
             arrays[f"{layer.name}.gamma"][:] = 1
             arrays[f"{layer.name}.beta"][:] = 0
     return arrays
+
+
+def conv(name, inputs, channels=4, kernel=3, **options):
+    return Convolution(name, (inputs,), 3 if inputs == "images" else 4, channels, kernel, **options)
+
+
+def ended(*layers):
+    pool = GlobalAveragePool("pool", (layers[-1].name,))
+    return Network((*layers, pool, Dense("dense", ("pool",), 4, 3)))

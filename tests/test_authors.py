@@ -6,7 +6,7 @@ import re
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import SHARED, first_images
+from helpers import SHARED, first_images
 
 import pydmobilenet
 from pydmobilenet import catalog, zoo

@@ -4,8 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
-from test_train_command import DIGITS, MODEL, TINY, assert_mistake, make_folder, options, runner
+from helpers import DIGITS, MODEL, ROOT, TINY, assert_mistake, make_folder, options, runner
 
 from pydmobilenet.training.loop import Loop
 

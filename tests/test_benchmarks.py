@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))
 from server import Server

@@ -5,32 +5,17 @@ import itertools
 import json
 import os
 import pickle
-import resource
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import LIMIT, ROOT, listing, no_larger_files_than
 
 from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
 from pydmobilenet.training.checkpoint import Run, State, read_history
-
-LIMIT = 240  # seconds for any one process
-
-
-@contextmanager
-def no_larger_files_than(size):
-    """Writing beyond so many bytes fails, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def state(number, size=20_000):
@@ -53,10 +38,6 @@ def run(tmp_path):
     run.save(state(1), also(1, "last.params", "best.params"))
     yield run
     run.lock.release()
-
-
-def listing(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def save(run):

@@ -1,13 +1,11 @@
 """CIFAR-10 and CIFAR-100: every layout, every kind of damage, the downloads."""
 
-import io
 import os
 import pickle
-import tarfile
 
 import numpy as np
 import pytest
-from conftest import first_images
+from helpers import GOOD, archive_of, as_binary, as_pickle, batch, first_images, split_contents
 from PIL import Image
 
 import pydmobilenet
@@ -16,46 +14,6 @@ from pydmobilenet.data import cifar, normalise
 from pydmobilenet.errors import BadFileError, MissingFileError
 
 SETS = {"cifar10": cifar.CIFAR10, "cifar100": cifar.CIFAR100}
-
-
-def batch(layout, number=30, seed=0):
-    """Random images (number, 3, 32, 32), and labels (number, label_bytes)."""
-    rng = np.random.default_rng(seed)
-    images = rng.integers(0, 256, (number, 3, 32, 32), dtype=np.uint8)
-    fine = rng.integers(0, len(layout.classes), number)
-    columns = [fine] if layout.label_bytes == 1 else [cifar.COARSE_OF_FINE[fine], fine]
-    return images, np.stack(columns, axis=1)
-
-
-def as_binary(images, labels):
-    return np.concatenate([labels.astype(np.uint8), images.reshape(len(images), -1)], axis=1).tobytes()
-
-
-def as_pickle(layout, images, labels, protocol=2):
-    names = ["labels"] if layout.label_bytes == 1 else ["coarse_labels", "fine_labels"]
-    content = {"data": images.reshape(len(images), -1), "batch_label": "batch 1 of 1"}
-    content.update((name, labels[:, column].tolist()) for column, name in enumerate(names))
-    return pickle.dumps(content, protocol=protocol)
-
-
-def split_contents(layout, form, split):
-    """{file name: content} of a synthetic split, and the images and labels that it holds."""
-    names = getattr(layout, form)[split]
-    batches = [batch(layout, seed=number) for number in range(len(names))]
-    write = as_binary if form == "binary" else lambda *arrays: as_pickle(layout, *arrays)
-    contents = {name: write(*arrays) for name, arrays in zip(names, batches)}
-    images, labels = (np.concatenate(parts) for parts in zip(*batches))
-    return contents, images, labels
-
-
-def archive_of(contents, folder=""):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, content in contents.items():
-            info = tarfile.TarInfo(f"{folder}{name}")
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -165,9 +123,6 @@ def test_normalisation_is_that_of_gluons_transforms():
 def put(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     return pytest.raises(BadFileError)
-
-
-GOOD = as_binary(*batch(cifar.CIFAR10))
 
 
 @pytest.mark.parametrize("content", [b"", GOOD[:-1], GOOD + b"x", b"<html></html>"])

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 
 import pytest
-from test_cifar import GOOD, archive_of, split_contents
+from helpers import GOOD, archive_of, split_contents
 
 import pydmobilenet
 from pydmobilenet import data, files

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import NOWHERE, ROOT
+from helpers import NOWHERE, ROOT
 
 from pydmobilenet.checkpoints import weights
 

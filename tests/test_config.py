@@ -8,7 +8,7 @@ import sys
 import warnings
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from pydmobilenet.cli import options
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UnusableError, UserError

@@ -8,9 +8,8 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT, WIDE, decode, encoded, keyed, refused, tiff
 from PIL import Image, ImageFile
-from test_images import TRANSPARENT, WIDE, decode, encoded, refused, tiff
 
 from pydmobilenet.errors import BadFileError
 
@@ -18,7 +17,7 @@ EXIF = Image.Exif()
 EXIF.update({0x0112: 6, 0x010F: "maker", 0x011A: 72.0, 0x9003: "2026:01:01 00:00:00"})
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
 SOUND = {
-    "PNG": [encoded(PHOTO, "PNG", exif=EXIF), encoded(PHOTO.convert("LA"), "PNG"), *TRANSPARENT["2-bit key"][:1]],
+    "PNG": [encoded(PHOTO, "PNG", exif=EXIF), encoded(PHOTO.convert("LA"), "PNG"), keyed(2, 2)],
     "JPEG": [encoded(PHOTO, "JPEG", exif=EXIF, dpi=(72, 72)), encoded(PHOTO.convert("CMYK"), "JPEG", progressive=True)],
     "WEBP": [encoded(PHOTO, "WEBP", exif=EXIF), encoded(PHOTO.convert("RGBA"), "WEBP", lossless=True)],
     "BMP": [encoded(PHOTO, "BMP"), encoded(PHOTO.convert("P"), "BMP"), encoded(PHOTO.convert("1"), "BMP")],

@@ -5,9 +5,8 @@ import functools
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT, ended, free_port, machines, started, until
 from mxnet.gluon import nn
-from test_launch import ended, free_port, machines, started, until
 
 from pydmobilenet import catalog, zoo
 from pydmobilenet.data import batches, get_dataset
@@ -111,7 +110,6 @@ from pathlib import Path
 import numpy as np
 import pydmobilenet  # before mxnet
 sys.path.insert(0, "tests")
-from test_devices_and_workers import FAMILIES, Workers, first_step
 
 workers = Workers("dist_sync")
 broadcast, pushpull = workers.kvstore.broadcast, workers.kvstore.pushpull

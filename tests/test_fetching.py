@@ -8,7 +8,6 @@ import sys
 import threading
 
 import pytest
-from conftest import Server
 
 from pydmobilenet import fetching
 from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
@@ -105,15 +104,12 @@ def test_what_has_arrived_is_said_to_be_kept_only_where_it_is(fault, kept, sourc
     assert all(f"; {size} bytes have arrived and are kept" in str(caught.value) for size in parts)
 
 
-def test_where_a_fresh_request_has_nothing_to_send_the_next_source_is_asked(source, server, tmp_path):
-    bad = Server()
-    bad.fault = "nothing to send"
-    sources = [fetching.Source(f"{bad.url}/file", DIGEST), source]
+def test_where_a_fresh_request_has_nothing_to_send_the_next_source_is_asked(source, another_server, tmp_path):
+    another_server.fault = "nothing to send"
+    sources = [fetching.Source(f"{another_server.url}/file", DIGEST), source]
     assert fetching.fetch(sources, tmp_path / "file").read_bytes() == CONTENT
     with pytest.raises(MissingFileError, match=r"HTTP status 416$"):
         fetching.fetch(sources[:1], tmp_path / "other")
-    bad.httpd.shutdown()
-    bad.httpd.server_close()
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

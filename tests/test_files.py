@@ -11,7 +11,7 @@ import sys
 import threading
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from pydmobilenet import fetching, files
 from pydmobilenet.errors import UnusableError

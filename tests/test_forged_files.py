@@ -14,8 +14,7 @@ import tarfile
 import fuzzing
 import numpy as np
 import pytest
-from conftest import ROOT
-from test_cifar import archive_of
+from helpers import ROOT, archive_of
 
 from pydmobilenet.checkpoints import runs
 from pydmobilenet.data import archives, cifar, imagenet32, pickles

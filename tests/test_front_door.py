@@ -8,7 +8,7 @@ import sys
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import CIFAR_MODELS, ROOT
+from helpers import CIFAR_MODELS, ROOT
 from PIL import Image
 
 import pydmobilenet

@@ -3,55 +3,16 @@
 import io
 import struct
 import subprocess
-import zlib
 
 import numpy as np
 import pytest
+from helpers import RAMP, SHAPE, WIDE, chunk, decode, encoded, keyed, png, refused, tiff
 from PIL import Image
 
 from pydmobilenet.data import images
 from pydmobilenet.errors import BadFileError
 
-SHAPE = np.zeros((32, 32), np.uint8)  # an upright bar, with an edge that is half transparent
-SHAPE[8:24, 14:18] = 255
-SHAPE[8:24, 18] = 100
-RAMP = np.arange(1024).reshape(32, 32)
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "BMP": {}, "TIFF": {}, "GIF": {}}
-
-
-def encoded(image, kind, **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-def chunk(name, content):
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-
-def png(rows, bits, colours, *extra, size=(32, 32)):
-    """A PNG of rows of bytes, with so many bits and a colour type of the standard's: what Pillow does not write."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colours, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + bytes(row) for row in rows)))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + pixels + chunk(b"IEND", b"")
-
-
-def tiff(content, bits, photometric, sample_format=1, extra=(), side=32):
-    """A TIFF of 32x32 pixels in one strip, little-endian: what Pillow does not write."""
-    tags = {256: side, 257: side, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1 + len(extra), 278: side}
-    tags.update({279: len(content), 339: sample_format})
-    if extra:
-        tags[338] = extra[0]
-        tags[258] = bits | bits << 16
-    entries = b"".join(
-        struct.pack("<HHII", tag, 3 if value < 65536 or tag == 258 else 4, 1 + (tag == 258) * len(extra), value)
-        for tag, value in sorted(tags.items())
-    )
-    return b"II*\0" + struct.pack("<I", 8 + len(content)) + content + struct.pack("<H", len(tags)) + entries + bytes(4)
-
-
-def decode(content):
-    return images.decode(content, "it")
 
 
 def grey(content):
@@ -62,13 +23,6 @@ def grey(content):
     np.testing.assert_array_equal(pixels[0], pixels[1])
     np.testing.assert_array_equal(pixels[0], pixels[2])
     return pixels[0]
-
-
-def refused(content, words):
-    with pytest.raises(BadFileError, match=words) as caught:
-        decode(content)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
@@ -137,12 +91,7 @@ TRANSPARENT = {
         KEYED ^ 255,
     ),
 }
-for _bits, _value in ((2, 2), (4, 9)):  # a transparent grey that is neither black nor white
-    _rows = [
-        [sum(int(v) << (8 - _bits * (n + 1)) for n, v in enumerate(group)) for group in row.reshape(-1, 8 // _bits)]
-        for row in np.where(SHAPE > 0, 0, _value)
-    ]
-    TRANSPARENT[f"{_bits}-bit key"] = (png(_rows, _bits, 0, chunk(b"tRNS", bytes([0, _value]))), KEYED ^ 255)
+TRANSPARENT.update((f"{bits}-bit key", (keyed(bits, value), KEYED ^ 255)) for bits, value in ((2, 2), (4, 9)))
 
 
 @pytest.mark.parametrize("kind", TRANSPARENT)
@@ -177,7 +126,6 @@ def test_alpha_that_hides_nothing_is_no_transparency():
     assert not decode(encoded(opaque, "PNG")).transparent
 
 
-WIDE = (RAMP * 64 + 63).astype(np.uint16)  # to 65535
 TWELVE = np.array([[(a >> 4), (a & 15) << 4 | b >> 8, b & 255] for a, b in (RAMP * 4 + 3).reshape(-1, 2)], np.uint8)
 DEEP = {
     "grey, PNG": encoded(Image.fromarray(WIDE), "PNG"),

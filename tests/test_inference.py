@@ -6,8 +6,8 @@ import mxnet as mx
 import numpy as np
 import oracle
 import pytest
-from conftest import NETWORKS
-from test_network import FAMILIES, conv, ended
+from helpers import NETWORKS
+from oracle import FAMILIES, conv, ended
 
 import pydmobilenet
 from pydmobilenet import zoo

@@ -8,9 +8,20 @@ import time
 import mxnet as mx
 import numpy as np
 import pytest
-from test_checkpoint import listing, no_larger_files_than
-from test_resume import ADD, RECIPE, assert_same, content, rows
-from test_train_command import DIGITS, assert_mistake, make_folder, options, runner
+from helpers import (
+    DIGITS,
+    MODEL,
+    RECIPE,
+    assert_mistake,
+    assert_same,
+    content,
+    listing,
+    make_folder,
+    no_larger_files_than,
+    options,
+    rows,
+    runner,
+)
 
 from pydmobilenet.checkpoints import params
 from pydmobilenet.data import Dataset, get_task
@@ -39,7 +50,7 @@ def small(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("few"), train=6, test=2)
 
 
-def recipe(small, model=ADD, **values):
+def recipe(small, model=MODEL, **values):
     made = {**config.read(DIGITS), **RECIPE, "batch_size": 4, "model": model, "dataset": small, "epochs": 2, **values}
     return config.make(made)
 
@@ -198,7 +209,7 @@ def test_what_cannot_be_drawn_is_one_warning_and_costs_no_epoch(small, tmp_path,
         raise RuntimeError("In FT2Font: Could not set the fontsize\nerror code 0x97")
 
     monkeypatch.setattr(loop, "draw", broken)
-    values = options({**RECIPE, "batch_size": 4, "model": ADD, "dataset": small, "epochs": 2})
+    values = options({**RECIPE, "batch_size": 4, "model": MODEL, "dataset": small, "epochs": 2})
     words = "no curves: RuntimeError: In FT2Font: Could not set the fontsize error code 0x97"
     with pytest.warns(UserWarning, match="^no curves") as warned:
         answer = inside("--config", DIGITS, *values, "--output", tmp_path / "run", "--device", "cpu")
@@ -221,7 +232,7 @@ def test_a_second_interruption_ends_at_once(small, tmp_path, quick, at_update, i
             time.sleep(0.001)
 
     at_update(3, twice)
-    values = options({**RECIPE, "batch_size": 4, "model": ADD, "dataset": small, "epochs": 2})
+    values = options({**RECIPE, "batch_size": 4, "model": MODEL, "dataset": small, "epochs": 2})
     answer = inside("--config", DIGITS, *values, "--output", tmp_path / "run")
     assert answer.returncode == 130
     assert answer.stderr.splitlines()[-1] == "train.py: interrupted"
@@ -239,7 +250,7 @@ def test_what_an_engine_throws_is_one_line_and_the_run_goes_on_from_its_last_che
 ):
     made = recipe(small)
     at_update(update, break_the_engine)
-    values = options({**RECIPE, "batch_size": 4, "model": ADD, "dataset": small, "epochs": 2})
+    values = options({**RECIPE, "batch_size": 4, "model": MODEL, "dataset": small, "epochs": 2})
     answer = inside("--config", DIGITS, *values, "--output", tmp_path / "run")
     assert answer.returncode == 1
     *_, line = answer.stderr.splitlines()
@@ -277,7 +288,7 @@ def test_on_a_full_disk_a_run_ends_with_one_line_and_can_go_on(
     inside,
 ):
     made = recipe(small)
-    values = options({**RECIPE, "batch_size": 4, "model": ADD, "dataset": small, "epochs": 2})
+    values = options({**RECIPE, "batch_size": 4, "model": MODEL, "dataset": small, "epochs": 2})
     directory = tmp_path / "run"
     with no_larger_files_than(size):
         answer = inside("--config", DIGITS, *values, "--output", directory)
@@ -308,7 +319,7 @@ def test_of_two_runs_with_one_output_the_first_is_trained_and_the_other_told(
         return make(*arguments)
 
     monkeypatch.setattr(prepare.schedule, "make", faster)
-    values = options({**RECIPE, "batch_size": 4, "model": ADD, "dataset": small, "epochs": 2})
+    values = options({**RECIPE, "batch_size": 4, "model": MODEL, "dataset": small, "epochs": 2})
     answer = inside("--config", DIGITS, *values, "--output", directory)
     assert_mistake(answer, f"{directory} exists already: --resume {directory} goes on with it")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -353,10 +364,10 @@ class Stub:
 def test_an_epoch_whose_parameters_are_not_finite_leaves_no_trace(tmp_path, quick):
     images = np.zeros((8, 3, 32, 32), np.uint8)
     dataset = Dataset(get_task("digits"), "train", images, np.zeros(8, int), False, "nowhere")
-    made = config.make({**config.read(DIGITS), "model": ADD, "epochs": 5, "batch_size": 4})
+    made = config.make({**config.read(DIGITS), "model": MODEL, "epochs": 5, "batch_size": 4})
     progress = loop.Progress()
     state = State({"w": np.zeros(1, np.float32)}, {}, progress.to_dict())
-    run = Run.create(tmp_path / "run", config.text(made), state, {"model": ADD, "dataset": "digits"})
+    run = Run.create(tmp_path / "run", config.text(made), state, {"model": MODEL, "dataset": "digits"})
     training = loop.Loop(Stub(made, bad=5), dataset, dataset, lambda update: 0.1, progress, run)
     with pytest.raises(loop.Diverged, match="a parameter is no longer finite in epoch 3; the last checkpoint is kept"):
         training.run()

@@ -6,84 +6,19 @@ Each process that is started here has a mark in its environment, by which it is 
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-import uuid
-from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers import ended, free_port, machines, marked, started, until
 
 from pydmobilenet import processes
 from pydmobilenet.cli import launch, options
-
-LIMIT = 240  # seconds for any one process, were the machine ever so busy
-
-
-def marked(mark):
-    """The processes of this machine that have the mark, those that have ended left out."""
-    found = []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if mark.encode() in environment.read_bytes():
-                found.append(int(environment.parent.name))
-    return found
-
-
-@contextmanager
-def started(*arguments):
-    """The launcher with these arguments, in a process group of its own, and its mark: none is left at the end."""
-    mark = f"MARK={uuid.uuid4()}"
-    ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MARK": mark.partition("=")[2]}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pydmobilenet.cli.launch", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, **ours},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    process.mark = mark
-    try:
-        yield process
-    finally:
-        for number in {process.pid, *marked(mark)}:
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        process.communicate()
-
-
-def ended(process):
-    """Exit code, standard output and standard error of a launcher, which has left nothing behind."""
-    out, err = process.communicate(timeout=LIMIT)
-    assert marked(process.mark) == []
-    return process.returncode, out, err
 
 
 def lines(process, *expected):
     """Read so many lines, and see whether they are these, in any order."""
     assert sorted(process.stdout.readline().strip() for _ in expected) == sorted(expected)
-
-
-def until(condition):
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def machines(workers, port):
-    """Options of two launchers with one worker each."""
-    first = ["--workers", workers, "--here", 1, "--root", f"127.0.0.1:{port}"]
-    return [*first, "--"], [*first, "--join", "--"]
 
 
 # What workers run. Their lines are written at once: those of two would mix otherwise.

@@ -8,7 +8,7 @@ import mxnet as mx
 import numpy as np
 import oracle
 import pytest
-from conftest import CIFAR_MODELS, NETWORKS
+from helpers import CIFAR_MODELS, NETWORKS
 
 import pydmobilenet
 from pydmobilenet import catalog, machine, zoo

@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import oracle
 import pytest
+from oracle import FAMILIES, conv, ended
 
 from pydmobilenet import catalog, zoo
 from pydmobilenet.folding import fold
-from pydmobilenet.network import Add, BatchNorm, Concat, Convolution, Dense, GlobalAveragePool, Network, ReLU
+from pydmobilenet.network import Add, BatchNorm, Concat, ReLU
 
-FAMILIES = ["resnet-11-0.25", "mobilenet-11-0.5", "pyd-add-11-0.25", "pyd-concat-11-0.25", "wrn-10-2"]
 CASES = [*((name, "cifar10") for name in FAMILIES), ("pyd-concat-11-0.25", "imagenet32")]
 IMAGES = np.random.default_rng(0).standard_normal((2, 3, 16, 16))
 
@@ -64,15 +64,6 @@ def test_what_can_be_folded_is_folded(name):
     assert operators.count("Convolution") == 1 + (2 + kernels) * blocks + 2
     assert operators.count("Add") == blocks
     assert operators.count("Concat") == (blocks if "concat" in name else 0)
-
-
-def conv(name, inputs, channels=4, kernel=3, **options):
-    return Convolution(name, (inputs,), 3 if inputs == "images" else 4, channels, kernel, **options)
-
-
-def ended(*layers):
-    pool = GlobalAveragePool("pool", (layers[-1].name,))
-    return Network((*layers, pool, Dense("dense", ("pool",), 4, 3)))
 
 
 ALL_USED_TWICE = {

@@ -6,7 +6,7 @@ After a change to it: ``jupyter execute --inplace examples/quickstart.ipynb``.
 import re
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 for module, extra in {
     "nbclient": "notebook",

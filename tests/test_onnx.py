@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import oracle
 import pytest
-from conftest import NETWORKS, ROOT
+from helpers import NETWORKS, ROOT
 from PIL import Image
 
 from pydmobilenet import cli, zoo

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from pydmobilenet import catalog, processes, validation
 from pydmobilenet.processes import WorkerPool

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from pydmobilenet import processor, provenance
 from pydmobilenet.data import Dataset, get_task

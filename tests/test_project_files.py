@@ -3,7 +3,7 @@
 import re
 
 import yaml
-from conftest import ROOT
+from helpers import ROOT
 
 import pydmobilenet
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import NOWHERE, ROOT
+from helpers import NOWHERE, ROOT
 
 from pydmobilenet.cli import COMMANDS as COMMANDS_OF_THE_CLI
 

@@ -1,6 +1,5 @@
 """A run goes on exactly where it was, whatever ended it; and what is on the disk is whole at every moment."""
 
-import csv
 import json
 import select
 import shlex
@@ -13,8 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_checkpoint import listing
-from test_train_command import DIGITS, assert_mistake, make_folder, options, process, runner
+from helpers import (
+    DIGITS,
+    LIMIT,
+    MODEL,
+    RECIPE,
+    assert_mistake,
+    assert_same,
+    content,
+    listing,
+    make_folder,
+    options,
+    process,
+    runner,
+)
 
 from pydmobilenet import catalog, zoo
 from pydmobilenet.training import config
@@ -22,10 +33,7 @@ from pydmobilenet.training.checkpoint import State
 
 pytestmark = pytest.mark.instruction_sets
 
-ADD = "pyd-add-11-0.125"
 EPOCHS = 5
-RECIPE = {"batch_size": 8, "mixup": 0.2, "mixup_off_epochs": 1, "warmup_epochs": 1.5, "seed": 5}
-LIMIT = 240  # seconds for any one process
 
 
 @pytest.fixture(scope="module")
@@ -36,39 +44,6 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def inside(monkeypatch, capsys):
     return runner(monkeypatch, capsys)
-
-
-def rows(path):
-    return list(csv.DictReader(path.open())) if path.exists() else []
-
-
-def deterministic(rows):
-    """Rows of a history without what depends on the clock."""
-    return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in rows]
-
-
-def content(directory):
-    """All that two runs of the same recipe have in common: arrays and files as bytes, progress, metadata."""
-    assert not list(directory.glob("**/*.part"))
-    state = State.read(directory / "last.state")
-    progress = {key: value for key, value in state.progress.items() if key != "seconds"}
-    metadata = json.loads((directory / "run.json").read_text())
-    return {
-        **{f"parameter {name}": array.tobytes() for name, array in state.parameters.items()},
-        **{f"momentum {name}": array.tobytes() for name, array in state.momentum.items()},
-        **{path.name: path.read_bytes() for path in directory.glob("*.params")},
-        "progress": {**progress, "history": deterministic(progress["history"])},
-        "history.csv": deterministic(rows(directory / "history.csv")),
-        "config": (directory / "config.yaml").read_bytes(),
-        "metadata": {
-            key: value for key, value in metadata.items() if key != "sessions"
-        },  # which tell when it was resumed
-    }
-
-
-def assert_same(found, expected):
-    assert found.keys() == expected.keys()
-    assert [key for key in expected if found[key] != expected[key]] == []
 
 
 @contextmanager
@@ -102,7 +77,7 @@ def finish(*arguments):
 @pytest.fixture(scope="module")
 def beginning(folder):
     """How the runs of this file begin on the command line, but for where they are put."""
-    return ["--config", DIGITS, *options({**RECIPE, "model": ADD, "dataset": folder, "epochs": EPOCHS})]
+    return ["--config", DIGITS, *options({**RECIPE, "model": MODEL, "dataset": folder, "epochs": EPOCHS})]
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +239,10 @@ def test_a_damaged_run_is_refused_on_one_line_and_left_alone(file, spoil, words,
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["-m", "resnet-11-0.125"], f"model is 'resnet-11-0.125', but the run to resume has '{ADD}'; to train on with"),
+        (
+            ["-m", "resnet-11-0.125"],
+            f"model is 'resnet-11-0.125', but the run to resume has '{MODEL}'; to train on with",
+        ),
         (
             ["--epochs", "70"],
             "epochs is 70, but the run to resume has 5; to train on with another recipe, start a run ",

@@ -7,11 +7,9 @@ import shutil
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import DIGITS, ROOT, assert_mistake, assert_same, content, options, runner
+from helpers import train as train_py
 from PIL import Image
-from test_resume import assert_same, content
-from test_train_command import DIGITS, assert_mistake, options, runner
-from test_train_command import train as train_py
 
 import pydmobilenet
 from pydmobilenet import cli, data

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import mxnet as mx
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from pydmobilenet import machine
 from pydmobilenet.errors import InvalidValueError, UnusableError

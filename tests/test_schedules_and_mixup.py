@@ -5,7 +5,7 @@ import math
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from pydmobilenet.data import Dataset, batches, get_task
 from pydmobilenet.training import config, mixup, schedule

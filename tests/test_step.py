@@ -5,7 +5,7 @@ import warnings
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import NETWORKS
+from helpers import NETWORKS
 from mxnet import gluon, nd
 
 import pydmobilenet

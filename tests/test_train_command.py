@@ -2,93 +2,25 @@
 
 import csv
 import json
-import os
-import subprocess
 import sys
-import warnings
 
 import mxnet as mx
 import numpy as np
 import pytest
 import yaml
-from conftest import NOWHERE, ROOT
-from PIL import Image
+from helpers import DIGITS, MODEL, TINY, assert_mistake, make_folder, options, runner, train
 
 import pydmobilenet
-from pydmobilenet import cli
 from pydmobilenet.checkpoints import params, weights
 from pydmobilenet.data import get_dataset
 from pydmobilenet.training import config, schedule
 from pydmobilenet.training.checkpoint import State
 from pydmobilenet.training.loop import Loop
 
-DIGITS = ROOT / "configs" / "digits.yaml"
-MODEL = "pyd-add-11-0.125"
-TINY = {"epochs": 4, "batch_size": 8, "warmup_epochs": 1.5, "mixup": 0.2, "mixup_off_epochs": 1, "learning_rate": 0.05}
-
-
-def make_folder(root, classes="abcd", train=10, test=6):
-    """A data set of so many images a class, which can be told apart by a bright stripe."""
-    generator = np.random.default_rng(0)
-    for split, images in (("train", train), ("test", test)):
-        for label, name in enumerate(classes):
-            (root / split / name).mkdir(parents=True)
-            for number in range(images):
-                pixels = generator.integers(0, 128, (32, 32, 3))
-                pixels[8 * label : 8 * label + 8] += 100
-                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{number:02}.png")
-    return f"folder:{root}"
-
-
-def options(values):
-    return [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
-
-
-def process(*arguments, **settings):
-    """train.py, started: a Popen. Its numbers depend on how many threads there are, so it has one."""
-    environment = {**os.environ, "COLUMNS": "100", "HTTPS_PROXY": NOWHERE, "OMP_NUM_THREADS": "1"}
-    settings = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **settings}
-    return subprocess.Popen([sys.executable, ROOT / "train.py", *map(str, arguments)], text=True, **settings)
-
-
-def train(*arguments, **settings):
-    """train.py, run to its end: exit code, standard output and standard error."""
-    started = process(*arguments, **settings)
-    try:
-        out, err = started.communicate(timeout=300)
-    finally:
-        started.kill()
-    return subprocess.CompletedProcess(arguments, started.returncode, out, err)
-
-
-def runner(monkeypatch, capsys):
-    """train.py, run inside this process, where MXNet has been imported already: a function like `train`."""
-    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command sets its own
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main("train")
-        captured = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, ended.value.code, captured.out, captured.err)
-
-    return run
-
 
 @pytest.fixture
 def inside(monkeypatch, capsys):
     return runner(monkeypatch, capsys)
-
-
-def assert_mistake(answer, words):
-    """One clear line and exit code 2. Which device was chosen may stand above it."""
-    assert answer.returncode == 2, answer
-    assert answer.stdout == ""
-    *above, line = answer.stderr.splitlines()
-    assert line.startswith("train.py: error: ")
-    assert words in line
-    assert all(other.startswith(("device: ", "data: ", "train.py: warning: ")) for other in above)
 
 
 @pytest.fixture(scope="module")

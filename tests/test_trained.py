@@ -8,7 +8,7 @@ import sys
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 import pydmobilenet
 from pydmobilenet import catalog, fetching, processor

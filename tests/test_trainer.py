@@ -5,7 +5,7 @@ import functools
 import mxnet as mx
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 from pydmobilenet import catalog, zoo
 from pydmobilenet.data import get_dataset

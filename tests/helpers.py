@@ -1,0 +1,326 @@
+"""What the tests share: train.py and its runs, launchers, and data sets, archives and pictures made on the spot."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import os
+import pickle
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import uuid
+import warnings
+import zlib
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pydmobilenet import catalog, cli
+from pydmobilenet.data import cifar, images
+from pydmobilenet.errors import BadFileError
+from pydmobilenet.training.checkpoint import State
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+NOWHERE = "http://127.0.0.1:9"  # the discard port: refused at once
+CIFAR_MODELS = [record.model for record in catalog.RECORDS if record.dataset == "cifar10"]
+NETWORKS = [(record.model, record.dataset) for record in catalog.RECORDS if not record.model.startswith("wrn")]
+LIMIT = 240  # seconds for any one process, were the machine ever so busy
+
+
+@functools.lru_cache
+def first_images() -> np.ndarray:
+    """The first 1,000 images of the real CIFAR-10 test set, as uint8 (1000, 3, 32, 32)."""
+    records = np.fromfile(SHARED / "datasets" / "cifar10-test-first1000.bin", np.uint8).reshape(1000, 3073)
+    return records[:, 1:].reshape(1000, 3, 32, 32)
+
+
+# train.py and its runs
+
+DIGITS = ROOT / "configs" / "digits.yaml"
+MODEL = "pyd-add-11-0.125"
+RECIPE = {"batch_size": 8, "mixup": 0.2, "mixup_off_epochs": 1, "warmup_epochs": 1.5, "seed": 5}
+TINY = {"epochs": 4, "batch_size": 8, "warmup_epochs": 1.5, "mixup": 0.2, "mixup_off_epochs": 1, "learning_rate": 0.05}
+
+
+def make_folder(root, classes="abcd", train=10, test=6):
+    """A data set of so many images a class, which can be told apart by a bright stripe."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for label, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 128, (32, 32, 3))
+                pixels[8 * label : 8 * label + 8] += 100
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{number:02}.png")
+    return f"folder:{root}"
+
+
+def options(values):
+    return [text for key, value in values.items() for text in (f"--{key.replace('_', '-')}", str(value))]
+
+
+def process(*arguments, **settings):
+    """train.py, started: a Popen. Its numbers depend on how many threads there are, so it has one."""
+    environment = {**os.environ, "COLUMNS": "100", "HTTPS_PROXY": NOWHERE, "OMP_NUM_THREADS": "1"}
+    settings = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **settings}
+    return subprocess.Popen([sys.executable, ROOT / "train.py", *map(str, arguments)], text=True, **settings)
+
+
+def train(*arguments, **settings):
+    """train.py, run to its end: exit code, standard output and standard error."""
+    started = process(*arguments, **settings)
+    try:
+        out, err = started.communicate(timeout=300)
+    finally:
+        started.kill()
+    return subprocess.CompletedProcess(arguments, started.returncode, out, err)
+
+
+def runner(monkeypatch, capsys):
+    """train.py, run inside this process, where MXNet has been imported already: a function like `train`."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command sets its own
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main("train")
+        captured = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, ended.value.code, captured.out, captured.err)
+
+    return run
+
+
+def assert_mistake(answer, words):
+    """One clear line and exit code 2. Which device was chosen may stand above it."""
+    assert answer.returncode == 2, answer
+    assert answer.stdout == ""
+    *above, line = answer.stderr.splitlines()
+    assert line.startswith("train.py: error: ")
+    assert words in line
+    assert all(other.startswith(("device: ", "data: ", "train.py: warning: ")) for other in above)
+
+
+def listing(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@contextmanager
+def no_larger_files_than(size):
+    """Writing beyond so many bytes fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def rows(path):
+    return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def deterministic(rows):
+    """Rows of a history without what depends on the clock."""
+    return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in rows]
+
+
+def content(directory):
+    """All that two runs of the same recipe have in common: arrays and files as bytes, position, metadata."""
+    assert not list(directory.glob("**/*.part"))
+    state = State.read(directory / "last.state")
+    progress = {key: value for key, value in state.progress.items() if key != "seconds"}
+    metadata = json.loads((directory / "run.json").read_text())
+    return {
+        **{f"parameter {name}": array.tobytes() for name, array in state.parameters.items()},
+        **{f"momentum {name}": array.tobytes() for name, array in state.momentum.items()},
+        **{path.name: path.read_bytes() for path in directory.glob("*.params")},
+        "position": {**progress, "history": deterministic(progress["history"])},
+        "history.csv": deterministic(rows(directory / "history.csv")),
+        "config": (directory / "config.yaml").read_bytes(),
+        "metadata": {
+            key: value for key, value in metadata.items() if key != "sessions"
+        },  # which tell when it was resumed
+    }
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    assert [key for key in expected if found[key] != expected[key]] == []
+
+
+# Launchers
+
+
+def marked(mark):
+    """The processes of this machine that have the mark, those that have ended left out."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark.encode() in environment.read_bytes():
+                found.append(int(environment.parent.name))
+    return found
+
+
+@contextmanager
+def started(*arguments):
+    """The launcher with these arguments, in a process group of its own, and its mark: none is left at the end."""
+    mark = f"MARK={uuid.uuid4()}"
+    ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MARK": mark.partition("=")[2]}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pydmobilenet.cli.launch", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, **ours},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    process.mark = mark
+    try:
+        yield process
+    finally:
+        for number in {process.pid, *marked(mark)}:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        process.communicate()
+
+
+def ended(process):
+    """Exit code, standard output and standard error of a launcher, which has left nothing behind."""
+    out, err = process.communicate(timeout=LIMIT)
+    assert marked(process.mark) == []
+    return process.returncode, out, err
+
+
+def until(condition):
+    deadline = time.monotonic() + LIMIT
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def machines(workers, port):
+    """Options of two launchers with one worker each."""
+    first = ["--workers", workers, "--here", 1, "--root", f"127.0.0.1:{port}"]
+    return [*first, "--"], [*first, "--join", "--"]
+
+
+# Networks and files of images
+
+
+def batch(layout, number=30, seed=0):
+    """Random images (number, 3, 32, 32), and labels (number, label_bytes)."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (number, 3, 32, 32), dtype=np.uint8)
+    fine = rng.integers(0, len(layout.classes), number)
+    columns = [fine] if layout.label_bytes == 1 else [cifar.COARSE_OF_FINE[fine], fine]
+    return images, np.stack(columns, axis=1)
+
+
+def as_binary(images, labels):
+    return np.concatenate([labels.astype(np.uint8), images.reshape(len(images), -1)], axis=1).tobytes()
+
+
+def as_pickle(layout, images, labels, protocol=2):
+    names = ["labels"] if layout.label_bytes == 1 else ["coarse_labels", "fine_labels"]
+    content = {"data": images.reshape(len(images), -1), "batch_label": "batch 1 of 1"}
+    content.update((name, labels[:, column].tolist()) for column, name in enumerate(names))
+    return pickle.dumps(content, protocol=protocol)
+
+
+def split_contents(layout, form, split):
+    """{file name: content} of a synthetic split, and the images and labels that it holds."""
+    names = getattr(layout, form)[split]
+    batches = [batch(layout, seed=number) for number in range(len(names))]
+    write = as_binary if form == "binary" else lambda *arrays: as_pickle(layout, *arrays)
+    contents = {name: write(*arrays) for name, arrays in zip(names, batches)}
+    images, labels = (np.concatenate(parts) for parts in zip(*batches))
+    return contents, images, labels
+
+
+def archive_of(contents, folder=""):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in contents.items():
+            info = tarfile.TarInfo(f"{folder}{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+GOOD = as_binary(*batch(cifar.CIFAR10))  # the content of a sound binary file
+
+SHAPE = np.zeros((32, 32), np.uint8)  # an upright bar, with an edge that is half transparent
+SHAPE[8:24, 14:18] = 255
+SHAPE[8:24, 18] = 100
+RAMP = np.arange(1024).reshape(32, 32)
+WIDE = (RAMP * 64 + 63).astype(np.uint16)  # to 65535
+
+
+def encoded(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def chunk(name, content):
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def png(rows, bits, colours, *extra, size=(32, 32)):
+    """A PNG of rows of bytes, with so many bits and a colour type of the standard's: what Pillow does not write."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colours, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + bytes(row) for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + pixels + chunk(b"IEND", b"")
+
+
+def tiff(content, bits, photometric, sample_format=1, extra=(), side=32):
+    """A TIFF of 32x32 pixels in one strip, little-endian: what Pillow does not write."""
+    tags = {256: side, 257: side, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1 + len(extra), 278: side}
+    tags.update({279: len(content), 339: sample_format})
+    if extra:
+        tags[338] = extra[0]
+        tags[258] = bits | bits << 16
+    entries = b"".join(
+        struct.pack("<HHII", tag, 3 if value < 65536 or tag == 258 else 4, 1 + (tag == 258) * len(extra), value)
+        for tag, value in sorted(tags.items())
+    )
+    return b"II*\0" + struct.pack("<I", 8 + len(content)) + content + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def decode(content):
+    return images.decode(content, "it")
+
+
+def refused(content, words):
+    with pytest.raises(BadFileError, match=words) as caught:
+        decode(content)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def keyed(bits, value):
+    """A PNG of `SHAPE` in black, on a grey that its colour key makes transparent: neither black nor white."""
+    rows = [
+        [sum(int(v) << (8 - bits * (n + 1)) for n, v in enumerate(group)) for group in row.reshape(-1, 8 // bits)]
+        for row in np.where(SHAPE > 0, 0, value)
+    ]
+    return png(rows, bits, 0, chunk(b"tRNS", bytes([0, value])))
