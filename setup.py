@@ -73,6 +73,7 @@ setup(
         "docs": ["pdoc>=15,<17"],  # make docs; its templates and its ways change between versions
         "test": [
             "pytest",
+            "setuptools>=70.1",  # builds a wheel by itself, for the test of what is in it
             "pytest-xdist",  # on all processors
             "ruff==0.17.6",  # its formatting changes by version
             'mypy==2.4.1; python_version >= "3.10"',  # what it finds changes by version too

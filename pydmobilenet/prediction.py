@@ -79,7 +79,9 @@ def predict(
                 pictures.append(_read(file, name))
             except BadFileError as error:
                 if not skip_bad:
-                    raise BadFileError(f"{error}; --skip-bad goes on without it" if files[1:] else str(error)) from None
+                    raise BadFileError(
+                        f"{error}; --skip-bad goes on without it" if len(files) > 1 else str(error)
+                    ) from None
                 warnings.warn(f"{error}: passed over", stacklevel=2)
                 continue
             names.append(name)

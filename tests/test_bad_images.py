@@ -8,6 +8,8 @@ from helpers import DIGITS, MODEL, ROOT, TINY, assert_mistake, make_folder, opti
 
 from pydmobilenet.training.loop import Loop
 
+pytestmark = pytest.mark.gluon
+
 ADVICE = "; --skip-bad goes on without it"
 inside = pytest.fixture(runner)
 

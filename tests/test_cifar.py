@@ -104,6 +104,7 @@ def test_superclasses_are_numbered_as_in_the_official_files():
     assert len(set(cifar.FINE_CLASSES)) == 100
 
 
+@pytest.mark.gluon
 def test_normalisation_is_that_of_gluons_transforms():
     from mxnet import nd
     from mxnet.gluon.data.vision import transforms

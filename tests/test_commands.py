@@ -75,7 +75,7 @@ def test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason
     assert all(row["top1_error"] == row["recorded_top1_error"] and float(row["top1_error"]) <= 2 for row in own)
     assert {row["verdict"] for row in published} == {"not evaluated"}
     counted = [row for row in published if row["parameters"]]
-    assert len(counted) in (47, 50)  # without gluoncv, the Wide ResNets cannot be counted
+    assert len(counted) == 50
     assert "the test images of CIFAR-10 are not in" in answer.stdout
     page = (tmp_path / "report.html").read_text()
     assert "the test images of CIFAR-10 are not in" in page
@@ -159,8 +159,8 @@ def test_real_images_and_weights_give_the_table(shared, tmp_path):
     assert "the first 300 of 1,000" in fused.stdout or "300 of 1,000" in fused.stdout
 
 
+@pytest.mark.gluon
 def test_onnx_runtime_gives_the_same_table(shared, tmp_path):
-    pytest.importorskip("onnxruntime", reason="the engine onnxruntime needs the extra 'onnx'")
     (tmp_path / "test_batch.bin").symlink_to(shared / "datasets" / "cifar10-test-first1000.bin")
     common = [
         "-d",

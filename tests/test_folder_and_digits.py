@@ -12,6 +12,7 @@ from helpers import ROOT
 from PIL import Image
 
 import pydmobilenet
+from pydmobilenet import zoo
 from pydmobilenet.cli.show import grid
 from pydmobilenet.data import get_task
 from pydmobilenet.data.folder import find, listed
@@ -42,8 +43,7 @@ def test_a_folder_is_a_data_set_with_its_classes_in_sorted_order(folder):
     for image, label in zip(train.images, train.labels):
         assert abs(image[1, 16, 16].astype(int) - (250 if label else 30)) <= 2
     assert len(pydmobilenet.get_dataset(name, "test")) == 4
-    net = pydmobilenet.get_model("pyd-add-11-0.25", dataset=name)
-    assert net.head.dense.weight.shape == (2, 128)
+    assert zoo.describe("pyd-add-11-0.25", name).head.parameters["weight"] == (2, 128)
 
 
 def test_grey_images_and_images_with_transparency_are_read(folder):

@@ -5,14 +5,14 @@ import json
 import re
 import sys
 
-import mxnet as mx
 import numpy as np
+import oracle
 import pytest
 from helpers import CIFAR_MODELS, ROOT
 from PIL import Image
 
 import pydmobilenet
-from pydmobilenet import catalog, cli
+from pydmobilenet import catalog, cli, zoo
 from pydmobilenet.checkpoints import params, runs
 from pydmobilenet.data import DATASETS, get_dataset, get_task
 from pydmobilenet.reporting import listing
@@ -73,8 +73,8 @@ def test_json_has_the_probabilities_of_the_literal_network(run, pictures, digits
     assert (code, err) == (0, "")
     ((image),) = json.loads(out)
     assert (image["image"], image["size"], image["resized"]) == (str(pictures / "00.png"), [32, 32], False)
-    net = pydmobilenet.get_model("pyd-add-29-0.25", "digits", pretrained=True)
-    logits = net(mx.nd.array(digits.normalised(0, 1))).asnumpy().astype(float)[0]
+    source = zoo.source("pyd-add-29-0.25", "digits")
+    logits = oracle.logits(source.network, source.arrays(), digits.normalised(0, 1))[0]
     expected = np.exp(logits) / np.exp(logits).sum()
     assert [each["label"] for each in image["classes"]] == np.argsort(-expected).tolist()
     for each in image["classes"]:

@@ -182,7 +182,7 @@ def test_grey_values_that_do_not_tell_what_is_white_are_refused(values):
 def test_colours_of_16_bits_that_use_fewer_do_not_turn_black():
     dark = np.repeat(RAMP, 3, axis=1).astype(">u2").view(np.uint8)  # 10 bits
     refused(png(dark, 16, 2), "it has colours of 16 bits that are almost black, or use fewer bits: save it with 8 bits")
-    ink = np.dstack([RAMP * 0] * 3 + [SHAPE * 257]).astype(">u2").reshape(32, 128).view(np.uint8)
+    ink = np.dstack([RAMP * 0] * 3 + [SHAPE.astype(int) * 257]).astype(">u2").reshape(32, 128).view(np.uint8)
     np.testing.assert_array_equal(grey(png(ink, 16, 6)), 255 - SHAPE)  # whose alpha shows that all bits are used
 
 

@@ -17,7 +17,7 @@ for module, extra in {
 import nbformat  # noqa: E402
 from nbclient import NotebookClient  # noqa: E402
 
-pytestmark = pytest.mark.instruction_sets
+pytestmark = [pytest.mark.instruction_sets, pytest.mark.gluon]
 
 PATH = ROOT / "examples" / "quickstart.ipynb"
 ABSOLUTE = re.compile(r"(?<![\w.:/])/[\w.-]+/|\b[A-Z]:\\|~/|/(home|root|tmp|Users)\b")  # a path of somebody's machine

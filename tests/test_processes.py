@@ -166,6 +166,7 @@ def test_as_many_processors_are_used_as_openmp_is_to_use(value, number, monkeypa
     assert processes.processors() == number
 
 
+@pytest.mark.gluon
 def test_where_mxnet_was_imported_first_all_processors_are_used():
     """Nothing has set OpenMP's threads then."""
     program = (

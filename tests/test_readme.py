@@ -26,7 +26,10 @@ INLINE = [
 ELSEWHERE = {
     "make validate": "test_commands.py::test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason",
     "make test": "test_processor.py::test_the_tests_run_at_the_processor_s_own_level_and_at_each_lower_one",
-    "pip install -e": "test_readme.py::test_what_is_installed_on_request_can_be_had",
+    "pip install '.": "test_readme.py::test_what_is_installed_on_request_can_be_had",
+    "pip install .": "test_wheel.py::test_from_a_wheel_everything_works_in_an_empty_directory",
+    "pydmobilenet validate": "test_wheel.py::test_from_a_wheel_everything_works_in_an_empty_directory",
+    "pydmobilenet train": "test_train_command.py::test_last_and_best_and_every_second_epoch_are_kept",
     "pydmobilenet predict PHOTOS": "test_front_door.py::test_a_folder_of_images_is_classified",
     "pydmobilenet fetch": ("test_front_door.py::test_files_are_fetched_from_a_server_and_what_is_missing_is_said"),
     "pydmobilenet info": "test_front_door.py::test_a_network_s_layers_add_up",

@@ -31,7 +31,7 @@ from pydmobilenet import catalog, zoo
 from pydmobilenet.training import config
 from pydmobilenet.training.checkpoint import State
 
-pytestmark = pytest.mark.instruction_sets
+pytestmark = [pytest.mark.instruction_sets, pytest.mark.gluon]
 
 EPOCHS = 5
 

@@ -2,7 +2,6 @@
 
 import math
 
-import mxnet as mx
 import numpy as np
 import pytest
 from helpers import ROOT
@@ -70,6 +69,7 @@ def test_a_schedule_is_its_closed_form_on_both_sides_of_every_boundary(config, u
 @pytest.mark.parametrize(("config", "updates", "warmup"), CASES.values(), ids=CASES)
 def test_every_rate_is_that_of_mxnet_to_the_last_bit(config, updates, warmup):
     """The bundled checkpoints were trained with MXNet's schedulers, and are to come out the same again."""
+    mx = pytest.importorskip("mxnet", exc_type=ImportError)
     total, begin = config.epochs * updates, {"base_lr": config.learning_rate, "warmup_steps": warmup}
     if config.schedule == "cosine":
         scheduler = mx.lr_scheduler.CosineScheduler(total, final_lr=0, **begin)
