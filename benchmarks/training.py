@@ -79,17 +79,16 @@ def gluon(prefix: str) -> Iterator[None]:
 
 def ours(prefix: str) -> Iterator[None]:
     """Train a batch each time it is asked, as `train.py` does."""
-    import pydmobilenet  # noqa: F401  before mxnet: it sets the threads
+    import pydmobilenet
     import mxnet as mx  # isort: skip
 
-    from pydmobilenet import zoo
     from pydmobilenet.data import Dataset, batches, get_task
     from pydmobilenet.gluon.trainer import GluonTrainer
     from pydmobilenet.gluon.workers import Workers
     from pydmobilenet.training import config, mixup
 
     recipe = config.make({**config.read("configs/cifar.yaml"), "model": os.path.basename(prefix), "batch_size": BATCH})
-    net = zoo.get_model(recipe.model)
+    net = pydmobilenet.get_model(recipe.model)
     net.load_parameters(f"{prefix}.structural")
     trainer = GluonTrainer(net, recipe, [mx.cpu()], Workers())
     dataset, read, epoch = Dataset(get_task("cifar10"), "train", *pixels(), False, "benchmark"), None, 0

@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -15,11 +16,17 @@ from . import catalog, data, fetching, prediction, validation, zoo
 from . import engine as engines
 from .catalog import Record
 from .checkpoints import runs
+from .checkpoints.runs import read_metadata
 from .errors import BadFileError, InvalidValueError, UserError, nearest
+from .gluon import runtime
+from .training import prepare
+from .training.checkpoint import read_history
+from .training.config import checked
+from .training.history import History
 
 if TYPE_CHECKING:
+    from .gluon.blocks import HybridBlock
     from .onnx.export import Difference
-    from .training.checkpoint import Run
 
 PathLike = Union[str, Path]
 
@@ -38,8 +45,34 @@ def hinted(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-get_model = hinted(zoo.get_model)
 get_dataset = hinted(data.get_dataset)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "get_model":  # MXNet takes more than a second to import: it is left until a network is asked for
+        runtime.require()
+        from .gluon import network
+
+        return hinted(network.get_model)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was trained: its `directory`, and what is in it."""
+
+    directory: Path
+
+    @property
+    def history(self) -> History:
+        """The epochs so far, each with its losses, errors and learning rate: ``run.history.rows``."""
+        return read_history(self.directory)
+
+    def model(self, device: str | None = None) -> HybridBlock:
+        """The Gluon network with the parameters of the best epoch. Raises MissingFileError before the first one."""
+        from .gluon import network
+
+        return network.get_model(read_metadata(self.directory)["model"], weights=self.directory, device=device)
 
 
 def train(
@@ -66,15 +99,12 @@ def train(
     Raises InvalidValueError, MissingFileError, BadFileError and UnusableError. An interruption saves the run, and then
     raises KeyboardInterrupt.
     """
-    from .training import prepare
-    from .training.config import checked
-
     choice = engines.choose_trainer(device)
     where = None if data_dir is None else fetching.expanded(data_dir)
     options = prepare.RunOptions(choice.make_trainer, where, quiet=not progress, skip_bad=skip_bad, progress=progress)
     given = checked({"model": model, "dataset": dataset, **recipe})
     if resume is not None:
-        directory = fetching.expanded(getattr(resume, "directory", resume))
+        directory = fetching.expanded(_path(resume))
         if output or config or weights:
             raise UserError("resume takes all from the run: leave out output, config and weights")
         prepare.check_same(given, prepare.read_config(directory))
@@ -89,7 +119,7 @@ def train(
             raise KeyboardInterrupt(f"the run is saved: resume={str(directory)!r} goes on with it")
     finally:
         loop.output.lock.release()
-    return loop.output
+    return Run(loop.output.directory)
 
 
 @hinted
@@ -147,7 +177,7 @@ def predict(
     is a `model` with its `weights`: a run (which tells the model itself), a file, or the published ones. Raises as
     `train` does.
     """
-    source = zoo.source(model, dataset, getattr(weights, "directory", weights), weights_dir)
+    source = zoo.source(model, dataset, _path(weights), weights_dir)
     network = _engine(engine, device).load(source.network, source.arrays())
     if isinstance(images, np.ndarray):
         return list(prediction.predict(network, source.task, images, top, skip_bad))
@@ -177,10 +207,14 @@ def export(
     """
     from .onnx import export as onnx
 
-    source = zoo.source(model, dataset, getattr(weights, "directory", weights), weights_dir)
+    source = zoo.source(model, dataset, _path(weights), weights_dir)
     images, _ = onnx.comparison_images(source.task, data_dir and fetching.expanded(data_dir), dataset)
     reference = _engine(engine, "cpu", fused=False).load(source.network, source.arrays())
     return onnx.export_source(source, fetching.expanded(output), images, reference, fused, uint8_input)
+
+
+def _path(place: PathLike | Run) -> PathLike:
+    return place.directory if isinstance(place, Run) else place
 
 
 def _engine(name: str, device: str, fused: bool = True) -> engines.Engine:
@@ -190,7 +224,7 @@ def _engine(name: str, device: str, fused: bool = True) -> engines.Engine:
 def _records(what: str | Path | Run | Sequence[str], datasets: Sequence[str] | None) -> list[Record]:
     rows: list[Record] = [*catalog.RECORDS, *runs.bundled()]
     patterns: Sequence[str] = ["*"]
-    path = getattr(what, "directory", what)
+    path = what.directory if isinstance(what, Run) else what
     if isinstance(path, Path) or (isinstance(path, str) and os.path.exists(fetching.expanded(path))):
         rows = [runs.of_run(fetching.expanded(path))]
     else:

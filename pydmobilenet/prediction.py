@@ -14,7 +14,7 @@ import numpy as np
 from .data import Task, folder, images, normalise
 from .engine import Predict
 from .errors import BadFileError, MissingFileError
-from .validation import softmax
+from .metrics import softmax
 
 STDIN = "-"
 BATCH = 50  # images answered at once

@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 
 import numpy as np
@@ -16,8 +17,8 @@ import numpy as np
 from . import processor
 from .data import Dataset
 from .data.batching import file_offset
-from .gluon import runtime
 
+ENGINES = ("mxnet", "mxnet-cu112", "mxnet-cu115", "mxnet-cu117", "onnxruntime")
 PIECE = 4096  # images hashed at a time: those of ImageNet32 do not fit into memory
 
 
@@ -25,20 +26,22 @@ def environment() -> dict[str, str]:
     """Versions, the processor and how it is used, by name; imports no engine."""
     from . import __version__
 
-    mxnet = runtime.gpu_wheel() or "mxnet"
-    try:
-        version = importlib.metadata.version(mxnet)
-    except importlib.metadata.PackageNotFoundError:  # built by oneself
-        version = "unknown"
     return {
         "pydmobilenet": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        mxnet: version,
+        **dict(_engines()),
         "processor": processor.cpu_name(),
         "instruction_set": processor.instruction_set() or "unknown",
         "threads": os.environ.get("OMP_NUM_THREADS", "the engine's default"),
     }
+
+
+def _engines() -> Iterator[tuple[str, str]]:
+    """The packages of engines that are installed, and their versions."""
+    for name in ENGINES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            yield name, importlib.metadata.version(name)
 
 
 def summary() -> str:

@@ -1,10 +1,10 @@
-"""From a model's name to its description, its weights, and a Gluon network."""
+"""From a model's name to its description and its weights."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,10 +18,6 @@ from .network import CIFAR, IMAGENET32, Network, Widths
 from .network import describe as describe_architecture
 
 PUBLISHED = "published"  # in the place of a file of weights: the authors', or the bundled ones
-
-if TYPE_CHECKING:
-    from .gluon.blocks import HybridBlock
-    from .gluon.devices import Context
 
 
 def describe(model: str | Architecture, dataset: str = "cifar10", outputs: int | None = None) -> Network:
@@ -38,31 +34,26 @@ def widths(dataset: str) -> Widths:
     return IMAGENET32 if dataset == "imagenet32" else CIFAR
 
 
-def get_model(
+class Request(NamedTuple):
+    """What `get_model` is asked for: an architecture with so many outputs, on a data set, and parameters to load, which
+    lack those of the dense layer where that is to be another one.
+    """
+
+    architecture: Architecture
+    dataset: str
+    outputs: int
+    arrays: dict[str, np.ndarray]
+
+
+def request(
     name: str,
     dataset: str | None = None,
     classes: int | None = None,
     pretrained: bool = False,
-    device: str | Context | None = None,
     weights: str | Path | None = None,
     weights_dir: str | Path | None = None,
-) -> HybridBlock:
-    """A Gluon network of the zoo: normalised images (N, 3, 32, 32) in float32 to logits (N, outputs). Its ``features``
-    gives the pooled features (N, C) instead.
-
-    `name` is ``resnet-29-0.5``, ``mobilenet-56-1.5``, ``pyd-add-29-0.25``, ``pyd-concat-56-0.75``, ``wrn-28-10`` or any
-    other of that form (`catalog.parse_name`). `dataset`, by default the run's or ``cifar10``, sets the number of
-    outputs, unless `classes` does, and on ``imagenet32`` the wider network.
-
-    `weights` is a run of ``train.py``, of which the best parameters are loaded, or a file of parameters. `pretrained`
-    loads the authors' weights, found in `weights_dir` or where `weights.places` says, else downloaded; for ``digits``,
-    the bundled ones. Where `classes` is another number than theirs, the dense layer is drawn anew. Without either, all
-    parameters are (He initialisation). `device` is a name that `gluon.devices.choose` knows, or a context; by default
-    MXNet's current one.
-
-    Raises InvalidValueError, MissingFileError, BadFileError or UnusableError, which are ValueError, FileNotFoundError,
-    ValueError and OSError; UnusableError too where MXNet is not installed.
-    """
+) -> Request:
+    """The arguments of an engine's `get_model`, checked, with the weights that they name. Raises as it does."""
     architecture = catalog.parse_name(name)
     if weights_dir is not None and not pretrained:
         raise UserError("weights_dir is where published weights are looked for: it needs pretrained=True")
@@ -77,26 +68,12 @@ def get_model(
     if type(outputs) is not int or not 1 <= outputs < 2**31:  # True is no number, and MXNet's have 31 bits
         allowed = f"a whole number from 1 to {2**31 - 1}; nearest: {task.outputs}"
         raise InvalidValueError(f"classes is {repr(outputs)[:100]} (allowed: {allowed})")
-    net = build(architecture, dataset, outputs)
-    arrays: dict[str, np.ndarray] = {}
-    if weights or pretrained:
-        file = weights_file(architecture.name, dataset, weights, weights_dir)
-        arrays = checkpoints.load(file, net.description, other_head=classes is not None and (pretrained or bool(run)))
-    from .gluon import network
-
-    network.initialize(net, device)
-    network.set_arrays(net, arrays)
-    return net
-
-
-def build(architecture: Architecture, dataset: str, outputs: int | None = None) -> HybridBlock:
-    """The Gluon network for a data set, its parameters not yet initialised. Raises as `get_model` does."""
-    from .gluon import runtime
-
-    runtime.require()
-    from .gluon import network
-
-    return network.build(architecture, outputs or get_task(dataset).outputs, widths(dataset))
+    if not (weights or pretrained):
+        return Request(architecture, dataset, outputs, {})
+    file = weights_file(architecture.name, dataset, weights, weights_dir)
+    other_head = classes is not None and (pretrained or run is not None)
+    arrays = checkpoints.load(file, describe(architecture, dataset, outputs), other_head)
+    return Request(architecture, dataset, outputs, arrays)
 
 
 class Source(NamedTuple):

@@ -13,7 +13,7 @@ from pydmobilenet import catalog, zoo
 from pydmobilenet.checkpoints import weights
 from pydmobilenet.data import Dataset, get_task, normalise
 from pydmobilenet.gluon.inference import GluonEngine, fuse, predictor
-from pydmobilenet.gluon.network import load_weights
+from pydmobilenet.gluon.network import build_for, load_weights
 from pydmobilenet.onnx.session import OnnxRuntimeEngine
 from pydmobilenet.validation import evaluate
 
@@ -93,7 +93,7 @@ def test_imagenet32_logits_are_those_of_the_authors_graph(record, shared, batch,
             arrays[name][:] = 0
     mx.nd.save(str(tmp_path / "random.params"), arrays)
     expected = authors_network(record, tmp_path / "random.params")(mx.nd.array(batch)).asnumpy()
-    net = zoo.build(catalog.parse_name(record.model), "imagenet32")
+    net = build_for(record.model, "imagenet32")
     net.initialize()
     load_weights(net, tmp_path / "random.params")
     literal = net(mx.nd.array(batch)).asnumpy()

@@ -8,9 +8,9 @@ import pytest
 from helpers import ROOT, ended, free_port, machines, started, until
 from mxnet.gluon import nn
 
-from pydmobilenet import catalog, zoo
 from pydmobilenet.data import batches, get_dataset
 from pydmobilenet.errors import InvalidValueError
+from pydmobilenet.gluon.network import build_for
 from pydmobilenet.gluon.trainer import GluonTrainer, initialize, make
 from pydmobilenet.gluon.workers import Workers
 from pydmobilenet.training import config, mixup, prepare
@@ -31,7 +31,7 @@ def made(model, contexts, workers, frozen, batch_size, accumulate):
     """A trainer whose momentum after one update at a learning rate of 1 is minus the mean gradient."""
     values = {"model": model, "batch_size": batch_size, "accumulation_steps": accumulate, "weight_decay": 0}
     recipe = config.make({**DIGITS, **values})
-    net = zoo.build(catalog.parse_name(model), "digits")
+    net = build_for(model, "digits")
     if frozen:  # over the moving statistics, as the images of a device depend on each other otherwise
         net.apply(lambda block: isinstance(block, nn.BatchNorm) and block._kwargs.update(use_global_stats=True))
     initialize(net, recipe, contexts)

@@ -11,10 +11,10 @@ import pytest
 from helpers import CIFAR_MODELS, NETWORKS
 
 import pydmobilenet
-from pydmobilenet import catalog, machine, zoo
+from pydmobilenet import machine, zoo
 from pydmobilenet.checkpoints import params
 from pydmobilenet.errors import InvalidValueError, UnusableError
-from pydmobilenet.gluon.network import set_arrays
+from pydmobilenet.gluon.network import build_for, set_arrays
 
 SMALLEST = ["resnet-11-0.25", "mobilenet-11-0.25", "pyd-add-11-0.25", "pyd-concat-11-0.25"]
 
@@ -28,7 +28,7 @@ def images(number=2, seed=0):
 
 @pytest.mark.parametrize(("name", "dataset"), [*NETWORKS, ("wrn-28-2", "imagenet32"), ("wrn-10-1", "cifar10")])
 def test_a_network_has_the_parameters_that_are_described_in_their_order(name, dataset):
-    net = zoo.build(catalog.parse_name(name), dataset)
+    net = build_for(name, dataset)
     expected = zoo.describe(name, dataset).parameters
     parameters = net._collect_params_with_prefix()
     assert {key: parameter.shape for key, parameter in parameters.items()} == expected

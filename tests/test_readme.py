@@ -137,6 +137,17 @@ def test_an_unknown_option_is_one_line_and_exit_code_2(entry):
     assert "error: " in answer.stderr
 
 
+def test_the_second_python_block_needs_no_mxnet(tmp_path):
+    second = [text for language, text in BLOCKS if language == "python"][1].replace('"examples', f'"{ROOT}/examples')
+    code = "import sys; sys.modules['mxnet'] = None\n" + second + "print(*results, len(answers))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.count(": match") == 2
+    assert (tmp_path / "digits.onnx").is_file()
+
+
+@pytest.mark.gluon
 def test_the_first_python_block_runs():
     first = next(text for language, text in BLOCKS if language == "python")
     answer = subprocess.run(

@@ -27,7 +27,7 @@ from helpers import (
     runner,
 )
 
-from pydmobilenet import catalog, zoo
+from pydmobilenet.gluon.network import build_for
 from pydmobilenet.training import config
 from pydmobilenet.training.checkpoint import State
 
@@ -204,7 +204,7 @@ def an_array(path):
 
 
 def of_another_model(path):
-    net = zoo.build(catalog.parse_name("resnet-11-0.25"), "digits")
+    net = build_for("resnet-11-0.25", "digits")
     net.initialize()
     parameters = {name: each.data().asnumpy() for name, each in net._collect_params_with_prefix().items()}
     State(parameters, {}, State.read(path).progress).write(path)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
-from pydmobilenet import catalog, zoo
 from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import BadFileError, InvalidValueError, UnusableError
 from pydmobilenet.gluon import trainer as gluon_trainer
+from pydmobilenet.gluon.network import build_for
 from pydmobilenet.gluon.step import LiteralStep, PyramidStep
 from pydmobilenet.gluon.trainer import GluonTrainer, initialize
 from pydmobilenet.gluon.workers import Workers
@@ -32,7 +32,7 @@ def recipe(model="resnet-11-0.125", **values):
 def made(model="resnet-11-0.125", contexts=(CPU,), **values):
     """A trainer with fresh parameters."""
     chosen = recipe(model, **values)
-    net = zoo.build(catalog.parse_name(chosen.model), "digits")
+    net = build_for(chosen.model, "digits")
     initialize(net, chosen, contexts)
     return GluonTrainer(net, chosen, contexts, Workers())
 
@@ -233,7 +233,7 @@ def test_evaluation_is_a_plain_computation_over_all_images(model):
     before = flat(trainer.state())
     dataset = get_dataset("digits", "test").head(60)  # of which the last batch is a small one
     score = trainer.evaluate(dataset)
-    plain = zoo.build(catalog.parse_name(model), "digits")
+    plain = build_for(model, "digits")
     plain.initialize()
     for name, parameter in plain._collect_params_with_prefix().items():
         parameter.set_data(mx.nd.array(before[name]))

@@ -11,8 +11,9 @@ from pydmobilenet import catalog, validation
 from pydmobilenet.catalog import Complexity
 from pydmobilenet.data import Dataset, get_task
 from pydmobilenet.errors import BadFileError, UnusableError
+from pydmobilenet.metrics import count_wrong, wilson
 from pydmobilenet.reporting import tables as report
-from pydmobilenet.validation import Counts, Result, count_wrong, evaluate, exit_code, wilson
+from pydmobilenet.validation import Counts, Result, evaluate, exit_code
 
 RECORD = catalog.find("pyd-concat-56-0.75", "cifar10")  # 4.72 %
 

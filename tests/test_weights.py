@@ -340,7 +340,7 @@ def test_offline_a_miss_says_what_where_and_what_to_do(checkpoint, tmp_path, hom
 )
 def test_weights_that_were_never_published_are_refused(arguments, error, words):
     with pytest.raises(error, match=words):
-        zoo.get_model(*arguments, pretrained=True)
+        pydmobilenet.get_model(*arguments, pretrained=True)
 
 
 def test_with_other_classes_the_body_has_the_published_weights_and_the_head_fresh_ones():

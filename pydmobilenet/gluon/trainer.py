@@ -11,15 +11,14 @@ from mxnet import gluon, nd
 from mxnet.contrib import amp
 from mxnet.gluon.block import HybridBlock
 
-from .. import catalog, zoo
 from ..data import Dataset, Task, batches
 from ..errors import BadFileError, UnusableError
+from ..metrics import count_wrong
 from ..training.config import Config
 from ..training.trainer import Score, check_split, cross_entropy
-from ..validation import count_wrong
 from . import step
 from .inference import batch_size, fuse, predictor
-from .network import get_arrays, load_weights
+from .network import build_for, get_arrays, load_weights
 from .workers import Workers
 
 # Of half precision's loss scaling, which is part of the optimiser's state.
@@ -37,7 +36,7 @@ def make(config: Config, task: Task, contexts: Sequence[mx.Context], kvstore: st
         if any(context.device_type != "gpu" for context in contexts):
             raise UnusableError("dtype 'float16' needs a GPU (allowed on a CPU: float32)")
         amp.init()  # before the network is made
-    net = zoo.build(catalog.parse_name(config.model), config.dataset, task.outputs)
+    net = build_for(config.model, config.dataset, task.outputs)
     initialize(net, config, contexts)
     return GluonTrainer(net, config, contexts, workers)
 

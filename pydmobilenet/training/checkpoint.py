@@ -22,20 +22,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from .. import files, zoo
+from .. import files
 from ..checkpoints import params
 from ..checkpoints.runs import METADATA, read_metadata
 from ..data import archives
 from ..errors import BadFileError, MissingFileError, UnusableError
 from .history import History
-
-if TYPE_CHECKING:
-    from ..gluon.blocks import HybridBlock
 
 CONFIG, STATE = "config.yaml", "last.state"
 
@@ -149,10 +145,6 @@ class Run:
     def state(self) -> State:
         """The state to resume from."""
         return State.read(self.directory / STATE)
-
-    def model(self, device: str | None = None) -> HybridBlock:
-        """The Gluon network with the parameters of the best epoch. Raises MissingFileError before the first one."""
-        return zoo.get_model(read_metadata(self.directory)["model"], weights=self.directory, device=device)
 
     @property
     def history(self) -> History:
