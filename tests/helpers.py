@@ -138,7 +138,7 @@ def deterministic(rows):
 
 
 def content(directory):
-    """All that two runs of the same recipe have in common: arrays and files as bytes, position, metadata."""
+    """All that two runs of the same recipe have in common: arrays and files as bytes, progress, metadata."""
     assert not list(directory.glob("**/*.part"))
     state = State.read(directory / "last.state")
     progress = {key: value for key, value in state.progress.items() if key != "seconds"}
@@ -147,7 +147,7 @@ def content(directory):
         **{f"parameter {name}": array.tobytes() for name, array in state.parameters.items()},
         **{f"momentum {name}": array.tobytes() for name, array in state.momentum.items()},
         **{path.name: path.read_bytes() for path in directory.glob("*.params")},
-        "position": {**progress, "history": deterministic(progress["history"])},
+        "progress": {**progress, "history": deterministic(progress["history"])},
         "history.csv": deterministic(rows(directory / "history.csv")),
         "config": (directory / "config.yaml").read_bytes(),
         "metadata": {

@@ -110,6 +110,7 @@ from pathlib import Path
 import numpy as np
 import pydmobilenet  # before mxnet
 sys.path.insert(0, "tests")
+from test_devices_and_workers import FAMILIES, Workers, first_step
 
 workers = Workers("dist_sync")
 broadcast, pushpull = workers.kvstore.broadcast, workers.kvstore.pushpull
