@@ -34,8 +34,6 @@ logger = logging.getLogger(__name__)
 TOLERANCE = 0.05  # points: how far the error on the whole official test set may be from the expected one
 NO_CLASS = np.iinfo(np.uint16).max  # stands for the class of an answer that is not a number
 DIED = "a process died on it, and a second one: perhaps for want of memory, of which OMP_NUM_THREADS=1 takes less"
-Found = Iterator[tuple[Union[Dataset, None], list["Result"]]]
-"""A data set at a time: its images, and its results."""
 WORTH_PROCESSES = 10_000  # answers, about ten seconds of work: what it takes to start a process is gained back
 
 
@@ -131,6 +129,10 @@ class Result:
             return "differs" if self.differs else "match"
         low, high = self.interval
         return "in interval" if low <= self.record.top1_error <= high else "off interval"
+
+
+Found = Iterator[tuple[Union[Dataset, None], list[Result]]]
+"""A data set at a time: its images, and its results."""
 
 
 def most_likely(logits: np.ndarray) -> Answers:

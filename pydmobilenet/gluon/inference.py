@@ -77,10 +77,10 @@ def fuse(net: HybridBlock) -> HybridBlock:
 def fused(network: Network, arrays: Mapping[str, np.ndarray], context: mx.Context, onednn: bool = True) -> HybridBlock:
     """The folded network on a device; on a CPU with operations of oneDNN's, unless `onednn` says otherwise."""
     network, arrays = fold(network, arrays)
-    plain = literal(network, arrays, context)
+    reference = literal(network, arrays, context)
     if not onednn or context.device_type != "cpu":
-        return plain
-    return Fused(for_onednn(network), plain)
+        return reference
+    return Fused(for_onednn(network), reference)
 
 
 def literal(network: Network, arrays: Mapping[str, np.ndarray], context: mx.Context) -> mx.gluon.SymbolBlock:
@@ -102,19 +102,19 @@ def _logits(layers: Iterable[Layer], images: mx.sym.Symbol, joint: bool = False)
 
 
 class Fused(mx.gluon.SymbolBlock):
-    """A graph with operations of oneDNN, used once it has been seen to answer as the `plain` network of the same
-    parameters does: in this process, on this processor, for images of this shape. Where it does not, the plain one
+    """A graph with operations of oneDNN, used once it has been seen to answer as the `reference` network of the same
+    parameters does: in this process, on this processor, for images of this shape. Where it does not, the reference one
     answers, and a warning says so.
     """
 
-    def __init__(self, graph: mx.sym.Symbol, plain: mx.gluon.SymbolBlock):
-        super().__init__(graph, mx.sym.var(IMAGES, dtype="float32"), params=plain.collect_params())
-        self.plain = plain.__call__  # not the network itself, which would become a part of this one
+    def __init__(self, graph: mx.sym.Symbol, reference: mx.gluon.SymbolBlock):
+        super().__init__(graph, mx.sym.var(IMAGES, dtype="float32"), params=reference.collect_params())
+        self.reference = reference.__call__  # not the network itself, which would become a part of this one
         self.works: dict[tuple[int, ...], bool] = {}
 
     def forward(self, x, *others):
         if isinstance(x, mx.nd.NDArray) and not self._works(x):
-            return self.plain(x)
+            return self.reference(x)
         return super().forward(x, *others)
 
     def _works(self, x: mx.nd.NDArray) -> bool:
@@ -131,7 +131,7 @@ class Fused(mx.gluon.SymbolBlock):
             found = super().forward(x).asnumpy()
         except mx.MXNetError as error:
             return f"they do not work here ({engine_words(error)})"
-        expected = self.plain(x).asnumpy()
+        expected = self.reference(x).asnumpy()
         apart, size = abs(found - expected).max(), abs(expected).max()
         if apart <= TOLERANCE * size or not np.isfinite(size):
             return ""

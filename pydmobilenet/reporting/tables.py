@@ -174,7 +174,7 @@ def _cells(results: Sequence[Result], reasons: list[str]) -> tuple[list[str], li
     return columns, rows
 
 
-def plain(result: Result) -> dict[str, object]:
+def to_dict(result: Result) -> dict[str, object]:
     """A result as flat fields, for CSV and JSON: errors in %, published parameters and multiply-adds in millions."""
     record: Record = result.record
     counts, count = result.counts, result.complexity
@@ -208,7 +208,7 @@ def write(directory: Path, tables: Sequence[str], results: Sequence[Result], pag
     Names are exact in the JSON, and in the CSV too, but for the bytes of those that are no UTF-8; in the Markdown and
     on the page they are printable.
     """
-    rows = [plain(result) for result in results]
+    rows = [to_dict(result) for result in results]
     contents = ("\n".join(tables), encodable(_csv(rows)), json.dumps(rows, indent=1) + "\n", page)
     for name, text in zip(FILES, contents):
         files.write(directory / name, text)
