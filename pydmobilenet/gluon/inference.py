@@ -52,7 +52,7 @@ class GluonEngine:
 
 def batch_size(context: mx.Context) -> int:
     """Images a call: on a CPU so few that a layer's maps stay in its caches, on a GPU so many that it is full."""
-    return 50 if context.device_type == "cpu" else 500
+    return 25 if context.device_type == "cpu" else 500
 
 
 def predictor(net: HybridBlock, context: mx.Context) -> Callable[[np.ndarray], np.ndarray]:
