@@ -74,7 +74,7 @@ def train(
     options = prepare.RunOptions(choice.make_trainer, where, quiet=not progress, skip_bad=skip_bad, progress=progress)
     given = checked({"model": model, "dataset": dataset, **recipe})
     if resume is not None:
-        directory = fetching.expanded(getattr(resume, "directory", resume))
+        directory = fetching.expanded(_path(resume))
         if output or config or weights:
             raise UserError("resume takes all from the run: leave out output, config and weights")
         prepare.check_same(given, prepare.read_config(directory))
@@ -84,12 +84,14 @@ def train(
         directory = fetching.expanded(output or prepare.default_directory(made))
         init = None if weights is None else prepare.initial_weights(made, weights)
         loop = prepare.start(made, directory, options, init)
+    run = loop.output
+    assert run is not None  # this process is the only worker, and the first one writes the run
     try:
         if loop.run():
             raise KeyboardInterrupt(f"the run is saved: resume={str(directory)!r} goes on with it")
     finally:
-        loop.output.lock.release()
-    return loop.output
+        run.lock.release()
+    return run
 
 
 @hinted
@@ -147,7 +149,7 @@ def predict(
     is a `model` with its `weights`: a run (which tells the model itself), a file, or the published ones. Raises as
     `train` does.
     """
-    source = zoo.source(model, dataset, getattr(weights, "directory", weights), weights_dir)
+    source = zoo.source(model, dataset, _path(weights), weights_dir)
     network = _engine(engine, device).load(source.network, source.arrays())
     if isinstance(images, np.ndarray):
         return list(prediction.predict(network, source.task, images, top, skip_bad))
@@ -177,10 +179,16 @@ def export(
     """
     from .onnx import export as onnx
 
-    source = zoo.source(model, dataset, getattr(weights, "directory", weights), weights_dir)
-    images, _ = onnx.comparison_images(source.task, data_dir and fetching.expanded(data_dir), dataset)
+    source = zoo.source(model, dataset, _path(weights), weights_dir)
+    where = fetching.expanded(data_dir) if data_dir else None
+    images, _ = onnx.comparison_images(source.task, where, dataset)
     reference = _engine(engine, "cpu", fused=False).load(source.network, source.arrays())
     return onnx.export_source(source, fetching.expanded(output), images, reference, fused, uint8_input)
+
+
+def _path(given: PathLike | Run) -> PathLike:
+    """A path, which may be given as the run that is there."""
+    return given.directory if hasattr(given, "directory") else given
 
 
 def _engine(name: str, device: str, fused: bool = True) -> engines.Engine:
@@ -190,11 +198,11 @@ def _engine(name: str, device: str, fused: bool = True) -> engines.Engine:
 def _records(what: str | Path | Run | Sequence[str], datasets: Sequence[str] | None) -> list[Record]:
     rows: list[Record] = [*catalog.RECORDS, *runs.bundled()]
     patterns: Sequence[str] = ["*"]
-    path = getattr(what, "directory", what)
+    path = what.directory if hasattr(what, "directory") else what
     if isinstance(path, Path) or (isinstance(path, str) and os.path.exists(fetching.expanded(path))):
         rows = [runs.of_run(fetching.expanded(path))]
     else:
-        patterns = [what] if isinstance(what, str) else what
+        patterns = [path] if isinstance(path, str) else path
     records = catalog.select(patterns, datasets or ["*"], records=rows)
     if not records:
         raise InvalidValueError("no row has both the model and the data set asked for")
