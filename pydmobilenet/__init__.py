@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from types import TracebackType
 
 if sys.version_info < (3, 9):  # noqa: UP036  that is what it is for
     raise ImportError(f"Python {sys.version.split()[0]} is too old for pydmobilenet (allowed: 3.9 and newer)")
@@ -15,7 +16,7 @@ def _is_command() -> bool:
     return program.startswith(("-m", os.path.dirname(__file__))) or os.path.basename(program) == "pydmobilenet"
 
 
-def _excepthook(kind: type, error: BaseException, trace: object) -> None:
+def _excepthook(kind: type, error: BaseException, trace: TracebackType | None) -> None:
     """One line for an interruption of the command while the package is imported; later, `cli` has it."""
     if kind is KeyboardInterrupt and _is_command():
         print("pydmobilenet: interrupted", file=sys.stderr, flush=True)

@@ -114,12 +114,14 @@ def train(
         directory = fetching.expanded(output or prepare.default_directory(made))
         init = None if weights is None else prepare.initial_weights(made, weights)
         loop = prepare.start(made, directory, options, init)
+    run = loop.output
+    assert run is not None  # this process is the only worker, and the first one writes the run
     try:
         if loop.run():
             raise KeyboardInterrupt(f"the run is saved: resume={str(directory)!r} goes on with it")
     finally:
-        loop.output.lock.release()
-    return Run(loop.output.directory)
+        run.lock.release()
+    return Run(run.directory)
 
 
 @hinted
@@ -208,7 +210,8 @@ def export(
     from .onnx import export as onnx
 
     source = zoo.source(model, dataset, _path(weights), weights_dir)
-    images, _ = onnx.comparison_images(source.task, data_dir and fetching.expanded(data_dir), dataset)
+    where = fetching.expanded(data_dir) if data_dir else None
+    images, _ = onnx.comparison_images(source.task, where, dataset)
     reference = _engine(engine, "cpu", fused=False).load(source.network, source.arrays())
     return onnx.export_source(source, fetching.expanded(output), images, reference, fused, uint8_input)
 
@@ -228,7 +231,7 @@ def _records(what: str | Path | Run | Sequence[str], datasets: Sequence[str] | N
     if isinstance(path, Path) or (isinstance(path, str) and os.path.exists(fetching.expanded(path))):
         rows = [runs.of_run(fetching.expanded(path))]
     else:
-        patterns = [what] if isinstance(what, str) else what
+        patterns = [path] if isinstance(path, str) else path
     records = catalog.select(patterns, datasets or ["*"], records=rows)
     if not records:
         raise InvalidValueError("no row has both the model and the data set asked for")

@@ -73,8 +73,7 @@ class Record:
     """One row of a published table: errors in %, parameters and multiply-adds in millions.
 
     `exact` holds the counts of the authors' own graph; of the Wide ResNets there is none. `note` is a caveat, if any.
-    A checkpoint that was trained with this project has a row of the same kind: `file` is where it is, `top1_error` and
-    `task` (classes, outputs, normalisation) were recorded with it, and nothing else is known beforehand.
+    A checkpoint that was trained with this project has a row of the same kind, a `TrainedRecord`.
     """
 
     model: str
@@ -93,6 +92,11 @@ class Record:
     def published(self) -> bool:
         """Whether the figures are the published ones."""
         return self.file is None
+
+    @property
+    def place(self) -> str:
+        """``RUN/FILE`` of a checkpoint that was trained with this project; empty for a published one."""
+        return f"{self.file.parent.name}/{self.file.name}" if self.file else ""
 
     @property
     def outputs(self) -> int | None:
@@ -114,6 +118,17 @@ class Record:
         if self.model.startswith("wrn"):
             return 0.05
         return 0.01 if self.dataset == "imagenet32" else 0.001
+
+
+@dataclass(frozen=True)
+class TrainedRecord(Record):
+    """A checkpoint trained with this project: `file` is where it is. `top1_error` and `task` (classes, outputs,
+    normalisation) were recorded with it, and nothing else is known beforehand.
+    """
+
+    checkpoint: Checkpoint
+    file: Path
+    task: Task
 
 
 def _number(text: str, kind: type = float) -> Any:

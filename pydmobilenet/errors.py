@@ -85,11 +85,11 @@ def engine_words(error: BaseException) -> str:
     return lines[-1].removeprefix("MXNetError: ")[:300] if lines else type(error).__name__
 
 
-def unknown(kind: str, value: object, choices: Iterable[str], allowed: str = "") -> InvalidValueError:
+def unknown(kind: str, value: object, choices: Iterable[object], allowed: str = "") -> InvalidValueError:
     """The error for a `value` that is none of `choices`; `allowed` describes them where a list would be too long."""
-    choices = [str(choice) for choice in choices]
+    names = [str(choice) for choice in choices]
     return InvalidValueError(
-        f"unknown {kind} {str(value)!r}{nearest(value, choices)} (allowed: {allowed or ', '.join(choices)})"
+        f"unknown {kind} {str(value)!r}{nearest(value, names)} (allowed: {allowed or ', '.join(names)})"
     )
 
 

@@ -262,7 +262,8 @@ class _Transfer:
     def __init__(self, url: str, start: int):
         # Compressed transfer would make lengths and ranges count something other than the file.
         self.headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
-        self.url, self.arrived = url, queue.Queue(maxsize=4)
+        self.url = url
+        self.arrived: queue.Queue = queue.Queue(maxsize=4)
         threading.Thread(target=self._receive, daemon=True).start()
 
     def next(self):

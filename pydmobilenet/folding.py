@@ -41,15 +41,16 @@ class _Folding:
     def add(self, layer: Layer) -> None:
         layer = replace(layer, inputs=tuple(self.stands_for.get(name, name) for name in layer.inputs))
         before = [self.layers.get(name) for name in layer.inputs]
+        first = before[0]
         alone = all(self.uses[name] == 1 for name in layer.inputs)  # no other layer needs the inputs as they are
-        convolutions = self._convolutions(before[0]) if alone else []
-        if isinstance(layer, BatchNorm) and convolutions:
+        convolutions = self._convolutions(first) if alone else []
+        if isinstance(layer, BatchNorm) and first and convolutions:
             self._scale(convolutions, layer)
-            self._replace(layer, before[0])
-        elif isinstance(layer, Add) and alone and _can_be_summed(before):
-            self._replace(layer, self._sum(before))
-        elif isinstance(layer, ReLU) and isinstance(before[0], Concat) and convolutions:
-            self._replace(layer, self._activate(before[0]))
+            self._replace(layer, first)
+        elif isinstance(layer, Add) and alone and (summands := _summands(before)):
+            self._replace(layer, self._sum(summands))
+        elif isinstance(layer, ReLU) and isinstance(first, Concat) and convolutions:
+            self._replace(layer, self._activate(first))
         else:
             self.layers[layer.name] = layer
 
@@ -66,8 +67,8 @@ class _Folding:
             return [layer]
         if isinstance(layer, Concat):
             before = [self.layers.get(name) for name in layer.inputs]
-            if all(isinstance(each, Convolution) and self.uses[each.name] == 1 for each in before):
-                return before
+            found = [each for each in before if isinstance(each, Convolution) and self.uses[each.name] == 1]
+            return found if len(found) == len(before) else []
         return []
 
     def _scale(self, convolutions: list[Convolution], norm: BatchNorm) -> None:
@@ -106,8 +107,10 @@ class _Folding:
         return concat
 
 
-def _can_be_summed(layers: list[Layer | None]) -> bool:
-    """Whether these are convolutions without bias, of the same input, that differ in nothing but an odd kernel."""
-    if not all(isinstance(layer, Convolution) and not layer.bias and layer.kernel % 2 for layer in layers):
-        return False
-    return len({replace(layer, name="", kernel=1) for layer in layers}) == 1
+def _summands(layers: list[Layer | None]) -> list[Convolution]:
+    """The layers, where all are convolutions without bias, of the same input, that differ in nothing but an odd kernel;
+    none of them otherwise.
+    """
+    found = [layer for layer in layers if isinstance(layer, Convolution) and not layer.bias and layer.kernel % 2]
+    alike = len({replace(layer, name="", kernel=1) for layer in found}) == 1
+    return found if alike and len(found) == len(layers) else []

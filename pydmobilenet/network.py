@@ -138,7 +138,9 @@ class Network:
     @property
     def head(self) -> Dense:
         """The dense layer, which is all that depends on the number of classes."""
-        return self.layers[-1]
+        last = self.layers[-1]
+        assert isinstance(last, Dense)  # as `_Builder.finish` ends every network
+        return last
 
     @cached_property
     def parameters(self) -> dict[str, Shape]:

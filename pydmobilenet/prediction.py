@@ -48,7 +48,8 @@ def image_files(paths: Sequence[str]) -> tuple[list[str], Counter]:
     A file stands for itself, a folder for the images in it and below it, ``-`` for standard input. Raises
     MissingFileError for a path that is not there, BadFileError for a folder without images.
     """
-    files, skipped = [], Counter()
+    files: list[str] = []
+    skipped: Counter[str] = Counter()
     for path in paths:
         if path == STDIN or Path(path).is_file():
             files.append(path)

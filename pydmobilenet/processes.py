@@ -68,7 +68,8 @@ class WorkerPool:
         all the others; the future of one on which that dies too raises BrokenProcessPool.
         """
         waiting = deque((value, True) for value in values)
-        idle, working = list(range(len(self.pools))), {}
+        idle = list(range(len(self.pools)))
+        working: dict[Future, tuple[int, Any, bool]] = {}
         while waiting or working:
             while waiting and idle:
                 place, (value, again) = idle.pop(), waiting.popleft()

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def of_data(dataset: Dataset) -> dict[str, object]:
+def of_data(dataset: Dataset) -> dict[str, Any]:
     """What tells images from others: how many of each label there are, and the SHA-256 of pixels and labels."""
     digest = hashlib.sha256()
     for piece in _pieces(dataset.images):
@@ -71,11 +72,11 @@ def of_data(dataset: Dataset) -> dict[str, object]:
     return {"images": len(dataset), "images_per_class": numbers.tolist(), "sha256": digest.hexdigest()}
 
 
-def _pieces(images: np.ndarray) -> Iterator[np.ndarray | bytes]:
+def _pieces(images: np.ndarray) -> Iterator[memoryview | bytes]:
     """Images a piece at a time; those of a memory-mapped file are read from it, so that they do not become resident."""
-    if not isinstance(images, np.memmap):
+    if not isinstance(images, np.memmap) or images.filename is None:
         for start in range(0, len(images), PIECE):
-            yield np.ascontiguousarray(images[start : start + PIECE])
+            yield np.ascontiguousarray(images[start : start + PIECE]).data
         return
     left = images.nbytes
     with open(images.filename, "rb", buffering=0) as file:
@@ -85,7 +86,7 @@ def _pieces(images: np.ndarray) -> Iterator[np.ndarray | bytes]:
             left -= len(piece)
 
 
-def data_difference(recorded: Mapping[str, object], dataset: Dataset) -> str:
+def data_difference(recorded: Mapping[str, Any], dataset: Dataset) -> str:
     """In what a data set is not the recorded one, in words; nothing where it is the same."""
     found = of_data(dataset)
     if found == recorded:
@@ -98,7 +99,7 @@ def data_difference(recorded: Mapping[str, object], dataset: Dataset) -> str:
     return "other pixels, or the same in another order"
 
 
-def check(metadata: Mapping[str, object]) -> None:
+def check(metadata: Mapping[str, Any]) -> None:
     """Raises ValueError, KeyError or TypeError where what a run tells of its origin cannot be."""
     if not isinstance(metadata.get("config", {}), dict):
         raise TypeError("a configuration has keys")
@@ -116,7 +117,7 @@ def check(metadata: Mapping[str, object]) -> None:
         raise TypeError("sessions and initial weights are described by texts")
 
 
-def rows(metadata: Mapping[str, object]) -> list[tuple[str, str]]:
+def rows(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a run tells of its origin, as a name and a text each; nothing where an earlier version has told nothing."""
     found = []
     for number, each in enumerate(metadata.get("sessions", []), 1):

@@ -14,14 +14,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, Union
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 from tqdm import tqdm
 
 from . import progress, zoo
 from .catalog import Complexity, Record
-from .data import Dataset, batches, get_dataset
+from .data import Dataset, Task, batches, get_dataset
 from .engine import Arrays, Engine, Predict
 from .errors import UserError
 from .metrics import count_wrong, softmax, wilson
@@ -82,28 +82,36 @@ class Result:
         return f"{self.record.model} on {self.record.dataset}: {found}: {self.verdict}"
 
     @property
+    def _counted(self) -> Counts:
+        """The counts of a row that was evaluated; no other has an error."""
+        if self.counts is None:
+            raise ValueError(f"{self.record.model} on {self.record.dataset} was not evaluated: {self.reason}")
+        return self.counts
+
+    @property
     def error(self) -> float:
         """Top-1 error in %."""
-        return 100 * self.counts.wrong / self.counts.images
+        return 100 * self._counted.wrong / self._counted.images
 
     @property
     def top5_error(self) -> float:
         """Top-5 error in %."""
-        return 100 * self.counts.wrong_top5 / self.counts.images
+        return 100 * self._counted.wrong_top5 / self._counted.images
 
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the top-1 error in %."""
-        return wilson(self.counts.wrong, self.counts.images)
+        return wilson(self._counted.wrong, self._counted.images)
 
     @property
     def counts_right(self) -> bool:
         """Whether the network has the exact counts of the authors' graph, and the published parameters."""
-        record = self.record
-        return not record.published or (
-            record.exact in (None, self.complexity)
-            and abs(self.complexity.parameters / 1e6 - record.params_m) <= record.params_tolerance_m
-        )
+        record, found = self.record, self.complexity
+        if not record.published:
+            return True
+        if found is None or record.params_m is None or record.exact not in (None, found):
+            return False
+        return abs(found.parameters / 1e6 - record.params_m) <= record.params_tolerance_m
 
     @property
     def differs(self) -> bool:
@@ -195,11 +203,11 @@ def validate(
     options = weights, batch_size or engine.batch_size, limit, keep_answers
     with ExitStack() as stack:
         pool = None
-        for _, rows in groupby(records, key=lambda record: (record.dataset, record.published, record.task)):
-            rows = list(rows)
+        for _, group in groupby(records, key=lambda record: (record.dataset, record.published, record.task)):
+            rows = list(group)
             dataset, reason = _dataset(rows, data_dir, skip_bad)
-            images = len(dataset.head(limit)) if dataset else 0
-            if min(processes, len(rows)) > 1 and images * len(rows) >= WORTH_PROCESSES:
+            several = min(processes, len(rows)) > 1
+            if dataset and several and len(dataset.head(limit)) * len(rows) >= WORTH_PROCESSES:
                 pool = pool or stack.enter_context(
                     WorkerPool(min(processes, len(rows)), _Worker.begin, engine, data_dir, skip_bad, *options)
                 )
@@ -253,8 +261,13 @@ def _told(result: Result) -> Result:
 class _Worker:
     """What a process of a pool works with."""
 
+    engine: Engine
+    where: tuple[Path | None, bool]
+    options: tuple[Any, ...]  # of `_row`
+    datasets: dict[tuple[str, Task | None], tuple[Dataset | None, str]]
+
     @classmethod
-    def begin(cls, engine: Engine, data_dir: Path | None, skip_bad: bool, *options: int | None) -> None:
+    def begin(cls, engine: Engine, data_dir: Path | None, skip_bad: bool, *options: Any) -> None:
         cls.engine, cls.where, cls.options, cls.datasets = engine, (data_dir, skip_bad), options, {}
         tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that is killed leaves behind
 

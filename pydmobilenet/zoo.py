@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from . import catalog, fetching
-from .catalog import Architecture, Record
+from .catalog import Architecture, Record, TrainedRecord
 from .checkpoints import runs
 from .checkpoints import weights as checkpoints
 from .data import Task, get_task
@@ -129,7 +129,11 @@ def source(
 
 def record_weights(record: Record, weights_dir: Path | None = None) -> dict[str, np.ndarray]:
     """The parameters of a record's network, from its verified file. Raises MissingFileError and BadFileError."""
-    file = checkpoints.obtain(record.checkpoint, weights_dir) if record.published else runs.verified(record)
+    if isinstance(record, TrainedRecord):
+        file = runs.verified(record)
+    else:
+        published = record.checkpoint or _published_checkpoint(record.model, record.dataset)
+        file = checkpoints.obtain(published, weights_dir)
     return checkpoints.load(file, describe(record.model, record.dataset, record.outputs))
 
 
@@ -152,7 +156,7 @@ def weights_file(
         if (record.model, record.dataset) == (name, dataset):
             return runs.verified(record)
     published = _published_checkpoint(name, dataset)
-    return checkpoints.obtain(published, weights_dir and fetching.expanded(weights_dir))
+    return checkpoints.obtain(published, fetching.expanded(weights_dir) if weights_dir else None)
 
 
 def _published_checkpoint(name: str, dataset: str) -> catalog.Checkpoint:

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from .. import fetching, provenance
-from ..catalog import Checkpoint, Record, parse_name
+from ..catalog import Checkpoint, Record, TrainedRecord, parse_name
 from ..data import get_task, recorded_task
 from ..errors import BadFileError, InvalidValueError, MissingFileError, unknown
 from ..resources import PRETRAINED
@@ -24,7 +24,7 @@ LARGEST = 1 << 24  # bytes of a run.json
 WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
-def bundled(directory: Path | None = None) -> list[Record]:
+def bundled(directory: Path | None = None) -> list[TrainedRecord]:
     """The records of the checkpoints in ``pretrained/``, which comes with the checkout and with the wheel."""
     directory = directory or PRETRAINED
     if not (directory / MANIFEST).is_file():
@@ -36,7 +36,7 @@ def bundled(directory: Path | None = None) -> list[Record]:
         raise BadFileError(f"{directory / MANIFEST} is no list of checkpoints: {_why(error)}") from None
 
 
-def find_run(path: Path) -> Record | None:
+def find_run(path: Path) -> TrainedRecord | None:
     """The record of a run, or of one of its files; None for a file of parameters that no run tells of.
 
     Raises MissingFileError for what is neither, BadFileError for a run that is damaged.
@@ -48,7 +48,7 @@ def find_run(path: Path) -> Record | None:
     return of_run(path) if os.path.isfile(path.parent / METADATA) else None
 
 
-def check_given(record: Record, model: str | None, dataset: str | None) -> None:
+def check_given(record: TrainedRecord, model: str | None, dataset: str | None) -> None:
     """Raises InvalidValueError where a model or data set, if it is given, is another one than a run's own. A folder may
     have moved, if its classes are the same.
     """
@@ -65,7 +65,7 @@ def check_given(record: Record, model: str | None, dataset: str | None) -> None:
         )
 
 
-def of_run(path: Path) -> Record:
+def of_run(path: Path) -> TrainedRecord:
     """The record of a run's directory, which stands for its best checkpoint, or of one of its files as ``last.params``.
 
     Raises MissingFileError and BadFileError.
@@ -84,11 +84,12 @@ def of_run(path: Path) -> Record:
 
 def origin(record: Record) -> list[tuple[str, str]]:
     """Where a checkpoint comes from, as `provenance.rows` tells it; nothing of a published or a bundled one."""
-    is_run = record.file is not None and os.path.isfile(record.file.parent / METADATA)
-    return provenance.rows(read_metadata(record.file.parent)) if is_run else []
+    if record.file is None or not os.path.isfile(record.file.parent / METADATA):
+        return []
+    return provenance.rows(read_metadata(record.file.parent))
 
 
-def verified(record: Record) -> Path:
+def verified(record: TrainedRecord) -> Path:
     """The file of a record's checkpoint; raises MissingFileError, and BadFileError where it is another one by now."""
     if not os.path.isfile(record.file):
         raise MissingFileError(f"no such parameter file: {record.file}")
@@ -129,7 +130,7 @@ def _check_model(model: dict) -> None:
     recorded_task(model["dataset"], model)
 
 
-def _record(directory: Path, file: str, model: dict, checkpoint: dict) -> Record:
+def _record(directory: Path, file: str, model: dict, checkpoint: dict) -> TrainedRecord:
     _check_model(model)
     error, sha256, epoch = checkpoint["test_error"], checkpoint["sha256"], checkpoint.get("epoch", 1)
     if type(error) not in (int, float) or not 0 <= error <= 100:
@@ -138,7 +139,7 @@ def _record(directory: Path, file: str, model: dict, checkpoint: dict) -> Record
         raise ValueError(f"sha256 of {file} is none")
     if type(epoch) is not int or epoch < 1:
         raise ValueError(f"epoch of {file} is none")
-    return Record(
+    return TrainedRecord(
         model=model["model"],
         dataset=model["dataset"],
         top1_error=float(error),

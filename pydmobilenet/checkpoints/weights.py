@@ -144,7 +144,8 @@ def _scoped_names(names: Iterable[str], network: Network) -> dict[str, str]:
     kinds = {Convolution: "conv", BatchNorm: "batchnorm", Dense: "dense"}
     theirs = _places(names)
     for scope in (lambda layer: "", _scope_of_gluoncv):
-        ours, numbers = {}, Counter()
+        ours = {}
+        numbers: Counter[str] = Counter()
         for layer in (layer for layer in network.layers if layer.parameters):
             kind = scope(layer) + kinds[type(layer)]
             for name in layer.parameters:

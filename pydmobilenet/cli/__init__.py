@@ -43,12 +43,13 @@ def _run(command: str, program: str) -> int:
 def _describe(parser, name: str) -> None:
     """Give a parser the options of a command, and `run`, which runs it."""
     module = importlib.import_module(f"{__name__}.{name}")
-    parser.description, _, parser.epilog = module.__doc__.partition("\n\n")
+    parser.description, _, parser.epilog = (module.__doc__ or "").partition("\n\n")
     module.add_options(parser)
     parser.set_defaults(run=module.run)
 
 
 def _help(name: str) -> str:
     """What a command does, for the list of all: the first sentence of its description."""
-    first = importlib.import_module(f"{__name__}.{name}").__doc__.partition(".")[0]
+    text = importlib.import_module(f"{__name__}.{name}").__doc__ or name
+    first = text.partition(".")[0]
     return first[0].lower() + first[1:]

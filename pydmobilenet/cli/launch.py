@@ -18,7 +18,6 @@ HOST:PORT: whatever fails on any machine ends everything on all of them.
 from __future__ import annotations
 
 import argparse
-import itertools
 import math
 import os
 import signal
@@ -265,14 +264,16 @@ class Machine:
 
 def connected(host: str, port: int) -> socket.socket:
     """A connection to the first machine, as soon as that is there. Raises UnusableError for an unknown host."""
-    for attempt in itertools.count():
+    waiting = False
+    while True:
         try:
             return socket.create_connection((host, port), timeout=10.0)
         except socket.gaierror as error:
             raise UnusableError(f"unknown host {host!r}: {error.strerror}") from None
         except OSError as error:
-            if attempt == 0:
+            if not waiting:
                 say(f"waiting for the first machine at {host}:{port} ({error.strerror or error})")
+            waiting = True
             time.sleep(1.0)
 
 

@@ -22,7 +22,7 @@ from ..text import printable
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are those of the project: one line, with the nearest choice for an unknown one."""
 
-    def parse_args(
+    def parse_args(  # type: ignore[override]  # argparse's takes a namespace of any class
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
         """As argparse's, but for an unknown option the error names the nearest of those that the command has."""
@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(unknown_ones)}{near}")
         return found
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         unknown_command = re.search(r"argument COMMAND: invalid choice: '(.*)' \(choose from (.*)\)", message)
         if unknown_command:
             choices = [choice.strip("'\" ") for choice in unknown_command[2].split(",")]

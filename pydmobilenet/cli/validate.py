@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .. import catalog, fetching, validation, zoo
 from ..catalog import Record
@@ -25,7 +26,7 @@ from . import options
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
-    several = {"nargs": "+", "action": "extend", "default": []}
+    several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     option("-d", "--dataset", **several, metavar="NAME", help="cifar10, cifar100-coarse, imagenet32, digits")
     option("-m", "--model", **several, metavar="PATTERN", help="names or wildcards, as 'pyd-concat-*'")
     text = "29, 56 or 28 (the Wide ResNets)"
@@ -75,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 def selected(arguments: argparse.Namespace) -> list[Record]:
     """The rows that the options select."""
     chosen = [] if set(arguments.weights) == {zoo.PUBLISHED} else arguments.weights
-    rows = [runs.of_run(Path(path)) for path in chosen] or [*catalog.RECORDS, *runs.bundled()]
+    rows: list[Record] = [runs.of_run(Path(path)) for path in chosen] or [*catalog.RECORDS, *runs.bundled()]
     if chosen:
         arguments.data_dir = folder_of_runs(arguments) or arguments.data_dir
     records = catalog.select(arguments.model or ["*"], arguments.dataset or ["*"], arguments.depth, rows)
@@ -101,7 +102,9 @@ def print_networks(records: Sequence[Record]) -> None:
 
 def show(found: validation.Found, arguments: argparse.Namespace) -> int:
     """Print and write the results as they come; the exit code."""
-    shown, sections, results = [], [], []
+    shown: list[str] = []
+    sections: list[html.Section] = []
+    results: list[validation.Result] = []
     width = options.terminal_width()
     for dataset, rows in found:
         if dataset and dataset.note and not arguments.quiet:

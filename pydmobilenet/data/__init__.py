@@ -71,7 +71,8 @@ def _channels(values: object) -> tuple[float, float, float]:
         raise TypeError("mean and std have three numbers each")
     if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
         raise ValueError("mean or std is no number")
-    return tuple(map(float, values))
+    red, green, blue = map(float, values)
+    return red, green, blue
 
 
 def get_dataset(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +80,7 @@ def batches(
     count = len(positions) // batch_size if train else -(-len(positions) // batch_size)
     workers = [_Worker(dataset, batch_size, plan, parts) for _ in range(threads + 1)]  # one holds what is being used
     with ThreadPoolExecutor(threads) as pool:
-        pending = deque()
+        pending: deque[Future] = deque()
         try:
             for number in range(start, count):
                 chosen = positions[number * batch_size : (number + 1) * batch_size]
@@ -105,34 +105,36 @@ class _Worker:
         self.images = np.empty((batch_size, *shape), np.float32)
         self.labels = np.empty(batch_size, np.int64)
         images = dataset.images
-        self.mapped = isinstance(images, np.memmap) and images.flags.c_contiguous and images.filename is not None
-        if self.mapped:
+        self.path = ""  # of the file that the images are read from; those in memory have none
+        if isinstance(images, np.memmap) and images.flags.c_contiguous and images.filename is not None:
+            self.path, self.start = images.filename, file_offset(images)
             self.raw = np.empty((batch_size, *shape), np.uint8)
-            self.start = file_offset(dataset.images)
         if plan:  # images in memory are padded once, those on disk as they come, into a frame that stays zero
-            self.padded = padded(np.zeros_like(self.raw)) if self.mapped else dataset.padded
-            self.windows = np.lib.stride_tricks.sliding_window_view(self.padded, shape[1:], axis=(2, 3))
+            self.padded = padded(np.zeros_like(self.raw)) if self.path else dataset.padded
+            self.windows = np.lib.stride_tricks.sliding_window_view(  # type: ignore[call-overload]  # typed for one axis
+                self.padded, shape[1:], axis=(2, 3)
+            )
 
     def fill(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, labels = self.images[: len(positions)], self.labels[: len(positions)]
         if self.plan:
-            pixels, labels[:] = self._augmented(positions), self.dataset.labels[self.plan.order[positions]]
+            pixels, labels[:] = self._augmented(self.plan, positions), self.dataset.labels[self.plan.order[positions]]
         else:
             numbers = slice(positions[0], positions[-1] + 1, self.step)  # seen, not copied
-            pixels = self._read(positions) if self.mapped else self.dataset.images[numbers]
+            pixels = self._read(positions) if self.path else self.dataset.images[numbers]
             labels[:] = self.dataset.labels[numbers]
         return normalise(pixels, self.dataset.task, images), labels
 
-    def _augmented(self, positions: np.ndarray) -> np.ndarray:
+    def _augmented(self, plan: Epoch, positions: np.ndarray) -> np.ndarray:
         """The images at these positions of the epoch, cropped and mirrored: uint8 (n, 3, H, W)."""
-        numbers = self.plan.order[positions]
-        if self.mapped:
+        numbers = plan.order[positions]
+        if self.path:
             self.padded[: len(numbers), :, PAD:-PAD, PAD:-PAD] = self._read(numbers)
             numbers = np.arange(len(numbers))
-        rows, columns = self.plan.offsets[positions].T
+        rows, columns = plan.offsets[positions].T
         pixels = self.windows[numbers, :, rows, columns]
         if self.dataset.task.mirrored:
-            flips = np.flatnonzero(self.plan.flips[positions])
+            flips = np.flatnonzero(plan.flips[positions])
             pixels[flips] = mirror(pixels[flips])
         return pixels
 
@@ -140,13 +142,12 @@ class _Worker:
         """Images of a memory-mapped file, read from it: through the map, one image at random makes megabytes around it
         resident.
         """
-        images = self.dataset.images
         raw = self.raw[: len(numbers)]
-        with open(images.filename, "rb", buffering=0) as file:
+        with open(self.path, "rb", buffering=0) as file:
             for row, number in zip(raw, numbers.tolist()):
                 file.seek(self.start + number * row.nbytes)
-                if file.readinto(row) < row.nbytes:
-                    raise BadFileError(f"{images.filename} has become shorter while it was read")
+                if file.readinto(row.data) < row.nbytes:
+                    raise BadFileError(f"{self.path} has become shorter while it was read")
         return raw
 
 

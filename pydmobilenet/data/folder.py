@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -55,7 +55,8 @@ def find(folder: Path) -> Found:
     Hidden files and folders are skipped, as ``._x.png`` and ``.ipynb_checkpoints``, and links to folders, which may
     form a ring. Raises UnusableError where a folder cannot be read.
     """
-    files, skipped = [], Counter()
+    files: list[Path] = []
+    skipped: Counter[str] = Counter()
     for place, folders, names in os.walk(folder, onerror=_refuse):
         kinds = {name: _folder_kind(Path(place, name)) for name in folders}
         folders[:] = [name for name in folders if not kinds[name]]  # those that are walked through
@@ -80,7 +81,8 @@ def images_by_class(classes: Sequence[str], folder: Path, resize: bool = False, 
     folder is the data set, and an image that cannot be read (unless `skip_bad`, which warns) or, without `resize`, is
     not 32x32.
     """
-    entries, skipped = [], Counter()
+    entries: list[tuple[int, int, Path]] = []
+    skipped: Counter[str] = Counter()
     for directory in _entries(folder):
         if directory.name.startswith(".") or not directory.is_dir():
             skipped["hidden" if directory.name.startswith(".") else "outside of classes"] += 1
@@ -143,7 +145,7 @@ def _entries(folder: Path) -> list[Path]:
         _refuse(error)
 
 
-def _refuse(error: OSError) -> None:
+def _refuse(error: OSError) -> NoReturn:
     raise UnusableError(f"cannot read {error.filename}: {error.strerror}")
 
 

@@ -210,7 +210,7 @@ def _append(source: Path, arrays: Arrays, before: int) -> dict:
         images.seek(before * PIXELS)
         numbers.seek(before * 2)
         for start in tqdm(range(0, len(pixels), ROWS), desc=f"converting {source.name}", disable=None, leave=False):
-            rows = np.ascontiguousarray(pixels[start : start + ROWS])
+            rows = np.ascontiguousarray(pixels[start : start + ROWS]).data
             checksum = zlib.crc32(rows, checksum)
             images.write(rows)
         classes = (labels - 1).astype("<i2").tobytes()

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from ..errors import BadFileError
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
+    from PIL.ImageFile import ImageFile
 
 SIDE = 32  # pixels
 FORMATS = {
@@ -108,7 +109,7 @@ def _upright(content: bytes, resize: bool) -> Pillow.Image:
         raise BadFileError(f"cannot be read as an image (allowed: {', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise BadFileError(f"has more than {MAX_PIXELS:,} pixels, which are the most allowed") from None
-    tags = image.tag_v2 if image.format == "TIFF" else {}
+    tags = getattr(image, "tag_v2", {})  # which a TIFF alone has
     for width, height in (image.size, (tags.get(322, 1), tags.get(323, 1))):  # of a TIFF's tiles, each decoded whole
         if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
             allowed = f"{MAX_PIXELS:,}, and {MAX_SIDE:,} a side"
@@ -156,7 +157,7 @@ def _no_standard_error() -> Iterator[None]:
         os.close(nowhere)
 
 
-def _raw_mode(image: Pillow.Image) -> str:
+def _raw_mode(image: ImageFile) -> str:
     """How a file has its pixels, in Pillow's words, as RGB;16B; empty where that does not matter."""
     if not image.tile:
         return ""
@@ -171,14 +172,14 @@ def _colours(image: Pillow.Image, raw_mode: str, negative: bool) -> Pillow.Image
     deep = ";16" in raw_mode and not raw_mode.startswith("BGR")  # which is 16 bits a pixel, not a colour
     palette = image.mode == "P"
     see_through = image.mode in ("LA", "PA", "RGBA", "RGBa", "La")
-    see_through |= palette and ("transparency" in image.info or image.palette.mode == "RGBA")
+    see_through |= palette and ("transparency" in image.info or getattr(image.palette, "mode", "") == "RGBA")
     key = None if palette else image.info.pop("transparency", None)  # the one colour that is not there
     clear = None
     if image.mode.startswith(("I", "F")):
         values = np.asarray(image)
         clear = None if key is None else values == key
         image = Image.fromarray(_eight_bits(values, _whites(image, raw_mode), negative))
-    elif deep and max(high for _, high in image.getextrema()) < 16:  # Pillow has kept the upper 8 bits
+    elif deep and max(high for _, high in _extrema(image)) < 16:  # Pillow has kept the upper 8 bits
         raise BadFileError("has colours of 16 bits that are almost black, or use fewer bits: save it with 8 bits")
     elif deep and key is not None:
         raise BadFileError("has a transparent colour of 16 bits, of which 8 are read: save it with alpha instead")
@@ -227,16 +228,21 @@ def _eight_bits(values: np.ndarray, whites: Sequence[int], negative: bool) -> np
     return 255 - grey if negative else grey
 
 
+def _extrema(image: Pillow.Image) -> tuple[tuple[int, int], ...]:
+    """The lowest and the highest value of each band of an image in several."""
+    return cast("tuple[tuple[int, int], ...]", image.getextrema())  # Pillow's type is that of a single band as well
+
+
 def _on_background(image: Pillow.Image) -> tuple[Pillow.Image, bool]:
     """An image in RGB on `BACKGROUND`, and whether one could see through it."""
     from PIL import Image
 
     if image.mode == "RGB":
         return image, False
-    least, most = image.getchannel("A").getextrema()
+    *_, (least, most) = _extrema(image)  # of the last band, which is alpha
     if least == 255:
         return image.convert("RGB"), False
     flat = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image).convert("RGB")
-    if least < most and all(low == high for low, high in flat.getextrema()):
+    if least < most and all(low == high for low, high in _extrema(flat)):
         raise BadFileError(f"is drawn in {BACKGROUND} on a transparent ground, and vanishes: give it a background")
     return flat, True

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable
-from typing import BinaryIO
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -84,9 +84,9 @@ class _Array:
 
     def __setstate__(self, state: tuple):
         _version, shape, kind, fortran, content = state
-        self.fill(content, kind, shape, "CF"[bool(fortran)])
+        self.fill(content, kind, shape, "F" if fortran else "C")
 
-    def fill(self, content: bytes, kind: _Type, shape: tuple, order: str):
+    def fill(self, content: bytes, kind: _Type, shape: tuple, order: Literal["C", "F"]):
         self.values = np.frombuffer(content, kind.code).reshape(shape, order=order)
 
 
@@ -98,7 +98,7 @@ def _make_array(*_: object) -> _Array:
     return _Array()
 
 
-def _make_filled_array(content: bytes, kind: _Type, shape: tuple, order: str) -> _Array:
+def _make_filled_array(content: bytes, kind: _Type, shape: tuple, order: Literal["C", "F"]) -> _Array:
     """An array in pickle protocol 5."""
     array = _Array()
     array.fill(content, kind, shape, order)
@@ -125,6 +125,12 @@ PLAIN_INSTRUCTIONS = {
 
 class _Reader(pickle._Unpickler):
     """The standard library's reader in Python: unlike the one in C, its instructions can be taken away and changed."""
+
+    # What it has, and its type stubs lack.
+    read: Callable[[int], bytes]
+    append: Callable[[object], None]
+    pop_mark: Callable[[], list]
+    stack: list[Any]
 
     def __init__(self, file: BinaryIO):
         bounded = _Bounded(file)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Union
+
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
 
@@ -77,7 +79,13 @@ class PyramidConcat(Pyramid):
         return F.concat(self.conv3(x), self.conv5(x), self.conv7(x), dim=1)
 
 
-SPATIAL = {"resnet": Dense3x3, "mobilenet": Depthwise3x3, "pyd-add": PyramidAdd, "pyd-concat": PyramidConcat}
+Spatial = Union[Dense3x3, Depthwise3x3, PyramidAdd, PyramidConcat]
+SPATIAL: dict[str, type[Spatial]] = {
+    "resnet": Dense3x3,
+    "mobilenet": Depthwise3x3,
+    "pyd-add": PyramidAdd,
+    "pyd-concat": PyramidConcat,
+}
 
 
 class ResidualBlock(HybridBlock):
@@ -87,7 +95,7 @@ class ResidualBlock(HybridBlock):
     Pre-activation, but with a batch normalisation after the last convolution and nothing after the addition.
     """
 
-    def __init__(self, spatial: type, inputs: int, channels: int, width: int, stride: int):
+    def __init__(self, spatial: type[Spatial], inputs: int, channels: int, width: int, stride: int):
         super().__init__()
         self.norm1 = batch_norm(inputs)
         self.reduce = convolution(inputs, width, 1)

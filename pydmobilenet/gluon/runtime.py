@@ -59,8 +59,7 @@ def prepare() -> None:
     """
     if importlib.util.find_spec("mxnet") is None:
         return
-    if "bool" not in vars(numpy):
-        numpy.bool = numpy.bool_  # MXNet 1.9.1 still uses the name, which was gone in NumPy 1.24 to 1.26
+    vars(numpy).setdefault("bool", numpy.bool_)  # MXNet 1.9.1 still uses the name, which was gone in NumPy 1.24 to 1.26
     limit_instructions()  # in time even after MXNet's import, as long as it has made no kernel
     if "mxnet" in sys.modules:
         return
@@ -155,7 +154,7 @@ def load_cuda_libraries() -> str:
     except OSError:
         return NO_DRIVER.format(wheel=wheel)
     spec = importlib.util.find_spec("nvidia")
-    places = [Path(place) for place in spec.submodule_search_locations] if spec else []
+    places = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
     for name in CUDA_LIBRARIES:
         library = next((str(found) for place in places for found in place.glob(f"*/lib/{name}")), name)
         try:

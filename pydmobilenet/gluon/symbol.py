@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import mxnet as mx
 
@@ -79,7 +80,7 @@ def _add(layer: Add, inputs: list, parameters: list) -> mx.sym.Symbol:
     return first
 
 
-OPERATORS: dict[type, Callable[[Layer, list, list], mx.sym.Symbol]] = {
+OPERATORS: dict[type, Callable[[Any, list, list], mx.sym.Symbol]] = {
     Convolution: _convolution,
     BatchNorm: _batch_norm,
     ReLU: lambda layer, inputs, parameters: mx.sym.Activation(inputs[0], act_type="relu", name=layer.name),

@@ -136,7 +136,7 @@ class GluonTrainer:
         context = self.contexts[0]
         # Of a network in half precision, the literal graph: it has casts of its own.
         predict = predictor(self.net if self.config.dtype == "float16" else fuse(self.net), context)
-        loss = wrong = 0
+        loss, wrong = 0.0, 0
         share = {"part": self.rank, "parts": self.world_size}
         for images, labels in batches(dataset, batch_size(context), train=False, **share, threads=1):
             logits = predict(images).astype(np.float64)

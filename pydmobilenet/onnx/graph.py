@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,11 +35,14 @@ def convert(
     """
     graph = _Graph(arrays)
     if uint8_input:
+        if task is None:
+            raise ValueError("uint8_input needs a task, which tells how the pixels are normalised")
         graph.names[IMAGES] = graph.pixels(task)
     for layer in network.layers:
         graph.add(layer)
     graph.node("Identity", [network.head.name], LOGITS)
-    kind, shape = (TensorProto.UINT8, ["N", 32, 32, 3]) if uint8_input else (TensorProto.FLOAT, ["N", 3, 32, 32])
+    kind = TensorProto.UINT8 if uint8_input else TensorProto.FLOAT
+    shape: list[str | int | None] = ["N", 32, 32, 3] if uint8_input else ["N", 3, 32, 32]
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
@@ -140,7 +144,7 @@ class _Graph:
         self.node("Gemm", [*inputs, *self.parameters(layer)], layer.name, transB=1)
 
 
-OPERATORS: dict[str, Callable[[_Graph, Layer, list[str]], None]] = {
+OPERATORS: dict[str, Callable[[_Graph, Any, list[str]], None]] = {
     "Convolution": _Graph.convolution,
     "BatchNorm": _Graph.batch_norm,
     "ReLU": _Graph.relu,

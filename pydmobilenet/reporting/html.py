@@ -85,10 +85,13 @@ def section(dataset: Dataset | None, results: Sequence[Result], number: int) -> 
     content = table(dataset, results)
     costs = plots.COSTS if results[0].record.published else ()
     figures = [figure for cost in costs if (figure := plots.figure(results, cost, content.title))]
-    answered = [(place, result) for place, result in enumerate(results) if result.answers and dataset is not None]
-    networks = [_network(dataset, result, place) for place, result in answered]
-    shown = sorted({index for network in networks for index, *_ in network.mistakes})
-    pictures = {index: _png(dataset.images[index]) for index in shown}
+    networks: list[Network] = []
+    pictures: dict[int, str] = {}
+    if dataset is not None:
+        answered = [(place, result, result.answers) for place, result in enumerate(results) if result.answers]
+        networks = [_network(dataset, result, answers, place) for place, result, answers in answered]
+        shown = sorted({index for network in networks for index, *_ in network.mistakes})
+        pictures = {index: _png(dataset.images[index]) for index in shown}
     legend = plots.legend(results) if figures else ""
     return Section(f"s{number}", content, _alone(content.columns), results, figures, legend, networks, pictures)
 
@@ -118,15 +121,15 @@ def _alone(columns: Sequence[str]) -> list[str]:
     return names
 
 
-def _network(dataset: Dataset, result: Result, place: int) -> Network:
-    record, answers, task = result.record, result.answers, dataset.task
-    labels = dataset.labels[: result.counts.images]
+def _network(dataset: Dataset, result: Result, answers: Answers, place: int) -> Network:
+    record, task = result.record, dataset.task
+    labels = dataset.labels[: len(answers.classes)]
     counts = confusion(labels, answers.classes, len(task.classes) or task.outputs)
     few = len(counts) <= MATRIX
     return Network(
         place,
         result,
-        "" if record.published else printable(f", {record.file.parent.name}/{record.file.name}"),
+        "" if record.published else printable(f", {record.place}"),
         _matrix(counts, task) if few else None,
         [] if few else _confusions(counts, task),
         [

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from .. import network, zoo
-from ..catalog import Record
+from ..catalog import Record, TrainedRecord
 from ..checkpoints import runs, weights
 from ..data import get_dataset, get_task
 from ..errors import UserError
@@ -67,11 +68,17 @@ def fetch(records: Sequence[Record], data_dir: Path | None = None, weights_dir: 
     for dataset in dict.fromkeys(record.dataset for record in records):
         for split in ("train", "test"):
             title = f"{get_task(dataset).title}, {split} images"
-            missing += _obtained(title, lambda d=dataset, s=split: get_dataset(d, s, data_dir).source)
-    for record in (record for record in records if record.published and record.checkpoint):
-        title = f"{record.model} for {record.dataset}"
-        missing += _obtained(title, lambda r=record: weights.obtain(r.checkpoint, weights_dir))
+            missing += _obtained(title, partial(_source, dataset, split, data_dir))
+    for record in records:
+        if record.published and record.checkpoint:
+            title = f"{record.model} for {record.dataset}"
+            missing += _obtained(title, partial(weights.obtain, record.checkpoint, weights_dir))
     return missing
+
+
+def _source(dataset: str, split: str, data_dir: Path | None) -> str:
+    """Where a split is, once it is on this machine."""
+    return get_dataset(dataset, split, data_dir).source
 
 
 def _obtained(title: str, obtain: Callable[[], object]) -> bool:
@@ -89,7 +96,7 @@ def _place(record: Record, root: Path | None) -> str:
     if record.checkpoint is None:
         return ""
     try:
-        found = weights.find(record.checkpoint, root) if record.published else runs.verified(record)
+        found = runs.verified(record) if isinstance(record, TrainedRecord) else weights.find(record.checkpoint, root)
         return printable(os.path.relpath(found) if found and found.is_relative_to(Path.cwd()) else found or "")
     except UserError as error:
         return printable(f"({error})")

@@ -139,7 +139,8 @@ def _lines(axes: Axes, shown: Sequence[Point]) -> str:
         architecture = catalog.parse_name(point.model)
         return point.measured, architecture.family, architecture.depth
 
-    parts, labels = [], {}
+    parts: list[str] = []
+    labels: dict[tuple[str, int], str] = {}
     for (measured, family, depth), members in groupby(sorted(shown, key=lambda p: (line(p), p.cost)), key=line):
         places = [(axes.x(point.cost), axes.y(point.error), point) for point in members]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in places)

@@ -61,9 +61,7 @@ def table(dataset: Dataset | None, results: Sequence[Result]) -> Table:
             "The published multiply-adds lie 0.2 to 16 % below the exact count of the convolutions and the dense layer."
         )
     origins = [
-        f"{result.record.file.parent.name}/{result.record.file.name}, {name}: {text}"
-        for result in results
-        for name, text in runs.origin(result.record)
+        f"{result.record.place}, {name}: {text}" for result in results for name, text in runs.origin(result.record)
     ]
     return Table(
         title, *_cells(results, reasons), notes, *(list(map(printable, texts)) for texts in (reasons, origins))
@@ -100,7 +98,7 @@ def summary(results: Sequence[Result]) -> str:
 def _difference(result: Result) -> str:
     """What a row that differs has, and what was expected."""
     record, count = result.record, result.complexity
-    if not result.counts_right:
+    if count and not result.counts_right:
         found = f"{count.parameters:,} parameters and {count.multiply_adds:,} multiply-adds"
         if record.exact:
             return f"{found}, expected {record.exact.parameters:,} and {record.exact.multiply_adds:,}"
@@ -155,10 +153,10 @@ def _cells(results: Sequence[Result], reasons: list[str]) -> tuple[list[str], li
         record, counts, count = result.record, result.counts, result.complexity
         row = [record.model]
         if not published:
-            row.append(printable(f"{record.file.parent.name}/{record.file.name}"))
+            row.append(printable(record.place))
         row.append(f"{count.parameters / 1e6:.6f}" if count else "")
         if published:
-            row.append(f"{record.params_m:.{3 if record.params_m < 1 else 2}f}")
+            row.append(f"{record.params_m:.{3 if record.params_m < 1 else 2}f}" if record.params_m else "")
         row.append(f"{count.multiply_adds / 1e6:.2f}" if count else "")
         if published:
             row.append(f"{record.flops_m:g}" if record.flops_m else "")

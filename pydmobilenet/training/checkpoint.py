@@ -22,6 +22,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -42,7 +43,7 @@ class State:
 
     parameters: Mapping[str, np.ndarray]
     momentum: Mapping[str, np.ndarray]
-    progress: Mapping[str, object]
+    progress: Mapping[str, Any]
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all. Raises UnusableError where that is not possible."""
@@ -67,7 +68,7 @@ class State:
             with open(path, "rb") as file:  # nothing in it is packed
                 arrays = archives.read_npz(file, largest=os.fstat(file.fileno()).st_size)
             progress = json.loads(arrays.pop("position").tobytes())
-            parts = {"parameter": {}, "momentum": {}}
+            parts: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "momentum": {}}
             for name, array in arrays.items():
                 kind, _, own_name = name.partition("/")
                 # Beside the momentum stands the loss scale of half precision, in double precision.
@@ -87,8 +88,8 @@ class State:
 class Run:
     """The directory of a run, locked: only one process at a time can have it.
 
-    `new` says that this process made the directory. `metadata` is the content of ``run.json``; it is None for a run of
-    an earlier version that has no checkpoint yet.
+    `new` says that this process made the directory. `metadata` is the content of ``run.json``; it is empty for a run
+    of an earlier version that has no checkpoint yet.
     """
 
     def __init__(self, directory: Path, new: bool = False):
@@ -101,7 +102,7 @@ class Run:
         except OSError as error:
             raise UnusableError(f"cannot write to {directory}: {error.strerror}") from None
         # Read now, so that a damaged file is reported before an epoch is trained.
-        self.metadata = read_metadata(directory) if (directory / METADATA).exists() else None
+        self.metadata = read_metadata(directory) if (directory / METADATA).exists() else {}
 
     @classmethod
     def create(cls, directory: Path, config: str, state: State, metadata: Mapping[str, object]) -> Run:
@@ -134,7 +135,7 @@ class Run:
         sha256 = hashlib.sha256(content).hexdigest()
         checkpoints = {**self.metadata["checkpoints"], **{name: {**also[name], "sha256": sha256} for name in also}}
         metadata = {**self.metadata, "checkpoints": checkpoints}
-        contents = {
+        contents: dict[str, str | bytes] = {
             **dict.fromkeys(also, content),
             METADATA: _json(metadata),
             STATE: state.content(),

@@ -31,12 +31,12 @@ class Rule(NamedTuple):
 
     allowed: str
     metavar: str
-    parse: Callable[[object], object]
+    parse: Callable[[object], Any]
     choices: tuple[str, ...] = ()
 
 
-def _number(kind: Callable[[str], Any], holds: Callable[[Any], bool]) -> Callable[[object], object]:
-    def parse(value: object) -> object:
+def _number(kind: Callable[[str], Any], holds: Callable[[Any], bool]) -> Callable[[object], Any]:
+    def parse(value: object) -> Any:
         number = kind(str(value))  # of the text: True is no 1, and 2.5 no 2
         if not holds(number):
             raise ValueError
@@ -113,7 +113,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 OLD_KEYS = {"accumulate": "accumulation_steps", "plain_epochs": "mixup_off_epochs"}
 
 
-def read(path: str | Path) -> dict[str, object]:
+def read(path: str | Path) -> dict[str, Any]:
     """The values of a YAML file under the keys of today, each of them checked on its own.
 
     Raises MissingFileError, UnusableError, BadFileError and InvalidValueError.
@@ -173,7 +173,8 @@ def make(values: Mapping[str, object]) -> Config:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add an option for each key, which is None if it is not given."""
     # Wide enough for the longest option: each stands on one line with its help.
-    parser.formatter_class = functools.partial(parser.formatter_class, max_help_position=36)
+    formatter: Callable[..., argparse.HelpFormatter] = parser.formatter_class
+    parser.formatter_class = functools.partial(formatter, max_help_position=36)
     group = parser.add_argument_group("recipe", "The config file has the defaults.")
     for key, field in FIELDS.items():
         short = {"model": ["-m"], "dataset": ["-d"]}.get(key, [])
@@ -184,14 +185,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(_option(old), dest=new, help=argparse.SUPPRESS)
 
 
-def checked(values: Mapping[str, object]) -> dict[str, object]:
+def checked(values: Mapping[str, object]) -> dict[str, Any]:
     """The values that are not None, each of them valid as far as it can be judged alone. Raises InvalidValueError."""
     values = renamed(values)
     _check_keys(values)
     return {key: _parse(key, value, key) for key, value in values.items() if value is not None}
 
 
-def given(namespace: argparse.Namespace) -> dict[str, object]:
+def given(namespace: argparse.Namespace) -> dict[str, Any]:
     """The values of the options that were given. Raises InvalidValueError, as `read` does."""
     texts = {key: getattr(namespace, key, None) for key in FIELDS}
     return {key: _parse(key, text, f"argument {_option(key)}") for key, text in texts.items() if text is not None}
@@ -211,7 +212,7 @@ class _Loader(yaml.BaseLoader):
 
     depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
         if getattr(event, "anchor", None) is not None:  # an alias has one too
             raise yaml.composer.ComposerError(
@@ -238,10 +239,9 @@ class _Loader(yaml.BaseLoader):
 
 def _why(error: yaml.YAMLError) -> str:
     """Where a file stops being YAML, and why, on one line."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:  # bytes that are no text
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:  # bytes that are no text
         return f": no valid YAML: {' '.join(str(error).split())}"
-    why = ", ".join(filter(None, (error.context, error.problem)))
+    mark, why = error.problem_mark, ", ".join(filter(None, (error.context, error.problem)))
     return f", line {mark.line + 1}, column {mark.column + 1}: no valid YAML: {why}"
 
 
@@ -255,7 +255,7 @@ def _check_keys(values: Iterable[str]) -> None:
             raise unknown("key", key, FIELDS)
 
 
-def _parse(key: str, value: object, place: str) -> object:
+def _parse(key: str, value: object, place: str) -> Any:
     """The checked value of a key. Raises InvalidValueError, which names the place."""
     rule = FIELDS[key].metadata["rule"]
     try:

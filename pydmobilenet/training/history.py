@@ -11,11 +11,13 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .. import files
 from ..errors import UnusableError
@@ -63,7 +65,7 @@ class History:
     @property
     def best(self) -> Epoch | None:
         """The epoch with the smallest test error, the first of several, or None where there is none yet."""
-        return _best(self.rows)
+        return _best(self.rows) if self.rows else None
 
     def line(self, row: Epoch) -> str:
         """An epoch as one line of text, with the best epoch up to then. The lines of a run form columns."""
@@ -79,9 +81,9 @@ class History:
 
     def summary(self) -> str:
         """The last and the best test error, and a word on the best one."""
-        if not self.rows:
-            return "No epoch has been finished."
         last, best = self.last, self.best
+        if last is None or best is None:
+            return "No epoch has been finished."
         return (
             f"Test error after the last epoch ({last.epoch}): {last.test_error:.2f} %; "
             f"the best, after epoch {best.epoch}: {best.test_error:.2f} %.\n{OPTIMISM}"
@@ -92,7 +94,7 @@ class History:
         return [asdict(row) for row in self.rows]
 
     @classmethod
-    def from_dicts(cls, rows: Iterable[dict[str, float]], epochs: int = 0) -> History:
+    def from_dicts(cls, rows: Iterable[Mapping[str, Any]], epochs: int = 0) -> History:
         """The history from what `to_dicts` gave.
 
         Raises TypeError where a field is missing, unknown or no number; ValueError or OverflowError where the epochs
@@ -114,8 +116,8 @@ def _checked(row: Epoch, number: int) -> Epoch:
     return row
 
 
-def _best(rows: Iterable[Epoch]) -> Epoch | None:
-    return min(rows, key=lambda row: row.test_error if math.isfinite(row.test_error) else math.inf, default=None)
+def _best(rows: Sequence[Epoch]) -> Epoch:
+    return min(rows, key=lambda row: row.test_error if math.isfinite(row.test_error) else math.inf)
 
 
 def write_csv(history: History, path: str | os.PathLike[str]) -> None:
@@ -202,13 +204,13 @@ def _plot(axes: Axes, history: History, column: str, color: str, label: str, pos
 
 
 def _finite(lines: Iterable[Line2D]) -> list[float]:
-    return [value for line in lines for value in line.get_ydata() if math.isfinite(value)]
+    return [value for line in lines for value in np.asarray(line.get_ydata()).tolist() if math.isfinite(value)]
 
 
 def _label(axes: Axes, title: str, lines: list[Line2D]) -> None:
     """Set the title and the legend of a panel, above it, where they hide no curve."""
     axes.set_title(title, loc="left")
-    above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.1, "ncol": len(lines)}
+    above: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.1, "ncol": len(lines)}
     axes.legend(handles=lines, frameon=False, handlelength=1.5, columnspacing=1.5, **above)
     axes.set_xlabel("epoch")
     axes.grid(alpha=0.25)

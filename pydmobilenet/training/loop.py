@@ -6,9 +6,10 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -54,7 +55,7 @@ class Progress:
         return {**vars(self), "history": self.history.to_dicts()}
 
     @classmethod
-    def from_dict(cls, values: dict, config: Config, images: int) -> Progress:
+    def from_dict(cls, values: Mapping[str, Any], config: Config, images: int) -> Progress:
         """What `to_dict` gave, in a run with so many training images. Raises BadFileError for anything else."""
         epochs, batches = config.epochs, updates_per_epoch(config, images) * config.accumulation_steps
         try:
@@ -136,7 +137,7 @@ class Loop:
             for images, targets in self._mixed_batches():
                 # The score of the last pass is asked for once this pass has started: the devices never wait.
                 read, due = self.trainer.train_step(images, targets, self._learning_rate()), read
-                if due:
+                if due is not None:
                     self._add(due())
                 progress.batches += 1
                 progress.seconds = time.monotonic() - begun
@@ -214,14 +215,15 @@ class Loop:
             names.append("best.params")
         if self.config.keep_every and done.epoch % self.config.keep_every == 0:
             names.append(f"epoch-{done.epoch:04d}.params")
-        self._save(self._good_state(), names, done)  # before anything that is for show
-        self._show_epoch(done)
+        errors = {name: {"epoch": done.epoch, "test_error": done.test_error} for name in names}
+        self._save(self.output, self._good_state(), errors)  # before anything that is for show
+        self._show_epoch(self.output, done)
         if not self.quiet:
             print(progress.history.line(done), flush=True)
 
-    def _show_epoch(self, done: Epoch) -> None:
+    def _show_epoch(self, output: Run, done: Epoch) -> None:
         """Write the curves, the events and last the table: an epoch in the table has been shown in full."""
-        history, directory = self.progress.history, self.output.directory
+        history, directory = self.progress.history, output.directory
         try:
             draw(history, directory / "curves.png", f"{self.config.model} on {self.train.task.title}")
         except Exception as error:  # a plotting library's error is no reason to stop training
@@ -238,7 +240,7 @@ class Loop:
             return
         table = self.output.directory / "history.csv"
         if not table.is_file() or table.read_text(errors="replace") != csv_text(history):
-            self._show_epoch(history.last)
+            self._show_epoch(self.output, history.last)
 
     def _good_state(self) -> State:
         """The current state; raises Diverged where a parameter is not finite."""
@@ -251,12 +253,11 @@ class Loop:
     def _save_inside(self) -> None:
         """Save in the middle of an epoch."""
         if self.output is not None:
-            self._save(self._good_state())
+            self._save(self.output, self._good_state(), {})
         self.saved = time.monotonic()
 
-    def _save(self, state: State, names: Sequence[str] = (), done: Epoch | None = None) -> None:
-        errors = {name: {"epoch": done.epoch, "test_error": done.test_error} for name in names}
-        self.output.save(state, errors)
+    def _save(self, output: Run, state: State, also: Mapping[str, Mapping[str, object]]) -> None:
+        output.save(state, also)
         self.saved = time.monotonic()
 
     def _requests(self) -> tuple[bool, bool]:
@@ -273,7 +274,7 @@ class Loop:
 
         def ask(number: int, _frame: object) -> None:
             self.stopped = number
-            signal.signal(number, earlier[number])
+            signal.signal(number, earlier[signal.Signals(number)])
 
         earlier = {number: signal.signal(number, ask) for number in SIGNALS}
         try:

@@ -30,5 +30,5 @@ def mix(array: np.ndarray, share: float) -> np.ndarray:
 
     (mixup: Zhang et al., 2018, arXiv 1710.09412; the partners as in the PydMobileNet authors' code).
     """
-    share = np.float32(share)
-    return share * array + (1 - share) * array[::-1]
+    own = np.float32(share)
+    return own * array + (1 - own) * array[::-1]

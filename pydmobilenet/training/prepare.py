@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import catalog, fetching, provenance, zoo
 from ..checkpoints import params, runs
@@ -46,7 +47,7 @@ class RunOptions:
     progress: bool | None = None
 
 
-def configure(given: Mapping[str, object], recipe: Path | None = None) -> Config:
+def configure(given: Mapping[str, Any], recipe: Path | None = None) -> Config:
     """The configuration of a recipe, a file or the name of one in configs/ (by default that of the data set), and over
     its values those that are `given`.
 
@@ -135,7 +136,7 @@ def resume(directory: Path, options: RunOptions) -> Loop:
     return Loop(trainer, train, test, rates, progress, run, _events(options, run), options.quiet, options.progress)
 
 
-def check_config(config: Config, metadata: Mapping[str, object], directory: Path) -> None:
+def check_config(config: Config, metadata: Mapping[str, Any], directory: Path) -> None:
     """Raises BadFileError where a run's configuration is not the one that it began with."""
     if "config" not in metadata:
         return
@@ -151,7 +152,7 @@ def check_config(config: Config, metadata: Mapping[str, object], directory: Path
             )
 
 
-def check_data(train: Dataset, test: Dataset, metadata: Mapping[str, object], directory: Path) -> None:
+def check_data(train: Dataset, test: Dataset, metadata: Mapping[str, Any], directory: Path) -> None:
     """Raises BadFileError where the data is not what a run began with; warns where the run does not tell its data."""
     recorded = metadata.get("data")
     if recorded is None:
@@ -213,7 +214,7 @@ def published_weights(config: Config, root: Path | None = None) -> Path:
     return checkpoints.obtain(record.checkpoint, root)
 
 
-def _data(config: Config, options: RunOptions, metadata: Mapping[str, object] | None = None) -> tuple[Dataset, Dataset]:
+def _data(config: Config, options: RunOptions, metadata: Mapping[str, Any] | None = None) -> tuple[Dataset, Dataset]:
     """Training and test images. Those of a run are found, and their classes numbered, as its `metadata` say."""
     name, task = config.dataset, None
     if metadata:
