@@ -15,6 +15,7 @@ SYNONYMS = {
     "arch": "model",
     "batch": "batch_size",
     "checkpoint": "weights",
+    "classes": "dataset",  # which tells them
     "create_model": "get_model",
     "ctx": "device",
     "data": "data_dir",
@@ -97,8 +98,10 @@ def nearest(value: object, choices: Iterable[str]) -> str:
     """``; nearest: …`` with the choice that a value is a synonym of, or up to three that are like it, or nothing."""
     spelt = {_plain(choice): choice for choice in choices}
     word = _plain(str(value))
-    if SYNONYMS.get(word) in spelt:
-        return f"; nearest: {spelt[SYNONYMS[word]]}"
+    meant = SYNONYMS.get(word, word)
+    meant = meant if meant in spelt else SYNONYMS.get(meant, meant)
+    if meant in spelt:
+        return f"; nearest: {spelt[meant]}"
     near = difflib.get_close_matches(word, spelt, n=3, cutoff=0.4)
     return f"; nearest: {', '.join(spelt[choice] for choice in near)}" if near else ""
 

@@ -106,6 +106,7 @@ def test_a_mistake_names_what_is_right(call, error, words):
     ("recipe", "words"),
     [
         ({"lr": 0.1}, "unknown key 'lr'; nearest: learning_rate"),
+        ({"num_classes": 10}, "unknown key 'num_classes'; nearest: dataset"),
         ({"epochs": 0}, "epochs: '0'"),
         ({"dataset": "digit"}, "nearest: digits"),
     ],
@@ -115,6 +116,13 @@ def test_a_mistake_in_a_recipe_is_named(recipe, words, tmp_path):
     with pytest.raises(InvalidValueError, match=words):
         pydmobilenet.train(**{"model": MODEL, "dataset": "digits", "output": tmp_path / "run", **recipe})
     assert not (tmp_path / "run").exists()
+
+
+def test_an_old_python_is_refused_at_once():
+    code = "import sys; sys.version_info = (3, 8, 18); import pydmobilenet"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.returncode == 1
+    assert answer.stderr.splitlines()[-1].endswith("is too old for pydmobilenet (allowed: 3.9 and newer)")
 
 
 def test_everything_that_is_offered_is_there_with_its_signature():

@@ -78,6 +78,9 @@ def test_help_fits_two_screens_and_names_every_option():
             "--weights-dir is where --weights published looks",
         ),
         (["--modle", MODEL], "unrecognized arguments: --modle pyd-add-11-0.125; nearest: --model"),
+        (["--lr", "0.1"], "unrecognized arguments: --lr 0.1; nearest: --learning-rate"),
+        (["--num_classes=10"], "unrecognized arguments: --num_classes=10; nearest: --dataset"),
+        (["--ctx", "gpu"], "unrecognized arguments: --ctx gpu; nearest: --device"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, tmp_path):
