@@ -7,6 +7,7 @@ the same random images with the same random weights, and take turns, a depth at 
 
     python benchmarks/validation.py                # 10,000 images, all 22 networks: a quarter of an hour on two cores
     python benchmarks/validation.py --images 1000 --depth 29 --engine onnxruntime
+    python benchmarks/validation.py --whole --engine gluon onnxruntime
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ def main() -> None:
     parser.add_argument("--depth", type=int, nargs="+", default=[29, 56], help="of the networks (default: 29 56)")
     parser.add_argument("--engine", nargs="+", default=["gluon"], help="of ours: gluon (default), onnxruntime, or both")
     parser.add_argument("--workers", type=int, default=2, help="of the DataLoader (default: 2)")
+    text = "all networks by one command, each of ours before the conventional way and after it"
+    parser.add_argument("--whole", action="store_true", help=text)
     arguments = parser.parse_args()
 
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "DNNL_"))}
@@ -100,7 +103,10 @@ def main() -> None:
             ways = {"conventional": lambda names: sum(float(server.ask(str(folder / name / "net"))) for name in names)}
             for engine in arguments.engine:
                 ways[engine] = lambda names, engine=engine: ours(folder, names, engine, environment)
-            compare(ways, dict(zip(arguments.depth, groups)))
+            if arguments.whole:
+                whole(ways, [name for group in groups for name in group])
+            else:
+                compare(ways, dict(zip(arguments.depth, groups)))
 
 
 def compare(ways: dict[str, Callable[[list[str]], float]], groups: dict[int, list[str]]) -> None:
@@ -111,6 +117,20 @@ def compare(ways: dict[str, Callable[[list[str]], float]], groups: dict[int, lis
         print(f"depth {depth}, {len(names)} networks: {described(seconds)}", flush=True)
         totals = {way: totals[way] + seconds[way] for way in ways}
     print(f"together: {described(totals)}")
+
+
+def whole(ways: dict[str, Callable[[list[str]], float]], names: list[str]) -> None:
+    """Print the seconds of each way for all networks at once."""
+    own = [way for way in ways if way != "conventional"]
+    before = [ways[way](names) for way in own]
+    print(f"before: {', '.join(f'{way} {seconds:.1f} s' for way, seconds in zip(own, before))}", flush=True)
+    conventional = ways["conventional"](names)
+    after = [ways[way](names) for way in reversed(own)][::-1]
+    for way, *seconds in zip(own, before, after):
+        ratios = ", ".join(f"{conventional / value:.2f}" for value in seconds)
+        print(
+            f"{way}: {' and '.join(f'{value:.1f}' for value in seconds)} s against {conventional:.1f} s: {ratios} times"
+        )
 
 
 def described(seconds: dict[str, float]) -> str:
