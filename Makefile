@@ -18,6 +18,18 @@ ifeq ($(filter $(DEVICE),cpu gpu),)
 $(error DEVICE is '$(DEVICE)' (allowed: cpu, gpu))
 endif
 
+# What is asked for has to be what is used.
+ifneq ($(filter command line environment,$(origin PYTHON)),)
+ifneq ($(wildcard $(BIN)/python),)
+VERSION = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+ifneq ($(call VERSION,$(PYTHON)),$(call VERSION,$(BIN)/python))
+ifneq ($(MAKECMDGOALS),clean)
+$(error .venv has Python $(call VERSION,$(BIN)/python), PYTHON is $(call VERSION,$(PYTHON)): make clean first)
+endif
+endif
+endif
+endif
+
 .PHONY: validate test lint docs clean
 
 validate: $(INSTALLED)

@@ -26,6 +26,7 @@ from .training.history import History
 
 if TYPE_CHECKING:
     from .gluon.blocks import HybridBlock
+    from .gluon.devices import Context
     from .onnx.export import Difference
 
 PathLike = Union[str, Path]
@@ -48,13 +49,36 @@ def hinted(function: Callable[..., Any]) -> Callable[..., Any]:
 get_dataset = hinted(data.get_dataset)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "get_model":  # MXNet takes more than a second to import: it is left until a network is asked for
-        runtime.require()
-        from .gluon import network
+@hinted
+def get_model(
+    name: str,
+    dataset: str | None = None,
+    classes: int | None = None,
+    pretrained: bool = False,
+    device: str | Context | None = None,
+    weights: str | Path | None = None,
+    weights_dir: str | Path | None = None,
+) -> HybridBlock:
+    """A Gluon network of the zoo: normalised images (N, 3, 32, 32) in float32 to logits (N, outputs). Its ``features``
+    gives the pooled features (N, C) instead.
 
-        return hinted(network.get_model)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    `name` is ``resnet-29-0.5``, ``mobilenet-56-1.5``, ``pyd-add-29-0.25``, ``pyd-concat-56-0.75``, ``wrn-28-10`` or any
+    other of that form (`catalog.parse_name`). `dataset`, by default the run's or ``cifar10``, sets the number of
+    outputs, unless `classes` does, and on ``imagenet32`` the wider network.
+
+    `weights` is a run of ``train.py``, of which the best parameters are loaded, or a file of parameters. `pretrained`
+    loads the authors' weights, found in `weights_dir` or where `weights.places` says, else downloaded; for ``digits``,
+    the bundled ones. Where `classes` is another number than theirs, the dense layer is drawn anew. Without either, all
+    parameters are (He initialisation). `device` is a name that `gluon.devices.choose` knows, or a context; by default
+    MXNet's current one.
+
+    Raises InvalidValueError, MissingFileError, BadFileError or UnusableError, which are ValueError, FileNotFoundError,
+    ValueError and OSError; UnusableError too where MXNet is not installed.
+    """
+    runtime.require()
+    from .gluon import network  # MXNet takes more than a second to import: it is left until a network is asked for
+
+    return network.get_model(name, dataset, classes, pretrained, device, weights, weights_dir)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import gzip
 import http.server
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -19,6 +20,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # As training has it by default, but not to be lifted by a command that only answers and is run inside this process.
 os.environ.setdefault("DNNL_MAX_CPU_ISA", "AVX2")
 
+# A shell's background job ignores it, and hands that down to all that is started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite("helpers")
 
 from helpers import NOWHERE, ROOT, SHARED  # noqa: E402

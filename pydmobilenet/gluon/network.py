@@ -119,22 +119,7 @@ def get_model(
     weights: str | Path | None = None,
     weights_dir: str | Path | None = None,
 ) -> HybridBlock:
-    """A Gluon network of the zoo: normalised images (N, 3, 32, 32) in float32 to logits (N, outputs). Its ``features``
-    gives the pooled features (N, C) instead.
-
-    `name` is ``resnet-29-0.5``, ``mobilenet-56-1.5``, ``pyd-add-29-0.25``, ``pyd-concat-56-0.75``, ``wrn-28-10`` or any
-    other of that form (`catalog.parse_name`). `dataset`, by default the run's or ``cifar10``, sets the number of
-    outputs, unless `classes` does, and on ``imagenet32`` the wider network.
-
-    `weights` is a run of ``train.py``, of which the best parameters are loaded, or a file of parameters. `pretrained`
-    loads the authors' weights, found in `weights_dir` or where `weights.places` says, else downloaded; for ``digits``,
-    the bundled ones. Where `classes` is another number than theirs, the dense layer is drawn anew. Without either, all
-    parameters are (He initialisation). `device` is a name that `gluon.devices.choose` knows, or a context; by default
-    MXNet's current one.
-
-    Raises InvalidValueError, MissingFileError, BadFileError or UnusableError, which are ValueError, FileNotFoundError,
-    ValueError and OSError.
-    """
+    """As `pydmobilenet.get_model`."""
     asked = zoo.request(name, dataset, classes, pretrained, weights, weights_dir)
     net = build(asked.architecture, asked.outputs, zoo.widths(asked.dataset))
     initialize(net, device)
