@@ -51,8 +51,7 @@ $(INSTALLED): setup.py $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	rm -f .venv/.installed-*
 	$(BIN)/python -m pip uninstall -qq --yes $(if $(filter gpu,$(DEVICE)),mxnet,mxnet-cu112)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(DEVICE),$(EXTRAS)]' \
-		|| $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(DEVICE),$(EXTRAS)]'
 	@$(BIN)/python -c 'from importlib.util import find_spec; find_spec("mxnet") or \
 		print("left out: MXNet, which has no build for this machine and this Python; ONNX Runtime is there")'
 	touch $@

@@ -8,8 +8,9 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 
 # MXNet 1.9.1 is the last release. Both builds install the same package: one of them, never both. Its wheels run on any
-# Python 3 by their name, but on none above 3.11 in fact, and on no NumPy 2.
-WHERE = 'python_version < "3.12"'
+# Python 3 by their name, but on none above 3.11 in fact, and on no NumPy 2. Elsewhere an extra that asks for it brings
+# nothing, and the commands say so.
+WHERE = 'python_version < "3.12" and platform_machine == "x86_64"'
 MXNET_CPU = [f"mxnet==1.9.1; {WHERE}", f"numpy<2; {WHERE}"]
 MXNET_GPU = [
     f"mxnet-cu112==1.9.1; {WHERE}",
