@@ -94,9 +94,7 @@ class Run:
 
     def model(self, device: str | None = None) -> HybridBlock:
         """The Gluon network with the parameters of the best epoch. Raises MissingFileError before the first one."""
-        from .gluon import network
-
-        return network.get_model(read_metadata(self.directory)["model"], weights=self.directory, device=device)
+        return get_model(read_metadata(self.directory)["model"], weights=self.directory, device=device)
 
 
 def train(

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from .errors import UnusableError, unknown
+from .gluon import runtime
 from .network import Network
 
 ENGINES = ("gluon", "onnxruntime")
@@ -55,8 +56,6 @@ def choose(engine: str = "auto", device: str = "auto", fused: bool = True) -> Ch
     """
     if engine not in ("auto", *ENGINES):
         raise unknown("engine", engine, ("auto", *ENGINES))
-    from .gluon import runtime
-
     obstacle = runtime.obstacle() if engine != "onnxruntime" else ""
     if engine == "gluon" and obstacle:
         raise UnusableError(f"engine 'gluon': {obstacle}; nearest: onnxruntime")
@@ -81,8 +80,6 @@ def choose_trainer(device: str = "auto", kvstore: str = "local") -> TrainerChoic
 
     Raises UnusableError where MXNet cannot be used, and as `choose` does for the device.
     """
-    from .gluon import runtime
-
     if runtime.obstacle():
         raise UnusableError(f"training needs MXNet: {runtime.obstacle()}")
     from .gluon import devices, trainer

@@ -16,6 +16,7 @@ from typing import NoReturn
 from .. import catalog, engine, fetching, zoo
 from ..catalog import Record
 from ..errors import InvalidValueError, UserError, nearest, of_engine, unknown
+from ..gluon import runtime
 from ..text import printable
 
 
@@ -123,8 +124,6 @@ def source(arguments: argparse.Namespace) -> zoo.Source:
 
 def choose_engine(arguments: argparse.Namespace, fused: bool = True) -> engine.Choice:
     """The engine that the options name, for a process that does nothing but answer."""
-    from ..gluon import runtime
-
     runtime.use_all_instructions()
     return engine.choose(arguments.engine, device_name(arguments.device), fused)
 

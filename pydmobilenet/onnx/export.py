@@ -15,7 +15,7 @@ from ..errors import BadFileError
 from ..folding import fold
 from ..network import Network
 from ..zoo import Source
-from .graph import convert
+from .graph import check_finite, convert
 from .session import predictor
 
 TOLERANCE = 1e-4  # of the logits' range: what rounding may differ by
@@ -50,8 +50,8 @@ def export(
     Raises BadFileError where they differ by more than rounding, or `graph.convert` does; UnusableError where the file
     cannot be written. No file is left behind then.
     """
-    literal = convert(network, arrays, task, uint8_input, metadata)  # refuses what may be gone once it is folded
-    model = convert(*fold(network, arrays), task, uint8_input, metadata) if fused else literal
+    check_finite(arrays)  # before they are folded: what is not finite may be gone then
+    model = convert(*(fold(network, arrays) if fused else (network, arrays)), task, uint8_input, metadata)
     onnx.checker.check_model(model, full_check=True)
     found = difference(reference, task, model, images, uint8_input)
     if not found.logits <= TOLERANCE or found.classes:

@@ -33,6 +33,7 @@ def convert(
     pixels as an image file has them, (N, 32, 32, 3) in uint8, and the graph normalises them itself. Its output is
     ``logits`` (N, outputs). Raises BadFileError for arrays that are not finite.
     """
+    check_finite(arrays)
     graph = _Graph(arrays)
     if uint8_input:
         if task is None:
@@ -59,6 +60,13 @@ def convert(
     properties = {**(about(task) if task else {}), **(metadata or {})}
     helper.set_model_props(model, {name: encodable(value) for name, value in properties.items()})
     return model
+
+
+def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises BadFileError for arrays that are not finite."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise BadFileError(f"the network's parameter {name} has values that are not finite")
 
 
 def about(task: Task) -> dict[str, str]:
@@ -93,8 +101,6 @@ class _Graph:
         found = []
         for name in layer.parameters:
             full_name, array = f"{layer.name}.{name}", self.arrays[f"{layer.name}.{name}"]
-            if not np.isfinite(array).all():
-                raise BadFileError(f"the network's parameter {full_name} has values that are not finite")
             if isinstance(layer, BatchNorm) and not layer.scale and name == "gamma":
                 array = np.ones_like(array)
             found.append(self.constant(full_name, array))
