@@ -132,6 +132,7 @@ def train(
         prepare.check_same(given, prepare.read_config(directory))
         loop = prepare.resume(directory, options)
     else:
+        prepare.check_places(dataset, where)
         made = prepare.configure(given, None if config is None else fetching.expanded(config))
         directory = fetching.expanded(output or prepare.default_directory(made))
         init = None if weights is None else prepare.initial_weights(made, weights)

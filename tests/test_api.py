@@ -118,6 +118,12 @@ def test_a_mistake_in_a_recipe_is_named(recipe, words, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.gluon
+def test_two_places_of_the_data_are_refused():
+    with pytest.raises(UserError, match="name two places of the data: give one of them"):
+        pydmobilenet.train(MODEL, "folder:photos", data_dir="elsewhere")
+
+
 def test_an_old_python_is_refused_at_once():
     code = "import sys; sys.version_info = (3, 8, 18); import pydmobilenet"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

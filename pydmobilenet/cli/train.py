@@ -47,9 +47,8 @@ def add_options(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     if arguments.resume and (arguments.output or arguments.config or arguments.weights):
         raise UserError("--resume takes all of that from the run: leave out --output, --config, --weights")
-    own_folder = (arguments.dataset or "").startswith("folder:") and not arguments.resume
-    if own_folder and arguments.data_dir:
-        raise UserError("--dataset folder:PATH and --data-dir name two places of the data: give one of them")
+    if not arguments.resume:
+        prepare.check_places(arguments.dataset, arguments.data_dir)
     if arguments.weights_dir and arguments.weights != zoo.PUBLISHED:
         raise UserError("--weights-dir is where --weights published looks: add that, or leave it out")
     if arguments.resume:

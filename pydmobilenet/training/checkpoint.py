@@ -147,11 +147,6 @@ class Run:
         """The state to resume from."""
         return State.read(self.directory / STATE)
 
-    @property
-    def history(self) -> History:
-        """The epochs of the run so far, as ``last.state`` has them."""
-        return read_history(self.directory)
-
 
 def read_history(directory: str | Path) -> History:
     """The epochs of a run so far, also of one that another process is training.

@@ -17,7 +17,7 @@ from ..checkpoints import params, runs
 from ..checkpoints import weights as checkpoints
 from ..checkpoints.runs import METADATA, read_metadata
 from ..data import Dataset, Task, get_dataset, get_task, recorded_task
-from ..errors import BadFileError, InvalidValueError, MissingFileError
+from ..errors import BadFileError, InvalidValueError, MissingFileError, UserError
 from ..resources import CONFIGS
 from ..text import printable
 from . import config as configuration
@@ -45,6 +45,12 @@ class RunOptions:
     quiet: bool = False
     skip_bad: bool = False
     progress: bool | None = None
+
+
+def check_places(dataset: str | None, data_dir: Path | None) -> None:
+    """Raises UserError where a new run's data set and its directory are two places."""
+    if dataset and dataset.startswith("folder:") and data_dir:
+        raise UserError("--dataset folder:PATH and --data-dir name two places of the data: give one of them")
 
 
 def configure(given: Mapping[str, Any], recipe: Path | None = None) -> Config:
