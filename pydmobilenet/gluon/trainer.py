@@ -19,6 +19,7 @@ from ..training.trainer import Score, check_split, cross_entropy
 from . import step
 from .inference import batch_size, fuse, predictor
 from .network import build_for, get_arrays, load_weights
+from .optimizer import NesterovSGD
 from .workers import Workers
 
 # Of half precision's loss scaling, which is part of the optimiser's state.
@@ -65,10 +66,10 @@ class GluonTrainer:
                 parameter.wd_mult = 0.0
             if config.accumulation_steps > 1:
                 parameter.grad_req = "add"
-        options = {"learning_rate": config.learning_rate, "momentum": config.momentum, "wd": config.weight_decay}
+        sgd = NesterovSGD(config.learning_rate, config.momentum, config.weight_decay)
         kvstore = workers.kvstore or ("device" if len(self.contexts) > 1 else None)
         # Each worker updates its own copy: the server would want an optimiser pickled to it.
-        self.optimizer = gluon.Trainer(self.trained, "nag", options, kvstore=kvstore, update_on_kvstore=False)
+        self.optimizer = gluon.Trainer(self.trained, sgd, kvstore=kvstore, update_on_kvstore=False)
         if config.dtype == "float16":
             amp.init_trainer(self.optimizer)
         self.scaler = getattr(self.optimizer, "_amp_loss_scaler", None)
