@@ -55,6 +55,8 @@ class GluonTrainer:
     and workers are summed before an update.
     """
 
+    name = "gluon"
+
     def __init__(self, net: HybridBlock, config: Config, contexts: Sequence[mx.Context], workers: Workers):
         check_split(config, len(contexts), workers.size)
         self.net, self.config, self.contexts, self.workers = net, config, list(contexts), workers
