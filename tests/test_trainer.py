@@ -13,7 +13,6 @@ from pydmobilenet.gluon import trainer as gluon_trainer
 from pydmobilenet.gluon.network import build_for
 from pydmobilenet.gluon.step import LiteralStep, PyramidStep, distance
 from pydmobilenet.gluon.trainer import GluonTrainer, initialize
-from pydmobilenet.gluon.workers import Workers
 from pydmobilenet.training import config, mixup, prepare
 from pydmobilenet.training.trainer import cross_entropy
 
@@ -34,7 +33,7 @@ def made(model="resnet-11-0.125", contexts=(CPU,), **values):
     chosen = recipe(model, **values)
     net = build_for(chosen.model, "digits")
     initialize(net, chosen, contexts)
-    return GluonTrainer(net, chosen, contexts, Workers())
+    return GluonTrainer(net, chosen, contexts)
 
 
 @functools.lru_cache
