@@ -84,13 +84,12 @@ def ours(prefix: str) -> Iterator[None]:
 
     from pydmobilenet.data import Dataset, batches, get_task
     from pydmobilenet.gluon.trainer import GluonTrainer
-    from pydmobilenet.gluon.workers import Workers
     from pydmobilenet.training import config, mixup
 
     recipe = config.make({**config.read("configs/cifar.yaml"), "model": os.path.basename(prefix), "batch_size": BATCH})
     net = pydmobilenet.get_model(recipe.model)
     net.load_parameters(f"{prefix}.structural")
-    trainer = GluonTrainer(net, recipe, [mx.cpu()], Workers())
+    trainer = GluonTrainer(net, recipe, [mx.cpu()])
     dataset, read, epoch = Dataset(get_task("cifar10"), "train", *pixels(), False, "benchmark"), None, 0
     while True:
         for images, labels in batches(dataset, BATCH, train=True, epoch=epoch):

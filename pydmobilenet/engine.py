@@ -75,7 +75,7 @@ class TrainerChoice(NamedTuple):
     why: str
 
 
-def choose_trainer(device: str = "auto", kvstore: str = "local") -> TrainerChoice:
+def choose_trainer(device: str = "auto") -> TrainerChoice:
     """The engine that trains, on a device or several of a kind: ``gpu:0,1``.
 
     Raises UnusableError where MXNet cannot be used, and as `choose` does for the device.
@@ -85,7 +85,7 @@ def choose_trainer(device: str = "auto", kvstore: str = "local") -> TrainerChoic
     from .gluon import devices, trainer
 
     chosen = devices.choose_several(device)
-    make = partial(trainer.make, contexts=[each.context for each in chosen], kvstore=kvstore)
+    make = partial(trainer.make, contexts=[each.context for each in chosen])
     return TrainerChoice(make, "; ".join(each.why for each in chosen), "Gluon, the only one that trains")
 
 

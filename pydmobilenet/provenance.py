@@ -103,7 +103,7 @@ def check(metadata: Mapping[str, Any]) -> None:
     """Raises ValueError, KeyError or TypeError where what a run tells of its origin cannot be."""
     if not isinstance(metadata.get("config", {}), dict):
         raise TypeError("a configuration has keys")
-    texts = []
+    texts = [metadata.get("engine", "")]
     for split in metadata.get("data", {}).values():
         numbers = split["images_per_class"]
         if not all(type(number) is int and number >= 0 for number in numbers) or sum(numbers) != split["images"]:
@@ -114,7 +114,7 @@ def check(metadata: Mapping[str, Any]) -> None:
     for each in metadata.get("sessions", []):
         texts += [each["begun"], each["command"], each["device"], *each["environment"].values()]
     if not all(isinstance(text, str) for text in texts):
-        raise TypeError("sessions and initial weights are described by texts")
+        raise TypeError("engine, sessions and initial weights are described by texts")
 
 
 def rows(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:

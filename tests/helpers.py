@@ -1,4 +1,4 @@
-"""What the tests share: train.py and its runs, launchers, and data sets, archives and pictures made on the spot."""
+"""What the tests share: train.py and its runs, and data sets, archives and pictures made on the spot."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ import json
 import os
 import pickle
 import resource
-import signal
-import socket
 import struct
 import subprocess
 import sys
 import tarfile
-import time
-import uuid
 import warnings
 import zlib
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -182,68 +178,6 @@ def with_gluoncv(code, directory):
     if not has_gluoncv():
         pytest.skip("GluonCV cannot be imported")
     subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT_TORCH + code], cwd=directory, check=True)
-
-
-# Launchers
-
-
-def marked(mark):
-    """The processes of this machine that have the mark, those that have ended left out."""
-    found = []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with suppress(OSError):
-            if mark.encode() in environment.read_bytes():
-                found.append(int(environment.parent.name))
-    return found
-
-
-@contextmanager
-def started(*arguments):
-    """The launcher with these arguments, in a process group of its own, and its mark: none is left at the end."""
-    mark = f"MARK={uuid.uuid4()}"
-    ours = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MARK": mark.partition("=")[2]}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pydmobilenet.cli.launch", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, **ours},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    process.mark = mark
-    try:
-        yield process
-    finally:
-        for number in {process.pid, *marked(mark)}:
-            with suppress(ProcessLookupError):
-                os.kill(number, signal.SIGKILL)
-        process.communicate()
-
-
-def ended(process):
-    """Exit code, standard output and standard error of a launcher, which has left nothing behind."""
-    out, err = process.communicate(timeout=LIMIT)
-    assert marked(process.mark) == []
-    return process.returncode, out, err
-
-
-def until(condition):
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def machines(workers, port):
-    """Options of two launchers with one worker each."""
-    first = ["--workers", workers, "--here", 1, "--root", f"127.0.0.1:{port}"]
-    return [*first, "--"], [*first, "--join", "--"]
 
 
 # Networks and files of images

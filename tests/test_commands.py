@@ -114,7 +114,6 @@ ENTRIES = {
     "run_validation.py": "run_validation.py",
     "train.py": "train.py",
     "-m pydmobilenet": "pydmobilenet",
-    "-m pydmobilenet.cli.launch": "pydmobilenet",
 }
 
 

@@ -45,9 +45,6 @@ ELSEWHERE = {
     "python train.py --resume": "test_resume.py::test_killed_at_three_random_moments_a_run_ends_with_the_same_bits",
     "python train.py": "test_train_command.py::test_last_and_best_and_every_second_epoch_are_kept",
     "OMP_NUM_THREADS=1 python train.py --dataset digits": "test_trained.py::test_a_bundled_network_is_trained_again",
-    "python -m pydmobilenet.cli.launch": (
-        "test_devices_and_workers.py::test_two_devices_and_two_workers_reach_the_error_of_one_device"
-    ),
     "python benchmarks/": "test_readme.py::test_help_is_there_and_fits",  # figures: by hand, on a quiet machine
     "python pretrained/reproduce.py": "test_trained.py::test_a_bundled_network_is_trained_again",
 }
@@ -59,7 +56,7 @@ HERE = {
     "pydmobilenet show --dataset digits --output grid.png": "",
 }
 ENTRIES = [
-    *("run_validation.py", "train.py", "-m pydmobilenet", "-m pydmobilenet.cli.launch"),
+    *("run_validation.py", "train.py", "-m pydmobilenet"),
     *(f"-m pydmobilenet {name}" for name in COMMANDS_OF_THE_CLI),
     *(f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.py")) if path.stem != "server"),
     "pretrained/reproduce.py",

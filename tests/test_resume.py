@@ -1,6 +1,5 @@
 """A run goes on exactly where it was, whatever ended it; and what is on the disk is whole at every moment."""
 
-import json
 import select
 import shlex
 import shutil
@@ -28,7 +27,6 @@ from helpers import (
 )
 
 from pydmobilenet.gluon.network import build_for
-from pydmobilenet.training import config
 from pydmobilenet.training.checkpoint import State
 
 pytestmark = [pytest.mark.instruction_sets, pytest.mark.gluon]
@@ -148,44 +146,6 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(undisturbed, tmp_path, in
     after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in directory.iterdir()}
     after[".lock"] = before[".lock"]
     assert after == before
-
-
-def with_keys_of_before(directory):
-    """A run's directory as an earlier version has left it."""
-    path, metadata = directory / "config.yaml", json.loads((directory / "run.json").read_text())
-    text, begun = path.read_text(), metadata["config"]
-    for old, new in config.OLD_KEYS.items():
-        assert f"\n{new}: " in text
-        text = text.replace(f"\n{new}: ", f"\n{old}: ")
-        begun[old] = begun.pop(new)
-    path.write_text(text)
-    (directory / "run.json").write_text(json.dumps(metadata))
-
-
-def test_a_run_with_the_keys_of_before_goes_on_with_the_same_bits(undisturbed, beginning, tmp_path):
-    directory = tmp_path / "run"
-    with started(*beginning, "--output", directory) as run:
-        until(run.stdout, "epoch 2/")
-        run.terminate()
-        run.communicate()
-        assert run.returncode == 143
-    with_keys_of_before(directory)
-    finish("--resume", directory, "--plain-epochs", RECIPE["mixup_off_epochs"])
-    found, expected = content(directory), content(undisturbed[0])
-    for each in (found, expected):
-        del each["config"]
-        each["metadata"].pop("config")
-    assert_same(found, expected)
-
-
-def test_an_old_and_a_new_name_of_a_key_in_one_run_are_refused(undisturbed, tmp_path, inside):
-    directory = tmp_path / "run"
-    shutil.copytree(undisturbed[0], directory)
-    metadata = json.loads((directory / "run.json").read_text())
-    metadata["config"]["accumulate"] = 1
-    (directory / "run.json").write_text(json.dumps(metadata))
-    words = "run.json: accumulate is the old name of accumulation_steps: leave out accumulate"
-    assert_mistake(inside("--resume", directory), words)
 
 
 def cut_short(path):

@@ -7,7 +7,7 @@ import shutil
 import mxnet as mx
 import numpy as np
 import pytest
-from helpers import DIGITS, ROOT, assert_mistake, assert_same, content, options, runner
+from helpers import DIGITS, ROOT, assert_mistake, assert_same, content, listing, options, runner
 from helpers import train as train_py
 from PIL import Image
 
@@ -148,6 +148,7 @@ def test_a_run_tells_all_that_its_result_depends_on(original):
     task = dataset.task
     assert (metadata["model"], metadata["classes"], metadata["outputs"]) == (MODEL, ["a", "b", "c"], 3)
     assert (metadata["mean"], metadata["std"]) == (list(task.mean), list(task.std))
+    assert metadata["engine"] == "gluon"
     assert metadata["config"]["batch_size"] == 4
     assert metadata["config"]["dataset"] == "folder:photos"
     assert metadata["data"]["train"]["images_per_class"] == [8, 8, 8]
@@ -302,20 +303,58 @@ def test_a_run_goes_on_from_anywhere_and_where_its_data_has_moved(interrupted, o
     assert ["--resume" in each["command"] for each in sessions] == [False, True]
 
 
-def test_a_run_of_an_earlier_version_goes_on_with_a_warning(interrupted, train):
-    _, run = interrupted
+def change_metadata(run, change):
     metadata = json.loads((run / "run.json").read_text())
-    old = {key: metadata[key] for key in ("model", "dataset", "outputs", "classes", "checkpoints")}
-    (run / "run.json").write_text(json.dumps(old))
-    with pytest.warns(UserWarning, match="is of an earlier version and does not tell its data: it is not compared"):
-        assert train("--resume", run).returncode == 0
-    assert runs.of_run(run).task.classes == ("a", "b", "c")
+    change(metadata)
+    (run / "run.json").write_text(json.dumps(metadata))
+
+
+def without_origin(metadata):
+    for key in ("engine", "config", "data", "initial_weights", "sessions"):
+        del metadata[key]
+
+
+@pytest.mark.parametrize(
+    "age",
+    [
+        lambda run: change_metadata(run, lambda metadata: metadata.pop("engine")),
+        lambda run: change_metadata(run, without_origin),
+        lambda run: (run / "run.json").unlink(),
+    ],
+    ids=["0.2", "0.1", "0.1, before its first checkpoint"],
+)
+def test_a_run_of_an_earlier_version_does_not_go_on_by_another_update(age, interrupted, train):
+    _, run = interrupted
+    age(run)
+    before = listing(run)
+    words = f"{run} was begun by version 0.2 or earlier, whose update this version does not compute: to train on, start"
+    assert_mistake(train("--resume", run, "--quiet"), words)
+    assert listing(run) == before
+
+
+def test_the_weights_of_a_run_of_an_earlier_version_are_a_beginning(interrupted, train, tmp_path):
+    folder, run = interrupted
+    change_metadata(run, without_origin)
+    recipe = ["-m", MODEL, "-d", f"folder:{folder}", "--config", DIGITS, *options({**RECIPE, "epochs": 1})]
+    beginning = ["--device", "cpu", "--weights", run / "last.params", "--output", tmp_path / "on"]
+    answer = train(*recipe, *beginning)
+    assert answer.returncode == 0, answer.stderr
+    begun = json.loads((tmp_path / "on" / "run.json").read_text())["initial_weights"]
+    assert begun["source"] == str(run / "last.params")
+
+
+def test_a_run_of_another_engine_does_not_go_on(interrupted, train):
+    _, run = interrupted
+    change_metadata(run, lambda metadata: metadata.update(engine="pytorch"))
+    before = listing(run)
+    words = "last.state is of the engine 'pytorch', not of 'gluon': resume with --engine pytorch, or start a run with "
+    assert_mistake(train("--resume", run, "--quiet"), f"{run}/{words}")
+    assert listing(run) == before
 
 
 def test_a_run_that_has_saved_nothing_yet_says_so(interrupted, call):
     _, run = interrupted
-    metadata = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**metadata, "checkpoints": {}}))
+    change_metadata(run, lambda metadata: metadata.update(checkpoints={}))
     with pytest.raises(MissingFileError, match="has no checkpoint yet: its first epoch is not finished"):
         runs.of_run(run)
 
@@ -362,6 +401,7 @@ def test_a_run_tells_python_its_data_set_and_outputs(original, moved):
         {"mean": [1, 2]},
         {"std": [1.0, 1.0, 0.0]},
         {"std": [1.0, 1.0, "1"]},
+        {"engine": 3},
         {"sessions": [{}]},
         {"sessions": [3]},
         {"data": {"train": {"images": -1, "images_per_class": [], "sha256": ""}}},

@@ -45,7 +45,7 @@ def test_help_fits_two_screens_and_names_every_option():
     for key in config.FIELDS:
         assert f"--{key.replace('_', '-')} " in answer.stdout
     for option in (
-        *("config", "device", "kvstore", "data-dir", "output", "resume", "pretrained", "init", "tensorboard"),
+        *("config", "device", "data-dir", "output", "resume", "pretrained", "init", "tensorboard"),
         *("quiet", "verbose", "skip-bad"),
     ):
         assert f"--{option} " in answer.stdout
@@ -109,8 +109,6 @@ def of_another_model(tmp_path):
         (["--device", "tpu"], "unknown device 'tpu' (allowed: auto, cpu, gpu, gpu:N; nearest: auto)"),
         (["--device", "cpu:0,0"], "device 'cpu:0,0' names one twice; nearest: cpu:0"),
         (["--device", "cpu:0,1,2"], "batch_size is 32 (allowed: a multiple of 3"),
-        (["--kvstore", "dist_async"], "unknown kvstore 'dist_async'; nearest: dist_sync"),
-        (["--kvstore", "dist_sync"], "kvstore 'dist_sync' needs a scheduler, a server and the other workers"),
         (["--dtype", "float16", "--device", "cpu"], "dtype 'float16' needs a GPU (allowed on a CPU: float32)"),
         (["--batch-size", "2000"], "is more than the 1437 training images; nearest: batch_size 1437"),
         (["--batch-size", "200", "--accumulation-steps", "8"], "1437 training images; nearest: batch_size 179"),

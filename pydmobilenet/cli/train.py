@@ -28,7 +28,6 @@ def add_options(parser: ArgumentParser) -> None:
         help="the recipe, or the name of one in configs/ (default: that of the data set)",
     )
     option("--device", "-g", default="auto", help="auto (default), cpu, gpu, gpu:N, gpu:0,1, cpu:0,1")
-    option("--kvstore", default="local", metavar="KIND", help="local (default), or dist_sync for several machines")
     options.add_data_dir(parser)
     options.add_skip_bad(parser)
     option("--output", type=Path, metavar="DIR", help="the run's directory (default: runs/MODEL-DATASET)")
@@ -58,7 +57,7 @@ def run(arguments: Namespace) -> int:
         directory = fetching.expanded(arguments.output or prepare.default_directory(recipe))
         checkpoint.check_absent(directory)
 
-    choice = engine.choose_trainer(options.device_name(arguments.device), arguments.kvstore)
+    choice = engine.choose_trainer(options.device_name(arguments.device))
     on = prepare.RunOptions(
         make_trainer=choice.make_trainer,
         data_dir=arguments.data_dir,

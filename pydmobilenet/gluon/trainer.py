@@ -1,4 +1,4 @@
-"""Training with Gluon: gradients on one or several devices and machines, the optimiser, evaluation."""
+"""Training with Gluon: gradients on one or several devices, the optimiser, evaluation."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ from ..training.trainer import Score, check_split, cross_entropy
 from . import step
 from .inference import batch_size, fuse, predictor
 from .network import build_for, get_arrays, load_weights
-from .workers import Workers
+from .optimizer import NesterovSGD
 
 # Of half precision's loss scaling, which is part of the optimiser's state.
 LOSS_SCALE, SCALER_FIELDS = "loss scale", ("_loss_scale", "_next_loss_scale", "_unskipped")
 INITIALISERS = {"msra": mx.init.MSRAPrelu, "xavier": mx.init.Xavier}
 
 
-def make(config: Config, task: Task, contexts: Sequence[mx.Context], kvstore: str = "local") -> GluonTrainer:
-    """A trainer with fresh parameters on these devices, beside other workers if `kvstore` is ``dist_sync``.
+def make(config: Config, task: Task, contexts: Sequence[mx.Context]) -> GluonTrainer:
+    """A trainer with fresh parameters on these devices.
 
     Raises InvalidValueError and UnusableError for what this machine cannot do.
     """
-    workers = Workers(kvstore)
     if config.dtype == "float16":
         if any(context.device_type != "gpu" for context in contexts):
             raise UnusableError("dtype 'float16' needs a GPU (allowed on a CPU: float32)")
         amp.init()  # before the network is made
     net = build_for(config.model, config.dataset, task.outputs)
     initialize(net, config, contexts)
-    return GluonTrainer(net, config, contexts, workers)
+    return GluonTrainer(net, config, contexts)
 
 
 def initialize(net: HybridBlock, config: Config, contexts: Sequence[mx.Context]) -> None:
@@ -48,15 +47,17 @@ def initialize(net: HybridBlock, config: Config, contexts: Sequence[mx.Context])
 
 
 class GluonTrainer:
-    """The `Trainer` of Gluon: a network that is the same on each of the `contexts` and on each of the `workers`.
+    """The `Trainer` of Gluon: a network that is the same on each of the `contexts`; there are no other workers.
 
-    Each pass takes this worker's share of a batch and splits it evenly over the devices. The gradients of all devices
-    and workers are summed before an update.
+    Each pass splits a batch evenly over the devices. Their gradients are summed before an update.
     """
 
-    def __init__(self, net: HybridBlock, config: Config, contexts: Sequence[mx.Context], workers: Workers):
-        check_split(config, len(contexts), workers.size)
-        self.net, self.config, self.contexts, self.workers = net, config, list(contexts), workers
+    name = "gluon"
+    rank, world_size = 0, 1
+
+    def __init__(self, net: HybridBlock, config: Config, contexts: Sequence[mx.Context]):
+        check_split(config, len(contexts), self.world_size)
+        self.net, self.config, self.contexts = net, config, list(contexts)
         self.parameters = net._collect_params_with_prefix()
         # In the order of their names, which is gluon.Trainer's.
         self.trained = {name: each for name, each in sorted(self.parameters.items()) if each.grad_req != "null"}
@@ -65,24 +66,16 @@ class GluonTrainer:
                 parameter.wd_mult = 0.0
             if config.accumulation_steps > 1:
                 parameter.grad_req = "add"
-        options = {"learning_rate": config.learning_rate, "momentum": config.momentum, "wd": config.weight_decay}
-        kvstore = workers.kvstore or ("device" if len(self.contexts) > 1 else None)
-        # Each worker updates its own copy: the server would want an optimiser pickled to it.
-        self.optimizer = gluon.Trainer(self.trained, "nag", options, kvstore=kvstore, update_on_kvstore=False)
+        sgd = NesterovSGD(config.learning_rate, config.momentum, config.weight_decay)
+        kvstore = "device" if len(self.contexts) > 1 else None
+        # Each device updates its own copy: an optimiser inside the store would keep its state to itself.
+        self.optimizer = gluon.Trainer(self.trained, sgd, kvstore=kvstore, update_on_kvstore=False)
         if config.dtype == "float16":
             amp.init_trainer(self.optimizer)
         self.scaler = getattr(self.optimizer, "_amp_loss_scaler", None)
         loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
         self.step = {context: step.make(net, loss, context) for context in self.contexts}
         self.passes = 0  # since the last update
-
-    @property
-    def rank(self) -> int:
-        return self.workers.rank
-
-    @property
-    def world_size(self) -> int:
-        return self.workers.size
 
     @property
     def device(self) -> str:
@@ -113,41 +106,36 @@ class GluonTrainer:
             self.passes = 0
 
         def read() -> Score:
-            total = self.all_reduce(np.sum([report.asnumpy() for report in reports], axis=0))
+            total = np.sum([report.asnumpy() for report in reports], axis=0)
             return Score(float(total[0]), int(total[1]), self.config.batch_size)
 
         return read
 
     def sync_batch_norm(self) -> None:
-        """Set the moving statistics to their mean over all devices and workers. Nothing else differs."""
+        """Set the moving statistics to their mean over all devices. Nothing else differs."""
         self._wait()
         moving = [each for each in self.parameters.values() if each.grad_req == "null"]
-        if len(self.contexts) * self.world_size == 1 or not moving:
+        if len(self.contexts) == 1 or not moving:
             return
-        local = sum(np.concatenate([each.data(ctx).asnumpy().ravel() for each in moving]) for ctx in self.contexts)
-        mean = self.all_reduce(local) / (len(self.contexts) * self.world_size)
-        ends = np.cumsum([np.prod(each.shape) for each in moving])[:-1].astype(int)
-        for parameter, values in zip(moving, np.split(mean, ends)):
-            parameter.set_data(nd.array(values.reshape(parameter.shape)))
+        for parameter in moving:
+            parameter.set_data(nd.array(np.mean([each.asnumpy() for each in parameter.list_data()], axis=0)))
 
     def evaluate(self, dataset: Dataset) -> Score:
-        """The score on a whole data set, of which each worker takes its share."""
+        """The score on a whole data set, ."""
         self._wait()
         context = self.contexts[0]
         # Of a network in half precision, the literal graph: it has casts of its own.
         predict = predictor(self.net if self.config.dtype == "float16" else fuse(self.net), context)
         loss, wrong = 0.0, 0
-        share = {"part": self.rank, "parts": self.world_size}
-        for images, labels in batches(dataset, batch_size(context), train=False, **share, threads=1):
+        for images, labels in batches(dataset, batch_size(context), train=False, threads=1):
             logits = predict(images).astype(np.float64)
             loss += cross_entropy(logits, labels)
             wrong += count_wrong(logits, labels)[0]
-        loss, wrong = self.all_reduce(np.array([loss, wrong]))
-        return Score(float(loss), int(wrong), len(dataset))
+        return Score(loss, wrong, len(dataset))
 
     def all_reduce(self, values: np.ndarray) -> np.ndarray:
-        """The sum of the values of all workers, in float32 if there are several."""
-        return self.workers.sum(values)
+        """The values as they are: there is one worker."""
+        return values
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """The parameters and the momentum, by structural name."""

@@ -88,8 +88,7 @@ class State:
 class Run:
     """The directory of a run, locked: only one process at a time can have it.
 
-    `new` says that this process made the directory. `metadata` is the content of ``run.json``; it is empty for a run
-    of an earlier version that has no checkpoint yet.
+    `new` says that this process made the directory. `metadata` is the content of ``run.json``.
     """
 
     def __init__(self, directory: Path, new: bool = False):
@@ -102,7 +101,7 @@ class Run:
         except OSError as error:
             raise UnusableError(f"cannot write to {directory}: {error.strerror}") from None
         # Read now, so that a damaged file is reported before an epoch is trained.
-        self.metadata = read_metadata(directory) if (directory / METADATA).exists() else {}
+        self.metadata = read_metadata(directory)
 
     @classmethod
     def create(cls, directory: Path, config: str, state: State, metadata: Mapping[str, object]) -> Run:

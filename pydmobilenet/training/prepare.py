@@ -92,13 +92,13 @@ def start(config: Config, directory: Path, options: RunOptions, init: Path | Non
     run = None
     if trainer.rank == 0:
         state = State(*trainer.state(), progress.to_dict())
-        metadata = describe(config, train, test, state, init, trainer.device)
+        metadata = describe(config, train, test, state, init, trainer)
         run = Run.create(directory, configuration.text(config), state, metadata)
     return Loop(trainer, train, test, rates, progress, run, _events(options, run), options.quiet, options.progress)
 
 
 def describe(
-    config: Config, train: Dataset, test: Dataset, state: State, init: Path | None, device: str
+    config: Config, train: Dataset, test: Dataset, state: State, init: Path | None, trainer: Trainer
 ) -> dict[str, object]:
     """The content of ``run.json``: what one needs to use a run or to resume it, even if its data has moved."""
     task = train.task
@@ -108,48 +108,64 @@ def describe(
         "model": config.model,
         "dataset": task.name,
         "outputs": task.outputs,
+        "engine": trainer.name,
         "classes": task.classes,
         "mean": task.mean,
         "std": task.std,
         "config": vars(config),
         "data": {"train": provenance.of_data(train), "test": provenance.of_data(test)},
         "initial_weights": {"source": source, "sha256": fetching.digest(init, "sha256")[7:] if init else drawn},
-        "sessions": [provenance.session(device)],
+        "sessions": [provenance.session(trainer.device)],
     }
 
 
 def resume(directory: Path, options: RunOptions) -> Loop:
     """The loop of a run, exactly where it was interrupted. All workers have to see the same directory.
 
-    Raises BadFileError where its data or its configuration has changed.
+    Raises BadFileError where its data or its configuration has changed, and where its state is of another update than
+    the trainer's.
     """
     config = read_config(directory)
     metadata = read_metadata(directory) if (directory / METADATA).exists() else {}
+    check_version(metadata, directory)
     check_config(config, metadata, directory)
     train, test = _data(config, options, metadata)
-    check_data(train, test, metadata, directory)
+    check_data(train, test, metadata)
     trainer = options.make_trainer(config, train.task)
+    check_engine(trainer, metadata, directory)
     run = Run(directory) if trainer.rank == 0 else None  # from here on, no other process writes to it
     state = State.read(directory / STATE)
     trainer.load_state(state.parameters, state.momentum)
     progress = Progress.from_dict(state.progress, config, len(train))
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
     if run is not None:
-        device = trainer.device
-        described = describe(config, train, test, state, None, device)
-        known = run.metadata or {**described, "checkpoints": {}, "sessions": []}
-        run.metadata = {**known, "sessions": [*known.get("sessions", []), provenance.session(device)]}
+        sessions = [*run.metadata["sessions"], provenance.session(trainer.device)]
+        run.metadata = {**run.metadata, "sessions": sessions}
     return Loop(trainer, train, test, rates, progress, run, _events(options, run), options.quiet, options.progress)
+
+
+def check_version(metadata: Mapping[str, Any], directory: Path) -> None:
+    """Raises BadFileError for a run of version 0.2 or earlier, whose momentum is that of MXNet's own update."""
+    if not {"engine", "config", "data", "sessions"} <= metadata.keys():
+        raise BadFileError(
+            f"{directory} was begun by version 0.2 or earlier, whose update this version does not compute: to train "
+            "on, start a run with --weights on its last.params"
+        )
+
+
+def check_engine(trainer: Trainer, metadata: Mapping[str, Any], directory: Path) -> None:
+    """Raises BadFileError where the state of a run is of another engine than the trainer."""
+    engine = metadata["engine"]
+    if engine != trainer.name:
+        raise BadFileError(
+            f"{directory / STATE} is of the engine {engine!r}, not of {trainer.name!r}: resume with --engine {engine}, "
+            "or start a run with --weights on its last.params"
+        )
 
 
 def check_config(config: Config, metadata: Mapping[str, Any], directory: Path) -> None:
     """Raises BadFileError where a run's configuration is not the one that it began with."""
-    if "config" not in metadata:
-        return
-    try:
-        begun = configuration.renamed(metadata["config"])
-    except InvalidValueError as error:
-        raise BadFileError(f"{directory / METADATA}: {error}") from None
+    begun = metadata["config"]
     for key, value in json.loads(json.dumps(vars(config))).items():
         if value != begun.get(key):
             raise BadFileError(
@@ -158,16 +174,10 @@ def check_config(config: Config, metadata: Mapping[str, Any], directory: Path) -
             )
 
 
-def check_data(train: Dataset, test: Dataset, metadata: Mapping[str, Any], directory: Path) -> None:
-    """Raises BadFileError where the data is not what a run began with; warns where the run does not tell its data."""
-    recorded = metadata.get("data")
-    if recorded is None:
-        warnings.warn(
-            f"{directory} is of an earlier version and does not tell its data: it is not compared", stacklevel=2
-        )
-        return
+def check_data(train: Dataset, test: Dataset, metadata: Mapping[str, Any]) -> None:
+    """Raises BadFileError where the data is not what a run began with."""
     for split, dataset in (("train", train), ("test", test)):
-        difference = provenance.data_difference(recorded[split], dataset)
+        difference = provenance.data_difference(metadata["data"][split], dataset)
         if difference:
             raise BadFileError(
                 f"{dataset.source} is not the {split} data that the run began with: {difference}; to train on with "

@@ -31,6 +31,8 @@ class Trainer(Protocol):
     `world_size`. `device` names the devices of this worker.
     """
 
+    name: str
+    """Of the engine: another engine cannot go on with a state."""
     config: Config
 
     @property
