@@ -69,6 +69,7 @@ setup(
     extras_require={
         "cpu": MXNET_CPU,
         "gpu": MXNET_GPU,
+        "torch": ["torch>=2.4"],  # the engine for today's GPUs, and for Python 3.12 and newer
         "tensorboard": ["tensorboardX>=2.6.5,<3"],  # training curves in TensorBoard; brings no TensorFlow
         "notebook": ["nbclient", "ipykernel"],  # run examples/quickstart.ipynb, without Jupyter's own interface
         "docs": ["pdoc>=15,<17"],  # make docs; its templates and its ways change between versions

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from . import machine
 from .errors import UnusableError, unknown
 from .gluon import runtime
 from .network import Network
 
-ENGINES = ("gluon", "onnxruntime")
+ENGINES = ("gluon", "pytorch", "onnxruntime")
 Arrays = Mapping[str, np.ndarray]
 """Parameters by their full names."""
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -49,22 +53,51 @@ class Choice(NamedTuple):
 
 
 def choose(engine: str = "auto", device: str = "auto", fused: bool = True) -> Choice:
-    """The engine of a name, on a device. ``auto`` is Gluon, the reference, where MXNet can be used, else ONNX Runtime.
+    """The engine of a name, on a device.
 
-    Engines fold the networks (`folding.fold`) unless `fused` says otherwise. Raises InvalidValueError for an unknown
-    engine or device, UnusableError for one that this machine does not have.
+    ``auto`` is Gluon, the reference, where MXNet can be used on that device; PyTorch where it alone can use the GPU;
+    else ONNX Runtime. Engines fold the networks (`folding.fold`) unless `fused` says otherwise. Raises
+    InvalidValueError for an unknown engine or device, UnusableError for one that this machine does not have.
     """
     if engine not in ("auto", *ENGINES):
         raise unknown("engine", engine, ("auto", *ENGINES))
-    obstacle = runtime.obstacle() if engine != "onnxruntime" else ""
-    if engine == "gluon" and obstacle:
-        raise UnusableError(f"engine 'gluon': {obstacle}; nearest: onnxruntime")
-    if engine == "onnxruntime" or obstacle:
-        made = _onnxruntime(device, fused)
-        return Choice(made, f"ONNX Runtime, {'as ' + obstacle if obstacle else 'as asked for'}")
-    from .gluon.inference import GluonEngine
+    name, why = (engine, "as asked for") if engine != "auto" else _best(device)
+    return Choice(_MAKE[name](device, fused), f"{_TITLES[name]}, {why}")
 
-    return Choice(GluonEngine(device, fused), f"Gluon, {'as asked for' if engine == 'gluon' else 'the reference'}")
+
+def _best(device: str) -> tuple[str, str]:
+    """The engine for a device, and why."""
+    obstacle = runtime.obstacle()
+    if device == "mps":
+        return "pytorch", "which alone can use Apple's GPU"
+    if _needs_pytorch(device, obstacle):
+        return "pytorch", "which alone can use the GPU"
+    return ("onnxruntime", f"as {obstacle}") if obstacle else ("gluon", "the reference")
+
+
+def _needs_pytorch(device: str, obstacle: str) -> bool:
+    """Whether a device, if it is or may be a GPU, is one that PyTorch can use and MXNet, with its `obstacle`, cannot.
+
+    PyTorch is imported, which takes seconds, where there is such a GPU alone.
+    """
+    match = re.fullmatch(r"auto|(?:gpu|cuda)(?::(\d+))?", device)
+    gpus = range(len(machine.compute_capabilities()))
+    if match is None or not (gpus or sys.platform == "darwin") or importlib.util.find_spec("torch") is None:
+        return False
+    if not obstacle:
+        from .gluon import devices as gluon
+
+        wanted = gpus if device == "auto" else [int(match[1] or 0)]
+        if not all(gluon.gpu_obstacle(number) for number in wanted):
+            return False
+    if pytorch_obstacle():
+        return False
+    from .pytorch import devices as pytorch
+
+    try:
+        return pytorch.choose(device).device.type != "cpu"
+    except UnusableError:
+        return False
 
 
 class TrainerChoice(NamedTuple):
@@ -89,11 +122,15 @@ def choose_trainer(device: str = "auto") -> TrainerChoice:
     return TrainerChoice(make, "; ".join(each.why for each in chosen), "Gluon, the only one that trains")
 
 
-def _onnxruntime(device: str, fused: bool) -> Engine:
-    check_onnxruntime()
-    from .onnx.session import OnnxRuntimeEngine
-
-    return OnnxRuntimeEngine(device, fused)
+def pytorch_obstacle() -> str:
+    """Why PyTorch cannot be used here, in words; an empty string where it can. Imports it."""
+    if importlib.util.find_spec("torch") is None:
+        return "PyTorch is not installed: pip install 'pydmobilenet[torch]'"
+    try:
+        from .pytorch import devices  # noqa: F401
+    except Exception as error:  # its shared libraries may be missing, or not fit together
+        return f"PyTorch cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    return ""
 
 
 def check_onnxruntime() -> None:
@@ -102,3 +139,34 @@ def check_onnxruntime() -> None:
         from .onnx import session  # noqa: F401
     except ImportError as error:
         raise UnusableError(f"ONNX Runtime cannot be imported ({error}): pip install onnx onnxruntime") from error
+
+
+def _gluon(device: str, fused: bool) -> Engine:
+    if runtime.obstacle():
+        raise UnusableError(f"engine 'gluon': {runtime.obstacle()}; nearest: onnxruntime")
+    from .gluon.inference import GluonEngine
+
+    return GluonEngine(device, fused)
+
+
+def _pytorch(device: str, fused: bool) -> Engine:
+    if obstacle := pytorch_obstacle():
+        raise UnusableError(f"engine 'pytorch': {obstacle}; nearest: onnxruntime")
+    from .pytorch.inference import PyTorchEngine
+
+    return PyTorchEngine(device, fused)
+
+
+def _onnxruntime(device: str, fused: bool) -> Engine:
+    check_onnxruntime()
+    from .onnx.session import OnnxRuntimeEngine
+
+    return OnnxRuntimeEngine(device, fused)
+
+
+_MAKE: dict[str, Callable[[str, bool], Engine]] = {
+    "gluon": _gluon,
+    "pytorch": _pytorch,
+    "onnxruntime": _onnxruntime,
+}
+_TITLES = {"gluon": "Gluon", "pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}

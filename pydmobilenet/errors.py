@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable
 
 # The packages that engines come in, and how people call them.
-ENGINES = {"mxnet": "MXNet", "onnxruntime": "ONNX Runtime", "onnx": "ONNX"}
+ENGINES = {"mxnet": "MXNet", "torch": "PyTorch", "onnxruntime": "ONNX Runtime", "onnx": "ONNX"}
 # What other projects call an option, an argument, a key or a function, and what it is called here.
 SYNONYMS = {
     "arch": "model",
@@ -75,9 +75,16 @@ def of_engine(error: BaseException) -> EngineError | None:
     package = type(error).__module__.partition(".")[0]
     if package not in ENGINES:
         return None
-    words = engine_words(error)
-    advice = "a smaller batch needs less" if "memory" in words.lower() else "DNNL_MAX_CPU_ISA=AVX2 or SSE41 may help"
-    return EngineError(f"{ENGINES[package]} has failed: {words} ({advice})")
+    return engine_error(ENGINES[package], engine_words(error))
+
+
+def engine_error(engine: str, words: str) -> EngineError:
+    """What an engine has thrown, `words`, with what to do."""
+    if "memory" in words.lower():
+        advice = "a smaller batch needs less"
+    else:
+        advice = "--device cpu may help" if "CUDA" in words else "DNNL_MAX_CPU_ISA=AVX2 or SSE41 may help"
+    return EngineError(f"{engine} has failed: {words[:300]} ({advice})")
 
 
 def engine_words(error: BaseException) -> str:

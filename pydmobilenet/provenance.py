@@ -19,7 +19,7 @@ from . import processor
 from .data import Dataset
 from .data.batching import file_offset
 
-ENGINES = ("mxnet", "mxnet-cu112", "mxnet-cu115", "mxnet-cu117", "onnxruntime")
+ENGINES = ("mxnet", "mxnet-cu112", "mxnet-cu115", "mxnet-cu117", "torch", "onnxruntime")
 PIECE = 4096  # images hashed at a time: those of ImageNet32 do not fit into memory
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import http.server
+import importlib.util
 import os
 import re
 import signal
@@ -31,26 +32,32 @@ from pydmobilenet.data import cifar  # noqa: E402
 from pydmobilenet.gluon import runtime  # noqa: E402
 
 NO_GLUON = runtime.obstacle()
-IMPORTS_MXNET = re.compile(r"^(import mxnet|from mxnet|from pydmobilenet\.gluon(?! import runtime))", re.MULTILINE)
+NO_PYTORCH = "" if importlib.util.find_spec("torch") else "PyTorch is not installed"
+# What is left out with an engine: files of tests that import it at their top, and tests with its marker.
+IMPORTS = {
+    r"^(import mxnet|from mxnet|from pydmobilenet\.gluon(?! import runtime))": NO_GLUON,
+    r"^(import torch|from torch|from pydmobilenet\.pytorch)": NO_PYTORCH,
+}
 collect_ignore = [
     path.name
     for path in sorted((ROOT / "tests").glob("test_*.py"))
-    if NO_GLUON and IMPORTS_MXNET.search(path.read_text("utf-8"))
+    if any(obstacle and re.search(what, path.read_text("utf-8"), re.MULTILINE) for what, obstacle in IMPORTS.items())
 ]
 
 
 def pytest_report_header():
-    if NO_GLUON:
-        return f"left out, as {NO_GLUON}: all tests marked gluon, and {', '.join(collect_ignore)}"
+    obstacles = [obstacle for obstacle in (NO_GLUON, NO_PYTORCH) if obstacle]
+    if obstacles:
+        left_out = ", ".join(["all tests marked so", *collect_ignore])
+        return f"left out, as {' and '.join(obstacles)}: {left_out}"
 
 
 def pytest_collection_modifyitems(items):
-    if NO_GLUON:
-        obstacles = {"gluon": NO_GLUON, "gpu": NO_GLUON}
-    else:
+    obstacles = {"gluon": NO_GLUON, "gpu": NO_GLUON, "pytorch": NO_PYTORCH}
+    if not NO_GLUON:
         from pydmobilenet.gluon import devices
 
-        obstacles = {"gpu": devices.gpu_obstacle()}
+        obstacles["gpu"] = devices.gpu_obstacle()
     for item in items:
         for marker, obstacle in obstacles.items():
             if obstacle and item.get_closest_marker(marker):

@@ -56,10 +56,15 @@ def test_progress_is_shown_where_it_is_wanted_and_nowhere_else(run, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("engine", ["gluon", "onnxruntime"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param("gluon", marks=pytest.mark.gluon),
+        pytest.param("pytorch", marks=pytest.mark.pytorch),
+        "onnxruntime",
+    ],
+)
 def test_the_bundled_networks_are_right_by_every_engine(engine):
-    if engine == "gluon":
-        pytest.importorskip("mxnet", exc_type=ImportError)
     results = pydmobilenet.validate("*", "digits", engine=engine, progress=False)
     assert [result.verdict for result in results] == ["match"] * 4
 

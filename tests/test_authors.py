@@ -1,6 +1,7 @@
 """Faithfulness: our networks against the authors' own graphs, weights and runner."""
 
 import csv
+import functools
 import re
 
 import mxnet as mx
@@ -9,13 +10,12 @@ import pytest
 from helpers import SHARED, first_images
 
 import pydmobilenet
-from pydmobilenet import catalog, zoo
+from pydmobilenet import catalog, engine, zoo
 from pydmobilenet.checkpoints import weights
 from pydmobilenet.data import Dataset, get_task, normalise
-from pydmobilenet.gluon.inference import GluonEngine, fuse, predictor
+from pydmobilenet.gluon.inference import fuse, predictor
 from pydmobilenet.gluon.network import build_for, load_weights
-from pydmobilenet.onnx.session import OnnxRuntimeEngine
-from pydmobilenet.validation import evaluate
+from pydmobilenet.validation import Answers, evaluate
 
 
 def checkpoint_here(record):
@@ -26,7 +26,7 @@ PRESENT = [record for record in catalog.RECORDS if record.checkpoint and checkpo
 IMAGENET32 = [record for record in catalog.RECORDS if record.checkpoint and record.dataset == "imagenet32"]
 
 
-ENGINES = {engine.name: engine for engine in (GluonEngine, OnnxRuntimeEngine)}
+ENGINES = [pytest.param(name, marks=[pytest.mark.pytorch] if name == "pytorch" else []) for name in engine.ENGINES]
 
 
 def name_of(record):
@@ -61,13 +61,13 @@ def test_logits_are_those_of_the_authors_graph(record, weights_dir, batch):
     np.testing.assert_allclose(predictor(fuse(net), mx.cpu())(batch), expected, rtol=0, atol=1e-6 * scale)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("record", PRESENT, ids=name_of)
-def test_every_engine_has_the_logits_of_the_authors_graph(record, fused, engine, weights_dir, batch):
+def test_every_engine_has_the_logits_of_the_authors_graph(record, fused, name, weights_dir, batch):
     expected = authors_network(record)(mx.nd.array(batch)).asnumpy()
     network, arrays = zoo.describe(record.model, record.dataset), zoo.record_weights(record, weights_dir)
-    found = ENGINES[engine]("cpu", fused).load(network, arrays)(batch)
+    found = engine.choose(name, "cpu", fused).engine.load(network, arrays)(batch)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.ptp(expected))
 
 
@@ -106,15 +106,29 @@ def runner_rows():
     return list(csv.DictReader(path.open())) if path.exists() else []
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("row", runner_rows(), ids=lambda row: row["model"])
-def test_as_many_wrong_answers_as_the_authors_runner(row, engine, weights_dir):
+@functools.lru_cache
+def answered(name, model, weights_dir):
+    """How many answers of an engine to the first 1,000 images are wrong, and the classes that it gives."""
     with open(SHARED / "datasets" / "cifar10-test-first1000.bin", "rb") as file:
         labels = np.frombuffer(file.read(), np.uint8).reshape(1000, 3073)[:, 0].astype(np.int64)
     dataset = Dataset(get_task("cifar10"), "test", first_images(), labels, False, "first1000")
-    arrays = zoo.record_weights(catalog.find(row["model"], "cifar10"), weights_dir)
-    predict = ENGINES[engine]("cpu").load(zoo.describe(row["model"]), arrays)
-    assert evaluate(predict, dataset, 50).wrong == int(row["wrong_of_first_1000"])
+    arrays = zoo.record_weights(catalog.find(model, "cifar10"), weights_dir)
+    predict = engine.choose(name, "cpu").engine.load(zoo.describe(model), arrays)
+    answers = Answers.empty(len(dataset))
+    return evaluate(predict, dataset, 50, answers=answers).wrong, answers.classes
+
+
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("row", runner_rows(), ids=lambda row: row["model"])
+def test_as_many_wrong_answers_as_the_authors_runner(row, name, weights_dir):
+    assert answered(name, row["model"], weights_dir)[0] == int(row["wrong_of_first_1000"])
+
+
+@pytest.mark.parametrize("name", [name for name in ENGINES if "gluon" not in name.values])
+@pytest.mark.parametrize("row", runner_rows(), ids=lambda row: row["model"])
+def test_every_engine_gives_the_classes_that_gluon_gives(row, name, weights_dir):
+    expected, found = (answered(each, row["model"], weights_dir)[1] for each in ("gluon", name))
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("record", [r for r in PRESENT if r.dataset == "cifar100-coarse"], ids=name_of)

@@ -159,7 +159,8 @@ def test_real_images_and_weights_give_the_table(shared, tmp_path):
 
 
 @pytest.mark.gluon
-def test_onnx_runtime_gives_the_same_table(shared, tmp_path):
+@pytest.mark.parametrize("engine", [pytest.param("pytorch", marks=pytest.mark.pytorch), "onnxruntime"])
+def test_every_engine_gives_the_same_table(engine, shared, tmp_path):
     (tmp_path / "test_batch.bin").symlink_to(shared / "datasets" / "cifar10-test-first1000.bin")
     common = [
         "-d",
@@ -173,7 +174,7 @@ def test_onnx_runtime_gives_the_same_table(shared, tmp_path):
         "-g",
         "cpu",
     ]
-    gluon, other = (run(*common, "--limit", "200", "--engine", engine) for engine in ("gluon", "onnxruntime"))
+    gluon, other = (run(*common, "--limit", "200", "--engine", name) for name in ("gluon", engine))
     assert gluon.returncode == other.returncode == 0, other.stderr
     assert other.stdout == gluon.stdout
 

@@ -35,7 +35,7 @@ ELSEWHERE = {
     "pydmobilenet info": "test_front_door.py::test_a_network_s_layers_add_up",
     "pydmobilenet convert": "test_commands.py::test_a_checkpoint_is_converted",
     "pydmobilenet export": "test_onnx.py::test_the_readme_s_lines_classify_an_image_without_mxnet",
-    "python run_validation.py --engine onnxruntime": "test_commands.py::test_onnx_runtime_gives_the_same_table",
+    "python run_validation.py --engine onnxruntime": "test_commands.py::test_every_engine_gives_the_same_table",
     "python run_validation.py --run": "test_trained.py::test_a_run_is_validated_like_a_row_of_the_tables",
     "python run_validation.py --data-dir DIR": "test_commands.py::test_real_images_and_weights_give_the_table",
     "python run_validation.py --dataset cifar10": "test_commands.py::test_real_images_and_weights_give_the_table",

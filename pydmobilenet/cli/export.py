@@ -8,7 +8,7 @@ from .. import engine, fetching, files
 from ..text import printable
 from . import options
 
-TITLES = {"gluon": "Gluon's", "onnxruntime": "the literal network's"}
+TITLES = {"gluon": "Gluon's", "pytorch": "PyTorch's", "onnxruntime": "the literal network's"}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,7 @@ from .. import catalog, engine, fetching, zoo
 from ..catalog import Record
 from ..errors import InvalidValueError, UserError, nearest, of_engine, unknown
 from ..gluon import runtime
+from ..machine import available_processors
 from ..text import printable
 
 
@@ -87,7 +88,7 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-g", "--device", default="auto", help="auto (default), cpu, gpu, gpu:N; or N for GPU N")
+    parser.add_argument("-g", "--device", default="auto", help="auto (default), cpu, gpu, gpu:N, mps; or N for GPU N")
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -104,7 +105,7 @@ def add_weights_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    text = "gluon, onnxruntime, or auto (default): Gluon where MXNet is installed"
+    text = "gluon, pytorch, onnxruntime, or auto (default): Gluon where MXNet is installed and can use the device"
     parser.add_argument("--engine", default="auto", metavar="NAME", help=text)
 
 
@@ -125,6 +126,8 @@ def source(arguments: argparse.Namespace) -> zoo.Source:
 def choose_engine(arguments: argparse.Namespace, fused: bool = True) -> engine.Choice:
     """The engine that the options name, for a process that does nothing but answer."""
     runtime.use_all_instructions()
+    # PyTorch reads it when it is imported, and does not know of a control group's quota by itself.
+    os.environ.setdefault("OMP_NUM_THREADS", str(available_processors()))
     return engine.choose(arguments.engine, device_name(arguments.device), fused)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import importlib.util
 import os
 import re
 import warnings
@@ -11,7 +11,7 @@ from typing import NamedTuple
 import mxnet as mx
 from mxnet import Context
 
-from .. import processor
+from .. import machine, processor
 from ..errors import InvalidValueError, UnusableError
 
 # The GPU wheels of MXNet 1.9.1 hold machine code for sm_50 to sm_86 and nothing to compile for newer cards from;
@@ -27,26 +27,29 @@ class Device(NamedTuple):
 
 
 def choose(name: str = "auto") -> Device:
-    """The device for ``auto``, ``cpu``, ``cpu:N``, ``gpu`` or ``gpu:N``. ``auto`` is the GPU if MXNet can run on it.
+    """The device for ``auto``, ``cpu``, ``cpu:N``, ``gpu`` or ``gpu:N``, which ``cuda`` and ``cuda:N`` are too.
+
+    ``auto`` is the GPU if MXNet can run on it.
 
     Raises InvalidValueError for another name, and UnusableError for a GPU that is absent or that MXNet cannot use.
     """
-    match = re.fullmatch(r"(auto|cpu|gpu)(?::(\d+))?", name)
+    match = re.fullmatch(r"(auto|cpu|gpu|cuda)(?::(\d+))?", name)
     if match is None or (match[1] == "auto" and match[2]):
         raise InvalidValueError(f"unknown device {name!r} (allowed: auto, cpu, gpu, gpu:N; nearest: auto)")
     kind, number = match[1], int(match[2] or 0)
     if kind == "cpu":
         return _cpu(number, "the CPU, as asked for")
     obstacle = gpu_obstacle(number)
-    if kind == "gpu":
+    if kind != "auto":
         if obstacle:
-            raise UnusableError(f"device {name!r}: {obstacle}; nearest: cpu")
+            pytorch = number < len(machine.compute_capabilities()) and importlib.util.find_spec("torch")
+            raise UnusableError(f"device {name!r}: {obstacle}; nearest: {'engine pytorch' if pytorch else 'cpu'}")
         return Device(mx.gpu(number), f"GPU {number}, as asked for")
-    for number in range(1, len(compute_capabilities()) if obstacle else 0):  # perhaps another one will do
+    for number in range(1, len(machine.compute_capabilities()) if obstacle else 0):  # perhaps another one will do
         if not gpu_obstacle(number):
             return Device(mx.gpu(number), f"GPU {number}, which MXNet can use ({obstacle})")
     if obstacle:
-        if compute_capabilities() and mx.runtime.Features().is_enabled("CUDA"):
+        if machine.compute_capabilities() and mx.runtime.Features().is_enabled("CUDA"):
             warnings.warn(f"{obstacle}; computing on the CPU", stacklevel=2)
         return _cpu(0, f"the CPU: {obstacle}")
     return Device(mx.gpu(), "GPU 0, which MXNet can use")
@@ -64,7 +67,7 @@ def choose_several(name: str = "auto") -> list[Device]:
 
     Raises as `choose` does, and InvalidValueError for one that is named twice.
     """
-    match = re.fullmatch(r"(cpu|gpu):(\d+(?:,\d+)+)", name)
+    match = re.fullmatch(r"(cpu|gpu|cuda):(\d+(?:,\d+)+)", name)
     if match is None:
         return [choose(name)]
     numbers = [int(number) for number in match[2].split(",")]
@@ -78,7 +81,7 @@ def gpu_obstacle(number: int = 0) -> str:
     """Why MXNet cannot compute on GPU `number`, in words; an empty string where it can."""
     if not mx.runtime.Features().is_enabled("CUDA"):
         return "this is the CPU build of MXNet (for NVIDIA GPUs: pip install '.[gpu]' in the checkout)"
-    capabilities = compute_capabilities()
+    capabilities = machine.compute_capabilities()
     if number >= len(capabilities):
         return f"there is no GPU {number}: NVIDIA's driver lists {len(capabilities)}"
     capability = capabilities[number]
@@ -89,23 +92,3 @@ def gpu_obstacle(number: int = 0) -> str:
             "(Maxwell to Ada; not Hopper, not Blackwell)"
         )
     return ""
-
-
-def compute_capabilities() -> list[tuple[int, int]]:
-    """The compute capability of each GPU that NVIDIA's driver lists; asks the driver alone, runs nothing on a GPU."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return []
-    count = ctypes.c_int()
-    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return []
-    return [(_attribute(driver, 75, gpu), _attribute(driver, 76, gpu)) for gpu in range(count.value)]
-
-
-def _attribute(driver: ctypes.CDLL, attribute: int, number: int) -> int:
-    """A device's attribute by CUDA's number for it: 75 and 76 are the compute capability's two parts."""
-    gpu, value = ctypes.c_int(), ctypes.c_int()
-    driver.cuDeviceGet(ctypes.byref(gpu), number)
-    driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, gpu)
-    return value.value

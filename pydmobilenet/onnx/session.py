@@ -26,7 +26,7 @@ class OnnxRuntimeEngine:
 
     def __init__(self, device: str = "auto", fused: bool = True):
         if device not in ("auto", "cpu"):
-            if not device.startswith(("gpu", "cpu:")):
+            if not device.startswith(("gpu", "cuda", "mps", "cpu:")):
                 raise InvalidValueError(f"unknown device {device!r} (allowed: auto, cpu, gpu, gpu:N; nearest: auto)")
             raise UnusableError(f"engine 'onnxruntime' runs on the CPU here, not on {device}; nearest: --device cpu")
         self.device, self.fused = "the CPU", fused

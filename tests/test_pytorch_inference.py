@@ -1,0 +1,197 @@
+"""PyTorch's answers: the devices that it takes, and described networks run by it."""
+
+import pickle
+import weakref
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from oracle import FAMILIES, conv, ended
+
+from pydmobilenet import engine, machine, zoo
+from pydmobilenet.errors import EngineError, InvalidValueError, UnusableError
+from pydmobilenet.network import IMAGES, Add, BatchNorm, ReLU
+from pydmobilenet.pytorch import devices, inference
+from pydmobilenet.pytorch.errors import engine_errors
+from pydmobilenet.pytorch.inference import PyTorchEngine
+
+X = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
+
+
+def assert_the_oracle_s(network, fused, images=X):
+    arrays = oracle.random_arrays(network)
+    predict = PyTorchEngine("cpu", fused).load(network, arrays)
+    expected = oracle.logits(network, arrays, images)
+    for _ in range(2):  # the second time with what the first one has left
+        np.testing.assert_allclose(predict(images), expected, rtol=0, atol=1e-5 * np.ptp(expected))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_answers_are_the_oracle_s(name, fused):
+    assert_the_oracle_s(zoo.describe(name), fused)
+
+
+SHARED_INPUTS = {
+    "images": [ReLU("relu", (IMAGES,)), conv("a", IMAGES), Add("end", ("a", "a"))],
+    "activation": [conv("a", IMAGES), ReLU("relu", ("a",)), Add("end", ("a", "relu"))],
+    "sum": [
+        conv("a", IMAGES),
+        conv("b", "a"),
+        Add("sum", ("a", "b")),
+        ReLU("relu", ("sum",)),
+        Add("end", ("b", "sum")),
+    ],
+    "three": [conv("a", IMAGES), BatchNorm("b", ("a",), 4), ReLU("c", ("b",)), Add("end", ("a", "b", "c"))],
+}
+
+
+@pytest.mark.parametrize("kind", SHARED_INPUTS)
+def test_nothing_is_written_over_that_is_needed_later(kind):
+    images = X.copy()
+    assert_the_oracle_s(ended(*SHARED_INPUTS[kind]), False, images)
+    np.testing.assert_array_equal(images, X)
+
+
+@pytest.mark.parametrize("images", [np.broadcast_to(X[:1], (2, 3, 32, 32)), X[::-1], X.astype(np.float64)])
+def test_images_may_lie_in_memory_as_they_like(images, recwarn):
+    assert_the_oracle_s(zoo.describe("pyd-add-11-0.25"), True, images)
+    assert not [each for each in recwarn if each.category is UserWarning]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_map_is_kept_longer_than_it_is_needed(name, monkeypatch):
+    made, alive = [], []
+
+    def watched(operator):
+        def call(*arguments):
+            output = operator(*arguments)
+            made.append(weakref.ref(output))
+            alive.append(len({id(each()) for each in made if each() is not None}))
+            return output
+
+        return call
+
+    monkeypatch.setattr(inference, "OPERATORS", {kind: watched(each) for kind, each in inference.OPERATORS.items()})
+    network = zoo.describe(name)
+    PyTorchEngine("cpu").load(network, oracle.random_arrays(network))(X)
+    assert max(alive) <= 6  # Concat's three, with what they are of, what is to be added, and the concatenation
+
+
+def test_what_the_user_has_set_is_set_again(monkeypatch):
+    network = ended(conv("a", IMAGES))
+    during = []
+    logits = inference.logits
+    monkeypatch.setattr(
+        inference, "logits", lambda *all: during.append(torch.backends.cudnn.allow_tf32) or logits(*all)
+    )
+    predict = PyTorchEngine("cpu").load(network, oracle.random_arrays(network))
+    before = torch.backends.cudnn.allow_tf32, torch.get_num_threads(), torch.is_inference_mode_enabled()
+    predict(X)
+    assert during == [False]
+    assert before == (torch.backends.cudnn.allow_tf32, torch.get_num_threads(), torch.is_inference_mode_enabled())
+
+
+def test_an_engine_can_be_pickled():
+    network = ended(conv("a", IMAGES))
+    arrays = oracle.random_arrays(network)
+    made = engine.choose("pytorch", "cpu").engine
+    again = pickle.loads(pickle.dumps(made))
+    assert (again.device, again.batch_size, again.processes) == (made.device, 25, made.processes)
+    np.testing.assert_array_equal(again.load(network, arrays)(X), made.load(network, arrays)(X))
+
+
+def test_what_pytorch_throws_is_told_on_one_line():
+    network = ended(conv("a", IMAGES))
+    predict = PyTorchEngine("cpu").load(network, oracle.random_arrays(network))
+    with pytest.raises(EngineError, match=r"^PyTorch has failed: .*channels.*\)$"):
+        predict(X[:, :2])
+    with pytest.raises(EngineError) as caught, engine_errors():
+        raise RuntimeError("CUDA error: no kernel image\nCompile with `TORCH_USE_CUDA_DSA`.")
+    assert str(caught.value) == "PyTorch has failed: CUDA error: no kernel image (--device cpu may help)"
+    with pytest.raises(UnusableError, match="as it was"), engine_errors():
+        raise UnusableError("as it was")
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A build of PyTorch with CUDA, and cards of the given compute capabilities, which MXNet's CPU build cannot use."""
+
+    def having(*capabilities):
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda number: capabilities[number])
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90", "compute_90"])
+        monkeypatch.setattr(machine, "compute_capabilities", lambda: list(capabilities))
+
+    return having
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (9, 0), (12, 0)])
+def test_a_gpu_that_pytorch_has_code_for_is_taken(capability, gpus):
+    gpus((7, 0), capability)
+    assert devices.choose("auto") == (torch.device("cuda", 1), "GPU 1, which PyTorch can use")
+    assert devices.choose("gpu:1") == devices.choose("cuda:1") == (torch.device("cuda", 1), "GPU 1, as asked for")
+    assert (PyTorchEngine("gpu:1").batch_size, PyTorchEngine("cuda:1").processes) == (500, 1)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "name", "words"),
+    [
+        ([], "gpu", "PyTorch cannot use a GPU here: NVIDIA's driver lists 0; nearest: cpu"),
+        ([(9, 0)], "cuda:1", "there is no GPU 1: PyTorch finds 1; nearest: cpu"),
+        ([(7, 0)], "gpu", r"GPU 0 has compute capability 7\.0, and this build of PyTorch has code for sm_75, .*: cpu"),
+        ([], "mps", "PyTorch finds no GPU of Apple's here; nearest: cpu"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_in_one_line(capabilities, name, words, gpus):
+    gpus(*capabilities)
+    with pytest.raises(UnusableError, match=f"^device '{name}': {words}$"):
+        devices.choose(name)
+
+
+@pytest.mark.parametrize("capabilities", [[], [(7, 0)]])
+def test_without_a_gpu_that_it_can_use_pytorch_takes_the_cpu_and_says_why(capabilities, gpus):
+    gpus(*capabilities)
+    chosen = devices.choose("auto")
+    assert chosen.device == torch.device("cpu")
+    assert chosen.why == f"the CPU: {devices.gpu_obstacle(0)}"
+
+
+@pytest.mark.parametrize("name", ["gpu:1,2,3", "cuda:1,2,3"])
+def test_several_gpus_are_torchrun_s(name):
+    words = "several GPUs: torchrun --nproc-per-node 3 train.py ...; nearest: gpu:1"
+    with pytest.raises(InvalidValueError, match=f"^device '{name}': {words}$"):
+        devices.choose(name)
+
+
+@pytest.mark.parametrize("name", ["tpu", "gpu:x", "auto:1", "cuda:", "cpu:1", "mps:0", ""])
+def test_an_unknown_device_is_named(name):
+    with pytest.raises(InvalidValueError, match=f"unknown device '{name}'"):
+        devices.choose(name)
+
+
+@pytest.mark.parametrize("device", ["auto", "gpu", "cuda:0"])
+@pytest.mark.parametrize("without_mxnet", [False, True])
+def test_a_gpu_that_pytorch_alone_can_use_is_answered_on_by_it(device, without_mxnet, gpus, monkeypatch):
+    gpus((9, 0))
+    if without_mxnet:
+        monkeypatch.setattr(engine.runtime, "obstacle", lambda: "MXNet is not installed")
+    choice = engine.choose("auto", device)
+    assert (choice.engine.name, choice.why) == ("pytorch", "PyTorch, which alone can use the GPU")
+
+
+@pytest.mark.gluon
+@pytest.mark.parametrize(("capabilities", "device"), [([], "auto"), ([(9, 0)], "cpu")])
+def test_where_no_gpu_is_to_be_used_gluon_answers(capabilities, device, gpus):
+    gpus(*capabilities)
+    assert engine.choose("auto", device).why == "Gluon, the reference"
+
+
+@pytest.mark.gluon
+def test_gluon_names_pytorch_for_a_card_that_it_cannot_use(gpus):
+    gpus((9, 0))
+    with pytest.raises(UnusableError, match=r"CPU build.*; nearest: engine pytorch$"):
+        engine.choose("gluon", "gpu")
