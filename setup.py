@@ -63,6 +63,7 @@ setup(
         "pillow>=10.1",  # folders of images; before, a TIFF's orientation was applied twice
         "pyyaml",  # the recipes in configs/
         "requests",  # downloads
+        "safetensors",  # files of parameters that PyTorch, timm and Hugging Face read
         "tabulate",  # the tables
         "tqdm",  # progress bars
     ],
