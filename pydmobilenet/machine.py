@@ -7,6 +7,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from .errors import UnusableError
+
 
 def available_processors() -> int:
     """The number of processors that this process may use: its affinity, and its control group's quota, rounded up."""
@@ -52,3 +54,15 @@ def available_memory() -> int:
             if line.startswith("MemAvailable:"):
                 return 1024 * int(line.split()[1])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def check_memory(network: str, parameters: int) -> None:
+    """Raises UnusableError where the parameters of a network, in float32 with their gradients, do not fit into the
+    memory that is free.
+    """
+    needed, free = 8 * parameters, available_memory()
+    if needed > free:
+        raise UnusableError(
+            f"{network} has {parameters:,} parameters: with their gradients, {needed / 1e9:,.1f} GB (allowed: the "
+            f"{free / 1e9:,.1f} GB of memory that are free)"
+        )

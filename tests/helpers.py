@@ -161,6 +161,29 @@ def assert_same(found, expected):
     assert [key for key in expected if found[key] != expected[key]] == []
 
 
+# GluonCV refuses to be imported where there is a newer PyTorch: this goes before it, in a process of its own.
+WITHOUT_TORCH = """
+import sys, types
+def find_spec(name, *_):
+    if name == "torch": raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, types.SimpleNamespace(find_spec=find_spec))
+import pydmobilenet, mxnet, numpy
+"""
+
+
+@functools.lru_cache
+def has_gluoncv():
+    probe = WITHOUT_TORCH + "import gluoncv"
+    return not subprocess.run([sys.executable, "-W", "ignore", "-c", probe], capture_output=True).returncode
+
+
+def with_gluoncv(code, directory):
+    """Run code in a directory, by a process that can import GluonCV. Skips where it cannot be imported."""
+    if not has_gluoncv():
+        pytest.skip("GluonCV cannot be imported")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT_TORCH + code], cwd=directory, check=True)
+
+
 # Launchers
 
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"reporting"},
     {"validation", "prediction"},
     {"engine"},
-    {"gluon", "onnx"},
+    {"gluon", "pytorch", "onnx"},
     {"training"},
     {"zoo"},
     {"checkpoints"},

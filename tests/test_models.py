@@ -1,14 +1,12 @@
 """Every network of the zoo: shapes, counts, ways to run, ways to save."""
 
 import re
-import subprocess
-import sys
 
 import mxnet as mx
 import numpy as np
 import oracle
 import pytest
-from helpers import CIFAR_MODELS, NETWORKS
+from helpers import CIFAR_MODELS, NETWORKS, with_gluoncv
 
 import pydmobilenet
 from pydmobilenet import machine, zoo
@@ -57,24 +55,17 @@ def test_a_network_is_the_function_that_is_described(name, dataset):
 @pytest.mark.parametrize("depth", [10, 16])
 @pytest.mark.parametrize("factor", [1, 2])
 def test_a_wide_resnet_is_gluoncv_s(depth, factor, tmp_path):
-    """In a process of its own, in which torch cannot be found: GluonCV refuses its newer versions."""
-    pytest.importorskip("gluoncv", exc_type=ImportError)
     arrays = oracle.random_arrays(zoo.describe(f"wrn-{depth}-{factor}", outputs=7))
     params.write(tmp_path / "net.params", arrays)
     np.save(tmp_path / "images.npy", images(3).asnumpy())
     code = (
-        "import sys, types\n"
-        "def find_spec(name, *_):\n"
-        "    if name == 'torch': raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, types.SimpleNamespace(find_spec=find_spec))\n"
-        "import pydmobilenet, numpy, mxnet\n"
         "from gluoncv.model_zoo.cifarwideresnet import get_cifar_wide_resnet\n"
         f"net = get_cifar_wide_resnet({depth}, {factor}, classes=7); net.initialize()\n"
         "net.load_parameters('net.params'); logits = net(mxnet.nd.array(numpy.load('images.npy')))\n"
         "numpy.save('logits.npy', logits.asnumpy()); net.save_parameters('theirs.params')\n"
         "net.hybridize(); net(mxnet.nd.zeros((1, 3, 32, 32))); net.export('theirs')\n"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, check=True)
+    with_gluoncv(code, tmp_path)
     expected = np.load(tmp_path / "logits.npy")
     for file in ("theirs.params", "theirs-0000.params"):
         net = pydmobilenet.get_model(f"wrn-{depth}-{factor}", classes=7, weights=tmp_path / file)

@@ -14,7 +14,7 @@ from .. import machine, zoo
 from ..catalog import Architecture, parse_name
 from ..checkpoints import weights
 from ..data import get_task
-from ..errors import BadFileError, UnusableError
+from ..errors import BadFileError
 from ..network import CIFAR, Widths, describe
 from . import devices
 from .blocks import SPATIAL, BasicBlock, ResidualBlock, batch_norm, convolution, relu
@@ -138,12 +138,7 @@ def build(architecture: Architecture, outputs: int, widths: Widths = CIFAR) -> H
     Raises UnusableError for a network that does not fit into this machine's memory.
     """
     description = describe(architecture, outputs, widths)
-    needed, free = 8 * description.complexity().parameters, machine.available_memory()  # float32, with the gradients
-    if needed > free:
-        raise UnusableError(
-            f"{architecture.name} with {outputs} outputs has {needed // 8:,} parameters: with their gradients, "
-            f"{needed / 1e9:,.1f} GB (allowed: the {free / 1e9:,.1f} GB of memory that are free)"
-        )
+    machine.check_memory(f"{architecture.name} with {outputs} outputs", description.complexity().parameters)
     if architecture.family == "wrn":
         net = WideResNet((architecture.depth - 4) // 6, int(architecture.multiplier), outputs)
     else:
