@@ -99,6 +99,18 @@ class Source(NamedTuple):
         """Its parameters."""
         return checkpoints.load(self.file(), self.network)
 
+    @property
+    def record(self) -> Record | None:
+        """The run, the bundled network or the published row whose weights these are, if there is one."""
+        rows = [*runs.bundled(), *catalog.RECORDS]
+        if self.weights is None:
+            return next((row for row in rows if (row.model, row.dataset) == (self.name, self.task.name)), None)
+        found = described.find(self.weights)
+        if found and found.record:
+            return found.record
+        digests = checkpoints.origins(self.file())
+        return next((row for row in rows if row.checkpoint and row.checkpoint.sha256 in digests), None)
+
     def metadata(self) -> dict[str, str]:
         """What a file of its parameters tells: the model, the task, and the file that they come from."""
         file = self.file()

@@ -92,6 +92,12 @@ def _converted(path: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
+def origins(path: Path) -> set[str]:
+    """The SHA-256 of a file of parameters, and of the file that it was converted from, if it tells that."""
+    told = safetensors.read(path).metadata if safetensors.recognised(path) else {}
+    return {fetching.digest(path, "sha256").partition(":")[2], told.get("source_sha256", "")} - {""}
+
+
 def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
     """The verified file of a checkpoint, downloaded to the first of the `places` if it is not on this machine.
 
