@@ -71,6 +71,7 @@ setup(
         "cpu": MXNET_CPU,
         "gpu": MXNET_GPU,
         "tensorboard": ["tensorboardX>=2.6.5,<3"],  # training curves in TensorBoard; brings no TensorFlow
+        "timm": ["timm>=1"],  # timm.create_model; brings PyTorch and torchvision
         "notebook": ["nbclient", "ipykernel"],  # run examples/quickstart.ipynb, without Jupyter's own interface
         "docs": ["pdoc>=15,<17"],  # make docs; its templates and its ways change between versions
         "test": [

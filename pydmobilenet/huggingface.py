@@ -63,14 +63,15 @@ def write(source: Source, directory: Path) -> None:
 def config(source: Source) -> dict[str, Any]:
     """The content of ``config.json``, as timm has it."""
     network, task = source.network, source.task
-    name = catalog.timm_name(catalog.parse_name(source.name))
-    known = catalog.find(source.name, "cifar10") and task.name != "imagenet32"
+    name, wide = catalog.timm_name(catalog.parse_name(source.name)), task.name == "imagenet32"
+    known = catalog.find(source.name, "cifar10") and not wide
+    arguments = {"name": source.name, **({"dataset": task.name} if wide else {})}
     return {
         "architecture": name if known else ANY_NETWORK,
         "num_classes": network.outputs,
         "num_features": network.head.in_features,
         "label_names": [task.class_name(label) for label in range(network.outputs)],
-        **({} if known else {"model_args": {"name": source.name, "dataset": task.name}}),
+        **({} if known else {"model_args": arguments}),
         "pretrained_cfg": pretrained_cfg(network, task),
     }
 
@@ -93,11 +94,12 @@ def pretrained_cfg(network: Network, task: Task) -> dict[str, Any]:
 
 def card(source: Source) -> str:
     """The model card, in Markdown: what the network is, how well it does, whose its weights are, how it is loaded."""
-    record = source.record
+    record, task = source.record, source.task
+    title = Path(task.title).name if task.name.startswith("folder:") else task.title
     counts = source.network.complexity()
     millions = counts.multiply_adds / 1e6
     license = "license: apache-2.0\n" if _is_bundled(record) else ""
-    classes = ", ".join(map(printable, source.task.classes))
+    classes = ", ".join(map(printable, task.classes))
     return f"""---
 library_name: timm
 pipeline_tag: image-classification
@@ -107,14 +109,14 @@ pipeline_tag: image-classification
 - pydmobilenet
 ---
 
-# {source.name} for {printable(source.task.title)}
+# {source.name} for {printable(title)}
 
 A network of PydMobileNet (Hoang and Jo, 2018, [arXiv 1811.07083](https://arxiv.org/abs/1811.07083)): images of 32x32
 pixels to {source.network.outputs} logits, by {counts.parameters:,} parameters and {millions:.1f} million multiply-adds.
 
 - Error: {_error(record)}
 - Weights: {_owner(record)}
-- Pixels: scaled to [0, 1], less {list(source.task.mean)}, by {list(source.task.std)} (red, green, blue)
+- Pixels: scaled to [0, 1], less {list(task.mean)}, by {list(task.std)} (red, green, blue)
 - Classes: {classes or "not named"}
 
 ## Use
