@@ -32,8 +32,8 @@ def expose(package: ModuleType) -> None:
     for info in infos:
         try:
             module = importlib.import_module(f"{package.__name__}.{info.name}")
-        except ModuleNotFoundError as error:
-            print(f"left out, as {error.name} is not installed: {package.__name__}.{info.name}")
+        except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another PyTorch, which timm wants
+            print(f"left out, as it cannot be imported ({error}): {package.__name__}.{info.name}")
             continue
         exposed.append(info.name)
         resolve_named_tuples(module)

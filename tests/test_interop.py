@@ -1,5 +1,6 @@
 """Other libraries' ways to the networks: directories in Hugging Face's layout, torch.hub, timm."""
 
+import hashlib
 import importlib.util
 import json
 import subprocess
@@ -65,6 +66,31 @@ def test_the_authors_weights_have_no_license_of_ours(weights_dir, tmp_path):
         text = (tmp_path / str(number) / "README.md").read_text(encoding="utf-8")
         assert "% of the test images (10 classes), as published" in text
         assert "Weights: the authors'" in text
+
+
+def test_a_run_tells_its_card_the_classes_and_the_error(tmp_path):
+    task = get_task("digits")
+    run = tmp_path / "run"
+    run.mkdir()
+    params.write(run / "best.params", oracle.random_arrays(zoo.describe("pyd-add-11-0.125", "digits", outputs=2)))
+    sha256 = hashlib.sha256((run / "best.params").read_bytes()).hexdigest()
+    checkpoints = {"best.params": {"epoch": 1, "test_error": 12.5, "sha256": sha256}}
+    told = {"model": "pyd-add-11-0.125", "dataset": "folder:/photos/of pets", "classes": ["cat", "d\nog"], "outputs": 2}
+    told.update(mean=task.mean, std=task.std, checkpoints=checkpoints)
+    (run / "run.json").write_text(json.dumps(told))
+    pydmobilenet.export(None, tmp_path / "hf", weights=run, format="huggingface")
+    text = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
+    for line in (
+        "# pyd-add-11-0.125 for of pets",
+        "- Error: 12.50 % of the test images, measured when it was trained",
+        "- Weights: trained with pydmobilenet",
+        "- Classes: cat, d\\nog",
+    ):
+        assert f"\n{line}\n" in text
+    assert "license" not in front_matter(tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["label_names"] == ["cat", "d\nog"]
+    assert config["model_args"] == {"name": "pyd-add-11-0.125"}
 
 
 def test_a_network_that_is_not_published_is_named_by_arguments(tmp_path):
