@@ -63,6 +63,7 @@ setup(
         "pillow>=10.1",  # folders of images; before, a TIFF's orientation was applied twice
         "pyyaml",  # the recipes in configs/
         "requests",  # downloads
+        "safetensors",  # files of parameters that PyTorch, timm and Hugging Face read
         "tabulate",  # the tables
         "tqdm",  # progress bars
     ],
@@ -71,6 +72,7 @@ setup(
         "gpu": MXNET_GPU,
         "torch": ["torch>=2.4"],  # the engine for today's GPUs, and for Python 3.12 and newer
         "tensorboard": ["tensorboardX>=2.6.5,<3"],  # training curves in TensorBoard; brings no TensorFlow
+        "timm": ["timm>=1"],  # timm.create_model; brings PyTorch and torchvision
         "notebook": ["nbclient", "ipykernel"],  # run examples/quickstart.ipynb, without Jupyter's own interface
         "docs": ["pdoc>=15,<17"],  # make docs; its templates and its ways change between versions
         "test": [

@@ -27,13 +27,19 @@ def expose(package: ModuleType) -> None:
     """Let pdoc see all public names and modules of a package, and of the packages in it."""
     names = getattr(package, "__all__", [])
     vars(package).update({name: getattr(package, name) for name in names})
+    exposed = []
     infos = [info for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_")]
     for info in infos:
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        try:
+            module = importlib.import_module(f"{package.__name__}.{info.name}")
+        except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another PyTorch, which timm wants
+            print(f"left out, as it cannot be imported ({error}): {package.__name__}.{info.name}")
+            continue
+        exposed.append(info.name)
         resolve_named_tuples(module)
         if info.ispkg:
             expose(module)
-    package.__all__ = [*names, *(info.name for info in infos if info.name not in names)]
+    package.__all__ = [*names, *(name for name in exposed if name not in names)]
 
 
 def resolve_named_tuples(module: ModuleType) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
-from . import catalog, data, fetching, prediction, validation, zoo
+from . import catalog, data, fetching, huggingface, prediction, validation, zoo
 from . import engine as engines
 from .catalog import Record
 from .checkpoints import runs
@@ -220,19 +220,25 @@ def export(
     output: PathLike,
     dataset: str | None = None,
     *,
+    format: str = "onnx",
     weights: PathLike | Run = zoo.PUBLISHED,
     weights_dir: PathLike | None = None,
     fused: bool = True,
     uint8_input: bool = False,
     data_dir: PathLike | None = None,
     engine: str = "auto",
-) -> Difference:
+) -> Difference | None:
     """Write a network as an ONNX file, as ``pydmobilenet export`` does, once it has been shown to be the same function:
-    how far its answers are from the engine's. Raises as `train` does.
+    how far its answers are from the engine's. Or, with the `format` ``huggingface``, as a directory in that layout,
+    which needs none of the options after `weights_dir`. Raises as `train` does.
     """
+    huggingface.check_format(format, fused=fused, uint8_input=uint8_input, data_dir=data_dir, engine=engine)
+    source = zoo.source(model, dataset, _path(weights), weights_dir)
+    if format == huggingface.FORMAT:
+        huggingface.write(source, fetching.expanded(output))
+        return None
     from .onnx import export as onnx
 
-    source = zoo.source(model, dataset, _path(weights), weights_dir)
     where = fetching.expanded(data_dir) if data_dir else None
     images, _ = onnx.comparison_images(source.task, where, dataset)
     reference = _engine(engine, "cpu", fused=False).load(source.network, source.arrays())

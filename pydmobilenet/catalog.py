@@ -201,6 +201,17 @@ def parse_name(name: str) -> Architecture:
     return Architecture(family, depth, multiplier)
 
 
+def timm_name(architecture: Architecture) -> str:
+    """The name in timm's manner, with the multiplier in hundredths; of a Wide ResNet, with its width factor.
+
+    >>> timm_name(parse_name("pyd-concat-56-0.5"))
+    'pyd_concat_56_050'
+    """
+    family, multiplier = architecture.family.replace("-", "_"), architecture.multiplier
+    ending = f"{multiplier:.0f}" if family == "wrn" else f"{round(100 * multiplier):03}"
+    return f"{family}_{architecture.depth}_{ending}"
+
+
 def list_models(pattern: str = "*", dataset: str | None = None) -> list[str]:
     """The names of the published models that match a wildcard `pattern`, in the order of the tables.
 

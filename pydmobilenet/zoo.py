@@ -10,9 +10,9 @@ import numpy as np
 
 from . import catalog, fetching
 from .catalog import Architecture, Record, TrainedRecord
-from .checkpoints import runs
+from .checkpoints import described, runs
 from .checkpoints import weights as checkpoints
-from .data import Task, get_task
+from .data import Task, about, get_task
 from .errors import InvalidValueError, MissingFileError, UserError
 from .network import CIFAR, IMAGENET32, Network, Widths
 from .network import describe as describe_architecture
@@ -59,11 +59,11 @@ def request(
         raise UserError("weights_dir is where published weights are looked for: it needs pretrained=True")
     if weights is not None and pretrained:
         raise UserError("weights and pretrained are two beginnings: give one of them")
-    run = None if weights is None else runs.find_run(fetching.expanded(weights))
-    if run is not None:
-        runs.check_given(run, name, dataset)
-    dataset = dataset or (run.dataset if run else "cifar10")
-    task = run.task if run else get_task(dataset)
+    found = None if weights is None else described.find(fetching.expanded(weights))
+    if found is not None:
+        described.check_given(found, name, dataset)
+    task = found.task if found else get_task(dataset or "cifar10")
+    dataset = dataset or task.name
     outputs = task.outputs if classes is None else classes
     if type(outputs) is not int or not 1 <= outputs < 2**31:  # True is no number, and MXNet's have 31 bits
         allowed = f"a whole number from 1 to {2**31 - 1}; nearest: {task.outputs}"
@@ -71,7 +71,7 @@ def request(
     if not (weights or pretrained):
         return Request(architecture, dataset, outputs, {})
     file = weights_file(architecture.name, dataset, weights, weights_dir)
-    other_head = classes is not None and (pretrained or run is not None)
+    other_head = classes is not None and (pretrained or found is not None)
     arrays = checkpoints.load(file, describe(architecture, dataset, outputs), other_head)
     return Request(architecture, dataset, outputs, arrays)
 
@@ -99,6 +99,24 @@ class Source(NamedTuple):
         """Its parameters."""
         return checkpoints.load(self.file(), self.network)
 
+    @property
+    def record(self) -> Record | None:
+        """The run, the bundled network or the published row whose weights these are, if there is one."""
+        rows = [*runs.bundled(), *catalog.RECORDS]
+        if self.weights is None:
+            return next((row for row in rows if (row.model, row.dataset) == (self.name, self.task.name)), None)
+        found = described.find(self.weights)
+        if found and found.record:
+            return found.record
+        digests = checkpoints.origins(self.file())
+        return next((row for row in rows if row.checkpoint and row.checkpoint.sha256 in digests), None)
+
+    def metadata(self) -> dict[str, str]:
+        """What a file of its parameters tells: the model, the task, and the file that they come from."""
+        file = self.file()
+        sha256 = fetching.digest(file, "sha256").partition(":")[2]
+        return {"model": self.name, **about(self.task), "source": file.name, "source_sha256": sha256}
+
 
 def source(
     model: str | None,
@@ -108,18 +126,18 @@ def source(
 ) -> Source:
     """The network of a model's name, a data set's (default: ``cifar10``) and weights: a file, a run, or ``published``.
 
-    A run tells its model, classes and normalisation itself; where others are given, they have to be the same. Raises
-    InvalidValueError and MissingFileError.
+    A run, and a .safetensors file with metadata, tell their model, classes and normalisation themselves; where others
+    are given, they have to be the same. Raises InvalidValueError, MissingFileError and BadFileError.
     """
     path = None if weights == PUBLISHED else fetching.expanded(weights)
     where = None if weights_dir is None else fetching.expanded(weights_dir)
     if path is not None:
         if where is not None:
             raise UserError("--weights and --weights-dir are two places: give one of them")
-        run = runs.find_run(path)
-        if run is not None:
-            runs.check_given(run, model, dataset)
-            return Source(run.model, run.task, path, None)
+        found = described.find(path)
+        if found is not None:
+            described.check_given(found, model, dataset)
+            return Source(found.model, found.task, path, None)
         if model is None:
             raise UserError(f"{path} is of no run, which would tell its network: add --model and --dataset")
     if model is None:
@@ -148,8 +166,8 @@ def weights_file(
     """
     if weights is not None:
         path = fetching.expanded(weights)
-        run = runs.find_run(path)
-        return runs.verified(run) if run else path
+        found = described.find(path)
+        return described.verified(found) if found else path
     if weights_dir is not None and not os.path.isdir(fetching.expanded(weights_dir)):
         raise MissingFileError(f"no such directory: {weights_dir}")
     for record in runs.bundled():

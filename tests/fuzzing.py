@@ -16,8 +16,8 @@ import numpy as np
 import yaml
 from helpers import ROOT, archive_of
 
-from pydmobilenet.checkpoints import params, runs
-from pydmobilenet.data import cifar, imagenet32
+from pydmobilenet.checkpoints import described, params, runs, safetensors
+from pydmobilenet.data import about, cifar, get_task, imagenet32
 from pydmobilenet.training import config
 from pydmobilenet.training.checkpoint import State
 from pydmobilenet.training.history import Epoch, History
@@ -127,6 +127,21 @@ METADATA = {
 }
 
 
+ABOUT = {"model": "pyd-add-11-0.125", **about(get_task("digits")), "source": "best.params", "source_sha256": "00" * 32}
+
+
+def described_weights(metadata):
+    return safetensors.dump(arrays(), metadata)
+
+
+def forged_texts(rng):
+    """What a file says about its network, with another value somewhere in one of its lists and numbers."""
+    values = {key: json.loads(ABOUT[key]) for key in ("outputs", "classes", "mean", "std")}
+    forged = with_another_value({**ABOUT, **values}, rng)
+    as_it_is = {key for key in ABOUT.keys() - values if isinstance(forged.get(key), str)}
+    return {key: value if key in as_it_is else json.dumps(value) for key, value in forged.items()}
+
+
 def read_run(path):
     path = path.rename(path.with_name(runs.METADATA))
     record = runs.of_run(path.parent)
@@ -165,6 +180,14 @@ def zipped(files):
 TAR = {"test_batch.bin": bytes([1]) + bytes(range(256)) * 12, "readme.html": b"<html>"}
 FORMATS = [
     Format("parameters.params", params.dump(arrays()), params.read),
+    Format("parameters.safetensors", safetensors.dump(arrays()), lambda path: safetensors.read(path).arrays),
+    Format("described.safetensors", described_weights(ABOUT), described.find),
+    Format(
+        "forged.safetensors",
+        described_weights(ABOUT),
+        described.find,
+        forged=lambda rng: described_weights(forged_texts(rng)),
+    ),
     *(Format(f"pickle-{protocol}", pickle.dumps(batch(), protocol), read_pickle) for protocol in (0, 2, 4, 5)),
     Format("archive.tar.gz", archive_of(TAR), lambda path: cifar.members(path, ("test_batch.bin",)), checked=True),
     Format("stored.npz", npz(), read_pixels, checked=True),

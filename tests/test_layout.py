@@ -18,7 +18,7 @@ LAYERS = [
     {"validation", "prediction"},
     {"engine"},
     {"gluon", "pytorch", "onnx"},
-    {"training"},
+    {"training", "huggingface"},
     {"zoo"},
     {"checkpoints"},
     {"provenance"},

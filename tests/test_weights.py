@@ -139,12 +139,12 @@ def test_a_wide_resnet_gets_a_head_of_another_size_and_is_described(tmp_path):
     assert load_weights(pydmobilenet.get_model("wrn-10-1", classes=3), file, other_head=True)
     with pytest.raises(BadFileError, match="the file is of wrn-10-1 with 7 classes"):
         load_weights(pydmobilenet.get_model("wrn-16-2", classes=7), file)
-    weights.convert(file, tmp_path / "copy", zoo.describe("wrn-10-1", outputs=7))
-    assert (tmp_path / "copy").read_bytes() == file.read_bytes()
+    weights.write(tmp_path / "copy.params", weights.load(file, zoo.describe("wrn-10-1", outputs=7)), {})
+    assert (tmp_path / "copy.params").read_bytes() == file.read_bytes()
 
 
 def test_a_converted_file_loads_by_gluon_alone(net, file, tmp_path):
-    weights.convert(file, tmp_path / "gluon.params", zoo.describe(MODEL))
+    weights.write(tmp_path / "gluon.params", weights.load(file, zoo.describe(MODEL)), {})
     other = pydmobilenet.get_model(MODEL)
     other.load_parameters(str(tmp_path / "gluon.params"))
     np.testing.assert_array_equal(values(other)["head.dense.weight"], values(net)["head.dense.weight"])
@@ -153,7 +153,7 @@ def test_a_converted_file_loads_by_gluon_alone(net, file, tmp_path):
 
 def test_a_conversion_to_nowhere_is_named(file, tmp_path):
     with pytest.raises(OSError, match=f"cannot write {tmp_path}/nowhere/x"):
-        weights.convert(file, tmp_path / "nowhere" / "x", zoo.describe(MODEL))
+        weights.write(tmp_path / "nowhere" / "x.params", weights.load(file, zoo.describe(MODEL)), {})
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_a_parameter_that_is_not_finite_is_refused_wherever_it_is_read(value, ne
         lambda: params.read(path),
         lambda: load_weights(net, path),
         lambda: load_weights(net, path, other_head=True),
-        lambda: weights.convert(path, target, net.description),
+        lambda: weights.write(target, weights.load(path, net.description), {}),
     ):
         with pytest.raises(BadFileError, match=rf"bad\.params holds numbers that are not finite: in '{name}'$"):
             read()
@@ -393,6 +393,6 @@ def test_what_has_no_end_is_no_parameter_file(content):
 
 def test_a_conversion_leaves_a_file_of_the_users_own_alone(net, file, tmp_path):
     (tmp_path / "x.params.part").write_text("mine")
-    weights.convert(file, tmp_path / "x.params", net.description)
+    weights.write(tmp_path / "x.params", weights.load(file, net.description), {})
     assert (tmp_path / "x.params.part").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["authors.params", "x.params", "x.params.part"]

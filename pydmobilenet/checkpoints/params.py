@@ -16,6 +16,7 @@ import numpy as np
 from .. import files
 from ..errors import BadFileError, MissingFileError
 
+SUFFIX = ".params"
 LIST_MAGIC = 0x112
 ARRAY_MAGIC = 0xF993FAC9
 DENSE = 0  # the storage type
@@ -85,10 +86,15 @@ def read(path: Path) -> dict[str, np.ndarray]:
             raise ValueError("it has a name twice, or more behind its end")
     except ValueError as error:  # a name that is no UTF-8 raises a kind of it too
         raise BadFileError(f"{path} is no MXNet parameter file, or a damaged one: {error}") from None
-    for name, array in named.items():
-        if not is_finite(array):
-            raise BadFileError(f"{path} holds numbers that are not finite: in {name!r}")
+    check_finite(path, named)
     return named
+
+
+def check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises BadFileError where an array of a file holds a number that is not finite."""
+    for name, array in arrays.items():
+        if not is_finite(array):
+            raise BadFileError(f"{path} holds numbers that are not finite: in {name[:100]!r}")
 
 
 def is_finite(array: np.ndarray) -> bool:

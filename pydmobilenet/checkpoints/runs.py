@@ -13,8 +13,8 @@ from pathlib import Path
 
 from .. import fetching, provenance
 from ..catalog import Checkpoint, Record, TrainedRecord, parse_name
-from ..data import get_task, recorded_task
-from ..errors import BadFileError, InvalidValueError, MissingFileError, unknown
+from ..data import recorded_task
+from ..errors import BadFileError, MissingFileError, unknown
 from ..resources import PRETRAINED
 
 MANIFEST, METADATA = "manifest.json", "run.json"
@@ -33,7 +33,7 @@ def bundled(directory: Path | None = None) -> list[TrainedRecord]:
         entries = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         return [_record(directory, entry["file"], entry, entry) for entry in entries]
     except (OSError, *WRONG) as error:
-        raise BadFileError(f"{directory / MANIFEST} is no list of checkpoints: {_why(error)}") from None
+        raise BadFileError(f"{directory / MANIFEST} is no list of checkpoints: {why(error)}") from None
 
 
 def find_run(path: Path) -> TrainedRecord | None:
@@ -46,23 +46,6 @@ def find_run(path: Path) -> TrainedRecord | None:
     if os.path.isdir(path):
         return of_run(path)
     return of_run(path) if os.path.isfile(path.parent / METADATA) else None
-
-
-def check_given(record: TrainedRecord, model: str | None, dataset: str | None) -> None:
-    """Raises InvalidValueError where a model or data set, if it is given, is another one than a run's own. A folder may
-    have moved, if its classes are the same.
-    """
-    run = record.file.parent
-    if model is not None and parse_name(model).name != record.model:
-        raise InvalidValueError(f"{run} is of {record.model}, not of {model}; nearest: {record.model}")
-    if dataset in (None, record.dataset):
-        return
-    both_folders = all(name.startswith("folder:") for name in (dataset, record.dataset))
-    if not both_folders or sorted(get_task(dataset).classes) != sorted(record.task.classes):
-        raise InvalidValueError(
-            f"{run} has learned {record.dataset} (classes: {', '.join(record.task.classes[:10])}), not {dataset}; "
-            f"nearest: {record.dataset}"
-        )
 
 
 def of_run(path: Path) -> TrainedRecord:
@@ -115,10 +98,11 @@ def read_metadata(directory: Path) -> dict:
     except OSError as error:
         raise MissingFileError(f"{directory} holds no checkpoint of a run: {path} ({error.strerror})") from None
     except WRONG as error:
-        raise BadFileError(f"{path} does not describe a run: {_why(error)}") from None
+        raise BadFileError(f"{path} does not describe a run: {why(error)}") from None
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
+    """What is wrong with a file, on a line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 

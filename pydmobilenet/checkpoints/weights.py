@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import fetching, files
+from .. import fetching
 from ..catalog import Architecture, Checkpoint
-from ..errors import BadFileError, MissingFileError, UnusableError
+from ..errors import BadFileError, InvalidValueError, MissingFileError, UnusableError
 from ..network import BatchNorm, Convolution, Dense, Layer, Network
 from ..resources import PRETRAINED
-from . import params
+from . import params, safetensors
 
 # The authors' repository at the commit whose files were hashed. A mirror needs the same paths below its address.
 AUTHORS_REPOSITORY = (
@@ -69,12 +69,33 @@ def places(root: Path | None = None) -> Iterator[Path]:
 
 def find(checkpoint: Checkpoint, root: Path | None = None) -> Path | None:
     """The verified file of a checkpoint, if it is on this machine: flat in one of the `places`, or as in the authors'
-    repository. Raises BadFileError for a file of that name with other content.
+    repository; the authors' own, or one converted from it. Raises BadFileError for a file of that name with other
+    content.
     """
     tail = checkpoint.path.split("/", 1)[1]  # without `models/`
-    spots = (place / form for place in places(root) for form in (checkpoint.filename, tail, checkpoint.path))
-    found = fetching.first_existing(spots)
+    forms = [Path(form) for form in (checkpoint.filename, tail, checkpoint.path)]
+    forms += [form.with_suffix(safetensors.SUFFIX) for form in forms]
+    found = fetching.first_existing(place / form for place in places(root) for form in forms)
+    if found and found.suffix == safetensors.SUFFIX:
+        return _converted(found, checkpoint)
     return found and fetching.verify(found, checkpoint.digest, checkpoint.bytes)
+
+
+def _converted(path: Path, checkpoint: Checkpoint) -> Path:
+    """`path`, if it says that it was converted from the checkpoint; that it is whole is checked as it is read."""
+    source = safetensors.read(path).metadata.get("source_sha256")
+    if not source or source != checkpoint.sha256:
+        raise BadFileError(
+            f"{path} was not converted from the published file: its source_sha256 is {str(source)[:100]}, not "
+            f"{checkpoint.sha256 or 'known'}; move it away to go on"
+        )
+    return path
+
+
+def origins(path: Path) -> set[str]:
+    """The SHA-256 of a file of parameters, and of the file that it was converted from, if it tells that."""
+    told = safetensors.read(path).metadata if safetensors.recognised(path) else {}
+    return {fetching.digest(path, "sha256").partition(":")[2], told.get("source_sha256", "")} - {""}
 
 
 def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
@@ -104,7 +125,7 @@ def read(path: Path, network: Network | None = None) -> dict[str, np.ndarray]:
 
     Raises MissingFileError, and BadFileError for what is no parameter file or has names that are none of ours.
     """
-    arrays = params.read(path)
+    arrays = safetensors.read(path).arrays if safetensors.recognised(path) else params.read(path)
     scoped = {} if network is None else _scoped_names(arrays, network)
     translated = {}
     for name, array in arrays.items():
@@ -224,12 +245,25 @@ def describe(arrays: Mapping[str, np.ndarray]) -> str:
         return "another kind of network"
 
 
-def convert(source: Path, target: Path, network: Network) -> None:
-    """Write the parameters of a file of the authors as Gluon's structural format, for ``net.load_parameters``.
+def check_target(target: Path) -> None:
+    """Raises InvalidValueError for a file whose name ends like none that `write` knows."""
+    if target.suffix not in (params.SUFFIX, safetensors.SUFFIX):
+        likely = target.with_suffix(safetensors.SUFFIX)
+        allowed = f"{params.SUFFIX}, {safetensors.SUFFIX}"
+        raise InvalidValueError(f"{target} ends like no parameter file; nearest: {likely.name} (allowed: {allowed})")
 
-    Raises UnusableError where the target exists already or cannot be written; it is put in place whole or not at all.
+
+def write(target: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write parameters under their structural names, in the format that the target's name ends with: ``.params``, for
+    Gluon's ``net.load_parameters``, which has no place for metadata, or ``.safetensors``.
+
+    Raises as `check_target` does, and UnusableError where the target exists already or cannot be written; it is put in
+    place whole or not at all.
     """
-    arrays = load(source, network)
+    check_target(target)
     if os.path.exists(target):
         raise UnusableError(f"{target} exists already; choose another name, or move it away")
-    files.write(Path(target), params.dump(arrays))
+    if target.suffix == params.SUFFIX:
+        params.write(target, arrays)
+    else:
+        safetensors.write(target, arrays, metadata)

@@ -1,27 +1,28 @@
-"""Write a checkpoint of the authors in Gluon's structural format."""
+"""Write parameters under their structural names, as Gluon's or a safetensors file."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from .. import catalog, zoo
+from .. import zoo
 from ..checkpoints import weights
-from ..data import get_task
 from ..text import printable
 from . import options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="a .params file of the authors")
-    parser.add_argument("target", type=Path, help="the file to write")
-    parser.add_argument("-m", "--model", required=True, metavar="NAME", help="as pyd-concat-56-0.5")
+    parser.add_argument("source", type=Path, help="a .params file, of the authors too, a .safetensors file, or a run")
+    parser.add_argument("target", type=Path, help="the file to write, .params or .safetensors")
+    parser.add_argument(
+        "-m", "--model", metavar="NAME", help="as pyd-concat-56-0.5; of a source that tells it, its own"
+    )
     options.add_dataset(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    architecture = catalog.parse_name(arguments.model)
-    dataset = get_task(arguments.dataset or "cifar10").name
-    weights.convert(arguments.source, arguments.target, zoo.describe(architecture, dataset))
+    weights.check_target(arguments.target)
+    source = zoo.source(arguments.model, arguments.dataset, arguments.source)
+    weights.write(arguments.target, source.arrays(), source.metadata())
     print(printable(f"wrote {arguments.target}"))
     return 0

@@ -1,11 +1,15 @@
-"""Write a network as an ONNX file, once it has been shown to answer as the network in the reference engine does."""
+"""Write a network as an ONNX file, once it has been shown to answer as the network in the reference engine does; or, by
+--format huggingface, as a directory that timm reads.
+"""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from .. import engine, fetching, files
+from .. import engine, fetching, files, huggingface
 from ..text import printable
+from ..zoo import Source
 from . import options
 
 TITLES = {"gluon": "Gluon's", "pytorch": "PyTorch's", "onnxruntime": "the literal network's"}
@@ -14,7 +18,8 @@ TITLES = {"gluon": "Gluon's", "pytorch": "PyTorch's", "onnxruntime": "the litera
 def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     options.add_network(parser)
-    option("--output", required=True, metavar="FILE", help="the file to write, as net.onnx")
+    option("--format", default="onnx", metavar="NAME", help="onnx (default), or huggingface: a directory")
+    option("--output", required=True, metavar="PATH", help="the file to write, as net.onnx, or the directory")
     option("--uint8-input", action="store_true", help="take (N, 32, 32, 3) in uint8 and normalise inside")
     option("--no-fuse", action="store_true", help="write the literal network: no batch normalisation folded")
     option(
@@ -27,8 +32,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    given = (not arguments.no_fuse, arguments.uint8_input, arguments.data_dir, arguments.engine)
+    huggingface.check_format(arguments.format, *given)
     source = options.source(arguments)
     output = fetching.expanded(arguments.output)
+    if arguments.format == huggingface.FORMAT:
+        huggingface.write(source, output)
+        print(printable(f"wrote {output}: {source.name} for {source.task.title}, in Hugging Face's layout"))
+    else:
+        _write_onnx(source, output, arguments)
+    return 0
+
+
+def _write_onnx(source: Source, output: Path, arguments: argparse.Namespace) -> None:
     files.check(output)  # before any work is done
     engine.check_onnxruntime()
     from ..onnx import export
@@ -44,4 +60,3 @@ def run(arguments: argparse.Namespace) -> int:
         f"{kind} images its logits are within {found.logits:.1e} of their range of {TITLES[reference.name]}, and all "
         "classes are the same"
     )
-    return 0

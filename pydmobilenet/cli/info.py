@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from .. import catalog, zoo
-from ..checkpoints import runs
+from ..checkpoints import described, params, runs, safetensors
 from ..data import get_task
 from ..reporting.listing import layer_table
 from ..text import printable
@@ -20,16 +20,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     path = Path(arguments.model)
-    is_run = path.suffix == ".params" or (path / runs.METADATA).exists()  # a folder may have a network's name too
-    found = runs.find_run(path) if is_run else None
+    # A folder may have a network's name too.
+    is_file = path.suffix in (params.SUFFIX, safetensors.SUFFIX) or (path / runs.METADATA).exists()
+    found = described.find(path) if is_file else None
     if found:
-        runs.check_given(found, None, arguments.dataset)
+        described.check_given(found, None, arguments.dataset)
     name = found.model if found else catalog.parse_name(arguments.model).name
     task = found.task if found else get_task(arguments.dataset or "cifar10")
     print(printable(f"{name} for {task.title}"))
     if found:
         print(printable(f"classes: {', '.join(task.classes)}"))
-        for name_of_row, text in runs.origin(found):
+        for name_of_row, text in runs.origin(found.record) if found.record else ():
             print(printable(f"{name_of_row}: {text}"))
     print(layer_table(zoo.describe(name, task.name, task.outputs)))
     return 0

@@ -113,7 +113,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     """Options that name one network and its weights; `source` understands them."""
     parser.add_argument("-m", "--model", metavar="NAME", help="as pyd-concat-56-0.5; of a run, its own")
     add_dataset(parser)
-    text = "a run, a .params file, or published (default): the authors' weights, or the bundled ones"
+    text = "a run, a .params or .safetensors file, or published (default): the authors' weights, or the bundled ones"
     parser.add_argument("--weights", default=zoo.PUBLISHED, metavar="PATH", help=text)
     add_weights_dir(parser)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +15,18 @@ from .batching import batches
 from .cifar import CIFAR10, CIFAR100
 from .dataset import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, Dataset, Task, normalise
 
-__all__ = ["DATASETS", "Dataset", "Task", "batches", "get_dataset", "get_task", "normalise", "recorded_task"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Task",
+    "about",
+    "batches",
+    "get_dataset",
+    "get_task",
+    "normalise",
+    "of_metadata",
+    "recorded_task",
+]
 
 DATASETS = {
     task.name: task
@@ -64,6 +76,23 @@ def recorded_task(name: str, record: Mapping[str, object]) -> Task:
     if min(std) <= 0:
         raise ValueError("a standard deviation is not above 0")
     return replace(known, classes=tuple(classes), outputs=outputs, mean=mean, std=std)
+
+
+def about(task: Task) -> dict[str, str]:
+    """What a file of a network says about its task: numbers and lists as JSON, in which every name is exact."""
+    return {
+        "dataset": task.name,
+        "outputs": json.dumps(task.outputs),
+        "classes": json.dumps(task.classes),
+        "mean": json.dumps(task.mean),
+        "std": json.dumps(task.std),
+    }
+
+
+def of_metadata(metadata: Mapping[str, str]) -> Task:
+    """The task that a file tells as `about` has it. Raises KeyError without a data set, else as `recorded_task`."""
+    recorded = {key: json.loads(metadata[key]) for key in ("outputs", "classes", "mean", "std") if key in metadata}
+    return recorded_task(metadata["dataset"], recorded)
 
 
 def _channels(values: object) -> tuple[float, float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from .. import __version__
-from ..data import Task
+from ..data import Task, about
 from ..errors import BadFileError
 from ..network import EPSILON, IMAGES, BatchNorm, Convolution, Layer, Network
 from ..text import encodable
@@ -67,16 +66,6 @@ def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise BadFileError(f"the network's parameter {name} has values that are not finite")
-
-
-def about(task: Task) -> dict[str, str]:
-    """What a file says about its classes and images: numbers and lists as JSON, in which every name is exact."""
-    return {
-        "dataset": task.name,
-        "classes": json.dumps(task.classes),
-        "mean": json.dumps(task.mean),
-        "std": json.dumps(task.std),
-    }
 
 
 class _Graph:

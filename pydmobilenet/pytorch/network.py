@@ -7,6 +7,7 @@ shift are ``gamma`` and ``beta``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Union
 
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 from .. import machine, zoo
 from ..catalog import Architecture
 from ..network import CIFAR, EPSILON, Widths, describe
+from ..network import Network as Description
 from . import devices
 from .depthwise import DepthwiseConv2d, depthwise_conv2d
 
@@ -188,7 +190,37 @@ class Head(nn.Module):
         return x if pre_logits else self.dense(x)
 
 
-class Network(nn.Module):
+class Classifier(nn.Module):
+    """What timm's users expect of a network besides ``forward_features`` and ``forward_head``; its `description`."""
+
+    description: Description
+
+    @property
+    def num_features(self) -> int:
+        """The number of pooled features."""
+        return self.description.head.in_features
+
+    @property
+    def num_classes(self) -> int:
+        """The number of logits; 0 where the answers are the pooled features."""
+        return getattr(self.get_classifier(), "out_features", 0)
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.get_submodule(self.description.head.name)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a fresh last layer in place; with 0 classes none, so that the answers are the pooled features."""
+        layers, head = self.description.layers[:-1], self.description.head
+        classifier: nn.Module = nn.Identity()
+        if num_classes:
+            classifier = nn.Linear(head.in_features, num_classes, device=next(self.parameters()).device)
+            self.description = Description((*layers, replace(head, out_features=num_classes)))
+        parent, _, name = head.name.rpartition(".")
+        setattr(self.get_submodule(parent), name, classifier)
+
+
+class Network(Classifier):
     """Normalised images (N, 3, H, W) to logits (N, classes); H and W are 32 in the paper, any multiple of 4 works.
 
     `blocks` residual blocks stand in each stage, `multiplier` times as wide inside as outside, rounded down.
@@ -239,7 +271,7 @@ class BasicBlock(nn.Module):
         return y + (x if self.downsample is None else self.downsample(activated))
 
 
-class WideResNet(nn.Module):
+class WideResNet(Classifier):
     """A Wide ResNet (Zagoruyko and Komodakis, 2016, arXiv 1605.07146), under the names of GluonCV's.
 
     Normalised images (N, 3, H, W) to logits (N, classes).
@@ -294,18 +326,18 @@ def get_model(
     return net.eval().to(devices.choose(device).device if isinstance(device, str) else device)
 
 
-def build(architecture: Architecture, outputs: int, widths: Widths = CIFAR) -> nn.Module:
+def build(architecture: Architecture, outputs: int, widths: Widths = CIFAR) -> Classifier:
     """The network of an architecture, with its `description`. Raises UnusableError for one that does not fit into this
     machine's memory.
     """
     description = describe(architecture, outputs, widths)
     machine.check_memory(f"{architecture.name} with {outputs} outputs", description.complexity().parameters)
     if architecture.family == "wrn":
-        net: nn.Module = WideResNet((architecture.depth - 4) // 6, int(architecture.multiplier), outputs)
+        net: Classifier = WideResNet((architecture.depth - 4) // 6, int(architecture.multiplier), outputs)
     else:
         blocks = (architecture.depth - 2) // 9
         net = Network(SPATIAL[architecture.family], blocks, architecture.multiplier, outputs, widths)
-    net.description = description  # type: ignore[assignment]  # nn.Module's attributes are typed as its parts
+    net.description = description
     return net
 
 

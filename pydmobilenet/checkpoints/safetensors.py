@@ -1,0 +1,108 @@
+"""Safetensors files: named arrays behind a header in JSON, with metadata, as PyTorch, timm and Hugging Face have them.
+
+Read by the package of that name, which makes no array that the file does not hold. That package writes metadata in an
+order that differs from process to process, so files are written here: the same network is the same file, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+
+from .. import files
+from ..errors import BadFileError, MissingFileError
+from ..text import encodable
+from .params import check_finite
+
+SUFFIX = ".safetensors"
+LARGEST_HEADER = 100_000_000  # bytes, as the format has it
+BEGINNING = 9  # bytes: the header's length, and the brace that it begins with
+
+
+class Content(NamedTuple):
+    """Arrays by name, and what the file says about them."""
+
+    arrays: dict[str, np.ndarray]
+    metadata: dict[str, str]
+
+
+def recognised(path: Path) -> bool:
+    """Whether a file begins as this format does; not where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return _is_beginning(file.read(BEGINNING))
+    except OSError:
+        return False
+
+
+def read(path: Path) -> Content:
+    """The arrays and the metadata of a file.
+
+    Raises MissingFileError, and BadFileError for what is no such file, is damaged, or holds a number that is not
+    finite. It is damaged too where its metadata has a ``sha256`` that is not the `digest` of its arrays.
+    """
+    try:
+        with open(path, "rb") as file:
+            beginning = file.read(BEGINNING)
+            # Of a device or another kind of file, however large, no more is read than this.
+            content = beginning + (file.read() if _is_beginning(beginning) else b"")
+    except OSError as error:
+        raise MissingFileError(f"no such parameter file: {path} ({error.strerror})") from None
+    try:
+        if not _is_beginning(beginning):
+            raise ValueError("it does not begin as one")
+        arrays = safetensors.numpy.load(content)
+        metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
+        if not all(array.dtype.kind in "fiu" for array in arrays.values()):
+            raise ValueError("it holds something other than whole and real numbers")
+        if metadata.get("sha256", digest(arrays)) != digest(arrays):
+            raise ValueError("its arrays do not have the SHA-256 that it tells")
+    except KeyError as error:  # a type that NumPy does not have, as bfloat16
+        raise BadFileError(f"{path} holds numbers of a type that cannot be read: {error}") from None
+    except (safetensors.SafetensorError, ValueError, OverflowError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise BadFileError(f"{path} is no safetensors file, or a damaged one: {why}") from None
+    check_finite(path, arrays)
+    return Content(arrays, metadata)
+
+
+def _is_beginning(content: bytes) -> bool:
+    length, brace = content[:8], content[8:BEGINNING]
+    return brace == b"{" and int.from_bytes(length, "little") <= LARGEST_HEADER
+
+
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """The SHA-256 of all names and numbers, in the order of the names."""
+    hasher = hashlib.sha256()
+    for name in sorted(arrays):
+        hasher.update(name.encode())
+        hasher.update(arrays[name].tobytes())
+    return hasher.hexdigest()
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Write named arrays in float32, whole or not at all. Raises UnusableError."""
+    files.write(Path(path), dump(arrays, metadata))
+
+
+def dump(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The content of the file that `write` writes. Its metadata have besides the `digest`, and the ``format`` that
+    says to other libraries whose names and layouts the arrays have: PyTorch's.
+    """
+    arrays = {name: np.ascontiguousarray(array, "<f4") for name, array in sorted(arrays.items())}
+    told = {name: encodable(value) for name, value in (metadata or {}).items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **told, "sha256": digest(arrays)}}
+    position = 0
+    for name, array in arrays.items():
+        end = position + array.nbytes
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # numbers begin at a multiple of 8 bytes
+    return b"".join([len(text).to_bytes(8, "little"), text, *(array.tobytes() for array in arrays.values())])

@@ -1,0 +1,156 @@
+"""A network as a directory in Hugging Face's layout: ``config.json``, ``model.safetensors`` and a model card.
+
+``timm.create_model("local-dir:DIRECTORY", pretrained=True)`` reads it once `pydmobilenet.pytorch.timm` is imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from . import catalog, files
+from .catalog import Record
+from .checkpoints import safetensors
+from .data import Task
+from .errors import UnusableError, UserError, unknown
+from .network import Convolution, Network
+from .resources import PRETRAINED
+from .text import printable
+from .zoo import Source
+
+FORMAT = "huggingface"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+ANY_NETWORK = "pydmobilenet"  # timm's name for networks that are not published; `model_args` say which one it is
+AUTHORS = "https://github.com/thanhhvnqb/pydmobilenet_mxnet"
+
+
+def check_format(
+    format: str, fused: bool = True, uint8_input: bool = False, data_dir: object = None, engine: str = "auto"
+) -> None:
+    """Raises InvalidValueError for an unknown format, and UserError where this one has nothing to do with what an ONNX
+    file can be given.
+    """
+    if format not in ("onnx", FORMAT):
+        raise unknown("format", format, ("onnx", FORMAT))
+    given = {"no-fuse": not fused, "uint8-input": uint8_input, "data-dir": data_dir, "engine": engine != "auto"}
+    found = [name for name, value in given.items() if value]
+    if format == FORMAT and found:
+        raise UserError(f"{found[0]} is for an ONNX file: leave it out, or the format {FORMAT}")
+
+
+def check_output(directory: Path) -> None:
+    """Raises UnusableError where something is at the place of a new directory."""
+    if os.path.lexists(directory):
+        raise UnusableError(f"{directory} exists already; choose another name, or move it away")
+
+
+def write(source: Source, directory: Path) -> None:
+    """Write a network's directory, whole or not at all. Raises UnusableError where there is one already, and as
+    `Source.arrays` does.
+    """
+    check_output(directory)
+    contents: dict[str, str | bytes] = {
+        CONFIG: json.dumps(config(source), indent=2) + "\n",
+        WEIGHTS: safetensors.dump(source.arrays(), source.metadata()),
+        CARD: card(source),
+    }
+    with files.new_directory(directory) as part:
+        files.write_together({part / name: content for name, content in contents.items()})
+
+
+def config(source: Source) -> dict[str, Any]:
+    """The content of ``config.json``, as timm has it."""
+    network, task = source.network, source.task
+    name, wide = catalog.timm_name(catalog.parse_name(source.name)), task.name == "imagenet32"
+    known = catalog.find(source.name, "cifar10") and not wide
+    arguments = {"name": source.name, **({"dataset": task.name} if wide else {})}
+    return {
+        "architecture": name if known else ANY_NETWORK,
+        "num_classes": network.outputs,
+        "num_features": network.head.in_features,
+        "label_names": [task.class_name(label) for label in range(network.outputs)],
+        **({} if known else {"model_args": arguments}),
+        "pretrained_cfg": pretrained_cfg(network, task),
+    }
+
+
+def pretrained_cfg(network: Network, task: Task) -> dict[str, Any]:
+    """What timm knows of a network besides its name: the form of its images, and its first and last layer."""
+    first = next(layer for layer in network.layers if isinstance(layer, Convolution))
+    return {
+        "num_classes": network.outputs,
+        "input_size": [3, 32, 32],
+        "pool_size": [8, 8],
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": list(task.mean),
+        "std": list(task.std),
+        "first_conv": first.name,
+        "classifier": network.head.name,
+    }
+
+
+def card(source: Source) -> str:
+    """The model card, in Markdown: what the network is, how well it does, whose its weights are, how it is loaded."""
+    record, task = source.record, source.task
+    title = Path(task.title).name if task.name.startswith("folder:") else task.title
+    counts = source.network.complexity()
+    millions = counts.multiply_adds / 1e6
+    license = "license: apache-2.0\n" if _is_bundled(record) else ""
+    classes = ", ".join(map(printable, task.classes))
+    return f"""---
+library_name: timm
+pipeline_tag: image-classification
+{license}tags:
+- image-classification
+- timm
+- pydmobilenet
+---
+
+# {source.name} for {printable(title)}
+
+A network of PydMobileNet (Hoang and Jo, 2018, [arXiv 1811.07083](https://arxiv.org/abs/1811.07083)): images of 32x32
+pixels to {source.network.outputs} logits, by {counts.parameters:,} parameters and {millions:.1f} million multiply-adds.
+
+- Error: {_error(record)}
+- Weights: {_owner(record)}
+- Pixels: scaled to [0, 1], less {list(task.mean)}, by {list(task.std)} (red, green, blue)
+- Classes: {classes or "not named"}
+
+## Use
+
+With pydmobilenet installed, and this directory as DIRECTORY:
+
+```python
+import timm
+import pydmobilenet.pytorch.timm  # registers the networks
+
+net = timm.create_model("local-dir:DIRECTORY", pretrained=True)
+```
+
+```
+pydmobilenet predict IMAGE --weights DIRECTORY/{WEIGHTS}
+```
+"""
+
+
+def _is_bundled(record: Record | None) -> bool:
+    return record is not None and record.file is not None and record.file.parent == PRETRAINED
+
+
+def _error(record: Record | None) -> str:
+    if record is None:
+        return "not known"
+    if record.published:
+        return f"{record.top1_error:.2f} % of the test images ({record.labels}), as published"
+    return f"{record.top1_error:.2f} % of the test images, measured when it was trained"
+
+
+def _owner(record: Record | None) -> str:
+    if record is None:
+        return "of a file whose origin is not known"
+    if record.published:
+        return f"the authors' ([{AUTHORS.rpartition('/')[2]}]({AUTHORS})), under their terms"
+    return "trained with pydmobilenet" + (", and part of it" if _is_bundled(record) else "")

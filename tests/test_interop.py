@@ -1,0 +1,284 @@
+"""Other libraries' ways to the networks: directories in Hugging Face's layout, torch.hub, timm."""
+
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+
+import numpy as np
+import oracle
+import pytest
+import yaml
+from helpers import CIFAR_MODELS, ROOT
+
+import pydmobilenet
+from pydmobilenet import catalog, zoo
+from pydmobilenet.checkpoints import params, safetensors, weights
+from pydmobilenet.data import get_task
+from pydmobilenet.errors import InvalidValueError, UnusableError, UserError
+
+MODEL = "pyd-add-29-0.25"  # published, and bundled for the digits
+TIMM_NAMES = [catalog.timm_name(catalog.parse_name(model)) for model in CIFAR_MODELS]
+
+
+# Hugging Face's layout
+
+
+@pytest.fixture
+def exported(tmp_path):
+    pydmobilenet.export(MODEL, tmp_path / "hf", "digits", format="huggingface")
+    return tmp_path / "hf"
+
+
+def front_matter(directory):
+    return yaml.safe_load((directory / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+
+
+def test_a_directory_has_the_network_its_configuration_and_a_card(exported):
+    assert sorted(path.name for path in exported.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    config = json.loads((exported / "config.json").read_text())
+    assert config["architecture"] == "pyd_add_29_025"
+    assert (config["num_classes"], config["num_features"]) == (10, 128)
+    assert config["label_names"] == list("0123456789")
+    assert config["pretrained_cfg"]["mean"] == list(get_task("digits").mean)
+    assert config["pretrained_cfg"]["classifier"] == "head.dense"
+    found = safetensors.read(exported / "model.safetensors")
+    bundled = params.read(ROOT / "pretrained" / f"digits-{MODEL}.params")
+    assert found.arrays.keys() == bundled.keys()
+    for name, array in bundled.items():
+        np.testing.assert_array_equal(found.arrays[name], array)
+    assert zoo.source(None, weights=exported / "model.safetensors").task == get_task("digits")
+
+
+def test_a_card_says_whose_the_weights_are_and_how_well_they_do(exported):
+    text = (exported / "README.md").read_text(encoding="utf-8")
+    assert front_matter(exported)["license"] == "apache-2.0"
+    assert "- Error: 1.94 % of the test images, measured when it was trained" in text
+
+
+def test_the_authors_weights_have_no_license_of_ours(weights_dir, tmp_path):
+    checkpoint = catalog.find(MODEL, "cifar10").checkpoint
+    file = next(weights_dir.rglob(checkpoint.filename))
+    for number, options in enumerate([{"weights_dir": weights_dir}, {"weights": file}]):
+        pydmobilenet.export(MODEL, tmp_path / str(number), format="huggingface", **options)
+        assert "license" not in front_matter(tmp_path / str(number))
+        text = (tmp_path / str(number) / "README.md").read_text(encoding="utf-8")
+        assert "% of the test images (10 classes), as published" in text
+        assert "Weights: the authors'" in text
+
+
+def test_a_run_tells_its_card_the_classes_and_the_error(tmp_path):
+    task = get_task("digits")
+    run = tmp_path / "run"
+    run.mkdir()
+    params.write(run / "best.params", oracle.random_arrays(zoo.describe("pyd-add-11-0.125", "digits", outputs=2)))
+    sha256 = hashlib.sha256((run / "best.params").read_bytes()).hexdigest()
+    checkpoints = {"best.params": {"epoch": 1, "test_error": 12.5, "sha256": sha256}}
+    told = {"model": "pyd-add-11-0.125", "dataset": "folder:/photos/of pets", "classes": ["cat", "d\nog"], "outputs": 2}
+    told.update(mean=task.mean, std=task.std, checkpoints=checkpoints)
+    (run / "run.json").write_text(json.dumps(told))
+    pydmobilenet.export(None, tmp_path / "hf", weights=run, format="huggingface")
+    text = (tmp_path / "hf" / "README.md").read_text(encoding="utf-8")
+    for line in (
+        "# pyd-add-11-0.125 for of pets",
+        "- Error: 12.50 % of the test images, measured when it was trained",
+        "- Weights: trained with pydmobilenet",
+        "- Classes: cat, d\\nog",
+    ):
+        assert f"\n{line}\n" in text
+    assert "license" not in front_matter(tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["label_names"] == ["cat", "d\nog"]
+    assert config["model_args"] == {"name": "pyd-add-11-0.125"}
+
+
+def test_a_network_that_is_not_published_is_named_by_arguments(tmp_path):
+    params.write(tmp_path / "x.params", oracle.random_arrays(zoo.describe("pyd-add-11-0.125", "imagenet32")))
+    network = ("pyd-add-11-0.125", tmp_path / "hf", "imagenet32")
+    pydmobilenet.export(*network, weights=tmp_path / "x.params", format="huggingface")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["architecture"] == "pydmobilenet"
+    assert config["model_args"] == {"name": "pyd-add-11-0.125", "dataset": "imagenet32"}
+    assert "license" not in front_matter(tmp_path / "hf")
+
+
+def test_what_is_at_the_place_of_a_directory_stays(exported):
+    before = (exported / "README.md").stat().st_mtime_ns
+    with pytest.raises(UnusableError, match="exists already"):
+        pydmobilenet.export(MODEL, exported, "digits", format="huggingface")
+    assert (exported / "README.md").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("option", [{"fused": False}, {"uint8_input": True}, {"data_dir": "."}, {"engine": "gluon"}])
+def test_what_is_for_onnx_files_alone_is_refused(option, tmp_path):
+    with pytest.raises(UserError, match="is for an ONNX file"):
+        pydmobilenet.export(MODEL, tmp_path / "hf", "digits", format="huggingface", **option)
+    assert not (tmp_path / "hf").exists()
+
+
+def test_an_unknown_format_has_a_nearest_one(tmp_path):
+    with pytest.raises(InvalidValueError, match=r"unknown format 'hugging_face'; nearest: huggingface"):
+        pydmobilenet.export(MODEL, tmp_path / "hf", format="hugging_face")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("pyd-concat-56-0.5", "pyd_concat_56_050"),
+        ("resnet-29-0.25", "resnet_29_025"),
+        ("mobilenet-56-1.5", "mobilenet_56_150"),
+        ("pyd-add-29-1", "pyd_add_29_100"),
+        ("wrn-28-10", "wrn_28_10"),
+    ],
+)
+def test_timm_s_names_have_hundredths(model, name):
+    assert catalog.timm_name(catalog.parse_name(model)) == name
+
+
+def test_every_published_network_has_a_timm_name_of_its_own():
+    models = catalog.list_models()
+    assert len({catalog.timm_name(catalog.parse_name(model)) for model in models}) == len(models)
+
+
+# torch.hub
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch")
+
+
+def logits(torch, net):
+    with torch.no_grad():
+        return net.eval()(torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)))
+
+
+def reference(torch, *arguments, **options):
+    from pydmobilenet import pytorch
+
+    return logits(torch, pytorch.get_model(*arguments, **options))
+
+
+def test_the_hub_lists_the_published_networks_and_describes_them(torch, monkeypatch):
+    monkeypatch.setattr(torch.hub, "_get_cache_or_reload", lambda *_, **__: str(ROOT))  # a download from GitHub
+    assert torch.hub.list("owner/repository") == sorted(TIMM_NAMES)
+    text = torch.hub.help("owner/repository", "pyd_concat_56_050")
+    assert text.startswith("pyd-concat-56-0.5: normalised images (N, 3, 32, 32) to logits")
+
+
+def test_the_hub_loads_a_network_with_the_authors_weights(torch, weights_dir):
+    from_hub = {"repo_or_dir": str(ROOT), "model": "resnet_29_050", "source": "local"}
+    net = torch.hub.load(**from_hub, pretrained=True, weights_dir=weights_dir)
+    expected = reference(torch, "resnet-29-0.5", pretrained=True, weights_dir=weights_dir)
+    assert torch.equal(logits(torch, net), expected)
+    assert torch.hub.load(**from_hub, dataset="cifar100-coarse").num_classes == 100
+
+
+def test_the_hub_asks_for_what_its_networks_need(torch):
+    code = "import hubconf, sys; hubconf.resnet_29_050(); print(*set(hubconf.dependencies) - set(sys.modules))"
+    without = ("matplotlib", "yaml", "jinja2", "tabulate", "PIL", "onnx", "onnxruntime", "mxnet", "timm")
+    code += f"; print(*[name for name in {without} if name in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert answer.stdout == "requests\n\n", answer.stderr  # which a download needs
+
+
+# timm
+
+
+@pytest.fixture(scope="module")
+def timm(torch):
+    """timm, with this project's networks.
+
+    It imports torchvision. Beside a build of PyTorch for which torchvision has no binary, that import fails, as it asks
+    for the form of two operators of the binary. So they are declared here; nothing calls them.
+    """
+    if importlib.util.find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    importlib.import_module("pydmobilenet.pytorch.timm")
+    yield importlib.import_module("timm")
+    del library
+
+
+@pytest.mark.parametrize("name", TIMM_NAMES)
+def test_every_published_network_is_registered_with_timm(timm, name):
+    assert timm.is_model(name)
+    assert timm.models.get_pretrained_cfg(name).input_size == [3, 32, 32]
+
+
+def test_timm_s_network_has_what_timm_s_users_expect(timm, torch):
+    net = timm.create_model("pyd_concat_29_025", num_classes=37)
+    images = torch.zeros(2, 3, 32, 32)
+    assert (net.num_classes, net.num_features) == (37, 128)
+    assert net.forward_features(images).shape == (2, 128, 8, 8)
+    assert net.forward_head(net.forward_features(images), pre_logits=True).shape == (2, 128)
+    assert net(images).shape == (2, 37)
+    net.reset_classifier(5)
+    assert net.get_classifier().out_features == net.num_classes == net.description.outputs == 5
+    net.reset_classifier(0)
+    assert net.num_classes == 0
+    assert net(images).shape == (2, 128)
+    net.reset_classifier(3)
+    assert net(images).shape == (2, 3)
+
+
+def test_the_images_that_timm_prepares_are_normalised_as_ours(timm):
+    config = timm.data.resolve_model_data_config(timm.create_model("resnet_29_050"))
+    task = get_task("cifar10")
+    assert (config["input_size"], config["crop_pct"]) == ([3, 32, 32], 1.0)
+    assert (config["mean"], config["std"]) == (list(task.mean), list(task.std))
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "dataset"),
+    [
+        ("mobilenet_29_050", "mobilenet-29-0.5", "cifar10"),
+        ("resnet_29_050.cifar100-coarse", "resnet-29-0.5", "cifar100-coarse"),
+    ],
+)
+def test_timm_loads_the_authors_weights(timm, torch, weights_dir, name, model, dataset, home):
+    checkpoint = catalog.find(model, dataset).checkpoint
+    if weights.find(checkpoint, weights_dir) is None:
+        pytest.skip(f"{checkpoint.filename} is not here")
+    (home / "project").mkdir()
+    (home / "project" / "models").symlink_to(weights_dir)
+    expected = reference(torch, model, dataset, pretrained=True)
+    assert torch.equal(logits(torch, timm.create_model(name, pretrained=True)), expected)
+    other = timm.create_model(name, pretrained=True, num_classes=3)
+    assert other.num_classes == 3
+    headless = timm.create_model(name, pretrained=True, num_classes=0)
+    assert torch.equal(logits(torch, headless), logits(torch, features_of(other)))
+
+
+def features_of(net):
+    net.reset_classifier(0)
+    return net
+
+
+@pytest.mark.parametrize("model", [MODEL, "pyd-add-11-0.125", "wrn-10-1"])
+def test_timm_loads_a_directory_that_was_exported(timm, torch, tmp_path, model):
+    arrays = oracle.random_arrays(zoo.describe(model, "digits"))
+    params.write(tmp_path / "x.params", arrays)
+    pydmobilenet.export(model, tmp_path / "hf", "digits", weights=tmp_path / "x.params", format="huggingface")
+    net = timm.create_model(f"local-dir:{tmp_path / 'hf'}", pretrained=True)
+    assert torch.equal(logits(torch, net), reference(torch, model, weights=tmp_path / "hf" / "model.safetensors"))
+    assert net.pretrained_cfg["label_names"] == list("0123456789")
+    other = timm.create_model(f"local-dir:{tmp_path / 'hf'}", pretrained=True, num_classes=37)
+    assert logits(torch, other).shape == (2, 37)
+    assert torch.equal(logits(torch, features_of(other)), logits(torch, features_of(net)))
+
+
+def test_any_network_is_made_by_timm_from_its_name(timm, torch):
+    net = timm.create_model("pydmobilenet", name="pyd-concat-11-0.125", dataset="imagenet32", num_classes=4)
+    assert net.num_features == 1280
+    assert net.pretrained_cfg["mean"] == list(get_task("imagenet32").mean)
+    with pytest.raises(InvalidValueError, match="unknown model"):
+        timm.create_model("pydmobilenet", name="pyd-concat-12-0.125")
+    with pytest.raises(InvalidValueError, match=r"in_chans is 1 \(allowed: 3\)"):
+        timm.create_model("pyd_add_29_025", in_chans=1)
