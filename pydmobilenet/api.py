@@ -18,13 +18,15 @@ from .catalog import Record
 from .checkpoints import runs
 from .checkpoints.runs import read_metadata
 from .errors import BadFileError, InvalidValueError, UserError, nearest
-from .gluon import runtime
 from .training import prepare
 from .training.checkpoint import read_history
 from .training.config import checked
 from .training.history import History
 
 if TYPE_CHECKING:
+    import torch  # noqa: TID251  for its types alone
+    from torch import nn  # noqa: TID251
+
     from .gluon.blocks import HybridBlock
     from .gluon.devices import Context
     from .onnx.export import Difference
@@ -55,12 +57,15 @@ def get_model(
     dataset: str | None = None,
     classes: int | None = None,
     pretrained: bool = False,
-    device: str | Context | None = None,
+    device: str | Context | torch.device | None = None,
     weights: str | Path | None = None,
     weights_dir: str | Path | None = None,
-) -> HybridBlock:
-    """A Gluon network of the zoo: normalised images (N, 3, 32, 32) in float32 to logits (N, outputs). Its ``features``
-    gives the pooled features (N, C) instead.
+    engine: str = "auto",
+) -> HybridBlock | nn.Module:
+    """A network of the zoo: normalised images (N, 3, 32, 32) in float32 to logits (N, outputs).
+
+    `engine` is ``gluon``, for a HybridBlock, or ``pytorch``, for an ``nn.Module`` in evaluation mode; ``auto`` is Gluon
+    where MXNet is there, else PyTorch. (`pydmobilenet.pytorch.get_model` is the latter, with its type.)
 
     `name` is ``resnet-29-0.5``, ``mobilenet-56-1.5``, ``pyd-add-29-0.25``, ``pyd-concat-56-0.75``, ``wrn-28-10`` or any
     other of that form (`catalog.parse_name`). `dataset`, by default the run's or ``cifar10``, sets the number of
@@ -69,16 +74,27 @@ def get_model(
     `weights` is a run of ``train.py``, of which the best parameters are loaded, or a file of parameters. `pretrained`
     loads the authors' weights, found in `weights_dir` or where `weights.places` says, else downloaded; for ``digits``,
     the bundled ones. Where `classes` is another number than theirs, the dense layer is drawn anew. Without either, all
-    parameters are (He initialisation). `device` is a name that `gluon.devices.choose` knows, or a context; by default
-    MXNet's current one.
+    parameters are (He initialisation). `device` is a name, as ``gpu:0``, or the engine's own object; by default MXNet's
+    current context, or the CPU.
 
     Raises InvalidValueError, MissingFileError, BadFileError or UnusableError, which are ValueError, FileNotFoundError,
-    ValueError and OSError; UnusableError too where MXNet is not installed.
+    ValueError and OSError; UnusableError too where the engine is not installed.
     """
-    runtime.require()
-    from .gluon import network  # MXNet takes more than a second to import: it is left until a network is asked for
+    # Engines take seconds to import: each is left until a network is asked for.
+    made = {"gluon": _gluon_model, "pytorch": _pytorch_model}[engines.choose_framework(engine)]
+    return made(name, dataset, classes, pretrained, device, weights, weights_dir)
 
-    return network.get_model(name, dataset, classes, pretrained, device, weights, weights_dir)
+
+def _gluon_model(*arguments: Any) -> HybridBlock:
+    from .gluon import network
+
+    return network.get_model(*arguments)
+
+
+def _pytorch_model(*arguments: Any) -> nn.Module:
+    from .pytorch import network
+
+    return network.get_model(*arguments)
 
 
 @dataclass(frozen=True)
@@ -92,9 +108,12 @@ class Run:
         """The epochs so far, each with its losses, errors and learning rate: ``run.history.rows``."""
         return read_history(self.directory)
 
-    def model(self, device: str | None = None) -> HybridBlock:
-        """The Gluon network with the parameters of the best epoch. Raises MissingFileError before the first one."""
-        return get_model(read_metadata(self.directory)["model"], weights=self.directory, device=device)
+    def model(self, device: str | None = None, engine: str = "auto") -> HybridBlock | nn.Module:
+        """The network with the parameters of the best epoch, as `get_model` gives it. Raises MissingFileError before
+        the first one.
+        """
+        name = read_metadata(self.directory)["model"]
+        return get_model(name, weights=self.directory, device=device, engine=engine)
 
 
 def train(
@@ -105,7 +124,9 @@ def train(
     resume: PathLike | Run | None = None,
     config: PathLike | None = None,
     weights: PathLike | None = None,
+    engine: str = "auto",
     device: str = "auto",
+    compile: bool = False,
     data_dir: PathLike | None = None,
     skip_bad: bool = False,
     progress: bool = True,
@@ -116,25 +137,31 @@ def train(
     `model` and `dataset` (default: ``cifar10``) are names. The recipe is the file `config`, or the name of one of
     ``configs/``, by default that of the data set; any of its keys can be given, as ``epochs=4``. The run's directory is
     `output`, by default ``runs/MODEL-DATASET``, which must not exist; `resume` goes on with a run instead. `weights`
-    are those to start from: a file, a run, or ``"published"``. Without `progress`, nothing is printed.
+    are those to start from: a file, a run, or ``"published"``. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon
+    where MXNet runs on the device, else PyTorch, and for a run to resume its own. `compile` has PyTorch compile the
+    network. Without `progress`, nothing is printed.
 
     Raises InvalidValueError, MissingFileError, BadFileError and UnusableError. An interruption saves the run, and then
     raises KeyboardInterrupt.
     """
-    choice = engines.choose_trainer(device)
-    where = None if data_dir is None else fetching.expanded(data_dir)
-    options = prepare.RunOptions(choice.make_trainer, where, quiet=not progress, skip_bad=skip_bad, progress=progress)
     given = checked({"model": model, "dataset": dataset, **recipe})
+    where = None if data_dir is None else fetching.expanded(data_dir)
     if resume is not None:
         directory = fetching.expanded(_path(resume))
         if output or config or weights:
             raise UserError("resume takes all from the run: leave out output, config and weights")
-        prepare.check_same(given, prepare.read_config(directory))
-        loop = prepare.resume(directory, options)
+        made = prepare.read_config(directory)
+        prepare.check_same(given, made)
+        engine = prepare.engine_of(directory) if engine == "auto" else engine
     else:
         prepare.check_places(dataset, where)
         made = prepare.configure(given, None if config is None else fetching.expanded(config))
         directory = fetching.expanded(output or prepare.default_directory(made))
+    choice = engines.choose_trainer(engine, device, made.dtype, compile)
+    options = prepare.RunOptions(choice.make_trainer, where, quiet=not progress, skip_bad=skip_bad, progress=progress)
+    if resume is not None:
+        loop = prepare.resume(directory, options)
+    else:
         init = None if weights is None else prepare.initial_weights(made, weights)
         loop = prepare.start(made, directory, options, init)
     run = loop.output

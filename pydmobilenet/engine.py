@@ -11,12 +11,13 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from . import machine
+from . import machine, processes
 from .errors import UnusableError, unknown
 from .gluon import runtime
 from .network import Network
 
 ENGINES = ("gluon", "pytorch", "onnxruntime")
+TRAINERS = ("gluon", "pytorch")
 Arrays = Mapping[str, np.ndarray]
 """Parameters by their full names."""
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -100,26 +101,89 @@ def _needs_pytorch(device: str, obstacle: str) -> bool:
         return False
 
 
-class TrainerChoice(NamedTuple):
-    """What makes a trainer of a configuration for a task, on which device, and in words why."""
+def choose_framework(engine: str = "auto") -> str:
+    """The engine whose networks a user handles: ``gluon`` or ``pytorch``. ``auto`` is Gluon where MXNet can be used.
 
+    Raises InvalidValueError for another name, UnusableError for an engine that this machine does not have.
+    """
+    if engine not in ("auto", *TRAINERS):
+        raise unknown("engine of networks", engine, ("auto", *TRAINERS))
+    obstacles: dict[str, Callable[[], str]] = {"gluon": runtime.obstacle, "pytorch": pytorch_obstacle}
+    reasons = []
+    for name in TRAINERS if engine == "auto" else [engine]:
+        reason = obstacles[name]()  # imports the engine
+        if not reason:
+            return name
+        reasons.append(reason)
+    raise UnusableError("; ".join(reasons))
+
+
+class TrainerChoice(NamedTuple):
+    """An engine, what makes its trainer of a configuration for a task, on which device, and in words why."""
+
+    name: str
     make_trainer: Callable
     device: str
     why: str
 
 
-def choose_trainer(device: str = "auto") -> TrainerChoice:
-    """The engine that trains, on a device or several of a kind: ``gpu:0,1``.
+def choose_trainer(
+    engine: str = "auto", device: str = "auto", dtype: str = "float32", compiled: bool = False
+) -> TrainerChoice:
+    """The engine that trains, on a device; Gluon also on several of a kind: ``gpu:0,1``.
 
-    Raises UnusableError where MXNet cannot be used, and as `choose` does for the device.
+    ``auto`` is Gluon where MXNet can be used on that device, and PyTorch where it alone can use the GPU or compute in
+    the `dtype`, where MXNet is not installed, and in a process that ``torchrun`` has started. `compiled` has PyTorch
+    compile the network.
+
+    Raises InvalidValueError for an engine that does not train, UnusableError for one that this machine does not have,
+    and as `choose` does for the device.
     """
+    if engine not in ("auto", *TRAINERS):
+        raise unknown("engine for training", engine, ("auto", *TRAINERS))
+    name, why = (engine, "as asked for") if engine != "auto" else _best_trainer(device, dtype)
+    make, where = (_gluon_trainer if name == "gluon" else _pytorch_trainer)(device, dtype, compiled)
+    return TrainerChoice(name, make, where, f"{_TITLES[name]}, {why}")
+
+
+def _best_trainer(device: str, dtype: str) -> tuple[str, str]:
+    """The engine that trains on a device, and why."""
+    obstacle = runtime.obstacle()
+    if processes.launched():
+        return "pytorch", "as torchrun has started this process"
+    if dtype == "bfloat16":
+        return "pytorch", f"which alone computes in {dtype}"
+    if device == "mps" or _needs_pytorch(device, obstacle):
+        return "pytorch", "which alone can use the GPU"
+    if obstacle and pytorch_obstacle():
+        raise UnusableError(f"training needs MXNet or PyTorch: {obstacle}; {pytorch_obstacle()}")
+    return ("pytorch", f"as {obstacle}") if obstacle else ("gluon", "the reference")
+
+
+def _gluon_trainer(device: str, dtype: str, compiled: bool) -> tuple[Callable, str]:
     if runtime.obstacle():
-        raise UnusableError(f"training needs MXNet: {runtime.obstacle()}")
+        raise UnusableError(f"engine 'gluon': {runtime.obstacle()}; nearest: pytorch")
+    if processes.launched():
+        raise UnusableError("engine 'gluon' does not know torchrun, which has started this process; nearest: pytorch")
+    if dtype == "bfloat16":
+        raise UnusableError("engine 'gluon' has no bfloat16 (allowed: float32, on a GPU float16); nearest: pytorch")
+    if compiled:
+        raise UnusableError("engine 'gluon' compiles its networks anyway: --compile is of engine pytorch")
     from .gluon import devices, trainer
 
     chosen = devices.choose_several(device)
     make = partial(trainer.make, contexts=[each.context for each in chosen])
-    return TrainerChoice(make, "; ".join(each.why for each in chosen), "Gluon, the only one that trains")
+    return make, "; ".join(each.why for each in chosen)
+
+
+def _pytorch_trainer(device: str, dtype: str, compiled: bool) -> tuple[Callable, str]:
+    if obstacle := pytorch_obstacle():
+        nearest = "" if runtime.obstacle() else "; nearest: gluon"
+        raise UnusableError(f"engine 'pytorch': {obstacle}{nearest}")
+    from .pytorch import distributed, trainer
+
+    chosen = distributed.choose_device(device)
+    return partial(trainer.make, device=chosen.device, compiled=compiled), chosen.why
 
 
 def pytorch_obstacle() -> str:

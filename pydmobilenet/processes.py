@@ -23,6 +23,16 @@ def threads(processes: int) -> str:
     return str(max(1, processors // processes)) if value in (None, str(processors)) else value
 
 
+def launched() -> bool:
+    """Whether ``torchrun`` has started this process, beside others that train the same network."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def rank() -> int:
+    """The number of this process among those that ``torchrun`` has started; 0 for one that stands alone."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
 def die_with(parent: int) -> None:
     """Have this process killed as soon as its parent dies, even if that is killed itself. Linux alone offers it."""
     if sys.platform == "linux":

@@ -12,7 +12,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from .. import engine, fetching, zoo
+from .. import engine, fetching, processes, zoo
 from ..errors import UserError
 from ..text import printable
 from ..training import checkpoint, config, prepare
@@ -27,7 +27,10 @@ def add_options(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="the recipe, or the name of one in configs/ (default: that of the data set)",
     )
-    option("--device", "-g", default="auto", help="auto (default), cpu, gpu, gpu:N, gpu:0,1, cpu:0,1")
+    text = "gluon, pytorch, or auto (default): Gluon where MXNet runs on the device, else PyTorch; of a run, its own"
+    option("--engine", default="auto", metavar="NAME", help=text)
+    option("--device", "-g", default="auto", help="auto (default), cpu, gpu, gpu:N, mps; by Gluon gpu:0,1, cpu:0,1")
+    option("--compile", action="store_true", help="PyTorch: compile the network, on a GPU to CUDA graphs")
     options.add_data_dir(parser)
     options.add_skip_bad(parser)
     option("--output", type=Path, metavar="DIR", help="the run's directory (default: runs/MODEL-DATASET)")
@@ -52,23 +55,27 @@ def run(arguments: Namespace) -> int:
         raise UserError("--weights-dir is where --weights published looks: add that, or leave it out")
     if arguments.resume:
         directory = fetching.expanded(arguments.resume)
+        recipe = prepare.read_config(directory)
+        prepare.check_same(config.given(arguments), recipe)
+        name = arguments.engine if arguments.engine != "auto" else prepare.engine_of(directory)
     else:
         recipe = prepare.configure(config.given(arguments), arguments.config)
         directory = fetching.expanded(arguments.output or prepare.default_directory(recipe))
         checkpoint.check_absent(directory)
+        name = arguments.engine
 
-    choice = engine.choose_trainer(options.device_name(arguments.device))
+    quiet = arguments.quiet or processes.rank() > 0  # of several processes, the first one speaks
+    choice = engine.choose_trainer(name, options.device_name(arguments.device), recipe.dtype, arguments.compile)
     on = prepare.RunOptions(
         make_trainer=choice.make_trainer,
         data_dir=arguments.data_dir,
         tensorboard=arguments.tensorboard,
-        quiet=arguments.quiet,
+        quiet=quiet,
         skip_bad=arguments.skip_bad,
     )
-    say = (lambda text: None) if arguments.quiet else (lambda text: print(text, file=sys.stderr))
+    say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
     say(f"device: {choice.device}; engine: {choice.why}")
     if arguments.resume:
-        prepare.check_same(config.given(arguments), prepare.read_config(directory))
         loop = prepare.resume(directory, on)
         say(f"resuming {printable(directory)} after {loop.progress.epochs} of {loop.config.epochs} epochs")
     else:
@@ -77,7 +84,7 @@ def run(arguments: Namespace) -> int:
     if arguments.verbose:
         say(config.text(loop.config).rstrip())
     code = loop.run()
-    if code:
+    if code and loop.output:
         script = os.path.basename(sys.argv[0]) == "train.py"
         command = "python train.py" if script else "pydmobilenet train"
         again = f"{command} --resume {shlex.quote(str(directory))}"

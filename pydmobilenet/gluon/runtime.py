@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy
 
 from .. import processor
-from ..errors import UnusableError
 from ..machine import available_processors
 
 # The shared libraries that the GPU wheel links to, each after those that it needs itself. The wheel brings none of
@@ -90,12 +89,6 @@ def obstacle() -> str:
     except Exception as error:  # NumPy 2 lacks names that it uses; a build of one's own may lack libraries
         return f"MXNet cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     return ""
-
-
-def require() -> None:
-    """Raises UnusableError where MXNet cannot be used."""
-    if obstacle():
-        raise UnusableError(obstacle())
 
 
 def limit_instructions() -> None:

@@ -49,10 +49,8 @@ class PyTorchEngine:
 
     @property
     def batch_size(self) -> int:
-        """Images a call: on a CPU so few that a layer's maps stay in its caches, but at least 16, below which PyTorch
-        leaves small convolutions to slower code than oneDNN's; on a GPU so many that it is full.
-        """
-        return 25 if self.place.type == "cpu" else 500
+        """Images a call."""
+        return batch_size(self.place)
 
     @property
     def processes(self) -> int:
@@ -67,6 +65,13 @@ class PyTorchEngine:
             machine.keep_freed_memory()
         with engine_errors():
             return predictor(steps(network, arrays, self.place), self.place)
+
+
+def batch_size(device: torch.device) -> int:
+    """Images a call: on a CPU so few that a layer's maps stay in its caches, but at least 16, below which PyTorch
+    leaves small convolutions to slower code than oneDNN's; on a GPU so many that it is full.
+    """
+    return 25 if device.type == "cpu" else 500
 
 
 class Step(NamedTuple):

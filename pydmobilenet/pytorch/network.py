@@ -38,7 +38,8 @@ class BatchNorm2d(nn.Module):
 
     def __init__(self, channels: int, affine: bool = True):
         super().__init__()
-        self.affine, self.function = affine, F.batch_norm
+        self.affine = affine
+        self.function: Callable[..., torch.Tensor] = F.batch_norm
         for name, value in (("gamma", torch.ones(channels)), ("beta", torch.zeros(channels))):
             if affine:
                 self.register_parameter(name, nn.Parameter(value))
@@ -60,6 +61,11 @@ class BatchNorm2d(nn.Module):
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
     """A square convolution that keeps the size of the map, but for the stride."""
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias)
+
+
+def relu(x: torch.Tensor) -> torch.Tensor:
+    """In place: what comes from a batch normalisation is needed by nobody else."""
+    return F.relu(x, inplace=True)
 
 
 class Dense3x3(nn.Module):
@@ -149,9 +155,9 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Sequential(convolution(inputs, channels, 1, stride), BatchNorm2d(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.reduce(F.relu(self.norm1(x)))
-        y = self.spatial(F.relu(self.norm2(y)))
-        y = self.norm4(self.expand(F.relu(self.norm3(y))))
+        y = self.reduce(relu(self.norm1(x)))
+        y = self.spatial(relu(self.norm2(y)))
+        y = self.norm4(self.expand(relu(self.norm3(y))))
         return y + self.shortcut(x)
 
 
@@ -185,7 +191,7 @@ class Head(nn.Module):
     def forward(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """With `pre_logits`, the pooled features (N, features) that the dense layer sees."""
         if self.norm is not None:
-            x = self.features(F.relu(self.norm(x)))
+            x = self.features(relu(self.norm(x)))
         x = x.mean((2, 3))
         return x if pre_logits else self.dense(x)
 
@@ -266,8 +272,8 @@ class BasicBlock(nn.Module):
         self.downsample = convolution(inputs, channels, 1, stride) if inputs != channels else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        activated = F.relu(self.bn1(x))
-        y = self.conv2(F.relu(self.bn2(self.conv1(activated))))
+        activated = relu(self.bn1(x))
+        y = self.conv2(relu(self.bn2(self.conv1(activated))))
         return y + (x if self.downsample is None else self.downsample(activated))
 
 
@@ -288,7 +294,7 @@ class WideResNet(Classifier):
                 inputs = channels
             self.features.append(row)
         self.features.append(BatchNorm2d(inputs))
-        self.features.append(nn.ReLU())
+        self.features.append(nn.ReLU(inplace=True))
         self.output = nn.Linear(inputs, classes)
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:

@@ -103,7 +103,7 @@ class Config:
     mixup_off_epochs: int = _key(NATURAL, "last epochs without mixup")
     label_smoothing: float = _key(BELOW_1, "share of the label spread over all classes")
     initialiser: str = _key(_one_of("xavier", "msra"), "of the first weights")
-    dtype: str = _key(_one_of("float32", "float16"), "of the computation")
+    dtype: str = _key(_one_of("float32", "bfloat16", "float16"), "of the computation")
     seed: int = _key(NATURAL, "of all that is random")
     keep_every: int = _key(NATURAL, "epochs between checkpoints kept for good; 0: none")
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -157,27 +158,36 @@ class Loop:
         return True
 
     def _mixed_batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The batches of the epoch that are still to do: images, and target distributions."""
-        config, progress, workers = self.config, self.progress, self.trainer.world_size
+        """The batches of the epoch that are still to do: images, and target distributions; this worker's share."""
+        config, progress = self.config, self.progress
+        rank, workers = self.trainer.rank, self.trainer.world_size
         mixed = config.mixup > 0 and progress.epochs < config.epochs - config.mixup_off_epochs
+        if not mixed:
+            yield from self._share(rank)
+            return
+        # The batch in reverse order has the images of the first worker where those of the last one stand.
+        partners = self._share(workers - 1 - rank) if workers > 1 else None
+        for number, (images, targets) in enumerate(self._share(rank), progress.batches):
+            share = mixup.share(config.mixup, config.seed, progress.epochs, number)
+            other_images, other_targets = next(partners) if partners else (None, None)
+            yield mixup.mix(images, share, other_images), mixup.mix(targets, share, other_targets)
+
+    def _share(self, worker: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A worker's share of the batches that are still to do: images, and target distributions before mixup."""
+        config, progress, workers = self.config, self.progress, self.trainer.world_size
         source = batches(
             self.train,
             config.batch_size // workers,
             train=True,
             seed=config.seed,
             epoch=progress.epochs,
-            part=self.trainer.rank,
+            part=worker,
             parts=workers,
             start=progress.batches,
         )
-        for number, (images, labels) in enumerate(source, progress.batches):
-            if number == self.batches:  # those left over are too few for an update
-                break
-            targets = mixup.targets(labels, self.train.task.outputs, config.label_smoothing)
-            if mixed:
-                share = mixup.share(config.mixup, config.seed, progress.epochs, number)
-                images, targets = mixup.mix(images, share), mixup.mix(targets, share)
-            yield images, targets
+        left = self.batches - progress.batches  # those after them are too few for an update
+        for images, labels in islice(source, left):
+            yield images, mixup.targets(labels, self.train.task.outputs, config.label_smoothing)
 
     def _learning_rate(self) -> float:
         """The learning rate of the update that the current pass belongs to."""

@@ -25,10 +25,11 @@ def share(alpha: float, seed: int, epoch: int, batch: int) -> float:
     return float(np.random.default_rng([seed, epoch, batch, 1]).beta(alpha, alpha))
 
 
-def mix(array: np.ndarray, share: float) -> np.ndarray:
+def mix(array: np.ndarray, share: float, others: np.ndarray | None = None) -> np.ndarray:
     """Mix each of N images, or of N distributions, with its partner: the same batch in reverse order.
 
-    (mixup: Zhang et al., 2018, arXiv 1710.09412; the partners as in the PydMobileNet authors' code).
+    (mixup: Zhang et al., 2018, arXiv 1710.09412; the partners as in the PydMobileNet authors' code). Of several workers
+    that share a batch, `others` are those of the worker that has the partners.
     """
     own = np.float32(share)
-    return own * array + (1 - own) * array[::-1]
+    return own * array + (1 - own) * (array if others is None else others)[::-1]

@@ -144,6 +144,14 @@ def resume(directory: Path, options: RunOptions) -> Loop:
     return Loop(trainer, train, test, rates, progress, run, _events(options, run), options.quiet, options.progress)
 
 
+def engine_of(directory: Path) -> str:
+    """The engine that a run was begun with, which alone can go on with its state. Raises as `resume` does."""
+    read_config(directory)
+    metadata = read_metadata(directory) if (directory / METADATA).exists() else {}
+    check_version(metadata, directory)
+    return metadata["engine"]
+
+
 def check_version(metadata: Mapping[str, Any], directory: Path) -> None:
     """Raises BadFileError for a run of version 0.2 or earlier, whose momentum is that of MXNet's own update."""
     if not {"engine", "config", "data", "sessions"} <= metadata.keys():

@@ -1,0 +1,203 @@
+"""Training with PyTorch: gradients, the optimiser, evaluation; beside other processes if ``torchrun`` started them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .. import machine, zoo
+from ..catalog import parse_name
+from ..checkpoints import weights
+from ..data import Dataset, Task, batches
+from ..errors import BadFileError
+from ..folding import fold
+from ..metrics import count_wrong
+from ..processes import processors
+from ..training.config import Config
+from ..training.trainer import Score, check_split, cross_entropy
+from . import inference
+from .distributed import Workers
+from .errors import engine_errors
+from .network import build, get_arrays, initialize, set_arrays
+
+# Of half precision's loss scaling, which is part of the optimiser's state.
+LOSS_SCALE = "loss scale"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def make(config: Config, task: Task, device: torch.device, compiled: bool = False) -> PyTorchTrainer:
+    """A trainer with fresh parameters on a device, the same for the same seed. Raises InvalidValueError for a batch
+    that the workers cannot share.
+    """
+    if device.type == "cpu":
+        torch.set_num_threads(processors())
+        machine.keep_freed_memory()
+    net = build(parse_name(config.model), task.outputs, zoo.widths(config.dataset))
+    initialize(net, config.initialiser, config.seed)
+    with engine_errors():
+        return PyTorchTrainer(net, config, device, Workers(device), compiled)
+
+
+class PyTorchTrainer:
+    """The `Trainer` of PyTorch: a network on one `device`, the same on each of the `workers`.
+
+    The parameters are float32; with another `dtype`, what gains by it is computed in that (``torch.autocast``).
+    """
+
+    name = "pytorch"
+
+    def __init__(self, net: nn.Module, config: Config, device: torch.device, workers: Workers, compiled: bool = False):
+        check_split(config, 1, workers.size)
+        self.config, self.place, self.workers = config, device, workers
+        self.net = net.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # untyped
+        self.model: Any = workers.parallel(self.net)
+        if compiled:
+            self.model = torch.compile(self.model, mode="reduce-overhead")
+        self.trained = dict(self.net.named_parameters())
+        decayed = {
+            name: each for name, each in self.trained.items() if config.decay_norm_and_bias or name.endswith(".weight")
+        }
+        others = [each for name, each in self.trained.items() if name not in decayed]
+        groups: list[dict[str, Any]] = [
+            {"params": [*decayed.values()], "weight_decay": config.weight_decay},
+            {"params": others},
+        ]
+        self.optimizer = torch.optim.SGD(
+            groups,
+            config.learning_rate,
+            config.momentum,
+            nesterov=config.momentum > 0,
+            # With a GradScaler, PyTorch 2.13's fused update on a CPU wrote nan into some parameters.
+            fused=device.type != "mps" and config.dtype != "float16",
+        )
+        self.autocast = torch.autocast(device.type, DTYPES[config.dtype], enabled=config.dtype != "float32")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
+        self.passes = 0  # since the last update
+
+    @property
+    def rank(self) -> int:
+        return self.workers.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.workers.size
+
+    @property
+    def device(self) -> str:
+        return str(self.place)
+
+    def train_step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> Callable[[], Score]:
+        """Do a forward and a backward pass, and an update if it is due.
+
+        The function returned is the only one that waits for the device. It gives the score of the whole batch.
+        """
+        self.passes += 1
+        due = self.passes == self.config.accumulation_steps
+        with engine_errors():
+            x, y = self._copied(images).contiguous(memory_format=torch.channels_last), self._copied(targets)
+            with self._exchange(due):
+                with self.autocast:
+                    logits = self.model(x)
+                logits = logits.float()
+                losses = F.cross_entropy(logits, y, reduction="none")
+                self.scaler.scale(self._share(losses.sum())).backward()
+            wrong = logits.argmax(1) != y.argmax(1)
+            report = torch.stack([losses.detach().sum(), wrong.sum()])
+            if due:
+                self._update(learning_rate)
+
+        def read() -> Score:
+            with engine_errors():
+                loss, wrong = self.all_reduce(report.cpu().numpy())
+            return Score(float(loss), round(wrong), self.config.batch_size)
+
+        return read
+
+    def _copied(self, array: np.ndarray) -> torch.Tensor:
+        """A copy on the device. The array may be written to at once; a GPU fetches the copy while others compute."""
+        if self.place.type != "cuda":
+            return torch.tensor(array, device=self.place)
+        return torch.from_numpy(array).pin_memory().to(self.place, non_blocking=True)
+
+    def _exchange(self, due: bool):
+        """Workers exchange their gradients in the last pass before an update."""
+        return nullcontext() if due or self.world_size == 1 else self.model.no_sync()
+
+    def _share(self, loss: torch.Tensor) -> torch.Tensor:
+        """Of a summed loss, what it adds to the mean over all images of an update; workers' gradients are averaged."""
+        return loss * (self.world_size / (self.config.batch_size * self.config.accumulation_steps))
+
+    def _update(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.passes = 0
+
+    def sync_batch_norm(self) -> None:
+        """Nothing to do: all workers have seen the statistics of the whole batch."""
+
+    def evaluate(self, dataset: Dataset) -> Score:
+        """The score on a whole data set in float32, of which each worker takes its share."""
+        with engine_errors():
+            folded = fold(self.net.description, get_arrays(self.net))
+            predict = inference.predictor(inference.steps(*folded, self.place), self.place)
+        loss, wrong = 0.0, 0
+        share = {"part": self.rank, "parts": self.world_size}
+        for images, labels in batches(dataset, inference.batch_size(self.place), train=False, **share, threads=1):
+            logits = predict(images).astype(np.float64)
+            loss += cross_entropy(logits, labels)
+            wrong += count_wrong(logits, labels)[0]
+        loss, wrong = self.all_reduce(np.array([loss, wrong]))
+        return Score(float(loss), round(wrong), len(dataset))
+
+    def all_reduce(self, values: np.ndarray) -> np.ndarray:
+        """The sum of the values of all workers."""
+        with engine_errors():
+            return self.workers.all_reduce(values)
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """The parameters and the momentum, by structural name."""
+        momentum = {}
+        for name, parameter in self.trained.items():
+            buffer = self.optimizer.state[parameter].get("momentum_buffer") if self.optimizer.state else None
+            if buffer is not None:
+                momentum[name] = buffer.detach().cpu().numpy().copy()
+        if self.scaler.is_enabled():
+            state = self.scaler.state_dict()
+            momentum[LOSS_SCALE] = np.array([state["scale"], state["_growth_tracker"]], np.float64)
+        return get_arrays(self.net), momentum
+
+    def load_state(self, parameters: Mapping[str, np.ndarray], momentum: Mapping[str, np.ndarray]) -> None:
+        """Go back to what `state` gave. Raises BadFileError for the state of another network."""
+        momentum = dict(momentum)
+        scale = momentum.pop(LOSS_SCALE, None)
+        moved = _shapes(momentum)  # of none before the first update, and without momentum
+        if _shapes(parameters) != _shapes(self.net.state_dict()) or moved not in ({}, _shapes(self.trained)):
+            raise BadFileError("the state is of another network")
+        set_arrays(self.net, parameters)
+        for name, array in momentum.items():
+            parameter = self.trained[name]
+            buffer = torch.empty_like(parameter, requires_grad=False)  # in the same order of its axes in memory
+            self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(torch.tensor(array))
+        if scale is not None and self.scaler.is_enabled():
+            values = {"scale": float(scale[0]), "_growth_tracker": int(scale[1])}
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **values})
+
+    def load_weights(self, path: Path, other_head: bool = False) -> bool:
+        """Load the parameters of a file. Returns whether the dense layer kept its own: the file's had another size."""
+        arrays = weights.load(path, self.net.description, other_head)
+        set_arrays(self.net, arrays)
+        return len(arrays) < len(self.net.description.parameters)
+
+
+def _shapes(arrays: Mapping[str, np.ndarray | torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(array.shape) for name, array in arrays.items()}
