@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Images per second, latency of a single image, and share of the machine's peak, of four ways to run a network.
+"""Images per second, latency of a single image, and share of the machine's peak, of the ways to run a network.
 
-Ways: the literal network and the fused one, in Gluon and in ONNX Runtime; each with one thread and with all. MXNet
-reads the number of threads once, so either number has a process of its own. All ways take turns, several rounds; the
-figures are medians. The peak is that of a product of two 1024x1024 float32 matrices by NumPy's BLAS with as many
+Ways: the literal network and the fused one, in Gluon, PyTorch and ONNX Runtime; each with one thread and with all.
+MXNet reads the number of threads once, so either number has a process of its own. All ways take turns, several rounds;
+the figures are medians. The peak is that of a product of two 1024x1024 float32 matrices by NumPy's BLAS with as many
 threads; a multiply-add counts as two operations.
 
     python benchmarks/inference.py                           # one network of each family: a few minutes
@@ -37,18 +37,20 @@ def serve(rounds: int) -> None:
     pydmobilenet.gluon.runtime.use_all_instructions()  # as the commands do that only answer
     import mxnet as mx  # isort: skip
 
-    from pydmobilenet.gluon.inference import fuse, predictor
+    from pydmobilenet import engine
+    from pydmobilenet.gluon.inference import predictor
     from pydmobilenet.gluon.network import get_arrays
-    from pydmobilenet.onnx.session import OnnxRuntimeEngine
 
     for line in sys.stdin:
         net = pydmobilenet.get_model(line.strip())
-        ways = {
-            "Gluon, literal": predictor(net, mx.cpu()),
-            "Gluon, fused": predictor(fuse(net), mx.cpu()),
-            "ONNX Runtime, literal": OnnxRuntimeEngine("cpu", fused=False).load(net.description, get_arrays(net)),
-            "ONNX Runtime, fused": OnnxRuntimeEngine("cpu").load(net.description, get_arrays(net)),
-        }
+        network, arrays = net.description, get_arrays(net)
+        ways = {"Gluon, literal": predictor(net, mx.cpu())}
+        for title, name in (("Gluon", "gluon"), ("PyTorch", "pytorch"), ("ONNX Runtime", "onnxruntime")):
+            if name == "pytorch" and engine.pytorch_obstacle():
+                continue
+            if name != "gluon":
+                ways[f"{title}, literal"] = engine.choose(name, "cpu", fused=False).engine.load(network, arrays)
+            ways[f"{title}, fused"] = engine.choose(name, "cpu").engine.load(network, arrays)
         work = 2 * net.description.complexity().multiply_adds
         print(json.dumps(measured(ways, work, rounds)), flush=True)
 

@@ -7,7 +7,7 @@ the same random images with the same random weights, and take turns, a depth at 
 
     python benchmarks/validation.py                # 10,000 images, all 22 networks: a quarter of an hour on two cores
     python benchmarks/validation.py --images 1000 --depth 29 --engine onnxruntime
-    python benchmarks/validation.py --whole --engine gluon onnxruntime
+    python benchmarks/validation.py --whole --engine gluon pytorch onnxruntime
 """
 
 from __future__ import annotations
@@ -76,13 +76,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_000, help="how many (default: 10000, the test set's number)")
     parser.add_argument("--depth", type=int, nargs="+", default=[29, 56], help="of the networks (default: 29 56)")
-    parser.add_argument("--engine", nargs="+", default=["gluon"], help="of ours: gluon (default), onnxruntime, or both")
+    parser.add_argument("--engine", nargs="+", default=["gluon"], help="of ours: gluon (default), pytorch, onnxruntime")
     parser.add_argument("--workers", type=int, default=2, help="of the DataLoader (default: 2)")
     text = "all networks by one command, each of ours before the conventional way and after it"
     parser.add_argument("--whole", action="store_true", help=text)
     arguments = parser.parse_args()
 
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "DNNL_"))}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "DNNL_", "ONEDNN_"))
+    }
     environment["PYTHONPATH"] = str(ROOT)
     sys.path.insert(0, str(ROOT))
     import pydmobilenet

@@ -12,7 +12,7 @@ from helpers import CIFAR_MODELS, ROOT
 from PIL import Image
 
 import pydmobilenet
-from pydmobilenet import catalog, cli, zoo
+from pydmobilenet import catalog, cli, engine, zoo
 from pydmobilenet.checkpoints import params, runs
 from pydmobilenet.data import DATASETS, get_dataset, get_task
 from pydmobilenet.reporting import listing
@@ -66,6 +66,24 @@ def test_a_folder_of_images_is_classified(run, pictures, digits):
         assert float(classes[2]) >= float(classes[4]) >= float(classes[6])
         right += classes[1] == str(label)
     assert right >= 57
+
+
+@pytest.mark.parametrize(
+    ("installed", "words"),
+    [
+        (False, r"PyTorch is not installed: pip install 'pydmobilenet\[torch\]'"),
+        (True, r"PyTorch cannot be imported \(.*\)"),
+    ],
+)
+def test_without_pytorch_its_name_is_refused_in_one_line(installed, words, run, pictures, monkeypatch):
+    find_spec = engine.importlib.util.find_spec
+    monkeypatch.setattr(
+        engine.importlib.util, "find_spec", lambda name: installed or None if name == "torch" else find_spec(name)
+    )
+    monkeypatch.setitem(sys.modules, "pydmobilenet.pytorch", None)
+    code, out, err = run("predict", pictures / "00.png", *MODEL, "--engine", "pytorch")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(f"pydmobilenet: error: engine 'pytorch': {words}; nearest: onnxruntime\n", err)
 
 
 def test_json_has_the_probabilities_of_the_literal_network(run, pictures, digits):
