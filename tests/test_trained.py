@@ -64,7 +64,7 @@ def test_a_bundled_checkpoint_is_what_the_manifest_says(record):
     assert runs.verified(record) == record.file
     entries = json.loads((ROOT / "pretrained" / "manifest.json").read_text())
     entry = next(entry for entry in entries if entry["file"] == record.file.name)
-    assert entry["test_error"] <= 2
+    assert entry["test_error"] <= 2.5
     assert f"--model {record.model}" in entry["command"]
     assert entry["bytes"] == record.file.stat().st_size
 
@@ -183,7 +183,7 @@ def test_a_bundled_network_is_compared_bit_for_bit_with_the_one_trained_again(
     }
     monkeypatch.setattr(reproduce, "train", lambda command, directory: run)
     assert reproduce.main() == code
-    line = f"digits-mobilenet-29-0.5.params: {words}; error 1.50 %, recorded 1.39 % (some CPU, AVX2)\n"
+    line = f"digits-mobilenet-29-0.5.params: {words}; error 1.50 %, recorded 1.11 % (some CPU, AVX2)\n"
     assert capsys.readouterr().out == line
 
 

@@ -36,6 +36,7 @@ CUDA_LIBRARIES = (
 )
 
 LIMIT = "AVX2"
+NEWER_VARIABLE = "ONEDNN_MAX_CPU_ISA"  # oneDNN 3 reads it before the other one, MXNet's oneDNN 2.4 not at all
 _own_limit = False  # whether it is this module that has set it, and not the user
 
 NO_MXNET = (
@@ -104,11 +105,14 @@ def limit_instructions() -> None:
 
     The price: a ResNet trains at 0.6 of its speed. ``DNNL_MAX_CPU_ISA=ALL`` lifts the limit; what then cannot run falls
     back to what can, with a warning. Commands that only answer lift it themselves (`use_all_instructions`).
+
+    PyTorch, in the same process, is not limited by it: what a user has set holds for both.
     """
     global _own_limit
     value = os.environ.get(processor.VARIABLE)
     if not value:
         os.environ[processor.VARIABLE] = LIMIT
+        os.environ.setdefault(NEWER_VARIABLE, processor.ALL)
         _own_limit = True
     elif value.upper() in processor.NAMES:
         os.environ[processor.VARIABLE] = value.upper()  # oneDNN knows no other spelling
