@@ -96,7 +96,7 @@ MISTAKES = [
     *(("milestones", bad, "rising whole numbers from 1, as 150,225") for bad in ("225,150", "9,9", "0,9", "1.5", "9,")),
     ("schedule", "cosin", "step, cosine"),
     ("initialiser", "msre", "xavier, msra"),
-    ("dtype", "float64", "float32, float16"),
+    ("dtype", "float64", "float32, bfloat16, float16"),
 ]
 
 
