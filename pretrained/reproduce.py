@@ -2,7 +2,7 @@
 """Train the bundled digits networks again, and say of each whether its file is the same bit for bit.
 
 The same bits are expected on any processor with AVX2, to which training is limited (`pydmobilenet/gluon/runtime.py`),
-and have been seen on two kinds; oneDNN may choose its kernels by the sizes of caches too, so they are not promised.
+and were seen on two kinds for version 0.2; they are not promised, as oneDNN may choose its kernels by cache sizes too.
 
     python pretrained/reproduce.py                         # all four: some minutes each, on one thread
     python pretrained/reproduce.py --model mobilenet-29-0.5

@@ -72,7 +72,7 @@ def test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason
     own, published = ([row for row in rows if (row["dataset"] == "digits") == wanted] for wanted in (True, False))
     assert (len(own), len(published)) == (4, 50)
     assert {row["verdict"] for row in own} == {"match"}
-    assert all(row["top1_error"] == row["recorded_top1_error"] and float(row["top1_error"]) <= 2 for row in own)
+    assert all(row["top1_error"] == row["recorded_top1_error"] and float(row["top1_error"]) <= 2.5 for row in own)
     assert {row["verdict"] for row in published} == {"not evaluated"}
     counted = [row for row in published if row["parameters"]]
     assert len(counted) == 50
@@ -89,8 +89,8 @@ def test_quiet_is_a_line_a_data_set_and_verbose_a_line_a_network():
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "Digits, trained with this project: 4 match\n", "")
     verbose = run("-d", "digits", "-m", "pyd-*", "--verbose")
     assert verbose.stderr.splitlines()[1:] == [
-        "pyd-add-29-0.25 on digits: 7 of 360 wrong",
-        "pyd-concat-29-0.25 on digits: 6 of 360 wrong",
+        "pyd-add-29-0.25 on digits: 4 of 360 wrong",
+        "pyd-concat-29-0.25 on digits: 7 of 360 wrong",
     ]
 
 
