@@ -2,7 +2,8 @@
 # make test [ARGS='-k weights']                           run the tests, at each instruction set of the processor
 # make lint                                               check style, format, types, and what imports what
 # make docs                                               the API's pages, build/docs/index.html
-# Each makes .venv and installs what this machine needs first; a second run installs nothing again.
+# Each makes .venv and installs what this machine needs first; a second run installs nothing again. PyTorch, which is large,
+# comes with the last three alone.
 
 DEVICE ?= cpu
 # The best one for all of the project first: MXNet 1.9.1 runs on Python 3.9 to 3.11, everything else on any from 3.9 on.
@@ -13,6 +14,7 @@ ARGS ?=
 BIN := .venv/bin
 EXTRAS := tensorboard,notebook,docs,test
 INSTALLED := .venv/.installed-$(DEVICE)
+PYTORCH := .venv/.pytorch-$(DEVICE)
 
 ifeq ($(filter $(DEVICE),cpu gpu),)
 $(error DEVICE is '$(DEVICE)' (allowed: cpu, gpu))
@@ -35,15 +37,15 @@ endif
 validate: $(INSTALLED)
 	$(BIN)/python run_validation.py $(ARGS)
 
-test: $(INSTALLED)
+test: $(PYTORCH)
 	$(BIN)/python tests/run.py --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
 
-lint: $(INSTALLED)
+lint: $(PYTORCH)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@if [ -x $(BIN)/mypy ]; then echo mypy; $(BIN)/mypy; else echo 'left out: mypy, which needs Python 3.10'; fi
 
-docs: $(INSTALLED)
+docs: $(PYTORCH)
 	$(BIN)/python docs/make.py
 
 # The CPU and the GPU build of MXNet are one package under two names: the one must go before the other comes.
@@ -54,6 +56,14 @@ $(INSTALLED): setup.py $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(DEVICE),$(EXTRAS)]'
 	@$(BIN)/python -c 'from importlib.util import find_spec; find_spec("mxnet") or \
 		print("left out: MXNet, which has no build for this machine and this Python; ONNX Runtime is there")'
+	touch $@
+
+# On a CPU the build without CUDA, where pip finds it: PyPI has none for Linux.
+$(PYTORCH): tests/constraints.txt $(INSTALLED)
+	rm -f .venv/.pytorch-*
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$(if $(filter cpu,$(DEVICE)),--constraint tests/constraints.txt) torch timm \
+		|| echo 'left out: PyTorch. PIP_EXTRA_INDEX_URL=URL make $(MAKECMDGOALS) looks for its CPU build elsewhere'
 	touch $@
 
 $(BIN)/python:

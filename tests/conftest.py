@@ -20,6 +20,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # As training has it by default, but not to be lifted by a command that only answers and is run inside this process.
 os.environ.setdefault("DNNL_MAX_CPU_ISA", "AVX2")
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "ALL")  # PyTorch's own, which is not limited
 
 # A shell's background job ignores it, and hands that down to all that is started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,7 +28,7 @@ pytest.register_assert_rewrite("helpers")
 
 from helpers import NOWHERE, ROOT, SHARED  # noqa: E402
 
-from pydmobilenet import fetching  # noqa: E402
+from pydmobilenet import fetching, machine  # noqa: E402
 from pydmobilenet.data import cifar  # noqa: E402
 from pydmobilenet.gluon import runtime  # noqa: E402
 
@@ -58,8 +59,10 @@ def pytest_collection_modifyitems(items):
         from pydmobilenet.gluon import devices
 
         obstacles["gpu"] = devices.gpu_obstacle()
+    no_gpu = "" if machine.compute_capabilities() else "NVIDIA's driver lists no GPU here"
     for item in items:
-        for marker, obstacle in obstacles.items():
+        own = {"gpu": no_gpu} if item.get_closest_marker("pytorch") else {}
+        for marker, obstacle in {**obstacles, **own}.items():
             if obstacle and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=obstacle))
 
