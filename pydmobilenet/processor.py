@@ -14,6 +14,7 @@ from pathlib import Path
 from .errors import nearest
 
 VARIABLE = "DNNL_MAX_CPU_ISA"
+NEWER_VARIABLE = "ONEDNN_MAX_CPU_ISA"  # PyTorch's oneDNN 3 reads it before the other one, MXNet's 2.4 not at all
 AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 # oneDNN 2.4's names, from the lowest on, and the processor's flags (as Linux calls them) that each asks for.
 INSTRUCTION_SETS = {
@@ -31,13 +32,17 @@ ALL = "ALL"
 NAMES = (*INSTRUCTION_SETS, "AVX512_MIC", "AVX512_MIC_4OPS", ALL)
 
 
-def instruction_set(flags: Collection[str] | None = None, environment: Mapping[str, str] = os.environ) -> str:
-    """The instruction set that oneDNN uses on a processor with these flags, by default this one; "" if it has none of
-    them, or if the flags are not known.
+def instruction_set(
+    flags: Collection[str] | None = None, environment: Mapping[str, str] = os.environ, engine: str = "gluon"
+) -> str:
+    """The instruction set that an engine's oneDNN uses on a processor with these flags, by default this one; "" if it
+    has none of them, or if the flags are not known.
     """
     flags = cpu_flags() if flags is None else flags
     names = list(INSTRUCTION_SETS)
     limit = environment.get(VARIABLE, ALL)
+    if engine == "pytorch":
+        limit = environment.get(NEWER_VARIABLE, limit)
     if limit in names:
         names = names[: names.index(limit) + 1]
     return next((name for name in reversed(names) if set(INSTRUCTION_SETS[name]) <= set(flags)), "")

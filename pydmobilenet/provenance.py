@@ -23,8 +23,8 @@ ENGINES = ("mxnet", "mxnet-cu112", "mxnet-cu115", "mxnet-cu117", "torch", "onnxr
 PIECE = 4096  # images hashed at a time: those of ImageNet32 do not fit into memory
 
 
-def environment() -> dict[str, str]:
-    """Versions, the processor and how it is used, by name; imports no engine."""
+def environment(engine: str = "gluon") -> dict[str, str]:
+    """Versions, the processor and how an engine uses it, by name; imports no engine."""
     from . import __version__
 
     return {
@@ -33,7 +33,7 @@ def environment() -> dict[str, str]:
         "numpy": np.__version__,
         **dict(_engines()),
         "processor": processor.cpu_name(),
-        "instruction_set": processor.instruction_set() or "unknown",
+        "instruction_set": processor.instruction_set(engine=engine) or "unknown",
         "threads": os.environ.get("OMP_NUM_THREADS", "the engine's default"),
     }
 
@@ -51,10 +51,10 @@ def summary() -> str:
     return f"{found['processor']}, {found['instruction_set']}, OMP_NUM_THREADS={found['threads']}"
 
 
-def session(device: str) -> dict[str, object]:
+def session(device: str, engine: str) -> dict[str, object]:
     """One start of a training run: when, by which command, on which device, with what."""
     command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
-    return {"begun": now(), "command": command, "device": device, "environment": environment()}
+    return {"begun": now(), "command": command, "device": device, "environment": environment(engine)}
 
 
 def now() -> str:

@@ -348,7 +348,7 @@ def test_a_run_of_another_engine_does_not_go_on(interrupted, train):
     change_metadata(run, lambda metadata: metadata.update(engine="pytorch"))
     before = listing(run)
     words = "last.state is of the engine 'pytorch', not of 'gluon': resume with --engine pytorch, or start a run with "
-    assert_mistake(train("--resume", run, "--quiet"), f"{run}/{words}")
+    assert_mistake(train("--resume", run, "--engine", "gluon", "--quiet"), f"{run}/{words}")
     assert listing(run) == before
 
 

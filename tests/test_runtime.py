@@ -74,7 +74,7 @@ WITHOUT_MXNET = (
 
 
 def test_without_mxnet_a_gluon_network_says_which_builds_there_are():
-    answer = run(WITHOUT_MXNET + "import pydmobilenet; pydmobilenet.get_model('pyd-add-29-0.25')")
+    answer = run(WITHOUT_MXNET + "import pydmobilenet; pydmobilenet.get_model('pyd-add-29-0.25', engine='gluon')")
     last = answer.stderr.strip().splitlines()[-1]
     assert last.startswith("pydmobilenet.errors.UnusableError: MXNet is not installed")
     assert "pydmobilenet[cpu]" in last

@@ -36,7 +36,6 @@ CUDA_LIBRARIES = (
 )
 
 LIMIT = "AVX2"
-NEWER_VARIABLE = "ONEDNN_MAX_CPU_ISA"  # oneDNN 3 reads it before the other one, MXNet's oneDNN 2.4 not at all
 _own_limit = False  # whether it is this module that has set it, and not the user
 
 NO_MXNET = (
@@ -112,7 +111,7 @@ def limit_instructions() -> None:
     value = os.environ.get(processor.VARIABLE)
     if not value:
         os.environ[processor.VARIABLE] = LIMIT
-        os.environ.setdefault(NEWER_VARIABLE, processor.ALL)
+        os.environ.setdefault(processor.NEWER_VARIABLE, processor.ALL)
         _own_limit = True
     elif value.upper() in processor.NAMES:
         os.environ[processor.VARIABLE] = value.upper()  # oneDNN knows no other spelling

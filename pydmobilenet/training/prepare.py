@@ -115,7 +115,7 @@ def describe(
         "config": vars(config),
         "data": {"train": provenance.of_data(train), "test": provenance.of_data(test)},
         "initial_weights": {"source": source, "sha256": fetching.digest(init, "sha256")[7:] if init else drawn},
-        "sessions": [provenance.session(trainer.device)],
+        "sessions": [provenance.session(trainer.device, trainer.name)],
     }
 
 
@@ -139,7 +139,7 @@ def resume(directory: Path, options: RunOptions) -> Loop:
     progress = Progress.from_dict(state.progress, config, len(train))
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
     if run is not None:
-        sessions = [*run.metadata["sessions"], provenance.session(trainer.device)]
+        sessions = [*run.metadata["sessions"], provenance.session(trainer.device, trainer.name)]
         run.metadata = {**run.metadata, "sessions": sessions}
     return Loop(trainer, train, test, rates, progress, run, _events(options, run), options.quiet, options.progress)
 
