@@ -16,6 +16,7 @@ and ReLU as one operation (mkldnn); NCHW; all of the same folded network.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,6 +83,11 @@ def batch_size(device: torch.device) -> int:
     return 25 if device.type == "cpu" else 500
 
 
+def without_tf32() -> AbstractContextManager:
+    """In which cuDNN does not round the factors of a convolution to TF32's 10 bits, as it may by default."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False)
+
+
 class Step(NamedTuple):
     """A layer with its parameters. The outputs named `last_used` are needed by no later layer."""
 
@@ -110,8 +116,7 @@ def predictor(network: list[Step], device: torch.device) -> Callable[[np.ndarray
     """A network as a function of NumPy arrays: images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
 
     def predict(images: np.ndarray) -> np.ndarray:
-        # By default cuDNN may round the factors of a convolution to TF32's 10 bits.
-        with engine_errors(), torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with engine_errors(), torch.inference_mode(), without_tf32():
             return logits(network, _tensor(images, device)).cpu().numpy()
 
     return predict

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from .network import build, get_arrays, initialize, set_arrays
 
 # Of half precision's loss scaling, which is part of the optimiser's state.
 LOSS_SCALE = "loss scale"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def make(config: Config, task: Task, device: torch.device, compiled: bool = False) -> PyTorchTrainer:
@@ -86,7 +86,9 @@ class PyTorchTrainer:
             # With a GradScaler, PyTorch 2.13's fused update on a CPU wrote nan into some parameters.
             fused=device.type != "mps" and config.dtype != "float16",
         )
-        self.autocast = torch.autocast(device.type, DTYPES[config.dtype], enabled=config.dtype != "float32")
+        self.autocast: AbstractContextManager = nullcontext()
+        if config.dtype != "float32":
+            self.autocast = torch.autocast(device.type, DTYPES[config.dtype])
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
         self.passes = 0  # since the last update
 
@@ -109,7 +111,7 @@ class PyTorchTrainer:
         """
         self.passes += 1
         due = self.passes == self.config.accumulation_steps
-        with engine_errors():
+        with engine_errors(), inference.without_tf32():
             x, y = self._copied(images).contiguous(memory_format=torch.channels_last), self._copied(targets)
             with self._exchange(due):
                 with self.autocast:
@@ -135,7 +137,7 @@ class PyTorchTrainer:
             return torch.tensor(array, device=self.place)
         return torch.from_numpy(array).pin_memory().to(self.place, non_blocking=True)
 
-    def _exchange(self, due: bool):
+    def _exchange(self, due: bool) -> AbstractContextManager:
         """Workers exchange their gradients in the last pass before an update."""
         return nullcontext() if due or self.world_size == 1 else self.model.no_sync()
 
