@@ -54,7 +54,9 @@ def test_a_directory_has_the_network_its_configuration_and_a_card(exported):
 def test_a_card_says_whose_the_weights_are_and_how_well_they_do(exported):
     text = (exported / "README.md").read_text(encoding="utf-8")
     assert front_matter(exported)["license"] == "apache-2.0"
-    assert "- Error: 1.94 % of the test images, measured when it was trained" in text
+    manifest = json.loads((ROOT / "pretrained" / "manifest.json").read_text(encoding="utf-8"))
+    (error,) = (entry["test_error"] for entry in manifest if entry["model"] == MODEL)
+    assert f"- Error: {error:.2f} % of the test images, measured when it was trained" in text
 
 
 def test_the_authors_weights_have_no_license_of_ours(weights_dir, tmp_path):

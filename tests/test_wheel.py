@@ -1,5 +1,6 @@
 """What a wheel brings: all that is needed in an empty directory, without the checkout."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -75,17 +76,20 @@ def test_from_a_wheel_everything_works_in_an_empty_directory(run, installed, tmp
     assert found.stdout.startswith(str(installed))
 
 
-@pytest.mark.gluon
-def test_from_a_wheel_the_recipes_train(run, tmp_path):
-    answer = run("train", "-m", "pyd-add-11-0.125", "-d", "digits", "--epochs", 1, "--device", "cpu")
+@pytest.mark.parametrize(
+    "engine", [pytest.param("gluon", marks=pytest.mark.gluon), pytest.param("pytorch", marks=pytest.mark.pytorch)]
+)
+def test_from_a_wheel_the_recipes_train(engine, run, tmp_path):
+    recipe = ["-m", "pyd-add-11-0.125", "-d", "digits", "--epochs", 1, "--device", "cpu"]
+    answer = run("train", *recipe, "--engine", engine)
     assert answer.returncode == 0, answer.stderr
     assert (tmp_path / "runs" / "pyd-add-11-0.125-digits" / "best.params").is_file()
 
 
-def test_without_mxnet_training_says_what_it_needs(run):
-    if not runtime.obstacle():
-        pytest.skip("MXNet is installed")
+def test_without_mxnet_and_pytorch_training_says_what_it_needs(run):
+    if not runtime.obstacle() or importlib.util.find_spec("torch"):
+        pytest.skip("an engine that trains is installed")
     answer = run("train", "-m", "pyd-add-11-0.125", "-d", "digits")
     assert (answer.returncode, answer.stdout) == (2, "")
-    assert answer.stderr.startswith("pydmobilenet: error: training needs MXNet: MXNet is not installed")
+    assert answer.stderr.startswith("pydmobilenet: error: training needs MXNet or PyTorch: MXNet is not installed")
     assert answer.stderr.count("\n") == 1
