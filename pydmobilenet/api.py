@@ -164,14 +164,13 @@ def train(
     else:
         init = None if weights is None else prepare.initial_weights(made, weights)
         loop = prepare.start(made, directory, options, init)
-    run = loop.output
-    assert run is not None  # this process is the only worker, and the first one writes the run
     try:
         if loop.run():
             raise KeyboardInterrupt(f"the run is saved: resume={str(directory)!r} goes on with it")
     finally:
-        run.lock.release()
-    return Run(run.directory)
+        if loop.output:  # of several processes, the first one writes
+            loop.output.lock.release()
+    return Run(directory)
 
 
 @hinted
