@@ -1,11 +1,14 @@
-"""A benchmark that fails leaves nothing behind."""
+"""A benchmark that fails leaves nothing behind; PyTorch's compare like with like."""
 
+import json
 import os
+import subprocess
 import sys
 import time
 
+import oracle
 import pytest
-from helpers import ROOT
+from helpers import ROOT, make_folder
 
 sys.path.append(str(ROOT / "benchmarks"))
 from server import Server
@@ -49,3 +52,38 @@ def test_a_failing_benchmark_ends_all_that_it_has_started(paused, tmp_path):
     while any(map(running, pids)):  # a process that was killed takes its time
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.pytorch
+@pytest.mark.parametrize("name", oracle.FAMILIES)
+def test_pytorch_as_usual_is_the_same_network(name):
+    import torch
+    from sides import pytorch
+
+    net = pytorch.get_model(name)
+    pytorch.trainer.set_arrays(net, oracle.random_arrays(net.description))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = net(images)
+        found = pytorch.usual(net)(images)
+    assert not [part for part in net.modules() if type(part).__module__.startswith("pydmobilenet.pytorch.depthwise")]
+    assert torch.allclose(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.pytorch
+def test_all_that_is_measured_of_a_gpu_runs_on_a_cpu(tmp_path):
+    make_folder(tmp_path / "pictures", classes=list(map(str, range(4))), train=40)
+    small = ["--batches", "1", "--model", "pyd-add-11-0.25", "--epochs", "1", "1"]
+    command = ["--device", "cpu", "--data", tmp_path / "pictures", "--runs", tmp_path / "runs", *small]
+    answer = subprocess.run(
+        [sys.executable, "benchmarks/gpu.py", *map(str, command), "--output", tmp_path / "found.jsonl"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.endswith("all is done\n")
+    found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert {row["part"] for row in found} == {"speed", "recipe", "seeds"}
+    assert found[-1]["what"] == "mean and spread"
