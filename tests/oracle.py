@@ -13,11 +13,14 @@ def logits(network, arrays, images):
     return outputs(network, arrays, images)[network.layers[-1].name]
 
 
-def outputs(network, arrays, images):
-    """The output of each layer, by its name."""
+def outputs(network, arrays, images, training=False):
+    """The output of each layer, by its name; in `training`, normalised by the batch's own statistics."""
     values = {IMAGES: images.astype(np.float64)}
     for layer in network.layers:
         own = {name: arrays[f"{layer.name}.{name}"].astype(np.float64) for name in layer.parameters}
+        if training and layer.operator == "BatchNorm":
+            x = values[layer.inputs[0]]
+            own.update(running_mean=x.mean(axis=(0, 2, 3)), running_var=x.var(axis=(0, 2, 3)))
         values[layer.name] = OPERATORS[layer.operator](layer, own, *(values[name] for name in layer.inputs))
     return values
 

@@ -52,12 +52,13 @@ def test_a_network_is_the_function_that_is_described(name, dataset):
     np.testing.assert_allclose(net.features(x).asnumpy(), features, rtol=0, atol=1e-5 * abs(features).max())
 
 
-@pytest.mark.parametrize("depth", [10, 16])
-@pytest.mark.parametrize("factor", [1, 2])
-def test_a_wide_resnet_is_gluoncv_s(depth, factor, tmp_path):
-    arrays = oracle.random_arrays(zoo.describe(f"wrn-{depth}-{factor}", outputs=7))
-    params.write(tmp_path / "net.params", arrays)
-    np.save(tmp_path / "images.npy", images(3).asnumpy())
+@pytest.fixture(scope="module", params=["wrn-10-1", "wrn-10-2", "wrn-16-1", "wrn-16-2"])
+def gluoncv_s(request, tmp_path_factory):
+    """The name of a Wide ResNet, and a directory with GluonCV's: its parameters, images, and its logits of these."""
+    directory = tmp_path_factory.mktemp(request.param)
+    _, depth, factor = request.param.split("-")
+    params.write(directory / "net.params", oracle.random_arrays(zoo.describe(request.param, outputs=7)))
+    np.save(directory / "images.npy", images(3).asnumpy())
     code = (
         "from gluoncv.model_zoo.cifarwideresnet import get_cifar_wide_resnet\n"
         f"net = get_cifar_wide_resnet({depth}, {factor}, classes=7); net.initialize()\n"
@@ -65,12 +66,23 @@ def test_a_wide_resnet_is_gluoncv_s(depth, factor, tmp_path):
         "numpy.save('logits.npy', logits.asnumpy()); net.save_parameters('theirs.params')\n"
         "net.hybridize(); net(mxnet.nd.zeros((1, 3, 32, 32))); net.export('theirs')\n"
     )
-    with_gluoncv(code, tmp_path)
-    expected = np.load(tmp_path / "logits.npy")
-    for file in ("theirs.params", "theirs-0000.params"):
-        net = pydmobilenet.get_model(f"wrn-{depth}-{factor}", classes=7, weights=tmp_path / file)
-        found = net(mx.nd.array(np.load(tmp_path / "images.npy"))).asnumpy()
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * abs(expected).max())
+    with_gluoncv(code, directory)
+    return request.param, directory
+
+
+@pytest.mark.parametrize("engine", ["gluon", pytest.param("pytorch", marks=pytest.mark.pytorch)])
+@pytest.mark.parametrize("file", ["theirs.params", "theirs-0000.params"])
+def test_a_wide_resnet_is_gluoncv_s(engine, file, gluoncv_s):
+    name, directory = gluoncv_s
+    x, expected = (np.load(directory / f"{each}.npy") for each in ("images", "logits"))
+    net = pydmobilenet.get_model(name, classes=7, weights=directory / file, engine=engine)
+    if engine == "pytorch":
+        import torch
+
+        found = net(torch.from_numpy(x)).detach().numpy()
+    else:
+        found = net(mx.nd.array(x)).asnumpy()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * abs(expected).max())
 
 
 @pytest.mark.parametrize(("name", "dataset"), NETWORKS)
