@@ -80,11 +80,14 @@ def of_engine(error: BaseException) -> EngineError | None:
 
 def engine_error(engine: str, words: str) -> EngineError:
     """What an engine has thrown, `words`, with what to do."""
+    advice = ""
     if "memory" in words.lower():
-        advice = "a smaller batch needs less"
-    else:
-        advice = "--device cpu may help" if "CUDA" in words else "DNNL_MAX_CPU_ISA=AVX2 or SSE41 may help"
-    return EngineError(f"{engine} has failed: {words[:300]} ({advice})")
+        advice = " (a smaller batch needs less)"
+    elif "CUDA" in words:
+        advice = " (--device cpu may help)"
+    elif engine == ENGINES["mxnet"]:  # a kernel that its oneDNN lacks
+        advice = " (DNNL_MAX_CPU_ISA=AVX2 or SSE41 may help)"
+    return EngineError(f"{engine} has failed: {words[:300]}{advice}")
 
 
 def engine_words(error: BaseException) -> str:

@@ -35,7 +35,7 @@ FullError.__module__ = "mxnet.base"
     ("error", "beginning", "end"),
     [
         (thrown(unknown_kernel), "MXNet has failed: ", "(DNNL_MAX_CPU_ISA=AVX2 or SSE41 may help)"),
-        (thrown(no_such_model), "ONNX Runtime has failed: ", " may help)"),
+        (thrown(no_such_model), "ONNX Runtime has failed: ", ""),
         (
             FullError("Traceback:\n  a\nMXNetError: out of memory"),
             "MXNet has failed: out of memory (a smaller",

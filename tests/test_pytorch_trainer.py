@@ -199,6 +199,17 @@ def test_evaluation_leaves_the_network_to_train_on():
     assert [name for name in expected if found[name].tobytes() != expected[name].tobytes()] == []
 
 
+def test_a_state_without_momentum_takes_back_all_that_was_learnt():
+    trainer, fresh = made(), made()
+    start = trainer.state()
+    train(trainer, 0, 1)
+    trainer.load_state(*start)
+    for each in (trainer, fresh):
+        train(each, 2, 3)
+    found, expected = flat(trainer.state()), flat(fresh.state())
+    assert [name for name in expected if found[name].tobytes() != expected[name].tobytes()] == []
+
+
 def test_the_state_of_another_network_is_refused():
     trainer, other = made(), made("resnet-11-0.125")
     train(other, 0)

@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 SHELL = "".join(text for language, text in BLOCKS if not language)
 LINES = [line.partition("  #")[0].strip() for line in SHELL.splitlines()]
-COMMANDS = [line for line in LINES if line.startswith(("python ", "pydmobilenet ", "make ", "pip "))]
+COMMANDS = [line for line in LINES if line.startswith(("python ", "pydmobilenet ", "make ", "pip ", "torchrun "))]
 INLINE = [
     text
     for text in re.findall(r"`((?:OMP_NUM_THREADS=1 )?(?:python|pydmobilenet) [^`]+)`", README)
@@ -42,6 +42,8 @@ ELSEWHERE = {
     "python run_validation.py": (
         "test_commands.py::test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason"
     ),
+    "torchrun --nproc-per-node": "test_torchrun.py::test_the_first_process_writes_and_speaks_and_any_number_goes_on",
+    "torchrun --nnodes": "test_torchrun.py::test_two_processes_follow_one",
     "python train.py --resume": "test_resume.py::test_killed_at_three_random_moments_a_run_ends_with_the_same_bits",
     "python train.py": "test_train_command.py::test_last_and_best_and_every_second_epoch_are_kept",
     "OMP_NUM_THREADS=1 python train.py --dataset digits": "test_trained.py::test_a_bundled_network_is_trained_again",

@@ -195,6 +195,7 @@ class PyTorchTrainer:
         if _shapes(parameters) != _shapes(self.net.state_dict()) or moved not in ({}, _shapes(self.trained)):
             raise BadFileError("the state is of another network")
         set_arrays(self.net, parameters)
+        self.optimizer.state.clear()
         for name, array in momentum.items():
             parameter = self.trained[name]
             buffer = torch.empty_like(parameter, requires_grad=False)  # in the same order of its axes in memory
