@@ -1,6 +1,5 @@
-"""The own gradients of depthwise convolutions are PyTorch's."""
+"""The depthwise convolution's own gradients, against those of PyTorch."""
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,94 +9,91 @@ from pydmobilenet.pytorch.depthwise import DepthwiseConv2d, depthwise_conv2d
 
 pytestmark = pytest.mark.pytorch
 
-each_kernel = pytest.mark.parametrize("kernel", [3, 5, 7])
-each_stride = pytest.mark.parametrize("stride", [1, 2])
+KERNELS = [(kernel, stride) for kernel in (3, 5, 7) for stride in (1, 2)]
 
 
 @pytest.fixture
-def always(monkeypatch):
-    """Own gradients, wherever they are faster."""
-    monkeypatch.setattr(depthwise, "_own_is_faster", lambda *_: True)
+def own(monkeypatch):
+    """The own gradients, also where they are not the faster ones; a list as long as they were computed often."""
+    calls = []
+    backward = depthwise._Depthwise.backward
+    monkeypatch.setattr(depthwise, "_own_is_faster", lambda x, size, stride: torch.is_grad_enabled())
+    monkeypatch.setattr(
+        depthwise._Depthwise, "backward", staticmethod(lambda *inputs: calls.append(1) or backward(*inputs))
+    )
+    return calls
 
 
-def tensors(kernel, size=(8, 8), dtype=torch.float64, channels=3):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, channels, *size))
-    weight = rng.standard_normal((channels, 1, kernel, kernel)) / kernel
-    return [torch.from_numpy(each).to(dtype).requires_grad_() for each in (x, weight)]
+def draw(kernel, size=(9, 12), images=2, channels=4, dtype=torch.float64):
+    """Images and a kernel that want gradients."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(images, channels, *size, generator=generator, dtype=dtype)
+    weight = torch.randn(channels, 1, kernel, kernel, generator=generator, dtype=dtype)
+    return x.requires_grad_(), weight.requires_grad_()
 
 
-def gradients(function, x, weight, wanted=(True, True)):
-    """The map, and the gradients of images and kernel that are wanted, of a function of the map that is not linear."""
-    x, weight = (each.detach().requires_grad_(needed) for each, needed in zip((x, weight), wanted))
-    y = function(x, weight)
-    (y.float() if y.dtype == torch.bfloat16 else y).sin().sum().backward()
-    return y.detach(), x.grad, weight.grad
+def gradients(function, x, weight, stride):
+    """The output, and the gradients of the sum of its squares."""
+    y = function(x, weight, stride)
+    return y, *torch.autograd.grad(y.to(x.dtype).square().sum(), (x, weight))
 
 
-def pytorch_s(stride):
-    return lambda x, weight: F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, groups=len(weight))
+def by_pytorch(x, weight, stride):
+    return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, groups=len(weight))
 
 
-def own(stride):
-    return lambda x, weight: depthwise_conv2d(x, weight, stride)
-
-
-@each_kernel
-@each_stride
-@pytest.mark.parametrize("size", [(8, 8), (7, 9), (5, 8), (1, 1), (2, 3)])
-@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
-def test_they_are_the_same(kernel, stride, size, wanted, always):
-    arguments = tensors(kernel, size)
+@pytest.mark.parametrize(("kernel", "stride"), KERNELS)
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (7, 12), (1, 1), (2, 3)])
+def test_the_gradients_are_pytorch_s(kernel, stride, size, own):
+    x, weight = draw(kernel, size)
     for found, expected in zip(
-        gradients(own(stride), *arguments, wanted), gradients(pytorch_s(stride), *arguments, wanted)
+        gradients(depthwise_conv2d, x, weight, stride), gradients(by_pytorch, x, weight, stride)
     ):
-        assert (found is None) == (expected is None)
-        if found is not None:
-            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 * float(expected.detach().abs().max()))
+    assert own == [1]
 
 
-@each_kernel
-@each_stride
-def test_they_are_the_slopes_of_the_function(kernel, stride, always):
-    assert torch.autograd.gradcheck(own(stride), tensors(kernel, (5, 4), channels=2))
+@pytest.mark.parametrize(("kernel", "stride"), KERNELS)
+def test_the_gradients_are_those_of_finite_differences(kernel, stride, own):
+    assert torch.autograd.gradcheck(depthwise_conv2d, (*draw(kernel, (5, 6), 2, 2), stride))
+    assert own
 
 
-@each_kernel
-@each_stride
-def test_they_are_the_same_in_channels_last(kernel, stride, always):
-    x, weight = tensors(kernel)
-    last = x.detach().contiguous(memory_format=torch.channels_last)
-    for found, expected in zip(gradients(own(stride), last, weight), gradients(pytorch_s(stride), x, weight)):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("wanted", ["x", "weight"])
+def test_a_gradient_that_is_not_wanted_is_not_computed(wanted, own, monkeypatch):
+    x, weight = draw(5)
+    inputs = {"x": x, "weight": weight}
+    (expected,) = torch.autograd.grad(by_pytorch(x, weight, 1).square().sum(), inputs[wanted])
+    (other,) = inputs.keys() - {wanted}
+    inputs[other].requires_grad_(False)
+    y = depthwise_conv2d(x, weight)
+    monkeypatch.setattr(depthwise, {"x": "_kernel_gradient", "weight": "_convolve"}[wanted], None)  # not to be called
+    y.square().sum().backward()
+    torch.testing.assert_close(inputs[wanted].grad, expected, rtol=0, atol=1e-12 * float(expected.abs().max()))
+    assert inputs[other].grad is None
 
 
-@each_kernel
-@each_stride
-def test_in_bfloat16_they_follow_and_the_kernel_s_is_in_float32(kernel, stride, always):
-    x, weight = tensors(kernel, dtype=torch.float32)
-    expected = gradients(pytorch_s(stride), x, weight)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = gradients(own(stride), x, weight)
-    assert [each.dtype for each in found] == [torch.bfloat16, torch.float32, torch.float32]
-    for one, other in zip(found, expected):
-        assert (one.float() - other).norm() < 0.02 * other.norm()
-
-
-@pytest.mark.parametrize(
-    ("kernel", "stride", "dtype", "expected"),
-    [
-        (3, 1, torch.float32, False),
-        (5, 1, torch.float32, True),
-        (7, 2, torch.float32, False),
-        (3, 1, torch.bfloat16, False),
-        (3, 2, torch.bfloat16, True),
-        (7, 1, torch.bfloat16, True),
-    ],
-)
-def test_they_are_taken_where_they_are_faster_and_wanted(kernel, stride, dtype, expected):
-    conv = DepthwiseConv2d(4, kernel, stride).to(dtype)
-    x = torch.zeros(1, 4, 8, 8, dtype=dtype)
-    assert (type(conv(x).grad_fn).__name__ == "_DepthwiseBackward") == expected
+def test_without_gradients_none_are_prepared(own):
     with torch.no_grad():
-        assert conv(x).grad_fn is None
+        y = depthwise_conv2d(*draw(7))
+    assert y.grad_fn is None
+
+
+@pytest.mark.parametrize(("kernel", "stride"), KERNELS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_followed(kernel, stride, dtype):
+    x, weight = draw(kernel, (16, 16), 8, dtype=torch.float32)
+    exact = gradients(by_pytorch, x, weight, stride)
+    with torch.autocast("cpu", dtype):
+        found = gradients(depthwise_conv2d, x, weight, stride)
+    assert [each.dtype for each in found] == [dtype, torch.float32, torch.float32]
+    accuracy = torch.finfo(dtype).eps
+    for each, expected in zip(found, exact):
+        assert (each.float() - expected).norm() < 2 * accuracy * expected.norm()
+
+
+def test_the_module_is_the_function():
+    x, _ = draw(5, dtype=torch.float32)
+    net = DepthwiseConv2d(4, 5, 2)
+    assert net.bias is None
+    torch.testing.assert_close(net(x), by_pytorch(x, net.weight, 2))
