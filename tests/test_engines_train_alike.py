@@ -8,13 +8,15 @@ import mxnet as mx
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, assert_mistake, runner
 
+import pydmobilenet
 from pydmobilenet.data import Dataset, batches, get_task
 from pydmobilenet.gluon import trainer as gluon_trainer
 from pydmobilenet.network import BatchNorm
 from pydmobilenet.pytorch import trainer as pytorch_trainer
 from pydmobilenet.training import config, mixup
+from pydmobilenet.training.checkpoint import read_history
 
 pytestmark = [pytest.mark.gluon, pytest.mark.pytorch]
 
@@ -114,3 +116,20 @@ def test_each_of_twenty_updates_from_the_same_state_is_the_same_in_float64(model
         distances = [apart(*pair) for pair in zip(found, (*expected[:2], unbiased, expected[3]))]
         # Measured: 1e-9, 3e-7, 3e-8 and 7e-8; a single ReLU whose input changes its sign makes 3e-4 of the last one.
         assert all(distance < limit for distance, limit in zip(distances, (1e-6, 1e-5, 1e-5, 3e-3))), distances
+
+
+@pytest.mark.parametrize(("first", "second"), [("gluon", "pytorch"), ("pytorch", "gluon")])
+def test_weights_cross_over_to_the_other_engine_and_a_state_does_not(first, second, tmp_path, monkeypatch, capsys):
+    train = runner(monkeypatch, capsys)
+    recipe = ["-m", "pyd-add-11-0.125", "-d", "digits", "--epochs", 1, "--warmup-epochs", 0, "--device", "cpu"]
+    begun = tmp_path / "begun"
+    assert train(*recipe, "--engine", first, "--output", begun).returncode == 0
+    refused = train("--resume", begun, "--engine", second)
+    words = f"last.state is of the engine {first!r}, not of {second!r}: resume with --engine {first}, or start a run"
+    assert_mistake(refused, words)
+    answer = train(*recipe, "--engine", second, "--weights", begun, "--output", tmp_path / "on")
+    assert answer.returncode == 0, answer.stderr
+    errors = [read_history(path).last.test_error for path in (begun, tmp_path / "on")]
+    assert errors[1] < errors[0]
+    (result,) = pydmobilenet.validate(tmp_path / "on", engine=first, progress=False)
+    assert (result.verdict, round(result.error, 6)) == ("match", round(errors[1], 6))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
 from helpers import (
     DIGITS,
@@ -26,11 +27,13 @@ from helpers import (
     runner,
 )
 
-from pydmobilenet.gluon.network import build_for
+from pydmobilenet import zoo
 from pydmobilenet.training.checkpoint import State
 
-pytestmark = [pytest.mark.instruction_sets, pytest.mark.gluon]
-
+ENGINES = [
+    pytest.param("gluon", marks=[pytest.mark.gluon, pytest.mark.instruction_sets]),
+    pytest.param("pytorch", marks=pytest.mark.pytorch),
+]
 EPOCHS = 5
 
 
@@ -72,10 +75,11 @@ def finish(*arguments):
         assert run.returncode == 0, err
 
 
-@pytest.fixture(scope="module")
-def beginning(folder):
+@pytest.fixture(scope="module", params=ENGINES)
+def beginning(folder, request):
     """How the runs of this file begin on the command line, but for where they are put."""
-    return ["--config", DIGITS, *options({**RECIPE, "model": MODEL, "dataset": folder, "epochs": EPOCHS})]
+    engine = ["--engine", request.param]
+    return [*engine, "--config", DIGITS, *options({**RECIPE, "model": MODEL, "dataset": folder, "epochs": EPOCHS})]
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +168,7 @@ def an_array(path):
 
 
 def of_another_model(path):
-    net = build_for("resnet-11-0.25", "digits")
-    net.initialize()
-    parameters = {name: each.data().asnumpy() for name, each in net._collect_params_with_prefix().items()}
+    parameters = oracle.random_arrays(zoo.describe("resnet-11-0.25", "digits"))
     State(parameters, {}, State.read(path).progress).write(path)
 
 
