@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import warnings
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -47,6 +48,10 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
+    quiet = arguments.quiet
+    if processes.rank() > 0:  # of several processes, the first one speaks
+        quiet = True
+        warnings.simplefilter("ignore")
     if arguments.resume and (arguments.output or arguments.config or arguments.weights):
         raise UserError("--resume takes all of that from the run: leave out --output, --config, --weights")
     if not arguments.resume:
@@ -64,7 +69,6 @@ def run(arguments: Namespace) -> int:
         checkpoint.check_absent(directory)
         name = arguments.engine
 
-    quiet = arguments.quiet or processes.rank() > 0  # of several processes, the first one speaks
     choice = engine.choose_trainer(name, options.device_name(arguments.device), recipe.dtype, arguments.compile)
     on = prepare.RunOptions(
         make_trainer=choice.make_trainer,
