@@ -148,9 +148,9 @@ def choose_trainer(
 
 def _best_trainer(device: str, dtype: str) -> tuple[str, str]:
     """The engine that trains on a device, and why."""
-    obstacle = runtime.obstacle()
     if processes.launched():
         return "pytorch", "as torchrun has started this process"
+    obstacle = runtime.obstacle()
     if dtype == "bfloat16":
         return "pytorch", f"which alone computes in {dtype}"
     if device == "mps" or _needs_pytorch(device, obstacle):

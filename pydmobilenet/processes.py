@@ -33,6 +33,11 @@ def rank() -> int:
     return int(os.environ["RANK"]) if launched() else 0
 
 
+def local_rank() -> int:
+    """The number of this process among those that ``torchrun`` has started on this machine; 0 for one alone."""
+    return int(os.environ["LOCAL_RANK"]) if launched() else 0
+
+
 def die_with(parent: int) -> None:
     """Have this process killed as soon as its parent dies, even if that is killed itself. Linux alone offers it."""
     if sys.platform == "linux":

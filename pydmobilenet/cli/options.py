@@ -8,17 +8,22 @@ import os
 import re
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from .. import catalog, engine, fetching, zoo
+from .. import catalog, engine, fetching, processes, zoo
 from ..catalog import Record
-from ..errors import InvalidValueError, UserError, nearest, of_engine, unknown
+from ..errors import EngineError, InvalidValueError, UserError, nearest, of_engine, unknown
 from ..gluon import runtime
 from ..machine import available_processors
 from ..text import printable
+
+# Seconds. All processes that torchrun has started on a machine meet a mistake. The first one tells of it, whereupon
+# torchrun ends the others; one that has met it alone tells of it after this time.
+FIRST_SPEAKS = 5
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,6 +67,8 @@ def exit_with(main: Callable[[], int], program: str) -> NoReturn:
         code = main()
         sys.stdout.flush()
     except UserError as error:
+        if processes.local_rank() > 0 and not isinstance(error, EngineError):
+            time.sleep(FIRST_SPEAKS)
         print(f"{program}: error: {printable(error)}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:

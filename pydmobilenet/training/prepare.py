@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import catalog, fetching, provenance, zoo
+from .. import catalog, fetching, processes, provenance, zoo
 from ..checkpoints import params, runs
 from ..checkpoints import weights as checkpoints
 from ..checkpoints.runs import METADATA, read_metadata
@@ -258,4 +258,5 @@ def _events(options: RunOptions, run: Run | None) -> Events | None:
 
 
 def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr)
+    if processes.rank() == 0:
+        print(printable(text), file=sys.stderr)
