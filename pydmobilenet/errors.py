@@ -85,6 +85,8 @@ def engine_error(engine: str, words: str) -> EngineError:
         advice = " (a smaller batch needs less)"
     elif "CUDA" in words:
         advice = " (--device cpu may help)"
+    elif any(sign in words for sign in ("by peer", "Broken pipe", "remote process")):
+        advice = " (another process of this training has ended)"
     elif engine == ENGINES["mxnet"]:  # a kernel that its oneDNN lacks
         advice = " (DNNL_MAX_CPU_ISA=AVX2 or SSE41 may help)"
     return EngineError(f"{engine} has failed: {words[:300]}{advice}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,4 +18,6 @@ def engine_errors() -> Iterator[None]:
         raise
     except RuntimeError as error:
         message = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise engine_error("PyTorch", message) from error  # later lines are CUDA's advice to programmers
+        # Later lines are CUDA's advice to programmers; gloo begins with a place in its code and ends with advice.
+        message = re.sub(r"^\[\S+:\d+\] |\. This is typically caused by .*", "", message)
+        raise engine_error("PyTorch", message) from error
