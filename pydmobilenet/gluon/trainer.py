@@ -137,6 +137,9 @@ class GluonTrainer:
         """The values as they are: there is one worker."""
         return values
 
+    def close(self) -> None:
+        """Nothing to do: there is nobody to wait for."""
+
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """The parameters and the momentum, by structural name."""
         self._wait()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UnusableError
-from ..processes import launched
+from ..processes import die_with, launched
 from . import devices
 from .network import BatchNorm2d
 
@@ -28,6 +28,9 @@ def choose_device(name: str = "auto") -> devices.Device:
         raise UnusableError(f"device {name!r} is one for all processes of torchrun (allowed: cpu, gpu; nearest: gpu)")
     if name == "auto" and not torch.cuda.is_available():
         return devices.choose("cpu")
+    processes = int(os.environ["LOCAL_WORLD_SIZE"])
+    if obstacle := devices.gpu_obstacle(processes - 1):  # which all processes have to see, not only the last one
+        raise UnusableError(f"{processes} processes of torchrun on this machine: {obstacle}; nearest: --device cpu")
     return devices.choose(f"gpu:{os.environ['LOCAL_RANK']}")
 
 
@@ -43,9 +46,10 @@ class Workers:
         if launched():
             if device.type == "cuda":
                 torch.cuda.set_device(device)
+            die_with(os.getppid())  # torchrun itself may be killed
             if not distributed.is_initialized():
                 distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-                atexit.register(distributed.destroy_process_group)
+            atexit.unregister(_leave)
             self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
 
     def parallel(self, net: nn.Module) -> nn.Module:
@@ -71,6 +75,21 @@ class Workers:
         total = torch.tensor(values, dtype=torch.float64)
         distributed.all_reduce(total)
         return total.numpy()
+
+    def close(self) -> None:
+        """Wait until all workers have called it.
+
+        Only then the process may take its leave of the others when it ends: of those that have died it would wait for
+        an answer.
+        """
+        if launched():
+            self.all_reduce(np.zeros(1))
+            atexit.register(_leave)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():  # a script may have done it
+        distributed.destroy_process_group()
 
 
 def sync_batch_norm(

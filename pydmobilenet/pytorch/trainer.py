@@ -175,6 +175,11 @@ class PyTorchTrainer:
         with engine_errors():
             return self.workers.all_reduce(values)
 
+    def close(self) -> None:
+        """Wait until all workers have called it: the end of training."""
+        with engine_errors():
+            self.workers.close()
+
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """The parameters and the momentum, by structural name."""
         momentum = {}

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..data import Dataset, batches
 from ..errors import BadFileError, InvalidValueError, UserError, of_engine
+from ..processes import launched
 from ..progress import bar as progress_bar
 from . import mixup
 from .checkpoint import Run, State
@@ -116,11 +117,8 @@ class Loop:
         try:
             with self._signals():
                 self._show_again()
-                while self.progress.epochs < self.config.epochs:
-                    if not self._train_epoch():
-                        self._save_inside()
-                        return 128 + self.stopped
-                    self._finish_epoch()
+                code = self._train()
+                self.trainer.close()  # no worker goes on before the first one has written all
         except Exception as error:
             failure = of_engine(error)
             if failure is None:
@@ -128,6 +126,15 @@ class Loop:
             if self.output and self.output.new and not self.progress.epochs and not self.progress.images:
                 self.output.discard()
             raise failure from error
+        return code
+
+    def _train(self) -> int:
+        """Train to the last epoch, or until a signal comes, and save. Returns the exit code."""
+        while self.progress.epochs < self.config.epochs:
+            if not self._train_epoch():
+                self._save_inside()
+                return 128 + self.stopped
+            self._finish_epoch()
         return 0
 
     def _train_epoch(self) -> bool:
@@ -280,11 +287,16 @@ class Loop:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM stops training after the current update, a second one at once."""
+        """The first SIGINT or SIGTERM stops training after the current update, a second one at once.
+
+        To torchrun's processes a second one means nothing: it may be the first, which torchrun hands on to those that have
+        got it as well. Those that are not done after 30 seconds it kills.
+        """
 
         def ask(number: int, _frame: object) -> None:
             self.stopped = number
-            signal.signal(number, earlier[signal.Signals(number)])
+            if not launched():
+                signal.signal(number, earlier[signal.Signals(number)])
 
         earlier = {number: signal.signal(number, ask) for number in SIGNALS}
         try:

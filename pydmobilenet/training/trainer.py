@@ -63,6 +63,9 @@ class Trainer(Protocol):
     def all_reduce(self, values: np.ndarray) -> np.ndarray:
         """The sum of the values of all workers. Every worker has to call it."""
 
+    def close(self) -> None:
+        """Wait until all workers have called it: the end of training."""
+
     def state(self) -> tuple[Arrays, Arrays]:
         """Parameters, and momentum with the rest of the optimiser's state: copies that later steps do not change."""
 
