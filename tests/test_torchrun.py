@@ -1,5 +1,6 @@
 """Several processes that torchrun has started train as one does."""
 
+import functools
 import json
 import os
 import signal
@@ -13,22 +14,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import LIMIT, MODEL, ROOT, TINY, make_folder, options, rows
+from helpers import LIMIT, MODEL, ROOT, TINY, content, make_folder, options, process, rows
 from torch import distributed
 from torch.nn import functional as F
 
+import pydmobilenet
+from pydmobilenet import engine
 from pydmobilenet.data import get_dataset
+from pydmobilenet.errors import UnusableError
 from pydmobilenet.gluon import runtime
+from pydmobilenet.pytorch import devices
 from pydmobilenet.pytorch import trainer as pytorch_trainer
 from pydmobilenet.pytorch.distributed import sync_batch_norm
-from pydmobilenet.training import config, loop, schedule
+from pydmobilenet.training import config, loop, prepare, schedule
 from pydmobilenet.training.checkpoint import State
 
 pytestmark = pytest.mark.pytorch
 
 MODELS = ["resnet-11-0.25", "mobilenet-11-0.5", "pyd-add-11-0.25", "pyd-concat-11-0.25", "wrn-10-1"]
 WAYS = {"float32": (1, 1), "float64": (3, 1), "accumulated": (2, 2)}  # updates, and passes of each
-NO_GLUON = runtime.obstacle()
+CPU = torch.device("cpu")
 DIGITS = config.read(ROOT / "configs" / "digits.yaml")
 
 
@@ -43,7 +48,7 @@ def updates(model, way):
     build = pytorch_trainer.build
     if way != "float32":
         pytorch_trainer.build = lambda *arguments: build(*arguments).double()
-    trainer = pytorch_trainer.make(recipe, dataset.task, torch.device("cpu"))
+    trainer = pytorch_trainer.make(recipe, dataset.task, CPU)
     pytorch_trainer.build = build
     if way != "float32":
         trainer._copied = lambda array: torch.tensor(array, dtype=torch.float64)
@@ -56,11 +61,30 @@ def updates(model, way):
     return {**parameters, **found, "losses": np.array([s.loss for s in scores]), "wrong": scores[-1].wrong}
 
 
-def all_updates(directory):
-    """What a worker writes: all ways of all models, and its batch normalisation."""
+def evaluated(number):
+    """The score of an untrained network on so many images."""
+    dataset = get_dataset("digits", "test").head(number)
+    trainer = pytorch_trainer.make(config.make({**DIGITS, "model": MODEL}), dataset.task, CPU)
+    return np.array(trainer.evaluate(dataset))
+
+
+def trained(directory, folder):
+    """What is in the directory of a run as soon as its training is over."""
+    draw = loop.draw
+    loop.draw = lambda *_: time.sleep(1)  # the first process is the last to be done
+    values = {**TINY, "model": MODEL, "dataset": folder, "epochs": 1, "warmup_epochs": 0}
+    run = pydmobilenet.train(**values, output=directory / "run", device="cpu", progress=False)
+    loop.draw = draw
+    return sorted(path.name for path in run.directory.iterdir()), len(run.history.rows)
+
+
+def work(directory, folder):
+    """What a worker writes: all ways of all models, its batch normalisation, scores, and what it sees of a run."""
     found = {f"{model} {way} {name}": a for model in MODELS for way in WAYS for name, a in updates(model, way).items()}
     rank = distributed.get_rank()
-    np.savez(directory / f"{rank}.npz", **found, **normalised(rank, 2))
+    scores = {f"score of {number}": evaluated(number) for number in (1, 7)}
+    np.savez(directory / f"{rank}.npz", **found, **normalised(rank, 2), **scores)
+    (directory / f"{rank}.json").write_text(json.dumps(trained(directory, folder)))
 
 
 def normalised(rank=0, size=1):
@@ -133,15 +157,26 @@ def own_lines(err):
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """What each of two processes comes to."""
+def folder(tmp_path_factory):
+    return make_folder(tmp_path_factory.mktemp("pictures"), train=16)
+
+
+@pytest.fixture(scope="module")
+def worked(tmp_path_factory, folder):
+    """The directory that two processes have written to."""
     directory = tmp_path_factory.mktemp("two")
-    code = f"from pathlib import Path; import test_torchrun as t; t.all_updates(Path({str(directory)!r}))"
+    code = f"from pathlib import Path; import test_torchrun as t; t.work(Path({str(directory)!r}), {folder!r})"
     (directory / "worker.py").write_text(code)
-    with started(2, directory / "worker.py") as process:
-        code, _, err = ended(process)
-    assert code == 0, err
-    return [dict(np.load(directory / f"{rank}.npz")) for rank in (0, 1)]
+    with started(2, directory / "worker.py") as torchrun:
+        code, out, err = ended(torchrun)
+    assert (code, out, err) == (0, "", [])
+    return directory
+
+
+@pytest.fixture(scope="module")
+def two(worked):
+    """What each of two processes comes to."""
+    return [dict(np.load(worked / f"{rank}.npz")) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -180,12 +215,19 @@ def test_a_batch_is_normalised_as_a_whole(two):
         np.testing.assert_allclose(whole, array, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
+def test_a_data_set_may_have_fewer_images_than_there_are_processes(two):
+    for number in (1, 7):
+        for found in two:
+            np.testing.assert_allclose(found[f"score of {number}"], evaluated(number), rtol=1e-5)
+
+
+def test_train_in_python_gives_every_process_the_finished_run(worked):
+    one, other = (json.loads((worked / f"{rank}.json").read_text()) for rank in (0, 1))
+    files = [".lock", "best.params", "config.yaml", "history.csv", "last.params", "last.state", "run.json"]
+    assert one == other == [files, 1]
+
+
 # Runs.
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return make_folder(tmp_path_factory.mktemp("pictures"), train=16)
 
 
 def command(folder, output, **values):
@@ -193,83 +235,131 @@ def command(folder, output, **values):
     return ["train.py", *recipe, "--device", "cpu", "--output", output]
 
 
-def test_the_first_process_writes_and_speaks_and_any_number_goes_on(folder, tmp_path):
-    run = tmp_path / "run"
-    with started(2, *command(folder, run, epochs=3, keep_every=1)) as process:
-        code, out, err = ended(process)
-    assert code == 0, err
-    assert [line[:9] for line in out.splitlines()[:3]] == ["epoch 1/3", "epoch 2/3", "epoch 3/3"]
-    assert out.count("Test error after the last epoch") == 1
-    assert [line.partition(":")[0] for line in err] == ["device", "data", "data"], err
-    assert len(rows(run / "history.csv")) == 3
-    metadata = json.loads((run / "run.json").read_text())
-    assert metadata["engine"] == "pytorch"
-    assert not [path for path in run.iterdir() if path.suffix == ".part"]
-
-
-def test_a_run_goes_on_with_another_number_of_processes(folder, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    with started(2, *command(folder, run, epochs=4, batch_size=4)) as process:
-        until(lambda: len(rows(run / "history.csv")) == 1)
-        process.send_signal(signal.SIGTERM)
-        _, _, err = ended(process)
-    assert "train.py: interrupted; to go on: python train.py --resume" in "\n".join(err), err
-    alone = subprocess.run(
-        [sys.executable, "train.py", "--resume", run, "--device", "cpu"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert alone.returncode == 0, alone.stderr
-    assert len(rows(run / "history.csv")) == 4
-    assert [each["device"] for each in json.loads((run / "run.json").read_text())["sessions"]] == ["cpu", "cpu"]
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_process_that_is_killed_ends_all_within_seconds(rank, folder, tmp_path):
-    run = tmp_path / "run"
-    with started(2, *command(folder, run, epochs=1000)) as process:
-        until(lambda: len(rows(run / "history.csv")) >= 2)
-        workers = marked(process.mark, "train.py\0")
-        os.kill(next(n for n in workers if environment(n).get("RANK") == str(rank)), signal.SIGKILL)
-        begun = time.monotonic()
-        code, _, err = ended(process)
-    assert code != 0
-    assert time.monotonic() - begun < 20
-    ours = err[: next(n for n, line in enumerate(err) if line.startswith("Traceback"))]  # torchrun's own report follows
-    (error,) = (line for line in ours if not line.startswith(("data: ", "device: ")))
-    assert error.startswith("train.py: error: PyTorch has failed: ")
-    assert len(rows(run / "history.csv")) >= 2
-    assert State.read(run / "last.state").progress["epochs"] >= 2
-
-
-def environment(number):
-    words = (Path("/proc") / str(number) / "environ").read_text().split("\0")
-    return dict(word.split("=", 1) for word in words if "=" in word)
-
-
-def until(condition):
+def until_epoch(number, run):
     deadline = time.monotonic() + LIMIT
-    while not condition():
+    while len(rows(run / "history.csv")) < number:
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--batch-size", "9"], "batch_size is 9 (allowed: a multiple of 2, for 2 worker(s) with 1 device(s) each"),
-        (
-            ["--device", "gpu:0"],
-            "device 'gpu:0' is one for all processes of torchrun (allowed: cpu, gpu; nearest: gpu)",
-        ),
-        (["--engine", "gluon"], "engine 'gluon' does not know torchrun"),
-    ],
-)
-def test_what_cannot_be_is_one_line_of_each_process(arguments, words, folder, tmp_path):
-    if "gluon" in arguments and NO_GLUON:
-        pytest.skip(NO_GLUON)
-    with started(2, *command(folder, tmp_path / "run"), *arguments) as process:
-        code, out, err = ended(process)
+def workers(torchrun):
+    """The processes that torchrun has started, by their number."""
+    found = {}
+    for number in marked(torchrun.mark, "train.py\0"):
+        words = (Path("/proc") / str(number) / "environ").read_text().split("\0")
+        ranks = [word for word in words if word.startswith("RANK=")]
+        found |= dict.fromkeys(ranks, number)
+    return [found[f"RANK={rank}"] for rank in (0, 1)]
+
+
+def alone(recipe, output):
+    """A run of this process."""
+    make = functools.partial(pytorch_trainer.make, device=CPU)
+    run = prepare.start(recipe, output, prepare.RunOptions(make, quiet=True))
+    assert run.run() == 0
+    run.output.lock.release()
+
+
+def test_a_run_goes_on_with_any_number_of_processes_and_the_first_one_writes_and_speaks(folder, tmp_path):
+    run = tmp_path / "run"
+    with started(2, *command(folder, run, epochs=5)) as torchrun:
+        until_epoch(1, run)
+        for number in [*workers(torchrun), torchrun.pid]:  # as a cluster does; torchrun hands it on once more
+            os.kill(number, signal.SIGTERM)
+        _, out, err = ended(torchrun)
+    notes = ["device", "data", "data"]
+    (interrupted,) = (line for line in own_part(err) if line.partition(":")[0] not in notes)
+    assert interrupted == f"train.py: interrupted; to go on: python train.py --resume {run}"
+    assert len(out.splitlines()) == len(rows(run / "history.csv"))
+
+    single = process("--resume", run, "--device", "cpu")
+    until_epoch(len(rows(run / "history.csv")) + 1, run)
+    single.terminate()
+    out, err = single.communicate(timeout=LIMIT)
+    assert single.returncode == 143, err
+
+    with started(2, "train.py", "--resume", run, "--device", "cpu") as torchrun:
+        code, out, err = ended(torchrun)
+    assert code == 0, err
+    assert [line.partition(" ")[0].partition(":")[0] for line in err] == [*notes, "resuming"]
+    epochs = [line.split()[1] for line in out.splitlines() if line.startswith("epoch ")]
+    assert epochs == [f"{number}/5" for number in range(6 - len(epochs), 6)]
+    assert out.count("Test error after the last epoch") == 1
+
+    alone(prepare.read_config(run), tmp_path / "alone")
+    found, expected = content(run), content(tmp_path / "alone")
+    assert found.keys() == expected.keys()
+    assert {path.name for path in run.iterdir()} == {path.name for path in (tmp_path / "alone").iterdir()}
+    for name, value in expected.items():
+        assert type(found[name]) is type(value)
+        assert name in ("progress", "config", "metadata") or len(found[name]) == len(value), name
+    assert {**found["metadata"], "checkpoints": 0} == {**expected["metadata"], "checkpoints": 0}
+
+
+def own_part(err):
+    """The lines before torchrun's own report."""
+    return err[: next((n for n, line in enumerate(err) if line.startswith("Traceback")), None)]
+
+
+@pytest.mark.parametrize("victim", [0, 1, "torchrun"])
+def test_one_that_is_killed_ends_all_within_seconds(victim, folder, tmp_path):
+    run = tmp_path / "run"
+    with started(2, *command(folder, run, epochs=1000)) as torchrun:
+        until_epoch(1, run)
+        os.kill(torchrun.pid if victim == "torchrun" else workers(torchrun)[victim], signal.SIGKILL)
+        begun = time.monotonic()
+        code, _, err = ended(torchrun)
+    assert code != 0
+    assert time.monotonic() - begun < 15
+    errors = [line for line in own_part(err) if not line.startswith(("data: ", "device: "))]
+    if victim == "torchrun":
+        assert errors == []
+    else:
+        (error,) = errors
+        assert error.startswith("train.py: error: PyTorch has failed: ")
+        assert error.endswith(" (another process of this training has ended)")
+    assert State.read(run / "last.state").progress["epochs"] >= 1
+
+
+def test_a_batch_that_cannot_be_shared_out_is_one_line(folder, tmp_path):
+    with started(2, *command(folder, tmp_path / "run", batch_size=9)) as torchrun:
+        code, out, err = ended(torchrun)
     assert (code, out) == (1, "")
-    errors = [line for line in err if line.startswith("train.py: error: ")]
-    assert errors
-    assert all(words in line for line in errors)
+    (error,) = (line for line in own_part(err) if not line.startswith(("data: ", "device: ")))
+    words = "batch_size is 9 (allowed: a multiple of 2, for 2 worker(s) with 1 device(s) each; nearest: 8)"
+    assert error == f"train.py: error: {words}"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """This process is the second of two that torchrun has started."""
+    values = {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
+def refused(words, *arguments):
+    with pytest.raises(UnusableError) as caught:
+        engine.choose_trainer(*arguments)
+    assert str(caught.value) == words
+
+
+def test_torchrun_is_pytorch_s(launched):
+    assert engine.choose_trainer(device="cpu").why == "PyTorch, as torchrun has started this process"
+
+
+@pytest.mark.skipif(bool(runtime.obstacle()), reason=runtime.obstacle())
+def test_gluon_refuses_torchrun(launched):
+    words = "engine 'gluon' does not know torchrun, which has started this process; nearest: pytorch"
+    refused(words, "gluon", "cpu")
+
+
+def test_processes_do_not_share_a_gpu(launched, monkeypatch):
+    one = "device 'gpu:0' is one for all processes of torchrun (allowed: cpu, gpu; nearest: gpu)"
+    refused(one, "pytorch", "gpu:0")
+    monkeypatch.setattr(devices, "gpu_obstacle", lambda number=0: f"there is no GPU {number}" if number else "")
+    few = "2 processes of torchrun on this machine: there is no GPU 1; nearest: --device cpu"
+    refused(few, "pytorch", "gpu")
+    monkeypatch.setenv("LOCAL_RANK", "0")  # the first one says so too
+    refused(few, "pytorch", "gpu")

@@ -289,8 +289,8 @@ class Loop:
     def _signals(self) -> Iterator[None]:
         """The first SIGINT or SIGTERM stops training after the current update, a second one at once.
 
-        To torchrun's processes a second one means nothing: it may be the first, which torchrun hands on to those that have
-        got it as well. Those that are not done after 30 seconds it kills.
+        To torchrun's processes a second one means nothing: it may be the first, which torchrun hands on to those that
+        have got it as well. Those that are not done after 30 seconds it kills.
         """
 
         def ask(number: int, _frame: object) -> None:
