@@ -49,9 +49,13 @@ def test_what_the_user_set_is_kept():
     ("given", "expected"),
     [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")],
 )
-def test_threads_that_wait_do_not_spin_for_long_unless_the_user_says_so(given, expected):
-    answer = run("import pydmobilenet, os; print(os.environ.get('GOMP_SPINCOUNT'))", **given)
-    assert answer.stdout.strip() == expected
+@pytest.mark.parametrize(
+    "engine", ["import pydmobilenet", pytest.param("import pydmobilenet.pytorch", marks=pytest.mark.pytorch)]
+)
+def test_threads_that_wait_do_not_spin_for_long_unless_the_user_says_so(engine, given, expected):
+    before = WITHOUT_MXNET if engine.endswith("pytorch") else ""
+    answer = run(f"{before}{engine}, os; print(os.environ.get('GOMP_SPINCOUNT'))", **given)
+    assert answer.stdout.strip() == expected, answer.stderr
 
 
 def test_nothing_breaks_where_mxnet_was_imported_first():

@@ -16,8 +16,7 @@ from pathlib import Path
 
 import numpy
 
-from .. import processor
-from ..machine import available_processors
+from .. import machine, processor
 
 # The shared libraries that the GPU wheel links to, each after those that it needs itself. The wheel brings none of
 # them; the NVIDIA packages of the `gpu` extra do, in directories that the dynamic loader does not search.
@@ -63,12 +62,8 @@ def prepare() -> None:
     if "mxnet" in sys.modules:
         return
     # MXNet takes half of the processors for hyper-threads and leaves them idle; measured here: 1.4 to 1.9 times faster.
-    os.environ.setdefault("OMP_NUM_THREADS", str(available_processors()))
-    # GNU's OpenMP lets a thread that waits spin for long before it sleeps. Where other programs use the processors too,
-    # what it waits for is then not running: 41 images/s by two threads, 713 by one, beside two other jobs. Spinning
-    # briefly made it 2.3 times as fast beside two busy loops, and no difference on a quiet machine.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    os.environ.setdefault("OMP_NUM_THREADS", str(machine.available_processors()))
+    machine.limit_spinning()
     # cuDNN's trial runs may choose another algorithm, and so another rounding, each time.
     os.environ.setdefault("MXNET_CUDNN_AUTOTUNE_DEFAULT", "0")
     if gpu_wheel():

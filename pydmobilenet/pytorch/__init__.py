@@ -1,5 +1,9 @@
 """The networks in PyTorch: modules, inference, training. Nothing else in the package imports torch."""
 
-from .network import get_model
+from .. import machine
+
+machine.limit_spinning()
+
+from .network import get_model  # noqa: E402
 
 __all__ = ["get_model"]
