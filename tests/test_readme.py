@@ -42,7 +42,9 @@ ELSEWHERE = {
     "python run_validation.py": (
         "test_commands.py::test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason"
     ),
-    "torchrun --nproc-per-node": "test_torchrun.py::test_a_run_goes_on_with_any_number_of_processes_and_the_first_one_writes_and_speaks",
+    "torchrun --nproc-per-node": (
+        "test_torchrun.py::test_a_run_goes_on_with_any_number_of_processes_and_the_first_one_writes_and_speaks"
+    ),
     "torchrun --nnodes": "test_torchrun.py::test_two_processes_follow_one",
     "python train.py --resume": "test_resume.py::test_killed_at_three_random_moments_a_run_ends_with_the_same_bits",
     "python train.py": "test_train_command.py::test_last_and_best_and_every_second_epoch_are_kept",
