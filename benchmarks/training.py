@@ -29,8 +29,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from importlib.util import find_spec
 from itertools import chain
 
 from server import Server
@@ -46,12 +47,19 @@ COMPARED = {
 }
 
 
-def ways(engine: str) -> dict[str, Callable[[str], Iterator[None]]]:
-    """The sides of an engine, which trains a batch each time that it is asked."""
+def installed() -> list[str]:
+    """The engines that are there; found without importing them, which would set variables for the other sides."""
+    return [engine for engine, module in {"gluon": "mxnet", "pytorch": "torch"}.items() if find_spec(module)]
+
+
+def ways(engine: str, side: str) -> dict[str, Callable[[str], Iterator[None]]]:
+    """The sides of an engine, which trains a batch each time that it is asked; `side` is the one that will be."""
     if engine == "gluon":
         from sides import gluon
 
         return {"conventional": gluon.conventional, "own backward": gluon.own_backward, "ours": gluon.ours}
+    if side != "eager":
+        import pydmobilenet.pytorch  # noqa: F401  before torch, as in train.py: OpenMP reads its settings once
     from sides import pytorch
 
     return {
@@ -63,7 +71,7 @@ def ways(engine: str) -> dict[str, Callable[[str], Iterator[None]]]:
 
 def serve(engine: str, side: str) -> None:
     """For each ``graph batches`` on standard input, the seconds of so many batches; a new graph is warmed up first."""
-    way, current, stream = ways(engine)[side], None, iter(())
+    way, current, stream = ways(engine, side)[side], None, iter(())
     for line in sys.stdin:
         prefix, number = line.split()
         if prefix != current:
@@ -88,11 +96,12 @@ def main() -> None:
     parser.add_argument(
         "--model", nargs="+", default=DEFAULT, help=f"names or wildcards (default: {' '.join(DEFAULT)})"
     )
-    parser.add_argument("--engine", nargs="+", choices=list(SIDES), default=list(SIDES), help="default: both")
+    parser.add_argument("--engine", nargs="+", choices=list(SIDES), default=installed(), help="default: all installed")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--batches", type=int, default=6, help="a round (default: 6)")
     parser.add_argument("--threads", type=int, nargs="+", default=[0], help="of each side (default: as each has it)")
     arguments = parser.parse_args()
+    inherited = dict(os.environ)  # to which the package and MXNet add their settings when they are imported
     import pydmobilenet
 
     names = [name for pattern in arguments.model for name in pydmobilenet.list_models(pattern, "cifar10")]
@@ -101,19 +110,28 @@ def main() -> None:
             export(name, f"{folder}/{name}")
         for threads in arguments.threads:
             for engine in arguments.engine:
-                compare(engine, folder, names, threads, arguments.rounds, arguments.batches)
+                compare(engine, folder, names, environments(engine, threads, inherited), arguments)
 
 
-def compare(engine: str, folder: str, names: Sequence[str], threads: int, rounds: int, batches: int) -> None:
-    """Print images/s of each side for each network, and how many times as fast as others some are."""
-    from pydmobilenet import processor, provenance
+def environments(engine: str, threads: int, inherited: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """The variables of each side's process: the user's own, but for threads and the limit of instructions."""
+    from pydmobilenet import processor
 
     limits = (processor.VARIABLE, processor.NEWER_VARIABLE)
-    clean = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", *limits)}
+    clean = {key: value for key, value in inherited.items() if key not in ("OMP_NUM_THREADS", *limits)}
     if threads:
         clean["OMP_NUM_THREADS"] = str(threads)
     free = {**clean, **dict.fromkeys(limits, processor.ALL)}
-    environments = {side: clean if side == "ours" else free for side in SIDES[engine]}
+    return {side: clean if side == "ours" else free for side in SIDES[engine]}
+
+
+def compare(
+    engine: str, folder: str, names: Sequence[str], variables: dict[str, dict[str, str]], arguments: argparse.Namespace
+) -> None:
+    """Print images/s of each side for each network, and how many times as fast as others some are."""
+    from pydmobilenet import processor, provenance
+
+    batches, threads = arguments.batches, next(iter(variables.values())).get("OMP_NUM_THREADS")
     versions = provenance.environment()
     version = versions["torch"] if engine == "pytorch" else versions["mxnet"]
     print(f"\n{processor.cpu_name()}, {processor.instruction_set(environment={})}, {engine} {version}, ", end="")
@@ -123,14 +141,14 @@ def compare(engine: str, folder: str, names: Sequence[str], threads: int, rounds
     print("| --- " + "| --: " * (len(SIDES[engine]) + len(ratios)) + "|", flush=True)
     with ExitStack() as stack:
         sides = {
-            side: stack.enter_context(Server(__file__, engine, side, environment=environments[side]))
+            side: stack.enter_context(Server(__file__, engine, side, environment=variables[side]))
             for side in SIDES[engine]
         }
         for server in sides.values():
             server.pause()
         for name in names:
             rates: dict[str, list[float]] = {side: [] for side in sides}
-            for turn in range(rounds):
+            for turn in range(arguments.rounds):
                 for side in sorted(sides, reverse=turn % 2 == 0):  # who comes first alternates too
                     sides[side].resume()
                     rates[side].append(BATCH * batches / float(sides[side].ask(f"{folder}/{name} {batches}")))

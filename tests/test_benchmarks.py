@@ -54,6 +54,38 @@ def test_a_failing_benchmark_ends_all_that_it_has_started(paused, tmp_path):
         time.sleep(0.01)
 
 
+WITHOUT_MEASURING = """
+import json, os, sys
+sys.path.append("benchmarks")
+import training
+
+found = {"inherited": dict(os.environ)}
+
+class Server(training.Server):
+    def __init__(self, script, engine, side, environment):
+        found[side] = dict(environment)
+    __exit__ = pause = resume = lambda *_: None
+    def ask(self, question):
+        return "1"
+
+training.Server = Server
+sys.argv[1:] = ["--engine", "pytorch", "--model", "resnet-29-0.5", "--rounds", "1"]
+training.main()
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.pytorch
+def test_the_usual_way_of_training_has_none_of_the_package_s_settings():
+    settings = ("GOMP", "KMP", "OMP", "MXNET", "DNNL", "ONEDNN")
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(settings)}
+    command, environment = [sys.executable, "-c", WITHOUT_MEASURING], {**clean, "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout.splitlines()[-1])
+    assert found["eager"] == {**found["inherited"], "DNNL_MAX_CPU_ISA": "ALL", "ONEDNN_MAX_CPU_ISA": "ALL"}
+
+
 @pytest.mark.pytorch
 @pytest.mark.parametrize("name", oracle.FAMILIES)
 def test_pytorch_as_usual_is_the_same_network(name):
