@@ -34,6 +34,7 @@ from pydmobilenet import zoo
 from pydmobilenet.pytorch import depthwise, inference
 from pydmobilenet.training import prepare
 from pydmobilenet.training.checkpoint import read_history
+from pydmobilenet.training.history import History
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("speed", "recipe", "seeds")
@@ -60,9 +61,13 @@ def main() -> int:
     print(f"{name}, PyTorch {torch.__version__}")
     done = True
     for part in arguments.part:
-        print(f"\n## {part}\n")
+        print(f"\n## {part}")
+        columns: list[str] = []
         for row in {"speed": speed, "recipe": recipe, "seeds": seeds}[part](arguments):
             done = done and row.get("done", True)
+            if list(row) != columns:
+                columns = list(row)
+                print("\n| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
             print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
             if arguments.output:
                 with open(arguments.output, "a", encoding="utf-8") as file:
@@ -193,7 +198,11 @@ def seeds(arguments: argparse.Namespace) -> Iterator[dict]:
 
 
 def trained(arguments: argparse.Namespace, name: str, model: str, options: list, end: float) -> dict:
-    """A run that is begun, or goes on, until it is done or the time is up: how far it has come."""
+    """A run that is begun, or goes on, until it is done or the time is up: how far it has come.
+
+    The run's own minutes are those of training alone. Those of this call have its start, evaluation and saves as well.
+    """
+    start = time.monotonic()
     run = arguments.runs / name
     dtype = "bfloat16" if arguments.device == "cuda" else "float32"
     given = ["--model", model, "--dataset", f"folder:{arguments.data.resolve()}", "--dtype", dtype, *options]
@@ -209,12 +218,16 @@ def trained(arguments: argparse.Namespace, name: str, model: str, options: list,
             process.wait()
         if process.returncode not in (0, 128 + signal.SIGTERM):
             raise SystemExit(process.returncode)  # it has said why
-    if not run.exists():
-        return {"what": name, "epochs": 0, "done": False}
-    history = read_history(run)
-    errors = {"last error": history.last.test_error, "best error": history.best.test_error} if history.rows else {}
-    minutes = round(sum(row.seconds for row in history.rows) / 60, 1)
-    return {"what": name, "epochs": len(history.rows), "minutes": minutes, **errors, "done": _is_done(run)}
+    history = read_history(run) if run.exists() else History()
+    return {
+        "what": name,
+        "epochs": len(history.rows),
+        "minutes of training": round(sum(row.seconds for row in history.rows) / 60, 1),
+        "minutes of this call": round((time.monotonic() - start) / 60, 1),
+        "last error": history.last.test_error if history.rows else None,
+        "best error": history.best.test_error if history.rows else None,
+        "done": _is_done(run),
+    }
 
 
 def _is_done(run: Path) -> bool:

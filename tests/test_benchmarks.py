@@ -116,6 +116,8 @@ def test_all_that_is_measured_of_a_gpu_runs_on_a_cpu(tmp_path):
     )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.endswith("all is done\n")
+    table = answer.stdout.partition("## recipe\n\n")[2].splitlines()
+    assert [line.count("|") for line in table[:4]] == [8] * 4  # heading, rule and both networks
     found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     assert {row["part"] for row in found} == {"speed", "recipe", "seeds"}
     assert found[-1]["what"] == "mean and spread"
