@@ -39,6 +39,11 @@ class Architecture:
     def name(self) -> str:
         return f"{self.family}-{self.depth}-{float(self.multiplier)!r}".removesuffix(".0")
 
+    @property
+    def blocks(self) -> int:
+        """The residual blocks of each of the three stages."""
+        return (self.depth - 4) // 6 if self.family == "wrn" else (self.depth - 2) // 9
+
 
 @dataclass(frozen=True)
 class Checkpoint:

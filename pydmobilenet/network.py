@@ -188,12 +188,11 @@ def describe(architecture: Architecture, outputs: int, widths: Widths = CIFAR) -
     """
     if architecture.family == "wrn":
         return _wide_resnet(architecture, outputs)
-    blocks = (architecture.depth - 2) // 9
     net = _Builder()
     x = net.batch_norm("stem.norm", IMAGES, scale=False)  # standardises the image
     x = net.conv("stem.conv", x, widths.stem, kernel=3)
     for stage, channels in enumerate(widths.stages):
-        for block in range(blocks):
+        for block in range(architecture.blocks):
             stride = 2 if stage > 0 and block == 0 else 1
             width = int(channels * architecture.multiplier)
             x = _residual_block(net, f"stages.{stage}.{block}", architecture.family, x, channels, width, stride)
@@ -236,13 +235,13 @@ def _spatial(net: _Builder, name: str, family: str, x: str, width: int, stride: 
 
 def _wide_resnet(architecture: Architecture, outputs: int) -> Network:
     """A Wide ResNet (Zagoruyko and Komodakis, 2016, arXiv 1605.07146) as GluonCV has it, and under its names."""
-    blocks, factor = (architecture.depth - 4) // 6, int(architecture.multiplier)
+    factor = int(architecture.multiplier)
     net = _Builder()
     x = net.batch_norm("features.0", IMAGES, scale=False)
     x = net.conv("features.1", x, 16, kernel=3)
     x = net.batch_norm("features.2", x)
     for stage, channels in enumerate((16 * factor, 32 * factor, 64 * factor)):
-        for block in range(blocks):
+        for block in range(architecture.blocks):
             stride = 2 if stage > 0 and block == 0 else 1
             x = _basic_block(net, f"features.{3 + stage}.{block}", x, channels, stride)
     x = net.batch_norm_relu("features.6", "features.7", x)

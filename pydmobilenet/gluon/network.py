@@ -140,10 +140,9 @@ def build(architecture: Architecture, outputs: int, widths: Widths = CIFAR) -> H
     description = describe(architecture, outputs, widths)
     machine.check_memory(f"{architecture.name} with {outputs} outputs", description.complexity().parameters)
     if architecture.family == "wrn":
-        net = WideResNet((architecture.depth - 4) // 6, int(architecture.multiplier), outputs)
+        net = WideResNet(architecture.blocks, int(architecture.multiplier), outputs)
     else:
-        blocks = (architecture.depth - 2) // 9
-        net = Network(SPATIAL[architecture.family], blocks, architecture.multiplier, outputs, widths)
+        net = Network(SPATIAL[architecture.family], architecture.blocks, architecture.multiplier, outputs, widths)
     net.description = description
     return net
 

@@ -339,10 +339,9 @@ def build(architecture: Architecture, outputs: int, widths: Widths = CIFAR) -> C
     description = describe(architecture, outputs, widths)
     machine.check_memory(f"{architecture.name} with {outputs} outputs", description.complexity().parameters)
     if architecture.family == "wrn":
-        net: Classifier = WideResNet((architecture.depth - 4) // 6, int(architecture.multiplier), outputs)
+        net: Classifier = WideResNet(architecture.blocks, int(architecture.multiplier), outputs)
     else:
-        blocks = (architecture.depth - 2) // 9
-        net = Network(SPATIAL[architecture.family], blocks, architecture.multiplier, outputs, widths)
+        net = Network(SPATIAL[architecture.family], architecture.blocks, architecture.multiplier, outputs, widths)
     net.description = description
     return net
 
