@@ -11,18 +11,16 @@ from mxnet import gluon, nd
 from mxnet.contrib import amp
 from mxnet.gluon.block import HybridBlock
 
-from ..data import Dataset, Task, batches
-from ..errors import BadFileError, UnusableError
-from ..metrics import count_wrong
+from ..data import Dataset, Task
+from ..errors import UnusableError
 from ..training.config import Config
-from ..training.trainer import Score, check_split, cross_entropy
+from ..training.trainer import LOSS_SCALE, Score, check_split, check_state, evaluate
 from . import step
 from .inference import batch_size, fuse, predictor
 from .network import build_for, get_arrays, load_weights
 from .optimizer import NesterovSGD
 
-# Of half precision's loss scaling, which is part of the optimiser's state.
-LOSS_SCALE, SCALER_FIELDS = "loss scale", ("_loss_scale", "_next_loss_scale", "_unskipped")
+SCALER_FIELDS = ("_loss_scale", "_next_loss_scale", "_unskipped")
 INITIALISERS = {"msra": mx.init.MSRAPrelu, "xavier": mx.init.Xavier}
 
 
@@ -121,17 +119,12 @@ class GluonTrainer:
             parameter.set_data(nd.array(np.mean([each.asnumpy() for each in parameter.list_data()], axis=0)))
 
     def evaluate(self, dataset: Dataset) -> Score:
-        """The score on a whole data set, ."""
+        """The score on a whole data set."""
         self._wait()
         context = self.contexts[0]
         # Of a network in half precision, the literal graph: it has casts of its own.
         predict = predictor(self.net if self.config.dtype == "float16" else fuse(self.net), context)
-        loss, wrong = 0.0, 0
-        for images, labels in batches(dataset, batch_size(context), train=False, threads=1):
-            logits = predict(images).astype(np.float64)
-            loss += cross_entropy(logits, labels)
-            wrong += count_wrong(logits, labels)[0]
-        return Score(loss, wrong, len(dataset))
+        return Score(*evaluate(predict, dataset, batch_size(context)), len(dataset))
 
     def all_reduce(self, values: np.ndarray) -> np.ndarray:
         """The values as they are: there is one worker."""
@@ -156,9 +149,7 @@ class GluonTrainer:
         """Go back to what `state` gave. Raises BadFileError for the state of another network."""
         momentum = dict(momentum)
         scale = momentum.pop(LOSS_SCALE, None)
-        moved = _shapes(momentum)  # of none before the first update, and without momentum
-        if _shapes(parameters) != _shapes(self.parameters) or moved not in ({}, _shapes(self.trained)):
-            raise BadFileError("the state is of another network")
+        check_state(parameters, momentum, self.parameters, self.trained)
         if self.scaler and scale is not None:
             for name, value in zip(SCALER_FIELDS, scale.tolist()):
                 setattr(self.scaler, name, value)
@@ -179,7 +170,3 @@ class GluonTrainer:
     def _wait(self) -> None:
         """Let the last backward pass end: MXNet does not know that it still writes the moving statistics."""
         mx.nd.waitall()
-
-
-def _shapes(arrays: Mapping[str, np.ndarray | gluon.Parameter]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(array.shape) for name, array in arrays.items()}

@@ -73,7 +73,7 @@ class PyTorchEngine:
         if self.place.type == "cpu":
             machine.keep_freed_memory()
         with engine_errors():
-            return predictor(steps(network, arrays, self.place), self.place)
+            return predictor(network, arrays, self.place)
 
 
 def batch_size(device: torch.device) -> int:
@@ -112,12 +112,15 @@ def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
     return tensor.to(device, memory_format=torch.channels_last if tensor.ndim == 4 else torch.preserve_format)
 
 
-def predictor(network: list[Step], device: torch.device) -> Callable[[np.ndarray], np.ndarray]:
+def predictor(
+    network: Network, arrays: Mapping[str, np.ndarray], device: torch.device
+) -> Callable[[np.ndarray], np.ndarray]:
     """A network as a function of NumPy arrays: images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
+    prepared = steps(network, arrays, device)
 
     def predict(images: np.ndarray) -> np.ndarray:
         with engine_errors(), torch.inference_mode(), without_tf32():
-            return logits(network, _tensor(images, device)).cpu().numpy()
+            return logits(prepared, _tensor(images, device)).cpu().numpy()
 
     return predict
 

@@ -16,20 +16,16 @@ from torch.nn import functional as F
 from .. import machine, processor, zoo
 from ..catalog import parse_name
 from ..checkpoints import weights
-from ..data import Dataset, Task, batches
-from ..errors import BadFileError
+from ..data import Dataset, Task
 from ..folding import fold
-from ..metrics import count_wrong
 from ..processes import processors
 from ..training.config import Config
-from ..training.trainer import Score, check_split, cross_entropy
+from ..training.trainer import LOSS_SCALE, Score, check_split, check_state, evaluate
 from . import inference
 from .distributed import Workers
 from .errors import engine_errors
 from .network import build, get_arrays, initialize, set_arrays
 
-# Of half precision's loss scaling, which is part of the optimiser's state.
-LOSS_SCALE = "loss scale"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -159,15 +155,9 @@ class PyTorchTrainer:
     def evaluate(self, dataset: Dataset) -> Score:
         """The score on a whole data set in float32, of which each worker takes its share."""
         with engine_errors():
-            folded = fold(self.net.description, get_arrays(self.net))
-            predict = inference.predictor(inference.steps(*folded, self.place), self.place)
-        loss, wrong = 0.0, 0
-        share = {"part": self.rank, "parts": self.world_size}
-        for images, labels in batches(dataset, inference.batch_size(self.place), train=False, **share, threads=1):
-            logits = predict(images).astype(np.float64)
-            loss += cross_entropy(logits, labels)
-            wrong += count_wrong(logits, labels)[0]
-        loss, wrong = self.all_reduce(np.array([loss, wrong]))
+            predict = inference.predictor(*fold(self.net.description, get_arrays(self.net)), self.place)
+        share = evaluate(predict, dataset, inference.batch_size(self.place), self.rank, self.world_size)
+        loss, wrong = self.all_reduce(np.array(share))
         return Score(float(loss), round(wrong), len(dataset))
 
     def all_reduce(self, values: np.ndarray) -> np.ndarray:
@@ -196,9 +186,7 @@ class PyTorchTrainer:
         """Go back to what `state` gave. Raises BadFileError for the state of another network."""
         momentum = dict(momentum)
         scale = momentum.pop(LOSS_SCALE, None)
-        moved = _shapes(momentum)  # of none before the first update, and without momentum
-        if _shapes(parameters) != _shapes(self.net.state_dict()) or moved not in ({}, _shapes(self.trained)):
-            raise BadFileError("the state is of another network")
+        check_state(parameters, momentum, self.net.state_dict(), self.trained)
         set_arrays(self.net, parameters)
         self.optimizer.state.clear()
         for name, array in momentum.items():
@@ -214,7 +202,3 @@ class PyTorchTrainer:
         arrays = weights.load(path, self.net.description, other_head)
         set_arrays(self.net, arrays)
         return len(arrays) < len(self.net.description.parameters)
-
-
-def _shapes(arrays: Mapping[str, np.ndarray | torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(array.shape) for name, array in arrays.items()}

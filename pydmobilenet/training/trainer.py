@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ..data import Dataset
-from ..errors import InvalidValueError
+from ..data import Dataset, batches
+from ..errors import BadFileError, InvalidValueError
+from ..metrics import count_wrong
 from .config import Config
 
 Arrays = Mapping[str, np.ndarray]
 """Arrays by structural name, as ``stem.conv.weight``."""
+LOSS_SCALE = "loss scale"  # of half precision, which stands beside the momentum in the optimiser's state
 
 
 class Score(NamedTuple):
@@ -82,11 +84,36 @@ class Trainer(Protocol):
         """
 
 
+def evaluate(
+    predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, batch_size: int, part: int = 0, parts: int = 1
+) -> tuple[float, int]:
+    """The summed losses and the number of wrong answers on a data set, or on one worker's part of it."""
+    loss, wrong = 0.0, 0
+    for images, labels in batches(dataset, batch_size, train=False, part=part, parts=parts, threads=1):
+        logits = predict(images).astype(np.float64)
+        loss += cross_entropy(logits, labels)
+        wrong += count_wrong(logits, labels)[0]
+    return loss, wrong
+
+
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     """The summed losses of logits (N, outputs) for labels (N,)."""
     shifted = logits - logits.max(axis=1, keepdims=True)
     own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
     return float((np.log(np.exp(shifted).sum(axis=1)) - own).sum())
+
+
+def check_state(parameters: Arrays, momentum: Arrays, own: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
+    """Raises BadFileError where a state is of another network than the one with its `own` arrays, of which some are
+    `trained`; they may be an engine's.
+    """
+    moved = _shapes(momentum)  # of none before the first update, and without momentum
+    if _shapes(parameters) != _shapes(own) or moved not in ({}, _shapes(trained)):
+        raise BadFileError("the state is of another network")
+
+
+def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(array.shape) for name, array in arrays.items()}
 
 
 def check_split(config: Config, devices: int, workers: int) -> None:
