@@ -46,7 +46,7 @@ def serve(rounds: int) -> None:
         network, arrays = net.description, get_arrays(net)
         ways = {"Gluon, literal": predictor(net, mx.cpu())}
         for title, name in (("Gluon", "gluon"), ("PyTorch", "pytorch"), ("ONNX Runtime", "onnxruntime")):
-            if name == "pytorch" and engine.pytorch_obstacle():
+            if name == "pytorch" and engine.obstacle(name):
                 continue
             if name != "gluon":
                 ways[f"{title}, literal"] = engine.choose(name, "cpu", fused=False).engine.load(network, arrays)

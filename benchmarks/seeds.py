@@ -1,14 +1,13 @@
 #!/usr/bin/env python3
 """What a recipe reaches by each engine, over several seeds: error after the last epoch, and seconds.
 
-python benchmarks/seeds.py                                        # the digits, a network of each family: an hour
+python benchmarks/seeds.py                               # the digits, a network of each family: half an hour
 python benchmarks/seeds.py --model pyd-add-29-0.25 --seeds 3 --jobs 2
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -35,8 +34,7 @@ def train(model: str, engine: str, seed: int, options: list[str]) -> tuple[float
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run([sys.executable, TRAIN, *map(str, command), "--quiet"], env=environment, check=True)
         history = read_history(run)
-        error = json.loads((run / "run.json").read_text(encoding="utf-8"))["checkpoints"]["last.params"]["test_error"]
-        return error, sum(row.seconds for row in history.rows)
+        return history.last.test_error, sum(row.seconds for row in history.rows)
 
 
 def main() -> None:

@@ -152,7 +152,7 @@ def train(
             raise UserError("resume takes all from the run: leave out output, config and weights")
         made = prepare.read_config(directory)
         prepare.check_same(given, made)
-        engine = prepare.engine_of(directory) if engine == "auto" else engine
+        engine = prepare.engine_of(directory, engine)
     else:
         prepare.check_places(dataset, where)
         made = prepare.configure(given, None if config is None else fetching.expanded(config))

@@ -68,16 +68,16 @@ def choose(engine: str = "auto", device: str = "auto", fused: bool = True) -> Ch
 
 def _best(device: str) -> tuple[str, str]:
     """The engine for a device, and why."""
-    obstacle = runtime.obstacle()
+    no_gluon = obstacle("gluon")
     if device == "mps":
         return "pytorch", "which alone can use Apple's GPU"
-    if _needs_pytorch(device, obstacle):
+    if _needs_pytorch(device, no_gluon):
         return "pytorch", "which alone can use the GPU"
-    return ("onnxruntime", f"as {obstacle}") if obstacle else ("gluon", "the reference")
+    return ("onnxruntime", f"as {no_gluon}") if no_gluon else ("gluon", "the reference")
 
 
-def _needs_pytorch(device: str, obstacle: str) -> bool:
-    """Whether a device, if it is or may be a GPU, is one that PyTorch can use and MXNet, with its `obstacle`, cannot.
+def _needs_pytorch(device: str, no_gluon: str) -> bool:
+    """Whether a device, if it is or may be a GPU, is one that PyTorch can use and MXNet, with its obstacle, cannot.
 
     PyTorch is imported, which takes seconds, where there is such a GPU alone.
     """
@@ -85,13 +85,13 @@ def _needs_pytorch(device: str, obstacle: str) -> bool:
     gpus = range(len(machine.compute_capabilities()))
     if match is None or not (gpus or sys.platform == "darwin") or importlib.util.find_spec("torch") is None:
         return False
-    if not obstacle:
+    if not no_gluon:
         from .gluon import devices as gluon
 
         wanted = gpus if device == "auto" else [int(match[1] or 0)]
         if not all(gluon.gpu_obstacle(number) for number in wanted):
             return False
-    if pytorch_obstacle():
+    if obstacle("pytorch"):
         return False
     from .pytorch import devices as pytorch
 
@@ -108,10 +108,9 @@ def choose_framework(engine: str = "auto") -> str:
     """
     if engine not in ("auto", *TRAINERS):
         raise unknown("engine of networks", engine, ("auto", *TRAINERS))
-    obstacles: dict[str, Callable[[], str]] = {"gluon": runtime.obstacle, "pytorch": pytorch_obstacle}
     reasons = []
     for name in TRAINERS if engine == "auto" else [engine]:
-        reason = obstacles[name]()  # imports the engine
+        reason = obstacle(name)
         if not reason:
             return name
         reasons.append(reason)
@@ -119,9 +118,8 @@ def choose_framework(engine: str = "auto") -> str:
 
 
 class TrainerChoice(NamedTuple):
-    """An engine, what makes its trainer of a configuration for a task, on which device, and in words why."""
+    """What makes a trainer of a configuration for a task, on which device, and in words why."""
 
-    name: str
     make_trainer: Callable
     device: str
     why: str
@@ -143,26 +141,27 @@ def choose_trainer(
         raise unknown("engine for training", engine, ("auto", *TRAINERS))
     name, why = (engine, "as asked for") if engine != "auto" else _best_trainer(device, dtype)
     make, where = (_gluon_trainer if name == "gluon" else _pytorch_trainer)(device, dtype, compiled)
-    return TrainerChoice(name, make, where, f"{_TITLES[name]}, {why}")
+    return TrainerChoice(make, where, f"{_TITLES[name]}, {why}")
 
 
 def _best_trainer(device: str, dtype: str) -> tuple[str, str]:
     """The engine that trains on a device, and why."""
     if processes.launched():
         return "pytorch", "as torchrun has started this process"
-    obstacle = runtime.obstacle()
+    no_gluon = obstacle("gluon")
     if dtype == "bfloat16":
         return "pytorch", f"which alone computes in {dtype}"
-    if device == "mps" or _needs_pytorch(device, obstacle):
+    if device == "mps" or _needs_pytorch(device, no_gluon):
         return "pytorch", "which alone can use the GPU"
-    if obstacle and pytorch_obstacle():
-        raise UnusableError(f"training needs MXNet or PyTorch: {obstacle}; {pytorch_obstacle()}")
-    return ("pytorch", f"as {obstacle}") if obstacle else ("gluon", "the reference")
+    if not no_gluon:
+        return "gluon", "the reference"
+    if no_pytorch := obstacle("pytorch"):
+        raise UnusableError(f"training needs MXNet or PyTorch: {no_gluon}; {no_pytorch}")
+    return "pytorch", f"as {no_gluon}"
 
 
 def _gluon_trainer(device: str, dtype: str, compiled: bool) -> tuple[Callable, str]:
-    if runtime.obstacle():
-        raise UnusableError(f"engine 'gluon': {runtime.obstacle()}; nearest: pytorch")
+    _check("gluon", nearest="pytorch")
     if processes.launched():
         raise UnusableError("engine 'gluon' does not know torchrun, which has started this process; nearest: pytorch")
     if dtype == "bfloat16":
@@ -177,13 +176,22 @@ def _gluon_trainer(device: str, dtype: str, compiled: bool) -> tuple[Callable, s
 
 
 def _pytorch_trainer(device: str, dtype: str, compiled: bool) -> tuple[Callable, str]:
-    if obstacle := pytorch_obstacle():
-        nearest = "" if runtime.obstacle() else "; nearest: gluon"
-        raise UnusableError(f"engine 'pytorch': {obstacle}{nearest}")
+    _check("pytorch", nearest="" if obstacle("gluon") else "gluon")
     from .pytorch import distributed, trainer
 
     chosen = distributed.choose_device(device)
     return partial(trainer.make, device=chosen.device, compiled=compiled), chosen.why
+
+
+def obstacle(engine: str) -> str:
+    """Why ``gluon`` or ``pytorch`` cannot be used here, in words; an empty string where it can. Imports it."""
+    return runtime.obstacle() if engine == "gluon" else pytorch_obstacle()
+
+
+def _check(engine: str, nearest: str) -> None:
+    """Raises UnusableError where ``gluon`` or ``pytorch`` cannot be used, with the `nearest` engine if there is one."""
+    if reason := obstacle(engine):
+        raise UnusableError(f"engine {engine!r}: {reason}" + (f"; nearest: {nearest}" if nearest else ""))
 
 
 def pytorch_obstacle() -> str:
@@ -206,16 +214,14 @@ def check_onnxruntime() -> None:
 
 
 def _gluon(device: str, fused: bool) -> Engine:
-    if runtime.obstacle():
-        raise UnusableError(f"engine 'gluon': {runtime.obstacle()}; nearest: onnxruntime")
+    _check("gluon", nearest="onnxruntime")
     from .gluon.inference import GluonEngine
 
     return GluonEngine(device, fused)
 
 
 def _pytorch(device: str, fused: bool) -> Engine:
-    if obstacle := pytorch_obstacle():
-        raise UnusableError(f"engine 'pytorch': {obstacle}; nearest: onnxruntime")
+    _check("pytorch", nearest="onnxruntime")
     from .pytorch.inference import PyTorchEngine
 
     return PyTorchEngine(device, fused)

@@ -62,7 +62,7 @@ def run(arguments: Namespace) -> int:
         directory = fetching.expanded(arguments.resume)
         recipe = prepare.read_config(directory)
         prepare.check_same(config.given(arguments), recipe)
-        name = arguments.engine if arguments.engine != "auto" else prepare.engine_of(directory)
+        name = prepare.engine_of(directory, arguments.engine)
     else:
         recipe = prepare.configure(config.given(arguments), arguments.config)
         directory = fetching.expanded(arguments.output or prepare.default_directory(recipe))

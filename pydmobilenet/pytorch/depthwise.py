@@ -33,12 +33,11 @@ def depthwise_conv2d(x: torch.Tensor, weight: torch.Tensor, stride: int = 1) -> 
 
     The gradients are those of ``torch.nn.functional.conv2d``, computed as the module says where that is faster.
     """
-    size = weight.shape[-1]
     if torch.is_autocast_enabled("cpu") and x.device.type == "cpu":
         x = x.to(torch.get_autocast_dtype("cpu"))
-    if _own_is_faster(x, size, stride):
+    if _own_is_faster(x, weight.shape[-1], stride):
         return _Depthwise.apply(x, weight, stride)
-    return F.conv2d(x, weight, None, stride, size // 2, groups=len(weight))
+    return _convolve(x, weight, stride)
 
 
 def _own_is_faster(x: torch.Tensor, size: int, stride: int) -> bool:

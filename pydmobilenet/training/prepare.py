@@ -126,8 +126,7 @@ def resume(directory: Path, options: RunOptions) -> Loop:
     the trainer's.
     """
     config = read_config(directory)
-    metadata = read_metadata(directory) if (directory / METADATA).exists() else {}
-    check_version(metadata, directory)
+    metadata = _metadata(directory)
     check_config(config, metadata, directory)
     train, test = _data(config, options, metadata)
     check_data(train, test, metadata)
@@ -144,12 +143,18 @@ def resume(directory: Path, options: RunOptions) -> Loop:
     return Loop(trainer, train, test, rates, progress, run, _events(options, run), options.quiet, options.progress)
 
 
-def engine_of(directory: Path) -> str:
-    """The engine that a run was begun with, which alone can go on with its state. Raises as `resume` does."""
-    read_config(directory)
+def engine_of(directory: Path, asked: str = "auto") -> str:
+    """The engine to go on with a run by: the one asked for, or with ``auto`` the one that it was begun with, which
+    alone can. Raises as `resume` does.
+    """
+    return _metadata(directory)["engine"] if asked == "auto" else asked
+
+
+def _metadata(directory: Path) -> dict[str, Any]:
+    """What a run says of itself, if it is of this version. Raises BadFileError."""
     metadata = read_metadata(directory) if (directory / METADATA).exists() else {}
     check_version(metadata, directory)
-    return metadata["engine"]
+    return metadata
 
 
 def check_version(metadata: Mapping[str, Any], directory: Path) -> None:
