@@ -134,8 +134,9 @@ def train(
 ) -> Run:
     """Train a network as ``train.py`` does, to the end. The run has its `directory`, its `history` and its `model`.
 
-    `model` and `dataset` (default: ``cifar10``) are names. The recipe is the file `config`, or the name of one of
-    ``configs/``, by default that of the data set; any of its keys can be given, as ``epochs=4``. The run's directory is
+    `model` and `dataset` (default: ``cifar10``) are names; a data set is the path of a folder of images too. The recipe
+    is the file `config`, or the name of one of ``configs/``, by default that of the data set; any of its keys can be
+    given, as ``epochs=4`` or ``val_fraction=0.1``. The run's directory is
     `output`, by default ``runs/MODEL-DATASET``, which must not exist; `resume` goes on with a run instead. `weights`
     are those to start from: a file, a run, or ``"published"``. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon
     where MXNet runs on the device, else PyTorch, and for a run to resume its own. `compile` has PyTorch compile the
@@ -155,7 +156,8 @@ def train(
         engine = prepare.engine_of(directory, engine)
     else:
         prepare.check_places(dataset, where)
-        made = prepare.configure(given, None if config is None else fetching.expanded(config))
+        recipe_file = None if config is None else fetching.expanded(config)
+        made = prepare.configure(given, recipe_file, pretrained=weights is not None)
         directory = fetching.expanded(output or prepare.default_directory(made))
     choice = engines.choose_trainer(engine, device, made.dtype, compile)
     options = prepare.RunOptions(choice.make_trainer, where, quiet=not progress, skip_bad=skip_bad, progress=progress)

@@ -128,12 +128,18 @@ class Record:
 @dataclass(frozen=True)
 class TrainedRecord(Record):
     """A checkpoint trained with this project: `file` is where it is. `top1_error` and `task` (classes, outputs,
-    normalisation) were recorded with it, and nothing else is known beforehand.
+    normalisation, size) were recorded with it, and nothing else is known beforehand.
+
+    The error is that of the images of a `split`, ``test`` or ``val``. Of a run, `images_sha256` tells them from others,
+    and `fractions` (validation, test) tell how they were put aside.
     """
 
     checkpoint: Checkpoint
     file: Path
     task: Task
+    split: str = "test"
+    images_sha256: str = ""
+    fractions: tuple[float, float] = (0.0, 0.0)
 
 
 def _number(text: str, kind: type = float) -> Any:

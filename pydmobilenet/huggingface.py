@@ -81,8 +81,8 @@ def pretrained_cfg(network: Network, task: Task) -> dict[str, Any]:
     first = next(layer for layer in network.layers if isinstance(layer, Convolution))
     return {
         "num_classes": network.outputs,
-        "input_size": [3, 32, 32],
-        "pool_size": [8, 8],
+        "input_size": list(task.image),
+        "pool_size": [task.image_size // 4] * 2,
         "crop_pct": 1.0,
         "interpolation": "bilinear",
         "mean": list(task.mean),
@@ -96,7 +96,7 @@ def card(source: Source) -> str:
     """The model card, in Markdown: what the network is, how well it does, whose its weights are, how it is loaded."""
     record, task = source.record, source.task
     title = Path(task.title).name if task.name.startswith("folder:") else task.title
-    counts = source.network.complexity()
+    counts = source.network.complexity(task.image)
     millions = counts.multiply_adds / 1e6
     license = "license: apache-2.0\n" if _is_bundled(record) else ""
     classes = ", ".join(map(printable, task.classes))

@@ -19,9 +19,11 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 from tqdm import tqdm
 
-from . import progress, zoo
-from .catalog import Complexity, Record
-from .data import Dataset, Task, batches, get_dataset
+from . import progress, provenance, zoo
+from .catalog import Complexity, Record, TrainedRecord
+from .data import Dataset, Fractions, batches, folder, get_dataset, get_splits
+from .data.datasets import located
+from .data.splits import kinds
 from .engine import Arrays, Engine, Predict
 from .errors import UserError
 from .metrics import count_wrong, softmax, wilson
@@ -203,7 +205,7 @@ def validate(
     options = weights, batch_size or engine.batch_size, limit, keep_answers
     with ExitStack() as stack:
         pool = None
-        for _, group in groupby(records, key=lambda record: (record.dataset, record.published, record.task)):
+        for _, group in groupby(records, key=_same_images):
             rows = list(group)
             dataset, reason = _dataset(rows, data_dir, skip_bad)
             several = min(processes, len(rows)) > 1
@@ -224,9 +226,32 @@ def _dataset(rows: Sequence[Record], data_dir: Path | None, skip_bad: bool) -> t
     if not any(record.checkpoint for record in rows):
         return None, ""
     try:
-        return get_dataset(rows[0].dataset, "test", data_dir, skip_bad, rows[0].task), ""
+        return images_of(rows[0], data_dir, skip_bad), ""
     except (UserError, OSError) as error:
         return None, str(error)
+
+
+def images_of(record: Record, data_dir: Path | None = None, skip_bad: bool = False) -> Dataset:
+    """The images that the error of a record is of: the test images or, of a run without them, those of validation.
+
+    Of a run, they are `official` where they are the ones that it recorded. Of class folders alone that are others, all
+    images are taken. Raises as `get_dataset` does.
+    """
+    if not isinstance(record, TrainedRecord) or not record.images_sha256:
+        return get_dataset(record.dataset, "test", data_dir, skip_bad, record.task)
+    has = kinds(located(record.dataset, data_dir))
+    if record.split in has:
+        dataset = get_dataset(record.dataset, record.split, data_dir, skip_bad, record.task)
+    elif "test" in has and record.dataset.startswith("folder:"):  # of other data
+        dataset = get_dataset(record.dataset, "test", data_dir, skip_bad, record.task)
+    else:
+        splits = get_splits(record.dataset, Fractions(*record.fractions), data_dir, skip_bad, record.task)
+        dataset = getattr(splits, record.split) or splits.train
+    if provenance.of_data(dataset)["sha256"] == record.images_sha256:
+        return replace(dataset, official=True)
+    if has == (folder.ALL,):
+        dataset = get_dataset(record.dataset, folder.ALL, data_dir, skip_bad, record.task)
+    return replace(dataset, official=False, doubt="not the images that the run has recorded")
 
 
 def _together(pool: WorkerPool, rows: Sequence[Record], title: str, shown: bool | None) -> list[Result]:
@@ -258,13 +283,19 @@ def _told(result: Result) -> Result:
     return result
 
 
+def _same_images(record: Record) -> tuple[object, ...]:
+    """What records have in common that are evaluated on the same images."""
+    own = (record.split, record.images_sha256, record.fractions) if isinstance(record, TrainedRecord) else ()
+    return (record.dataset, record.published, record.task, *own)
+
+
 class _Worker:
     """What a process of a pool works with."""
 
     engine: Engine
     where: tuple[Path | None, bool]
     options: tuple[Any, ...]  # of `_row`
-    datasets: dict[tuple[str, Task | None], tuple[Dataset | None, str]]
+    datasets: dict[tuple[object, ...], tuple[Dataset | None, str]]
 
     @classmethod
     def begin(cls, engine: Engine, data_dir: Path | None, skip_bad: bool, *options: Any) -> None:
@@ -273,7 +304,7 @@ class _Worker:
 
     @classmethod
     def answer(cls, record: Record) -> Result:
-        key = record.dataset, record.task
+        key = _same_images(record)
         if key not in cls.datasets:  # which is on this machine, as the parent has read it
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the parent has had them
@@ -296,7 +327,7 @@ def _row(
     result = Result(record)
     try:
         network = described(record)
-        result = replace(result, complexity=network.complexity())
+        result = replace(result, complexity=network.complexity(*([record.task.image] if record.task else [])))
         if record.checkpoint is None:
             raise UserError("no checkpoint is published")
         if dataset is None:

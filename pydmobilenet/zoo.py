@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from . import catalog, fetching
 from .catalog import Architecture, Record, TrainedRecord
 from .checkpoints import described, runs
 from .checkpoints import weights as checkpoints
-from .data import Task, about, get_task
+from .data import IMAGE_SIZES, Task, about, get_task
 from .errors import InvalidValueError, MissingFileError, UserError
 from .network import CIFAR, IMAGENET32, Network, Widths
 from .network import describe as describe_architecture
@@ -76,6 +77,13 @@ def request(
     return Request(architecture, dataset, outputs, arrays)
 
 
+class Initial(NamedTuple):
+    """Weights that a training starts from: their file, and the task that they were trained for, if that is known."""
+
+    file: Path
+    task: Task | None
+
+
 class Source(NamedTuple):
     """One network: its name, its task, and the file of its weights, None for the published ones, which are looked for
     first in `weights_dir`.
@@ -85,6 +93,16 @@ class Source(NamedTuple):
     task: Task
     weights: Path | None
     weights_dir: Path | None
+
+    def resized(self, image_size: int | None) -> Source:
+        """The network for images of another size, if one is given. Raises InvalidValueError for an impossible one."""
+        if image_size is None:
+            return self
+        if image_size not in IMAGE_SIZES:
+            nearest = min(IMAGE_SIZES, key=lambda size: abs(size - image_size))
+            allowed = f"a multiple of 4 from {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]}; nearest: {nearest}"
+            raise InvalidValueError(f"image_size is {image_size} (allowed: {allowed})")
+        return self._replace(task=replace(self.task, image_size=image_size))
 
     @property
     def network(self) -> Network:

@@ -16,7 +16,16 @@ from pydmobilenet.training import config, prepare
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 MODEL = "pyd-add-29-0.25"
-COMMON = {"accumulation_steps": 1, "decay": 0.1, "momentum": 0.9, "initialiser": "msra", "dtype": "float32", "seed": 0}
+OWN = {"image_size": 32, "val_fraction": 0, "test_fraction": 0, "patience": 0, "body_rate": 1, "class_weights": "none"}
+COMMON = {
+    **OWN,
+    "accumulation_steps": 1,
+    "decay": 0.1,
+    "momentum": 0.9,
+    "initialiser": "msra",
+    "dtype": "float32",
+    "seed": 0,
+}
 # The authors' recipes. Seed, accumulation_steps and keep_every are this project's own.
 CIFAR = {
     **COMMON,
@@ -51,14 +60,20 @@ IMAGENET32 = {
     "keep_every": 10,
 }
 VALUES = {"model": MODEL, **CIFAR}
+NEEDED = {"model": MODEL, "dataset": "folder:PHOTOS"}
 # For each key a valid text that is not the value in VALUES, and what it stands for.
 OTHERS = {
     "model": ("resnet-29-0.5", "resnet-29-0.5"),
     "dataset": ("digits", "digits"),
+    "image_size": ("64", 64),
+    "val_fraction": ("0.1", 0.1),
+    "test_fraction": (".25", 0.25),
+    "patience": ("5", 5),
     "epochs": ("400", 400),
     "batch_size": ("64", 64),
     "accumulation_steps": ("2", 2),
     "learning_rate": ("1e-4", 0.0001),
+    "body_rate": ("0.1", 0.1),
     "schedule": ("cosine", "cosine"),
     "milestones": ("100,200,250", (100, 200, 250)),
     "decay": (".5", 0.5),
@@ -69,6 +84,7 @@ OTHERS = {
     "mixup": ("0.2", 0.2),
     "mixup_off_epochs": ("0", 0),
     "label_smoothing": ("0.1", 0.1),
+    "class_weights": ("balanced", "balanced"),
     "initialiser": ("xavier", "xavier"),
     "dtype": ("float16", "float16"),
     "seed": ("007", 7),
@@ -78,23 +94,27 @@ WHOLE_1, WHOLE_0 = "a whole number from 1 to 2147483647", "a whole number from 0
 ABOVE_0, FROM_0 = "a number above 0, at most 1000", "a number from 0 to 1000"
 BELOW_1 = "a number from 0 and below 1"
 MISTAKES = [
-    *(
-        (key, bad, WHOLE_1)
-        for key in ("epochs", "batch_size", "accumulation_steps")
-        for bad in ("0", "1.5", "true", "many")
-    ),
+    *(("epochs", bad, f"{WHOLE_1}, or auto") for bad in ("0", "1.5", "true", "many")),
+    *((key, bad, WHOLE_1) for key in ("batch_size", "accumulation_steps") for bad in ("0", "1.5", "true", "many")),
     *(
         (key, bad, WHOLE_0)
-        for key in ("mixup_off_epochs", "seed", "keep_every")
+        for key in ("patience", "mixup_off_epochs", "seed", "keep_every")
         for bad in ("-1", "0.5", "false", "nan")
     ),
     *(("learning_rate", bad, ABOVE_0) for bad in ("0", "-0.1", "true", "fast", "nan", "inf", "1e999")),
-    *(("decay", bad, "a number above 0, at most 1") for bad in ("0", "1.1", "nan")),
+    *(("image_size", bad, "a multiple of 4 from 8 to 1024") for bad in ("4", "30", "1028", "large")),
+    *((key, bad, "a number above 0, at most 1") for key in ("decay", "body_rate") for bad in ("0", "1.1", "nan")),
+    *(
+        (key, bad, "a number from 0 to 0.5")
+        for key in ("val_fraction", "test_fraction")
+        for bad in ("-0.1", "0.51", "nan", "some")
+    ),
     *((key, bad, FROM_0) for key in ("warmup_epochs", "weight_decay", "mixup") for bad in ("-1", "inf", ".nan", "yes")),
     *((key, bad, BELOW_1) for key in ("momentum", "label_smoothing") for bad in ("1", "-0.1", "nan", "none")),
     *(("decay_norm_and_bias", bad, "true, false") for bad in ("1", "no", "0.0")),
     *(("milestones", bad, "rising whole numbers from 1, as 150,225") for bad in ("225,150", "9,9", "0,9", "1.5", "9,")),
     ("schedule", "cosin", "step, cosine"),
+    ("class_weights", "balance", "none, balanced"),
     ("initialiser", "msre", "xavier, msra"),
     ("dtype", "float64", "float32, bfloat16, float16"),
 ]
@@ -126,13 +146,14 @@ def test_the_authors_recipes_are_what_they_trained_with(name, recipe):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_each_recipe_needs_a_model_and_no_more(path):
+def test_each_recipe_needs_a_model_or_for_folders_a_data_set_and_no_more(path):
     values = config.read(path)
-    assert list(values) == [key for key in config.FIELDS if key != "model"]
+    missing, value = next((key, value) for key, value in NEEDED.items() if key not in values)
+    assert list(values) == [key for key in config.FIELDS if key != missing]
     assert path.read_text().startswith("# ")
-    made = config.make({**values, "model": MODEL})
+    made = config.make({**values, missing: value})
     assert all(getattr(made, key) == value for key, value in values.items())
-    with pytest.raises(InvalidValueError, match=r"^no model is given: add --model NAME, or model to the config file$"):
+    with pytest.raises(InvalidValueError, match=f"^no {missing} is given: add --{missing} NAME, or {missing} to the"):
         config.make(values)
 
 
@@ -150,7 +171,8 @@ def test_a_name_is_made_the_usual_one():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_is_written_and_read_again(path, written):
-    made = config.make({**config.read(path), "model": MODEL, "learning_rate": 1e-7, "weight_decay": 1 / 3, "decay": 1})
+    values = {**NEEDED, **config.read(path), "learning_rate": 1e-7, "weight_decay": 1 / 3, "decay": 1}
+    made = config.with_epochs(config.make(values), images=500)
     assert config.make(config.read(written(config.text(made)))) == made
 
 
@@ -168,7 +190,8 @@ def test_every_key_can_be_set_in_a_file_and_on_the_command_line(key, written):
     in_file = f"[{text}]" if key == "milestones" else text
     assert config.read(written(f"{key}: {in_file}\n")) == parsed(option(key), text) == {key: value}
     assert type(parsed(option(key), text)[key]) is type(value)
-    assert getattr(config.make({**VALUES, **parsed(option(key), text)}), key) == value
+    others = {**VALUES, "dataset": "folder:PHOTOS"} if key == "image_size" else VALUES
+    assert getattr(config.make({**others, **parsed(option(key), text)}), key) == value
 
 
 def test_short_options_and_an_empty_list_of_milestones():
@@ -237,7 +260,25 @@ def test_wrong_types_are_refused_in_python_too(key, bad):
         config.make({**VALUES, key: bad})
 
 
-@pytest.mark.parametrize("missing", config.FIELDS)
+@pytest.mark.parametrize(("images", "epochs"), [(100, 100), (400, 100), (1000, 40), (4000, 10), (10**6, 10)])
+def test_epochs_auto_is_by_the_number_of_images(images, epochs):
+    made = config.make({**VALUES, "epochs": "auto"})
+    assert config.with_epochs(made, images).epochs == epochs
+    assert config.with_epochs(config.make(VALUES), images).epochs == 320
+
+
+def test_a_warm_up_that_auto_epochs_leave_no_room_for_is_named():
+    made = config.make({**VALUES, "epochs": "auto", "warmup_epochs": 10})
+    with pytest.raises(InvalidValueError, match=r"warmup_epochs: '10' \(allowed: a number below the 10 epochs"):
+        config.with_epochs(made, images=10**6)
+
+
+def test_images_of_another_size_are_a_folder_s_alone():
+    with pytest.raises(InvalidValueError, match=r"image_size is 64 \(allowed: 32, which the images of cifar10 have"):
+        config.make({**VALUES, "image_size": 64})
+
+
+@pytest.mark.parametrize("missing", [key for key in config.FIELDS if key not in OWN])
 def test_a_missing_key_is_named_with_its_option(missing):
     with pytest.raises(InvalidValueError, match=f"^no {missing} is given: add {option(missing)} "):
         config.make({key: value for key, value in VALUES.items() if key != missing})
@@ -287,8 +328,8 @@ def test_values_on_the_near_side_of_a_limit_go_together(values):
         ("", "is no configuration (allowed: one 'key: value' a line"),
         ("- epochs\n", "is no configuration"),
         ("epochs=3\n", "is no configuration"),
-        ("epochs: [3]\n", "epochs: '[3]' (allowed: a whole number from 1 to 2147483647)"),
-        ("epochs:\n", "epochs: '' (allowed: a whole number from 1 to 2147483647)"),
+        ("epochs: [3]\n", "epochs: '[3]' (allowed: a whole number from 1 to 2147483647, or auto)"),
+        ("epochs:\n", "epochs: '' (allowed: a whole number from 1 to 2147483647, or auto)"),
         ("model: {name: x}\n", "model: "),
         ("milestones: {150: 0.1}\n", "milestones: "),
         ("milestones: [225, 150]\n", "milestones: '[225, 150]' (allowed: rising"),

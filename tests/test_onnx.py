@@ -222,7 +222,7 @@ def test_the_readme_s_lines_classify_an_image_without_mxnet(run, tmp_path):
         (["-m", "pyd-add-29-0.25", "--weights", "tests"], "tests holds no checkpoint of a run: "),
         (["-m", "pyd-add-29-0.25", "--weights", "{own}"], "with 10 classes"),
         (["-m", "pyd-add-29-0.25", "-d", "digits", "--data-dir", "/nowhere"], "no such directory: /nowhere"),
-        (["-m", "pyd-add-29-0.25", "-d", "folder:/nowhere"], "/nowhere has neither train/ nor test/"),
+        (["-m", "pyd-add-29-0.25", "-d", "folder:/nowhere"], "no such folder: /nowhere"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_no_file(arguments, words, run, tmp_path, monkeypatch):

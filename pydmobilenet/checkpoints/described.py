@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..catalog import TrainedRecord, parse_name
-from ..data import Task, get_task, of_metadata
+from ..data import Task, dataset_name, get_task, of_metadata
 from ..errors import BadFileError, InvalidValueError
 from . import runs, safetensors
 
@@ -56,6 +56,7 @@ def check_given(found: Described, model: str | None, dataset: str | None) -> Non
     learned = found.task.name
     if dataset in (None, learned):
         return
+    dataset = dataset_name(dataset)
     both_folders = all(name.startswith("folder:") for name in (dataset, learned))
     if not both_folders or sorted(get_task(dataset).classes) != sorted(found.task.classes):
         raise InvalidValueError(

@@ -116,9 +116,16 @@ def _check_model(model: dict) -> None:
 
 def _record(directory: Path, file: str, model: dict, checkpoint: dict) -> TrainedRecord:
     _check_model(model)
-    error, sha256, epoch = checkpoint["test_error"], checkpoint["sha256"], checkpoint.get("epoch", 1)
+    split = "test" if "test_error" in checkpoint else "val"
+    error, sha256, epoch = checkpoint[f"{split}_error"], checkpoint["sha256"], checkpoint.get("epoch", 1)
     if type(error) not in (int, float) or not 0 <= error <= 100:
-        raise ValueError(f"test_error of {file} is no percentage")
+        raise ValueError(f"{split}_error of {file} is no percentage")
+    fractions = [model.get("config", {}).get(f"{part}_fraction", 0) for part in ("val", "test")]
+    if not all(type(each) in (int, float) and 0 <= each < 1 for each in fractions):
+        raise ValueError("a fraction is no share")
+    images = model.get("data", {}).get(split, {}).get("sha256", "")
+    if not isinstance(images, str):
+        raise TypeError("a SHA-256 is a text")
     if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
         raise ValueError(f"sha256 of {file} is none")
     if type(epoch) is not int or epoch < 1:
@@ -135,4 +142,7 @@ def _record(directory: Path, file: str, model: dict, checkpoint: dict) -> Traine
         note="",
         file=directory / file,
         task=recorded_task(model["dataset"], model),
+        split=split,
+        images_sha256=images,
+        fractions=(float(fractions[0]), float(fractions[1])),
     )

@@ -32,5 +32,5 @@ def run(arguments: argparse.Namespace) -> int:
         print(printable(f"classes: {', '.join(task.classes)}"))
         for name_of_row, text in runs.origin(found.record) if found.record else ():
             print(printable(f"{name_of_row}: {text}"))
-    print(layer_table(zoo.describe(name, task.name, task.outputs)))
+    print(layer_table(zoo.describe(name, task.name, task.outputs), task.image))
     return 0

@@ -122,12 +122,15 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add_dataset(parser)
     text = "a run, a .params or .safetensors file, or published (default): the authors' weights, or the bundled ones"
     parser.add_argument("--weights", default=zoo.PUBLISHED, metavar="PATH", help=text)
+    text = "pixels, wide and high, that images are resized to (default: those it was trained with)"
+    parser.add_argument("--image-size", type=positive, metavar="N", help=text)
     add_weights_dir(parser)
 
 
 def source(arguments: argparse.Namespace) -> zoo.Source:
     """The network that the options name."""
-    return zoo.source(arguments.model, arguments.dataset, arguments.weights, arguments.weights_dir)
+    found = zoo.source(arguments.model, arguments.dataset, arguments.weights, arguments.weights_dir)
+    return found.resized(arguments.image_size)
 
 
 def choose_engine(arguments: argparse.Namespace, fused: bool = True) -> engine.Choice:

@@ -22,6 +22,7 @@ from . import options
 
 def add_options(parser: ArgumentParser) -> None:
     option = parser.add_argument
+    option("data", nargs="?", metavar="DATA", help="the data set, as --dataset: a name, or a folder of images")
     option(
         "--config",
         type=Path,
@@ -48,6 +49,9 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def run(arguments: Namespace) -> int:
+    if arguments.data and arguments.dataset:
+        raise UserError(f"{arguments.data} and --dataset {arguments.dataset} are two data sets: give one of them")
+    arguments.dataset = arguments.data or arguments.dataset
     quiet = arguments.quiet
     if processes.rank() > 0:  # of several processes, the first one speaks
         quiet = True
@@ -64,7 +68,7 @@ def run(arguments: Namespace) -> int:
         prepare.check_same(config.given(arguments), recipe)
         name = prepare.engine_of(directory, arguments.engine)
     else:
-        recipe = prepare.configure(config.given(arguments), arguments.config)
+        recipe = prepare.configure(config.given(arguments), arguments.config, pretrained=bool(arguments.weights))
         directory = fetching.expanded(arguments.output or prepare.default_directory(recipe))
         checkpoint.check_absent(directory)
         name = arguments.engine
@@ -83,7 +87,9 @@ def run(arguments: Namespace) -> int:
         loop = prepare.resume(directory, on)
         say(f"resuming {printable(directory)} after {loop.progress.epochs} of {loop.config.epochs} epochs")
     else:
-        init = arguments.weights and prepare.initial_weights(recipe, arguments.weights, arguments.weights_dir)
+        init = None
+        if arguments.weights:
+            init = prepare.initial_weights(recipe, arguments.weights, arguments.weights_dir)
         loop = prepare.start(recipe, directory, on, init)
     if arguments.verbose:
         say(config.text(loop.config).rstrip())
@@ -94,5 +100,5 @@ def run(arguments: Namespace) -> int:
         again = f"{command} --resume {shlex.quote(str(directory))}"
         print(f"{'train.py' if script else 'pydmobilenet'}: interrupted; to go on: {printable(again)}", file=sys.stderr)
     elif loop.output:
-        print(loop.progress.history.summary())
+        print(loop.summary())
     return code

@@ -17,6 +17,7 @@ from typing import Any
 from .. import catalog, fetching, validation, zoo
 from ..catalog import Record
 from ..checkpoints import runs
+from ..data import dataset_name
 from ..errors import InvalidValueError, UserError
 from ..reporting import html, tables
 from ..reporting.listing import layer_table
@@ -26,6 +27,7 @@ from . import options
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
+    option("runs", nargs="*", metavar="RUN", help="runs of train.py, as --weights (default: the tables)")
     several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     option("-d", "--dataset", **several, metavar="NAME", help="cifar10, cifar100-coarse, imagenet32, digits")
     option("-m", "--model", **several, metavar="PATTERN", help="names or wildcards, as 'pyd-concat-*'")
@@ -75,7 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def selected(arguments: argparse.Namespace) -> list[Record]:
     """The rows that the options select."""
-    chosen = [] if set(arguments.weights) == {zoo.PUBLISHED} else arguments.weights
+    chosen = [*arguments.runs, *arguments.weights]
+    if set(chosen) == {zoo.PUBLISHED}:
+        chosen = []
     rows: list[Record] = [runs.of_run(Path(path)) for path in chosen] or [*catalog.RECORDS, *runs.bundled()]
     if chosen:
         arguments.data_dir = folder_of_runs(arguments) or arguments.data_dir
@@ -87,6 +91,7 @@ def selected(arguments: argparse.Namespace) -> list[Record]:
 
 def folder_of_runs(arguments: argparse.Namespace) -> Path | None:
     """The one folder that ``--dataset folder:PATH`` names for runs to be evaluated on, taken out of the data sets."""
+    arguments.dataset = list(map(dataset_name, arguments.dataset))
     folders = [name for name in arguments.dataset if name.startswith("folder:")]
     if len(folders) + (arguments.data_dir is not None) > 1:
         raise UserError("--dataset folder:PATH and --data-dir name several places of the data: give one of them")

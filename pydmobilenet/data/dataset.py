@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 PAD = 4  # zero pixels on each side before a random crop to the old size: 9 x 9 positions
+IMAGE_SIZES = range(8, 1025, 4)  # pixels, wide and high: two layers halve the maps
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 # A well-known slip: the true standard deviations of the pixels are 0.2470, 0.2435, 0.2616. The authors trained with
 # these, so their weights need them.
@@ -22,7 +23,7 @@ class Task:
     `classes` are the classes' names, in the labels' order, where they are known. `mean` and `std` are of the red, green
     and blue pixels, scaled to [0, 1]. `mirrored` says whether a mirrored image is still of its class, `note` what a
     reader of an error rate has to know about the labels. `sized` says that no hash of the official files is published,
-    so that their size has to do.
+    so that their size has to do. `image_size` is the width and height of its images, in pixels.
     """
 
     name: str
@@ -34,6 +35,12 @@ class Task:
     mirrored: bool = True
     note: str = ""
     sized: bool = False
+    image_size: int = 32
+
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """The shape of one image as a network takes it, (3, H, W)."""
+        return (3, self.image_size, self.image_size)
 
     def class_name(self, label: int) -> str:
         """The name of a class, or its number where it has none, as the outputs beyond the 20 superclasses."""
@@ -42,7 +49,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Raw:
-    """Images (N, 3, 32, 32) uint8, labels (N,) int64, and what `Dataset` has besides."""
+    """Images (N, 3, H, W) uint8, labels (N,) int64, and what `Dataset` has besides."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -50,15 +57,16 @@ class Raw:
     source: str
     note: str = ""
     doubt: str = ""
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images (N, 3, 32, 32) as uint8 with their labels (N,) as int64, in the order of the files.
+    """Images (N, 3, H, W) as uint8 with their labels (N,) as int64, in the order of the files.
 
     `official` says that the files are the published ones, by their hash (of a task that is `sized`: by the number of
     images); `source` where they are; `note`, of a folder of images, how many each class has, and what was skipped;
-    `doubt`, perhaps, why they are not official and what would be.
+    `doubt`, perhaps, why they are not official and what would be; `files`, of a folder, each image's path in it.
     """
 
     task: Task
@@ -69,18 +77,24 @@ class Dataset:
     source: str
     note: str = ""
     doubt: str = ""
+    files: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @cached_property
     def padded(self) -> np.ndarray:
-        """The images with zero pixels around them, (N, 3, 32 + 8, 32 + 8): what random crops are cut from."""
+        """The images with zero pixels around them, (N, 3, H + 8, W + 8): what random crops are cut from."""
         return padded(self.images)
 
     def head(self, number: int | None) -> Dataset:
         """The first `number` images; all of them for None."""
-        return replace(self, images=self.images[:number], labels=self.labels[:number])
+        return replace(self, images=self.images[:number], labels=self.labels[:number], files=self.files[:number])
+
+    def take(self, positions: np.ndarray, split: str) -> Dataset:
+        """The images at some positions (n,), as a split of their own."""
+        files = tuple(self.files[position] for position in positions) if self.files else ()
+        return replace(self, split=split, images=self.images[positions], labels=self.labels[positions], files=files)
 
     def normalised(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """The images from `start` to `stop` as a network wants them: float32, scaled to [0, 1], less mean, by std."""

@@ -1,4 +1,6 @@
-"""A folder of images with one folder a class: ``train/<class>/…`` and ``test/<class>/…``, of any depth."""
+"""A folder of images with one folder a class, of any depth: ``train/<class>/…`` with ``test/`` or ``val/`` or both
+beside it, or the class folders alone.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,12 @@ import numpy as np
 
 from .. import fetching
 from ..errors import BadFileError, MissingFileError, UnusableError, unknown
+from ..machine import available_memory
 from . import images
 from .dataset import IMAGENET_MEAN, IMAGENET_STD, Raw, Task
 
+SPLITS = ("train", "val", "test")
+ALL = "all"  # the one split of class folders alone
 LISTED = 20  # classes whose images are counted one by one, and kinds of files that were skipped
 
 
@@ -26,27 +31,51 @@ class Found(NamedTuple):
     skipped: Counter
 
 
-def task(name: str) -> Task:
-    """The task of ``folder:PATH``: its classes are the folders of ``train/``, or of ``test/`` if that is all there is.
+def place(name: str) -> Path:
+    """The folder that ``folder:PATH`` names."""
+    return fetching.expanded(name.partition(":")[2])
+
+
+def splits(root: Path) -> tuple[str, ...]:
+    """Those of ``train``, ``val`` and ``test`` that a folder has; ``all`` alone where it has class folders instead.
+
+    A ``train`` without folders in it, beside other classes, is a class: trains are vehicles. Raises MissingFileError,
+    UnusableError, and BadFileError where no image can have a class.
+    """
+    if not os.path.isdir(root):
+        raise MissingFileError(f"no such folder: {root}")
+    names = _class_names(root)
+    if found := tuple(split for split in SPLITS if split in names and _class_names(root / split)):
+        return found
+    if not names:
+        raise MissingFileError(
+            f"{root} has neither train/ nor test/ with one folder of images a class, nor such folders"
+        )
+    if set(names) <= set(SPLITS):
+        raise BadFileError(f"{root / names[0]} has no folder of images, one a class")
+    return (ALL,)
+
+
+def task(name: str, image_size: int) -> Task:
+    """The task of ``folder:PATH``: its classes are the folders of ``train/``, if it has that, or those in it.
 
     The pixels are normalised by ImageNet's mean and standard deviation, the usual choice for photographs.
     """
-    root = fetching.expanded(name.split(":", 1)[1])
-    place = next((root / split for split in ("train", "test") if os.path.isdir(root / split)), None)
-    if place is None:
-        raise MissingFileError(f"{root} has neither train/ nor test/ with one folder of images a class")
-    classes = tuple(entry.name for entry in _entries(place) if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise BadFileError(f"{place} has no folder of images")
-    return Task(name, str(root), classes, len(classes), IMAGENET_MEAN, IMAGENET_STD)
+    root = place(name)
+    first = splits(root)[0]
+    classes = _class_names(root if first == ALL else root / first)
+    return Task(name, str(root), classes, len(classes), IMAGENET_MEAN, IMAGENET_STD, image_size=image_size)
 
 
-def read(name: str, split: str, classes: Sequence[str], skip_bad: bool = False) -> Raw:
-    """A split of ``folder:PATH``, its images resized to 32x32 where they differ, labelled by place in `classes`."""
-    root = fetching.expanded(name.split(":", 1)[1])
-    if not os.path.isdir(root / split):
-        raise MissingFileError(f"{root} has no {split}/")
-    return images_by_class(classes, root / split, resize=True, skip_bad=skip_bad)
+def read(name: str, split: str, task: Task, skip_bad: bool = False) -> Raw:
+    """A split of ``folder:PATH``, its images resized to the task's size, labelled by their class's place in it."""
+    root = place(name)
+    has = splits(root)
+    if split not in has:
+        wanted = f"no {split}/" if has != (ALL,) else f"class folders alone, no {split}/"
+        raise MissingFileError(f"{root} has {wanted} (it has: {', '.join(has)})")
+    folder = root if split == ALL else root / split
+    return images_by_class(task.classes, folder, skip_bad=skip_bad, size=task.image_size, root=root)
 
 
 def find(folder: Path) -> Found:
@@ -73,14 +102,36 @@ def listed(counts: Counter) -> str:
     return ", ".join(parts + [f"{rest:,} others"] * bool(rest))
 
 
-def images_by_class(classes: Sequence[str], folder: Path, resize: bool = False, skip_bad: bool = False) -> Raw:
+def images_by_class(
+    classes: Sequence[str], folder: Path, skip_bad: bool = False, size: int | None = None, root: Path | None = None
+) -> Raw:
     """The images of ``folder/<class>/**``, with how many there are of each class, and what was skipped, as its note.
 
-    The classes take turns, so that the first N images are of all of them. Warns of a single class, and of transparent
-    images. Raises BadFileError for a folder that is no class, a class without images where `resize` says that the
-    folder is the data set, and an image that cannot be read (unless `skip_bad`, which warns) or, without `resize`, is
-    not 32x32.
+    With a `size`, the folder is the data set: its images are resized, and their files are named from `root` on. The
+    classes take turns, so that the first N images are of all of them. Warns of a single class, and of transparent
+    images. Raises BadFileError for a folder that is no class, in a data set for a class without images, and for an
+    image that cannot be read (unless `skip_bad`, which warns) or, without a `size`, is not 32x32.
     """
+    entries, skipped = _files_by_class(classes, folder, resized=size is not None)
+    if not entries:
+        raise BadFileError(f"{folder} has no folder of images (allowed: {', '.join(images.FORMATS)})")
+    paths = [path for _, _, path in entries]
+    pixels, read, transparent = _pixels(paths, skip_bad, size)
+    labels = np.array([entries[number][1] for number in read], np.int64)
+    present = {label for _, label, _ in entries}
+    if not len(labels) or (size and present != set(labels.tolist())):
+        raise BadFileError(f"{folder} has a class of which no image can be read")
+    if len(present) == 1:
+        warnings.warn(f"{folder} has images of one class only, {classes[labels[0]]!r}", stacklevel=2)
+    if transparent:
+        warnings.warn(f"{folder}: {seen_through(transparent, len(labels))}", stacklevel=2)
+    note = f"{folder}: {per_class(classes, labels)}" + (f"; skipped: {listed(skipped)}" if skipped else "")
+    files = tuple(str(paths[number].relative_to(root)) for number in read) if root else ()
+    return Raw(pixels, labels, official=False, source=str(folder), note=note, files=files)
+
+
+def _files_by_class(classes: Sequence[str], folder: Path, resized: bool) -> tuple[list[tuple[int, int, Path]], Counter]:
+    """The turn, the label and the path of each image of ``folder/<class>/**``, in order, and what was skipped."""
     entries: list[tuple[int, int, Path]] = []
     skipped: Counter[str] = Counter()
     for directory in _entries(folder):
@@ -90,33 +141,37 @@ def images_by_class(classes: Sequence[str], folder: Path, resize: bool = False, 
         if directory.name not in classes:
             raise BadFileError(f"{directory}: {unknown('class', directory.name, classes)}")
         found = find(directory)
-        if not found.files and resize:
+        if not found.files and resized:
             raise BadFileError(f"{no_images(directory, found)}: move the empty class away to go on")
         entries += [(turn, classes.index(directory.name), path) for turn, path in enumerate(found.files)]
         skipped.update(found.skipped)
-    if not entries:
-        raise BadFileError(f"{folder} has no folder of images (allowed: {', '.join(images.FORMATS)})")
-    pixels, labels, transparent = [], [], 0
-    for _, label, path in sorted(entries):
+    return sorted(entries), skipped
+
+
+def _pixels(paths: Sequence[Path], skip_bad: bool, size: int | None) -> tuple[np.ndarray, list[int], int]:
+    """The pixels (n, 3, H, W) of those files that can be read, their places, and how many had transparency."""
+    side = size or images.SIDE
+    needed, free = len(paths) * 3 * side * side, available_memory()
+    if 2 * needed > free:  # training keeps a padded copy
+        raise UnusableError(
+            f"{len(paths):,} images of {side}x{side} pixels take {2 * needed / 1e9:,.1f} GB of memory (free: "
+            f"{free / 1e9:,.1f} GB): a smaller --image-size takes less"
+        )
+    pixels = np.empty((len(paths), 3, side, side), np.uint8)
+    read: list[int] = []
+    transparent = 0
+    for number, path in enumerate(paths):
         try:
-            picture = images.read(path, resize)
+            picture = images.read(path, size is not None, side)
         except BadFileError as error:
             if not skip_bad:
-                raise BadFileError(f"{error}; --skip-bad goes on without it" if resize else str(error)) from None
-            warnings.warn(f"{error}: passed over", stacklevel=2)
+                raise BadFileError(f"{error}; --skip-bad goes on without it" if size else str(error)) from None
+            warnings.warn(f"{error}: passed over", stacklevel=3)
             continue
-        pixels.append(picture.pixels)
-        labels.append(label)
+        pixels[len(read)] = picture.pixels
+        read.append(number)
         transparent += picture.transparent
-    present = {label for _, label, _ in entries}
-    if not pixels or (resize and present != set(labels)):
-        raise BadFileError(f"{folder} has a class of which no image can be read")
-    if len(present) == 1:
-        warnings.warn(f"{folder} has images of one class only, {classes[labels[0]]!r}", stacklevel=2)
-    if transparent:
-        warnings.warn(f"{folder}: {seen_through(transparent, len(labels))}", stacklevel=2)
-    note = f"{folder}: {_per_class(classes, labels)}" + (f"; skipped: {listed(skipped)}" if skipped else "")
-    return Raw(np.stack(pixels), np.array(labels, np.int64), official=False, source=str(folder), note=note)
+    return pixels[: len(read)], read, transparent
 
 
 def seen_through(transparent: int, of: int) -> str:
@@ -130,12 +185,17 @@ def no_images(folder: Path, found: Found) -> str:
     return f"{folder} has no images (allowed: {', '.join(images.FORMATS)}{rest})"
 
 
-def _per_class(classes: Sequence[str], labels: Sequence[int]) -> str:
+def per_class(classes: Sequence[str], labels: np.ndarray) -> str:
+    """How many images there are of each class, in words."""
     numbers = np.bincount(labels, minlength=len(classes))
     total = f"{len(labels):,} images"
     if len(classes) > LISTED:
         return f"{total} of {len(classes):,} classes, {numbers.min():,} to {numbers.max():,} each"
     return f"{total} ({', '.join(f'{name} {number:,}' for name, number in zip(classes, numbers))})"
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    return tuple(entry.name for entry in _entries(folder) if not entry.name.startswith(".") and entry.is_dir())
 
 
 def _entries(folder: Path) -> list[Path]:

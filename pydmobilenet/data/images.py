@@ -1,4 +1,4 @@
-"""How a picture becomes 32x32 pixels: here, and nowhere else.
+"""How a picture becomes a square of pixels: here, and nowhere else.
 
 The formats are those that Pillow decodes by itself, told by what a file holds and not by its name: others start
 programs (EPS), or are large libraries that few pictures need. Of an animation it is the first frame.
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image as Pillow
     from PIL.ImageFile import ImageFile
 
-SIDE = 32  # pixels
+SIDE = 32  # pixels, unless another size is asked for
 FORMATS = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -46,21 +46,21 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says of da
 
 
 class Picture(NamedTuple):
-    """A picture's pixels (3, 32, 32) in uint8, the width and height it had, and whether one could see through it."""
+    """A picture's pixels (3, side, side) in uint8, the `size` it had (width, height), and if it was `transparent`."""
 
     pixels: np.ndarray
     size: tuple[int, int]
     transparent: bool
 
 
-def read(path: Path, resize: bool = True) -> Picture:
+def read(path: Path, resize: bool = True, side: int = SIDE) -> Picture:
     """The picture of a file; raises BadFileError as `decode` does."""
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise BadFileError(f"{path} cannot be read: {error.strerror}") from None
-    return decode(content, str(path), resize)
+    return decode(content, str(path), resize, side)
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -74,21 +74,21 @@ def png(pixels: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def decode(content: bytes, name: str, resize: bool = True) -> Picture:
+def decode(content: bytes, name: str, resize: bool = True, side: int = SIDE) -> Picture:
     """The picture that a file's content holds: turned upright, put on white, resized by area-weighted bilinear.
 
     Raises BadFileError, which calls it `name`, where it is damaged, none of `FORMATS` or beyond the limits above; where
-    it is not certain which of its values is white; and, without `resize`, where it is not 32x32.
+    it is not certain which of its values is white; and, without `resize`, where it has another size.
     """
     from PIL import Image
 
     try:
         with warnings.catch_warnings(), _whole_files_alone():
             warnings.simplefilter("ignore")  # what is wrong beside the pixels (resolution, comments) does not matter
-            image, transparent = _on_background(_upright(content, resize))
+            image, transparent = _on_background(_upright(content, None if resize else side))
             size = image.size
-            if size != (SIDE, SIDE):
-                image = image.resize((SIDE, SIDE), Image.Resampling.BILINEAR)  # Pillow's takes in all pixels
+            if size != (side, side):
+                image = image.resize((side, side), Image.Resampling.BILINEAR)  # Pillow's takes in all pixels
             return Picture(np.asarray(image).transpose(2, 0, 1), size, transparent)
     except BadFileError as error:
         raise BadFileError(f"{name} {error}") from None
@@ -97,8 +97,8 @@ def decode(content: bytes, name: str, resize: bool = True) -> Picture:
         raise BadFileError(f"{name} cannot be read as an image: {reason[:200]}") from None
 
 
-def _upright(content: bytes, resize: bool) -> Pillow.Image:
-    """A picture in RGB or RGBA, as the camera noted which way is up."""
+def _upright(content: bytes, side: int | None) -> Pillow.Image:
+    """A picture in RGB or RGBA, as the camera noted which way is up; with a `side`, one of that size alone."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     if len(content) > MAX_BYTES:
@@ -114,8 +114,8 @@ def _upright(content: bytes, resize: bool) -> Pillow.Image:
         if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
             allowed = f"{MAX_PIXELS:,}, and {MAX_SIDE:,} a side"
             raise BadFileError(f"has {width:,}x{height:,} pixels (allowed: up to {allowed})")
-    if not resize and image.size != (SIDE, SIDE):
-        raise BadFileError("has {}x{} pixels (allowed: 32x32)".format(*image.size))
+    if side and image.size != (side, side):
+        raise BadFileError(f"has {image.width}x{image.height} pixels (allowed: {side}x{side})")
     # By mere chance, what stands beside the pixels (a film, a thumbnail) has a scan's two bytes once in 65,536.
     if content[:2] == b"\xff\xd8" and content.count(b"\xff\xda") > MAX_SCANS + len(content) // 16_384:
         raise BadFileError(f"has more than {MAX_SCANS} scans, which are the most allowed")

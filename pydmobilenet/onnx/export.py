@@ -10,7 +10,9 @@ import numpy as np
 import onnx
 
 from .. import fetching, files
-from ..data import Task, get_dataset, normalise
+from ..data import Task, dataset_name, get_dataset, normalise
+from ..data.datasets import located
+from ..data.splits import kinds
 from ..errors import BadFileError
 from ..folding import fold
 from ..network import Network
@@ -45,7 +47,7 @@ def export(
 ) -> Difference:
     """Write a network as an ONNX file, folded unless `fused` says otherwise; `graph.convert` has the form.
 
-    Before the file is put in place, it is checked against the standard, and its logits on `images` (N, 3, 32, 32) in
+    Before the file is put in place, it is checked against the standard, and its logits on `images` (N, 3, H, W) in
     uint8 are compared with those of the `reference`: an engine's, for normalised images, of the network as it stands.
     Raises BadFileError where they differ by more than rounding, or `graph.convert` does; UnusableError where the file
     cannot be written. No file is left behind then.
@@ -100,11 +102,12 @@ def export_source(
 
 
 def comparison_images(task: Task, data_dir: Path | None, dataset: str | None) -> tuple[np.ndarray, str]:
-    """Images (N, 3, 32, 32) in uint8, and what they are: of the test set where it is at hand, random ones elsewhere.
+    """Images (N, 3, H, W) in uint8, and what they are: of the test set where it is at hand, random ones elsewhere.
 
     A `data_dir` or `dataset` that was given has to be there, and to be of the task.
     """
-    if data_dir is not None or task.name == "digits" or (dataset or "").startswith("folder:"):
-        test = get_dataset(dataset or task.name, "test", data_dir, skip_bad=True, task=task)  # any of them will do
+    if data_dir is not None or task.name == "digits" or (dataset and dataset_name(dataset).startswith("folder:")):
+        name = located(dataset or task.name, data_dir)
+        test = get_dataset(name, kinds(name)[-1], data_dir, skip_bad=True, task=task)  # any of them will do
         return test.images[:IMAGES], "test"
-    return np.random.default_rng(0).integers(0, 256, (IMAGES, 3, 32, 32), np.uint8), "random"
+    return np.random.default_rng(0).integers(0, 256, (IMAGES, *task.image), np.uint8), "random"

@@ -28,8 +28,9 @@ def convert(
 ) -> onnx.ModelProto:
     """The graph of a network with its `arrays`, which are constants in it, in float32; the batch size is free.
 
-    Its input is ``images``, normalised as `task` says, (N, 3, 32, 32) in float32; with `uint8_input` they are the
-    pixels as an image file has them, (N, 32, 32, 3) in uint8, and the graph normalises them itself. Its output is
+    Its input is ``images``, normalised as `task` says, (N, 3, H, W) in float32, of the task's size or, without one, of
+    any; with `uint8_input` they are the pixels as an image file has them, (N, H, W, 3) in uint8, and the graph
+    normalises them itself. Its output is
     ``logits`` (N, outputs). Raises BadFileError for arrays that are not finite.
     """
     check_finite(arrays)
@@ -42,7 +43,8 @@ def convert(
         graph.add(layer)
     graph.node("Identity", [network.head.name], LOGITS)
     kind = TensorProto.UINT8 if uint8_input else TensorProto.FLOAT
-    shape: list[str | int | None] = ["N", 32, 32, 3] if uint8_input else ["N", 3, 32, 32]
+    size: list[str | int] = [task.image_size, task.image_size] if task else ["H", "W"]
+    shape: list[str | int | None] = ["N", *size, 3] if uint8_input else ["N", 3, *size]
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,

@@ -20,7 +20,7 @@ from ..data import Dataset, Task
 from ..folding import fold
 from ..processes import processors
 from ..training.config import Config
-from ..training.trainer import LOSS_SCALE, Score, check_split, check_state, evaluate
+from ..training.trainer import LOSS_SCALE, Score, check_split, check_state, evaluate, is_head
 from . import inference
 from .distributed import Workers
 from .errors import engine_errors
@@ -66,16 +66,12 @@ class PyTorchTrainer:
         if compiled:
             self.model = torch.compile(self.model, mode="reduce-overhead")
         self.trained = dict(self.net.named_parameters())
-        decayed = {
-            name: each for name, each in self.trained.items() if config.decay_norm_and_bias or name.endswith(".weight")
-        }
-        others = [each for name, each in self.trained.items() if name not in decayed]
-        groups: list[dict[str, Any]] = [
-            {"params": [*decayed.values()], "weight_decay": config.weight_decay},
-            {"params": others},
-        ]
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.trained.items():
+            decay = config.weight_decay if config.decay_norm_and_bias or name.endswith(".weight") else 0.0
+            groups.setdefault((decay, 1.0 if is_head(name) else config.body_rate), []).append(parameter)
         self.optimizer = torch.optim.SGD(
-            groups,
+            [{"params": each, "weight_decay": decay, "rate": rate} for (decay, rate), each in groups.items()],
             config.learning_rate,
             config.momentum,
             nesterov=config.momentum > 0,
@@ -143,7 +139,7 @@ class PyTorchTrainer:
 
     def _update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()

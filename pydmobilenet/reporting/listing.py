@@ -40,9 +40,11 @@ def zoo_table(records: Sequence[Record], root: Path | None = None, width: int | 
     return grid(rows, [*columns[:-1], "here"], alignment)
 
 
-def layer_table(described: network.Network) -> str:
-    """A network, layer by layer: names as in the checkpoints, output for one image, parameters, multiply-adds."""
-    shapes = described.shapes()
+def layer_table(described: network.Network, image: tuple[int, int, int] = (3, 32, 32)) -> str:
+    """A network, layer by layer: names as in the checkpoints, output for one image of a shape (3, H, W), parameters,
+    multiply-adds.
+    """
+    shapes = described.shapes(image)
     rows = [
         [
             layer.name if layer.parameters else "",
@@ -53,7 +55,7 @@ def layer_table(described: network.Network) -> str:
         ]
         for layer in described.layers
     ]
-    rows.append(["together", "", "", *map(_number, described.complexity())])
+    rows.append(["together", "", "", *map(_number, described.complexity(image))])
     columns = ["layer", "operator", "output", "params", "mult-adds"]
     alignment = ["left", "left", "left", "right", "right"]
     return grid(rows, columns, alignment)

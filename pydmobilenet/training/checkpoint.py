@@ -142,6 +142,13 @@ class Run:
         files.write_together({self.directory / name: content for name, content in contents.items()})
         self.metadata = metadata
 
+    def record(self, file: str, **values: object) -> None:
+        """Add what is known of a checkpoint to ``run.json``."""
+        checkpoints = self.metadata["checkpoints"]
+        metadata = {**self.metadata, "checkpoints": {**checkpoints, file: {**checkpoints[file], **values}}}
+        files.write(self.directory / METADATA, _json(metadata))
+        self.metadata = metadata
+
     def state(self) -> State:
         """The state to resume from."""
         return State.read(self.directory / STATE)

@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 import yaml
 
 from .. import catalog, fetching
-from ..data import get_task
+from ..data import IMAGE_SIZES, dataset_name, get_task
 from ..errors import BadFileError, InvalidValueError, MissingFileError, nearest, unknown
 
 LARGEST = 1 << 16  # bytes of a file: the recipes have 1,500
 LONGEST = 4096  # characters of a name, which may be a path
+AUTO: Any = "auto"  # stands for a number of epochs until the images have been counted
+SEEN, FEWEST, MOST = 40_000, 10, 100
 DEEPEST = 3  # a list in a mapping, and one more for an error that names its key
 
 
@@ -62,6 +64,10 @@ def _rising(value: object) -> tuple[int, ...]:
     return epochs
 
 
+def _epochs(value: object) -> int:
+    return AUTO if value == AUTO else POSITIVE.parse(value)
+
+
 def _one_of(*choices: str) -> Rule:
     return Rule(", ".join(choices), "|".join(choices), lambda value: choices[choices.index(value)], choices)
 
@@ -73,6 +79,13 @@ ABOVE_0 = Rule("a number above 0, at most 1000", "X", _number(float, lambda numb
 FROM_0 = Rule("a number from 0 to 1000", "X", _number(float, lambda number: 0 <= number <= 1000))
 UP_TO_1 = Rule("a number above 0, at most 1", "X", _number(float, lambda number: 0 < number <= 1))
 BELOW_1 = Rule("a number from 0 and below 1", "X", _number(float, lambda number: 0 <= number < 1))
+BELOW_HALF = Rule("a number from 0 to 0.5", "X", _number(float, lambda number: 0 <= number <= 0.5))
+EPOCHS = Rule(f"{POSITIVE.allowed}, or auto", "N", _epochs)
+SIZE = Rule(
+    f"a multiple of 4 from {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]}",
+    "N",
+    _number(int, lambda number: number in IMAGE_SIZES),
+)
 NAME = Rule("a name", "NAME", _text)
 RISING = Rule("rising whole numbers from 1, as 150,225", "N,N", _rising)
 FLAG = _one_of("true", "false")._replace(parse=lambda value: ("false", "true").index(str(value).lower()) == 1)
@@ -87,11 +100,16 @@ class Config:
     """Everything that the result of a run depends on, except for its machine. Made by `make`."""
 
     model: str = _key(NAME, "the network, as pyd-concat-56-0.5")
-    dataset: str = _key(NAME, "what it learns, as cifar10, digits or folder:PATH")
-    epochs: int = _key(POSITIVE, "passes over the training images")
+    dataset: str = _key(NAME, "what it learns, as cifar10, digits or a folder of images")
+    image_size: int = _key(SIZE, "pixels, wide and high, of a folder's images")
+    val_fraction: float = _key(BELOW_HALF, "share of the training images put aside for validation")
+    test_fraction: float = _key(BELOW_HALF, "share of class folders alone put aside for the test")
+    patience: int = _key(NATURAL, "epochs without a lower validation error, then stop; 0: none")
+    epochs: int = _key(EPOCHS, "passes over the training images; auto: by their number")
     batch_size: int = _key(POSITIVE, "images of one pass, over all devices and machines")
     accumulation_steps: int = _key(POSITIVE, "passes whose gradients are summed before an update")
     learning_rate: float = _key(ABOVE_0, "the highest of the schedule")
+    body_rate: float = _key(UP_TO_1, "learning rate of loaded weights, as a share of the head's")
     schedule: str = _key(_one_of("step", "cosine"), "how the learning rate falls")
     milestones: tuple[int, ...] = _key(RISING, "epochs after which step decays ('': none)")
     decay: float = _key(UP_TO_1, "the factor at each milestone")
@@ -102,6 +120,7 @@ class Config:
     mixup: float = _key(FROM_0, "alpha of Beta(alpha, alpha); 0: none")
     mixup_off_epochs: int = _key(NATURAL, "last epochs without mixup")
     label_smoothing: float = _key(BELOW_1, "share of the label spread over all classes")
+    class_weights: str = _key(_one_of("none", "balanced"), "of the loss; balanced: each class counts the same")
     initialiser: str = _key(_one_of("xavier", "msra"), "of the first weights")
     dtype: str = _key(_one_of("float32", "bfloat16", "float16"), "of the computation")
     seed: int = _key(NATURAL, "of all that is random")
@@ -109,6 +128,15 @@ class Config:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+# What files of versions before 0.4 mean by keys that they do not have.
+NEW_KEYS = {
+    "image_size": 32,
+    "val_fraction": 0,
+    "test_fraction": 0,
+    "patience": 0,
+    "body_rate": 1,
+    "class_weights": "none",
+}
 # What keys were called in earlier versions: files, runs and commands of that time still have the old names.
 OLD_KEYS = {"accumulate": "accumulation_steps", "plain_epochs": "mixup_off_epochs"}
 
@@ -154,20 +182,34 @@ def make(values: Mapping[str, object]) -> Config:
     Raises InvalidValueError. A folder of images need not exist.
     """
     _check_keys(values)
+    values = {**NEW_KEYS, **values}
     for key in FIELDS:
         if key not in values:
             option = f"{_option(key)} {FIELDS[key].metadata['rule'].metavar}"
             raise InvalidValueError(f"no {key} is given: add {option}, or {key} to the config file")
     checked = {key: _parse(key, values[key], key) for key in FIELDS}
     checked["model"] = catalog.parse_name(checked["model"]).name
+    checked["dataset"] = dataset_name(checked["dataset"])
     if not checked["dataset"].startswith("folder:"):  # which may have moved
-        get_task(checked["dataset"])
+        get_task(checked["dataset"], checked["image_size"])
     config = Config(**checked)
-    if config.warmup_epochs >= config.epochs:
+    if config.epochs != AUTO and config.warmup_epochs >= config.epochs:
         raise InvalidValueError(
             f"warmup_epochs: '{config.warmup_epochs:g}' (allowed: a number below the {config.epochs} epochs of the run)"
         )
     return config
+
+
+def with_epochs(config: Config, images: int) -> Config:
+    """The configuration with a number of epochs: for ``auto``, that of so many training images.
+
+    A network sees `SEEN` images in all, within `FEWEST` and `MOST` passes over them. Raises InvalidValueError for a
+    warm-up that leaves no room.
+    """
+    if config.epochs != AUTO:
+        return config
+    epochs = min(max(round(SEEN / images), FEWEST), MOST)
+    return make({**vars(config), "epochs": epochs})
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,16 +35,41 @@ TRAIN, TEST, RATE = "#4c78a8", "#d1495b", "#b0b0b0"  # told apart by the colour-
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of training; the fields are the columns of the CSV file."""
+    """One epoch of training. Its error is that of the validation images where there are any, which are None in the
+    other runs, as the test error is in these: it is measured once, at the end.
+    """
 
     epoch: int  # finished epochs, from 1
     learning_rate: float  # at the epoch's last step
     train_loss: float
     train_error: float  # in %
-    test_loss: float
-    test_error: float  # in %
+    test_loss: float | None
+    test_error: float | None  # in %
     images_per_second: float
     seconds: float
+    val_loss: float | None = None
+    val_error: float | None = None  # in %
+
+    @property
+    def split(self) -> str:
+        """The images that choose the best epoch: ``val`` or ``test``."""
+        return "test" if self.val_error is None else "val"
+
+    @property
+    def loss(self) -> float:
+        """On the images that choose the best epoch."""
+        return getattr(self, f"{self.split}_loss")
+
+    @property
+    def error(self) -> float:
+        """On the images that choose the best epoch, in %."""
+        return getattr(self, f"{self.split}_error")
+
+
+def columns(split: str) -> list[str]:
+    """The columns of the CSV file of a run whose best epoch is chosen by ``val`` or ``test``."""
+    rest = ["images_per_second", "seconds"]
+    return ["epoch", "learning_rate", "train_loss", "train_error", f"{split}_loss", f"{split}_error", *rest]
 
 
 @dataclass
@@ -64,8 +89,18 @@ class History:
 
     @property
     def best(self) -> Epoch | None:
-        """The epoch with the smallest test error, the first of several, or None where there is none yet."""
+        """The epoch with the smallest error, the first of several, or None where there is none yet."""
         return _best(self.rows) if self.rows else None
+
+    @property
+    def split(self) -> str:
+        """The images that choose the best epoch: ``val`` or ``test``."""
+        return self.rows[-1].split if self.rows else "test"
+
+    @property
+    def epochs_since_best(self) -> int:
+        """How many epochs have passed since the best one."""
+        return self.last.epoch - self.best.epoch if self.last and self.best else 0
 
     def line(self, row: Epoch) -> str:
         """An epoch as one line of text, with the best epoch up to then. The lines of a run form columns."""
@@ -74,24 +109,25 @@ class History:
         number = f"{row.epoch:>{len(total) or 3}}" + (f"/{total}" if total else "")
         best_epoch = f"(epoch {best.epoch})"
         return (
-            f"epoch {number}  loss {row.train_loss:.3f}  error {row.train_error:5.2f} %  test {row.test_error:5.2f} %  "
-            f"best {best.test_error:5.2f} % {best_epoch:<{8 + (len(total) or 3)}}  rate {row.learning_rate:.6f}  "
-            f"{row.images_per_second:>6,.0f} images/s  {row.seconds:>4,.0f} s"
+            f"epoch {number}  loss {row.train_loss:.3f}  error {row.train_error:5.2f} %  "
+            f"{row.split} {row.error:5.2f} %  best {best.error:5.2f} % {best_epoch:<{8 + (len(total) or 3)}}  "
+            f"rate {row.learning_rate:.6f}  {row.images_per_second:>6,.0f} images/s  {row.seconds:>4,.0f} s"
         )
 
     def summary(self) -> str:
-        """The last and the best test error, and a word on the best one."""
+        """The last and the best error, and a word on the best one."""
         last, best = self.last, self.best
         if last is None or best is None:
             return "No epoch has been finished."
+        kind, advice = ("Validation", "") if self.split == "val" else ("Test", f"\n{OPTIMISM}")
         return (
-            f"Test error after the last epoch ({last.epoch}): {last.test_error:.2f} %; "
-            f"the best, after epoch {best.epoch}: {best.test_error:.2f} %.\n{OPTIMISM}"
+            f"{kind} error after the last epoch ({last.epoch}): {last.error:.2f} %; "
+            f"the best, after epoch {best.epoch}: {best.error:.2f} %.{advice}"
         )
 
     def to_dicts(self) -> list[dict[str, float]]:
         """The epochs for JSON, with every digit. Python's JSON has NaN and infinity too."""
-        return [asdict(row) for row in self.rows]
+        return [{name: getattr(row, name) for name in columns(row.split)} for row in self.rows]
 
     @classmethod
     def from_dicts(cls, rows: Iterable[Mapping[str, Any]], epochs: int = 0) -> History:
@@ -100,15 +136,26 @@ class History:
         Raises TypeError where a field is missing, unknown or no number; ValueError or OverflowError where the epochs
         are not 1, 2, 3 … or a number is impossible.
         """
-        return cls(epochs, [_checked(Epoch(**row), number) for number, row in enumerate(rows, 1)])
+        history = cls(epochs, [_checked(_epoch(row), number) for number, row in enumerate(rows, 1)])
+        if len({row.split for row in history.rows}) > 1:
+            raise ValueError("some epochs have a validation error, and others a test error")
+        return history
+
+
+def _epoch(values: Mapping[str, Any]) -> Epoch:
+    others: dict[str, Any] = {"test_loss": None, "test_error": None} if "val_error" in values else {}
+    if set(values) != set(columns("val" if others else "test")):
+        raise TypeError(f"an epoch has other fields: {', '.join(map(str, values))}")
+    return Epoch(**others, **values)
 
 
 def _checked(row: Epoch, number: int) -> Epoch:
-    for value in vars(row).values():
+    values = [getattr(row, name) for name in columns(row.split)]
+    for value in values:
         if type(value) not in (int, float):
             raise TypeError(f"a value of epoch {number} is no number")
         float(value)  # a whole number may be too large
-    outside = [error for error in (row.train_error, row.test_error) if error < 0 or error > 100]
+    outside = [error for error in (row.train_error, row.error) if error < 0 or error > 100]
     if type(row.epoch) is not int or row.epoch != number or outside:
         raise ValueError(f"epoch {row.epoch} with {outside or 'its errors'} is not epoch {number}")
     if not (0 <= row.learning_rate < math.inf and row.seconds >= 0):
@@ -117,7 +164,7 @@ def _checked(row: Epoch, number: int) -> Epoch:
 
 
 def _best(rows: Sequence[Epoch]) -> Epoch:
-    return min(rows, key=lambda row: row.test_error if math.isfinite(row.test_error) else math.inf)
+    return min(rows, key=lambda row: row.error if math.isfinite(row.error) else math.inf)
 
 
 def write_csv(history: History, path: str | os.PathLike[str]) -> None:
@@ -128,7 +175,7 @@ def write_csv(history: History, path: str | os.PathLike[str]) -> None:
 def csv_text(history: History) -> str:
     """What `write_csv` writes."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [column.name for column in fields(Epoch)], lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns(history.split), lineterminator="\n")
     writer.writeheader()
     writer.writerows(history.to_dicts())  # csv writes floats with repr
     return buffer.getvalue()
@@ -167,17 +214,23 @@ def draw(history: History, path: str | os.PathLike[str], title: str) -> None:
 
 
 def _draw_errors(axes: Axes, history: History) -> None:
-    lines = [_plot(axes, history, "train_error", TRAIN, "train"), _plot(axes, history, "test_error", TEST, "test")]
+    lines = [
+        _plot(axes, history, "train_error", TRAIN, "train"),
+        _plot(axes, history, f"{history.split}_error", TEST, history.split),
+    ]
     best = history.best
-    if best and math.isfinite(best.test_error):
-        label = f"best test: {best.test_error:.2f} % (epoch {best.epoch})"
-        lines += axes.plot(best.epoch, best.test_error, "*", color=TEST, mec="black", ms=12, label=label)
+    if best and math.isfinite(best.error):
+        label = f"best {history.split}: {best.error:.2f} % (epoch {best.epoch})"
+        lines += axes.plot(best.epoch, best.error, "*", color=TEST, mec="black", ms=12, label=label)
     axes.set_ylim(0, max(1, 1.08 * max(_finite(lines), default=100)))
     _label(axes, "error, %", lines)
 
 
 def _draw_losses(axes: Axes, rates: Axes, history: History) -> None:
-    lines = [_plot(axes, history, "train_loss", TRAIN, "train"), _plot(axes, history, "test_loss", TEST, "test")]
+    lines = [
+        _plot(axes, history, "train_loss", TRAIN, "train"),
+        _plot(axes, history, f"{history.split}_loss", TEST, history.split),
+    ]
     values = _finite(lines)
     if values and 0 < 10 * min(values) <= max(values):
         axes.set_yscale("log")
@@ -258,8 +311,8 @@ class Events:
         scalars = {
             "train/loss": row.train_loss,
             "train/error": row.train_error,
-            "test/loss": row.test_loss,
-            "test/error": row.test_error,
+            f"{row.split}/loss": row.loss,
+            f"{row.split}/error": row.error,
             "learning_rate": row.learning_rate,
             "images_per_second": row.images_per_second,
         }

@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from ..data import Dataset, batches
+from ..checkpoints.runs import BEST
+from ..data import Dataset, Splits, batches
 from ..errors import BadFileError, InvalidValueError, UserError, of_engine
+from ..metrics import wilson
 from ..processes import launched
 from ..progress import bar as progress_bar
 from . import mixup
@@ -84,27 +87,32 @@ class Progress:
 class Loop:
     """Trains a network from where its run stands to the last epoch.
 
-    `schedule` gives the learning rate of each update, from 1 on. `output` is the run to write to, and `events` those
-    for TensorBoard, if they are wanted; both are None in all workers but the first. With `quiet`, nothing is printed;
-    otherwise a progress bar is `shown` (`progress.bar`).
+    The best epoch is that of the lowest error on the validation images of `splits`, or on the test images where there
+    are none. `schedule` gives the learning rate of each update, from 1 on. The run is in `directory`; `output` is what
+    writes to it, and `events` those for TensorBoard, if they are wanted; both are None in all workers but the first.
+    With `quiet`, nothing is printed; otherwise a progress bar is `shown` (`progress.bar`).
     """
 
     def __init__(
         self,
         trainer: Trainer,
-        train: Dataset,
-        test: Dataset,
+        splits: Splits,
         schedule: Callable[[int], float],
         progress: Progress,
+        directory: Path,
         output: Run | None,
         events: Events | None = None,
         quiet: bool = False,
         shown: bool | None = None,
     ):
-        self.trainer, self.config, self.train, self.test = trainer, trainer.config, train, test
-        self.schedule, self.progress, self.output, self.events = schedule, progress, output, events
+        self.trainer, self.config = trainer, trainer.config
+        self.train, self.val, self.test = splits
+        self.weights = class_weights(self.train) if self.config.class_weights == "balanced" else None
+        self.schedule, self.progress, self.directory = schedule, progress, directory
+        self.output, self.events = output, events
         self.quiet, self.shown = quiet, shown
-        self.batches = updates_per_epoch(self.config, len(train)) * self.config.accumulation_steps
+        self.batches = updates_per_epoch(self.config, len(self.train)) * self.config.accumulation_steps
+        self.tested: Score | None = None  # of the best epoch, where validation images have chosen it
         self.stopped = 0  # the number of the signal that came
         self.saved = time.monotonic()
 
@@ -130,12 +138,43 @@ class Loop:
 
     def _train(self) -> int:
         """Train to the last epoch, or until a signal comes, and save. Returns the exit code."""
-        while self.progress.epochs < self.config.epochs:
+        while self.progress.epochs < self.config.epochs and not self.stopped_early:
             if not self._train_epoch():
                 self._save_inside()
                 return 128 + self.stopped
             self._finish_epoch()
+        if self.val is not None and self.test is not None:
+            self._measure_test_error(self.test)
         return 0
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether `patience` epochs have passed without a lower validation error."""
+        return 0 < self.config.patience <= self.progress.history.epochs_since_best
+
+    def _measure_test_error(self, test: Dataset) -> None:
+        """Measure it once, of the best epoch, which the validation images have chosen."""
+        self.trainer.all_reduce(np.zeros(1))  # until the first worker has written the file
+        self.trainer.load_weights(self.directory / BEST)
+        self.tested = self.trainer.evaluate(test)
+        if self.output:
+            self.output.record(BEST, test_error=100 * self.tested.wrong / self.tested.images)
+
+    def summary(self) -> str:
+        """What the run has reached, in words."""
+        history, tested = self.progress.history, self.tested
+        lines = [history.summary()]
+        if self.stopped_early:
+            lines.insert(0, f"Stopped early: {self.config.patience} epochs without a lower validation error.")
+        if history.best and tested:
+            error, (low, high) = 100 * tested.wrong / tested.images, wilson(tested.wrong, tested.images)
+            lines.append(
+                f"Test error of epoch {history.best.epoch}, measured once: {error:.2f} % "
+                f"({tested.wrong} of {tested.images:,} images; 95 % interval {low:.2f} to {high:.2f})."
+            )
+        elif self.test is None:
+            lines.append("There are no test images: the best validation error leans optimistic.")
+        return "\n".join(lines)
 
     def _train_epoch(self) -> bool:
         """Train to the end of the epoch; False if a signal came before."""
@@ -194,7 +233,8 @@ class Loop:
         )
         left = self.batches - progress.batches  # those after them are too few for an update
         for images, labels in islice(source, left):
-            yield images, mixup.targets(labels, self.train.task.outputs, config.label_smoothing)
+            targets = mixup.targets(labels, self.train.task.outputs, config.label_smoothing)
+            yield images, targets if self.weights is None else targets * self.weights[labels, None]
 
     def _learning_rate(self) -> float:
         """The learning rate of the update that the current pass belongs to."""
@@ -212,16 +252,23 @@ class Loop:
     def _finish_epoch(self) -> None:
         progress = self.progress
         self.trainer.sync_batch_norm()
-        test = self.trainer.evaluate(self.test)
+        chooser = self.test if self.val is None else self.val
+        assert chooser is not None  # as `prepare` sees to
+        split = "test" if self.val is None else "val"
+        score = self.trainer.evaluate(chooser)
         done = Epoch(
             epoch=progress.epochs + 1,
             learning_rate=self.schedule((progress.epochs + 1) * self.batches // self.config.accumulation_steps),
             train_loss=progress.loss / progress.images,
             train_error=100 * progress.wrong / progress.images,
-            test_loss=test.loss / test.images,
-            test_error=100 * test.wrong / test.images,
             images_per_second=progress.images / progress.seconds,
             seconds=progress.seconds,
+            **{
+                "test_loss": None,
+                "test_error": None,
+                f"{split}_loss": score.loss / score.images,
+                f"{split}_error": 100 * score.wrong / score.images,
+            },
         )
         progress.history.append(done)
         self.progress = Progress(progress.epochs + 1, history=progress.history)
@@ -229,10 +276,10 @@ class Loop:
             return
         names = ["last.params"]
         if progress.history.best is done:
-            names.append("best.params")
+            names.append(BEST)
         if self.config.keep_every and done.epoch % self.config.keep_every == 0:
             names.append(f"epoch-{done.epoch:04d}.params")
-        errors = {name: {"epoch": done.epoch, "test_error": done.test_error} for name in names}
+        errors = {name: {"epoch": done.epoch, f"{done.split}_error": done.error} for name in names}
         self._save(self.output, self._good_state(), errors)  # before anything that is for show
         self._show_epoch(self.output, done)
         if not self.quiet:
@@ -326,6 +373,15 @@ class Loop:
                 f"{tqdm.format_interval(seconds)} to the end",
                 refresh=False,
             )
+
+
+def class_weights(dataset: Dataset) -> np.ndarray:
+    """Weights of the classes (outputs,) by which each counts the same in the loss, and their mean over the images is 1:
+    images / (classes x images of the class), scikit-learn's ``balanced``.
+    """
+    numbers = np.bincount(dataset.labels, minlength=dataset.task.outputs)
+    present = np.maximum(numbers, 1)
+    return (len(dataset) / (np.count_nonzero(numbers) * present)).astype(np.float32)
 
 
 def updates_per_epoch(config: Config, images: int) -> int:

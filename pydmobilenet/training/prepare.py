@@ -8,15 +8,17 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .. import catalog, fetching, processes, provenance, zoo
-from ..checkpoints import params, runs
+from ..checkpoints import described, params
 from ..checkpoints import weights as checkpoints
 from ..checkpoints.runs import METADATA, read_metadata
-from ..data import Dataset, Task, get_dataset, get_task, recorded_task
+from ..data import Fractions, Splits, Task, dataset_name, folder, get_splits, get_task, recorded_task
+from ..data.datasets import located
+from ..data.splits import kinds
 from ..errors import BadFileError, InvalidValueError, MissingFileError, UserError
 from ..resources import CONFIGS
 from ..text import printable
@@ -28,7 +30,7 @@ from .history import Events, History
 from .loop import Loop, Progress, updates_per_epoch
 from .trainer import Trainer
 
-RECIPES = {"imagenet32": "imagenet32.yaml", "digits": "digits.yaml"}  # of the other data sets: cifar.yaml
+RECIPES = {"imagenet32": "imagenet32.yaml", "digits": "digits.yaml"}  # of CIFAR: cifar.yaml
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,18 @@ class RunOptions:
 
 def check_places(dataset: str | None, data_dir: Path | None) -> None:
     """Raises UserError where a new run's data set and its directory are two places."""
-    if dataset and dataset.startswith("folder:") and data_dir:
-        raise UserError("--dataset folder:PATH and --data-dir name two places of the data: give one of them")
+    if dataset and dataset_name(dataset).startswith("folder:") and data_dir:
+        raise UserError("a folder and --data-dir name two places of the data: give one of them")
 
 
-def configure(given: Mapping[str, Any], recipe: Path | None = None) -> Config:
-    """The configuration of a recipe, a file or the name of one in configs/ (by default that of the data set), and over
-    its values those that are `given`.
+def configure(given: Mapping[str, Any], recipe: Path | None = None, pretrained: bool = False) -> Config:
+    """The configuration of a recipe, a file or the name of one in configs/, and over its values those `given`.
 
+    By default it is the recipe of the data set; that of a folder depends on whether weights are loaded (`pretrained`).
     A warm-up that the recipe has and the epochs given leave no room for keeps its share of the epochs, with a warning.
     Raises MissingFileError, BadFileError and InvalidValueError.
     """
-    recipe = recipe or CONFIGS / RECIPES.get(str(given.get("dataset", "cifar10")), "cifar.yaml")
+    recipe = recipe or default_recipe(dataset_name(str(given.get("dataset", "cifar10"))), pretrained)
     bundled = CONFIGS / f"{recipe}.yaml"  # by its mere name
     values = configuration.read(bundled if bundled.is_file() else recipe)
     own, epochs = values.get("warmup_epochs", 0), given.get("epochs")
@@ -71,19 +73,55 @@ def configure(given: Mapping[str, Any], recipe: Path | None = None) -> Config:
             f"warmup_epochs {own:g} does not fit into --epochs {epochs}: shortened to {shorter}", stacklevel=2
         )
     config = configuration.make({**values, **given})
-    get_task(config.dataset)  # of a folder too, which has to be there
+    get_task(config.dataset, config.image_size)  # of a folder too, which has to be there
+    return _without_needless(config, given, pretrained)
+
+
+def default_recipe(dataset: str, pretrained: bool) -> Path:
+    """The file of the recipe of a data set."""
+    if dataset.startswith("folder:"):
+        return CONFIGS / ("finetune.yaml" if pretrained else "folder.yaml")
+    return CONFIGS / RECIPES.get(dataset, "cifar.yaml")
+
+
+def _without_needless(config: Config, given: Mapping[str, Any], pretrained: bool) -> Config:
+    """The configuration without what a recipe has and this run cannot use; raises InvalidValueError where it was given,
+    and where no image is left to choose the best epoch by.
+    """
+    has = kinds(config.dataset)
+    alone = has == (folder.ALL,)
+    found = ", ".join(has)
+    needless = {
+        "val_fraction": "val" in has and f"the data has validation images (it has: {found})",
+        "test_fraction": not alone and f"it is for class folders alone (the data has: {found})",
+        "body_rate": not pretrained and "it is for loaded weights, as --pretrained or --weights loads them",
+    }
+    validated = "val" in has or config.val_fraction > 0
+    needless["patience"] = not validated and "it waits for the validation error: add --val-fraction, or a folder val/"
+    for key, why in needless.items():
+        unused = configuration.NEW_KEYS[key]
+        if why and getattr(config, key) != unused:
+            if key in given:
+                raise InvalidValueError(f"{key} {given[key]:g} cannot be used: {why}; nearest: {unused:g}")
+            config = replace(config, **{key: type(getattr(config, key))(unused)})
+    if not (validated or "test" in has or config.test_fraction):
+        raise InvalidValueError(
+            f"{config.dataset} leaves no image to choose the best epoch by; nearest: --val-fraction 0.2"
+        )
     return config
 
 
-def start(config: Config, directory: Path, options: RunOptions, init: Path | None = None) -> Loop:
-    """The loop of a new run in a new directory, from random parameters or from those of the file `init`.
+def start(config: Config, directory: Path, options: RunOptions, init: zoo.Initial | None = None) -> Loop:
+    """The loop of a new run in a new directory, from random parameters or from those of `init`.
 
     Raises a UserError for whatever is missing or does not fit, before anything is written.
     """
-    train, test = _data(config, options)
+    splits = _data(config, options, init=init)
+    train = splits.train
+    config = configuration.with_epochs(config, len(train))
     trainer = options.make_trainer(config, train.task)
-    if init is not None and trainer.load_weights(init, other_head=True):
-        _say(f"{init} has a head of another size: the dense layer for {train.task.title} starts anew")
+    if init is not None and trainer.load_weights(init.file, other_head=True):
+        _say(f"{init.file} has a head of another size: the dense layer for {train.task.title} starts anew")
     progress = Progress(history=History(config.epochs))
     # Before the directory is made: what goes wrong here leaves nothing behind.
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
@@ -92,18 +130,18 @@ def start(config: Config, directory: Path, options: RunOptions, init: Path | Non
     run = None
     if trainer.rank == 0:
         state = State(*trainer.state(), progress.to_dict())
-        metadata = describe(config, train, test, state, init, trainer)
+        metadata = describe(config, splits, state, init, trainer)
         run = Run.create(directory, configuration.text(config), state, metadata)
-    return Loop(trainer, train, test, rates, progress, run, _events(options, run), options.quiet, options.progress)
+    return _loop(trainer, splits, rates, progress, run, directory, options)
 
 
 def describe(
-    config: Config, train: Dataset, test: Dataset, state: State, init: Path | None, trainer: Trainer
+    config: Config, splits: Splits, state: State, init: zoo.Initial | None, trainer: Trainer
 ) -> dict[str, object]:
     """The content of ``run.json``: what one needs to use a run or to resume it, even if its data has moved."""
-    task = train.task
+    task = splits.train.task
     drawn = hashlib.sha256(params.dump(state.parameters)).hexdigest()
-    source = str(init) if init else f"{config.initialiser}, seed {config.seed}"
+    source = str(init.file) if init else f"{config.initialiser}, seed {config.seed}"
     return {
         "model": config.model,
         "dataset": task.name,
@@ -112,9 +150,10 @@ def describe(
         "classes": task.classes,
         "mean": task.mean,
         "std": task.std,
+        "image_size": task.image_size,
         "config": vars(config),
-        "data": {"train": provenance.of_data(train), "test": provenance.of_data(test)},
-        "initial_weights": {"source": source, "sha256": fetching.digest(init, "sha256")[7:] if init else drawn},
+        "data": {name: provenance.of_data(dataset) for name, dataset in splits._asdict().items() if dataset},
+        "initial_weights": {"source": source, "sha256": fetching.digest(init.file, "sha256")[7:] if init else drawn},
         "sessions": [provenance.session(trainer.device, trainer.name)],
     }
 
@@ -128,19 +167,32 @@ def resume(directory: Path, options: RunOptions) -> Loop:
     config = read_config(directory)
     metadata = _metadata(directory)
     check_config(config, metadata, directory)
-    train, test = _data(config, options, metadata)
-    check_data(train, test, metadata)
-    trainer = options.make_trainer(config, train.task)
+    splits = _data(config, options, metadata)
+    check_data(splits, metadata)
+    trainer = options.make_trainer(config, splits.train.task)
     check_engine(trainer, metadata, directory)
     run = Run(directory) if trainer.rank == 0 else None  # from here on, no other process writes to it
     state = State.read(directory / STATE)
     trainer.load_state(state.parameters, state.momentum)
-    progress = Progress.from_dict(state.progress, config, len(train))
-    rates = schedule.make(config, updates_per_epoch(config, len(train)))
+    progress = Progress.from_dict(state.progress, config, len(splits.train))
+    rates = schedule.make(config, updates_per_epoch(config, len(splits.train)))
     if run is not None:
         sessions = [*run.metadata["sessions"], provenance.session(trainer.device, trainer.name)]
         run.metadata = {**run.metadata, "sessions": sessions}
-    return Loop(trainer, train, test, rates, progress, run, _events(options, run), options.quiet, options.progress)
+    return _loop(trainer, splits, rates, progress, run, directory, options)
+
+
+def _loop(
+    trainer: Trainer,
+    splits: Splits,
+    rates: Callable[[int], float],
+    progress: Progress,
+    run: Run | None,
+    directory: Path,
+    options: RunOptions,
+) -> Loop:
+    events = Events(run.directory / "events") if options.tensorboard and run else None
+    return Loop(trainer, splits, rates, progress, directory, run, events, options.quiet, options.progress)
 
 
 def engine_of(directory: Path, asked: str = "auto") -> str:
@@ -178,7 +230,7 @@ def check_engine(trainer: Trainer, metadata: Mapping[str, Any], directory: Path)
 
 def check_config(config: Config, metadata: Mapping[str, Any], directory: Path) -> None:
     """Raises BadFileError where a run's configuration is not the one that it began with."""
-    begun = metadata["config"]
+    begun = {**configuration.NEW_KEYS, **metadata["config"]}
     for key, value in json.loads(json.dumps(vars(config))).items():
         if value != begun.get(key):
             raise BadFileError(
@@ -187,14 +239,15 @@ def check_config(config: Config, metadata: Mapping[str, Any], directory: Path) -
             )
 
 
-def check_data(train: Dataset, test: Dataset, metadata: Mapping[str, Any]) -> None:
+def check_data(splits: Splits, metadata: Mapping[str, Any]) -> None:
     """Raises BadFileError where the data is not what a run began with."""
-    for split, dataset in (("train", train), ("test", test)):
-        difference = provenance.data_difference(metadata["data"][split], dataset)
+    for split, recorded in metadata["data"].items():
+        dataset = getattr(splits, split)
+        difference = provenance.data_difference(recorded, dataset) if dataset else "there is none"
         if difference:
             raise BadFileError(
-                f"{dataset.source} is not the {split} data that the run began with: {difference}; to train on with "
-                "other data, start a run with --weights on its last.params"
+                f"{splits.train.source} has not the {split} data that the run began with: {difference}; to train on "
+                "with other data, start a run with --weights on its last.params"
             )
 
 
@@ -221,17 +274,19 @@ def default_directory(config: Config) -> Path:
     return Path("runs") / f"{config.model}-{config.dataset}".replace("/", "-").replace(":", "-")
 
 
-def initial_weights(config: Config, weights: str | Path, root: Path | None = None) -> Path:
-    """The file of the weights to start from: those of a run, a file, or the published ones."""
+def initial_weights(config: Config, weights: str | Path, root: Path | None = None) -> zoo.Initial:
+    """The weights to start from: those of a run, a file, or the published ones; with their normalisation, if it is
+    known.
+    """
     if weights == zoo.PUBLISHED:
         return published_weights(config, root)
     path = fetching.expanded(weights)
-    run = runs.find_run(path) if os.path.isdir(path) else None
-    return runs.verified(run) if run else path
+    found = described.find(path)
+    return zoo.Initial(described.verified(found), found.task) if found else zoo.Initial(path, None)
 
 
-def published_weights(config: Config, root: Path | None = None) -> Path:
-    """The file of the authors' weights to start from: those for this data set, or else those for CIFAR-10."""
+def published_weights(config: Config, root: Path | None = None) -> zoo.Initial:
+    """The authors' weights to start from: those for this data set, or else those for CIFAR-10."""
     own, other = (catalog.find(config.model, name) for name in (config.dataset, "cifar10"))
     record = own or other
     if record is None or record.checkpoint is None:
@@ -240,26 +295,34 @@ def published_weights(config: Config, root: Path | None = None) -> Path:
         )
     if own is None:
         _say(f"no weights are published for {config.dataset}: starting from those for cifar10")
-    return checkpoints.obtain(record.checkpoint, root)
+    return zoo.Initial(checkpoints.obtain(record.checkpoint, root), get_task(record.dataset))
 
 
-def _data(config: Config, options: RunOptions, metadata: Mapping[str, Any] | None = None) -> tuple[Dataset, Dataset]:
-    """Training and test images. Those of a run are found, and their classes numbered, as its `metadata` say."""
-    name, task = config.dataset, None
+def _data(
+    config: Config,
+    options: RunOptions,
+    metadata: Mapping[str, Any] | None = None,
+    init: zoo.Initial | None = None,
+) -> Splits:
+    """All images. Those of a run are found, and their classes numbered, as its `metadata` say; those of a folder are
+    normalised as the weights that are loaded want them.
+    """
+    name = config.dataset
     if metadata:
         name = metadata["dataset"]
         task = recorded_task(name, metadata)
-    elif name.startswith("folder:"):
-        name = f"folder:{os.path.abspath(fetching.expanded(name.partition(':')[2]))}"
-    train, test = (get_dataset(name, split, options.data_dir, options.skip_bad, task) for split in ("train", "test"))
-    for dataset in (train, test):
-        if dataset.note and not options.quiet:
+    else:
+        if name.startswith("folder:"):
+            name = f"folder:{os.path.abspath(folder.place(name))}"
+        task = get_task(located(name, options.data_dir), config.image_size)
+        if init and init.task and name.startswith("folder:"):
+            task = replace(task, mean=init.task.mean, std=init.task.std)
+    fractions = Fractions(config.val_fraction, config.test_fraction)
+    splits = get_splits(name, fractions, options.data_dir, options.skip_bad, task)
+    for dataset in splits:
+        if dataset and dataset.note and not options.quiet:
             _say(f"data: {dataset.note}")
-    return train, test
-
-
-def _events(options: RunOptions, run: Run | None) -> Events | None:
-    return Events(run.directory / "events") if options.tensorboard and run else None
+    return splits
 
 
 def _say(text: str) -> None:

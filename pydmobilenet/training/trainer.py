@@ -84,6 +84,11 @@ class Trainer(Protocol):
         """
 
 
+def is_head(name: str) -> bool:
+    """Whether a parameter is of the dense layer, whose learning rate is not that of the body."""
+    return name.startswith("head.dense.")
+
+
 def evaluate(
     predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, batch_size: int, part: int = 0, parts: int = 1
 ) -> tuple[float, int]:

@@ -1,0 +1,169 @@
+"""The data sets: names to tasks, and to images."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from .. import fetching
+from ..errors import BadFileError, InvalidValueError, unknown
+from . import cifar, digits, folder, imagenet32, images
+from .cifar import CIFAR10, CIFAR100
+from .dataset import CIFAR_MEAN, CIFAR_STD, IMAGE_SIZES, IMAGENET_MEAN, IMAGENET_STD, Dataset, Task
+
+DATASETS = {
+    task.name: task
+    for task in (
+        Task("cifar10", "CIFAR-10", CIFAR10.classes, 10, CIFAR_MEAN, CIFAR_STD),
+        Task("cifar100", "CIFAR-100", CIFAR100.classes, 100, CIFAR_MEAN, CIFAR_STD),
+        Task(
+            name="cifar100-coarse",
+            title="CIFAR-100, 20 superclasses",
+            classes=tuple(cifar.SUPERCLASSES),
+            outputs=100,  # as the authors' networks have them; those from 20 on are dead
+            mean=CIFAR_MEAN,
+            std=CIFAR_STD,
+            note="The labels are the 20 superclasses, as in the published CIFAR-100 column, not the 100 classes.",
+        ),
+        imagenet32.TASK,
+        digits.TASK,
+    )
+}
+
+
+def dataset_name(name: str) -> str:
+    """A data set's name as it is recorded: a plain path of a folder is ``folder:PATH``."""
+    known = name in DATASETS or name.startswith("folder:")
+    return f"folder:{name}" if not known and (os.path.isdir(fetching.expanded(name)) or os.sep in name) else name
+
+
+def located(name: str, root: str | Path | None) -> str:
+    """The name of a data set that is looked for in `root`, which replaces the path of a folder."""
+    name = dataset_name(name)
+    return f"folder:{fetching.expanded(root)}" if name.startswith("folder:") and root is not None else name
+
+
+def get_task(name: str, image_size: int | None = None) -> Task:
+    """The task of a data set's name, for images of a size that a folder's are resized to, 32 by default.
+
+    Raises InvalidValueError, which names the nearest ones, also for another size of images that have one.
+    """
+    name = dataset_name(name)
+    if name.startswith("folder:"):
+        return folder.task(name, image_size or images.SIDE)
+    if name not in DATASETS:
+        raise unknown("data set", name, [*DATASETS, "the path of a folder"])
+    task = DATASETS[name]
+    if image_size not in (None, task.image_size):
+        own = f"{task.image_size}, which the images of {name} have"
+        raise InvalidValueError(
+            f"image_size is {image_size} (allowed: {own}; any multiple of 4 for a folder of images)"
+        )
+    return task
+
+
+def recorded_task(name: str, record: Mapping[str, object]) -> Task:
+    """The task of a data set's name, with the class names, outputs and normalisation that a run has recorded.
+
+    Needs no data. What is not recorded is that of the name. Raises ValueError and TypeError for what no task can have,
+    InvalidValueError for an unknown name.
+    """
+    if name.startswith("folder:"):
+        known = Task(name, name.partition(":")[2], (), 0, IMAGENET_MEAN, IMAGENET_STD, image_size=_size(record))
+    else:
+        known = get_task(name)
+    classes, outputs = record.get("classes", known.classes), record.get("outputs", known.outputs)
+    if not isinstance(classes, (list, tuple)) or not all(isinstance(each, str) for each in classes):
+        raise TypeError("classes are no list of names")
+    if type(outputs) is not int or not max(1, len(classes)) <= outputs < 2**31 or len(set(classes)) < len(classes):
+        raise ValueError(f"{len(classes)} classes and {str(outputs)[:20]} outputs cannot be")
+    mean, std = (_channels(record.get(key, getattr(known, key))) for key in ("mean", "std"))
+    if min(std) <= 0:
+        raise ValueError("a standard deviation is not above 0")
+    return replace(known, classes=tuple(classes), outputs=outputs, mean=mean, std=std)
+
+
+RECORDED = ("outputs", "classes", "mean", "std", "image_size")
+
+
+def _size(record: Mapping[str, object]) -> int:
+    size = record.get("image_size", images.SIDE)  # files of earlier versions do not tell it
+    if type(size) is not int or size not in IMAGE_SIZES:
+        raise ValueError(f"an image_size of {str(size)[:20]} cannot be")
+    return size
+
+
+def about(task: Task) -> dict[str, str]:
+    """What a file of a network says about its task: numbers and lists as JSON, in which every name is exact."""
+    return {
+        "dataset": task.name,
+        "outputs": json.dumps(task.outputs),
+        "classes": json.dumps(task.classes),
+        "mean": json.dumps(task.mean),
+        "std": json.dumps(task.std),
+        "image_size": json.dumps(task.image_size),
+    }
+
+
+def of_metadata(metadata: Mapping[str, str]) -> Task:
+    """The task that a file tells as `about` has it. Raises KeyError without a data set, else as `recorded_task`."""
+    recorded = {key: json.loads(metadata[key]) for key in RECORDED if key in metadata}
+    return recorded_task(metadata["dataset"], recorded)
+
+
+def _channels(values: object) -> tuple[float, float, float]:
+    if not isinstance(values, (list, tuple)) or len(values) != 3:
+        raise TypeError("mean and std have three numbers each")
+    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
+        raise ValueError("mean or std is no number")
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def get_dataset(
+    name: str, split: str = "train", root: str | Path | None = None, skip_bad: bool = False, task: Task | None = None
+) -> Dataset:
+    """A split of a data set: ``train``, ``test``, of a folder ``val`` too, or ``all`` of class folders alone.
+
+    ``cifar10``, ``cifar100`` and ``cifar100-coarse`` (the 20 superclasses) are looked for in `root`,
+    ``$PYDMOBILENET_HOME`` and MXNet's home, else downloaded; ``imagenet32`` is looked for there too, but has no free
+    address. Other files than the official ones are used from `root` alone. ``digits`` comes with the package.
+    A path, or ``folder:PATH``, is any folder of images, which `root` replaces. Those that cannot be read are passed
+    over, with a warning, if `skip_bad` says so. With a `task`, as a run has recorded it, labels, normalisation and size
+    are that task's. `get_splits` puts images aside for validation.
+
+    Raises InvalidValueError, MissingFileError, BadFileError and UnusableError; BadFileError too where the data has
+    other classes than the `task`.
+    """
+    root = None if root is None else fetching.expanded(root)
+    name = located(name, root)
+    allowed = (*folder.SPLITS, folder.ALL) if name.startswith("folder:") else ("train", "test")
+    if split not in allowed:
+        raise unknown("split", split, allowed)
+    own = get_task(name)
+    if task is not None and sorted(task.classes) != sorted(own.classes):
+        raise BadFileError(_other_classes(own, task))
+    task = task or own
+    if name.startswith("folder:"):
+        raw = folder.read(name, split, task, skip_bad)
+    elif name == "digits":
+        raw = digits.read(split)
+    elif name == "imagenet32":
+        raw = imagenet32.read(split, root)
+    else:
+        raw = cifar.read(CIFAR10 if name == "cifar10" else CIFAR100, split, root, coarse=name == "cifar100-coarse")
+    return Dataset(task, split, raw.images, raw.labels, raw.official, raw.source, raw.note, raw.doubt, raw.files)
+
+
+def _other_classes(own: Task, recorded: Task) -> str:
+    """What to say of data whose classes are not those that were learned."""
+    lacks = [name for name in recorded.classes if name not in own.classes]
+    has = [name for name in own.classes if name not in recorded.classes]
+    differences = [
+        f"it {verb} {', '.join(map(repr, names[:5]))}" for verb, names in (("lacks", lacks), ("has", has)) if names
+    ]
+    return f"{own.title} has other classes than those learned: {' and '.join(differences)}"
