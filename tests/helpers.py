@@ -50,17 +50,23 @@ RECIPE = {"batch_size": 8, "mixup": 0.2, "mixup_off_epochs": 1, "warmup_epochs":
 TINY = {"epochs": 4, "batch_size": 8, "warmup_epochs": 1.5, "mixup": 0.2, "mixup_off_epochs": 1, "learning_rate": 0.05}
 
 
-def make_folder(root, classes="abcd", train=10, test=6):
-    """A data set of so many images a class, which can be told apart by a bright stripe."""
+def make_folder(root, classes="abcd", train=10, test=6, **others):
+    """A data set of so many images a class in each split, which can be told apart by a bright stripe."""
+    make_classes(root, classes, {"train": train, "test": test, **others})
+    return f"folder:{root}"
+
+
+def make_classes(root, classes, splits, side=32):
+    """Class folders with so many images each, in the folder of each split; one that is ``.`` has them itself."""
     generator = np.random.default_rng(0)
-    for split, count in (("train", train), ("test", test)):
+    for split, count in splits.items():
         for label, name in enumerate(classes):
             (root / split / name).mkdir(parents=True)
             for number in range(count):
-                pixels = generator.integers(0, 128, (32, 32, 3))
-                pixels[8 * label : 8 * label + 8] += 100
+                pixels = generator.integers(0, 128, (side, side, 3))
+                pixels[side // 4 * label : side // 4 * (label + 1)] += 100
                 Image.fromarray(pixels.astype(np.uint8)).save(root / split / name / f"{number:02}.png")
-    return f"folder:{root}"
+    return root
 
 
 def options(values):

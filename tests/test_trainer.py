@@ -87,12 +87,12 @@ def recorded_gradients(trainer, monkeypatch):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("decays", [True, False])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(("accumulate", "body_rate"), [(1, 1.0), (2, 1.0), (1, 0.25)])
 def test_twenty_updates_across_a_drop_of_the_learning_rate_are_those_of_numpy(
-    momentum, decays, accumulate, monkeypatch
+    momentum, decays, accumulate, body_rate, monkeypatch
 ):
     wd, rates = 0.02, [0.1] * 12 + [0.01] * 8
-    recipe = {"momentum": momentum, "weight_decay": wd, "decay_norm_and_bias": decays}
+    recipe = {"momentum": momentum, "weight_decay": wd, "decay_norm_and_bias": decays, "body_rate": body_rate}
     trainer = made("pyd-add-11-0.125", **recipe, accumulation_steps=accumulate)
     updates = recorded_gradients(trainer, monkeypatch)
     expected = {name: each.data().asnumpy().astype(float) for name, each in trainer.trained.items()}
@@ -107,7 +107,8 @@ def test_twenty_updates_across_a_drop_of_the_learning_rate_are_those_of_numpy(
             pull = wd if decays or name not in norms_and_biases else 0.0
             slope = gradients[name] / images + pull * weight
             velocity[name] = momentum * velocity[name] + slope
-            expected[name] = weight - rate * (slope + momentum * velocity[name])
+            own_rate = rate if name.startswith("head.dense.") else body_rate * rate
+            expected[name] = weight - own_rate * (slope + momentum * velocity[name])
             assert distance([found[name]], [expected[name]]) < 1e-5, name
             if momentum:
                 assert distance([found[f"momentum of {name}"]], [velocity[name]]) < 1e-5, name

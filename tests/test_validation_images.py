@@ -1,0 +1,240 @@
+"""The best epoch is chosen by validation images, where there are any; the test error is measured once, at the end."""
+
+import csv
+import json
+import re
+import shutil
+
+import helpers
+import numpy as np
+import pytest
+from helpers import MODEL, assert_mistake, make_classes, options, runner
+from PIL import Image
+
+import pydmobilenet
+from pydmobilenet.checkpoints import runs
+from pydmobilenet.data import get_task
+from pydmobilenet.training import loop as loops
+from pydmobilenet.training.checkpoint import read_history
+from pydmobilenet.training.history import Epoch, History
+from pydmobilenet.training.loop import Loop, class_weights
+
+ENGINES = [
+    pytest.param("gluon", marks=pytest.mark.gluon),
+    pytest.param("pytorch", marks=pytest.mark.pytorch),
+]
+RECIPE = {"model": MODEL, "batch_size": 8, "epochs": 3, "warmup_epochs": 1, "learning_rate": 0.05, "device": "cpu"}
+
+
+@pytest.fixture
+def train(monkeypatch, capsys):
+    return runner(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Class folders alone, of ten images each."""
+    return make_classes(tmp_path_factory.mktemp("own") / "photos", "abc", {".": 10})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_plain_folder_is_split_trained_and_tested_once(engine, photos, train, tmp_path, monkeypatch):
+    tested = []
+    measure = Loop._measure_test_error
+    monkeypatch.setattr(Loop, "_measure_test_error", lambda self, test: (tested.append(test), measure(self, test)))
+    answer = train(photos, "--output", tmp_path / "run", "--engine", engine, *options(RECIPE))
+    assert answer.returncode == 0, answer.stderr
+    for line in ("train: 18 images (a 6, b 6, c 6)", "val: 6 images (a 2, b 2, c 2)", "test: 6 images (a 2, b 2, c 2)"):
+        assert f"data: {line}, of {photos}" in answer.stderr
+    metadata = json.loads((tmp_path / "run" / "run.json").read_text())
+    best, last = (metadata["checkpoints"][f"{name}.params"] for name in ("best", "last"))
+    assert best["val_error"] <= last["val_error"]
+    assert "test_error" not in last
+    assert re.search(
+        rf"^Test error of epoch {best['epoch']}, measured once: {best['test_error']:.2f} % \(\d of 6 images; 95 %",
+        answer.stdout,
+        re.MULTILINE,
+    )
+    assert "optimistic" not in answer.stdout
+    assert len(tested) == 1
+    rows = list(csv.DictReader((tmp_path / "run" / "history.csv").open()))
+    assert [float(row["val_error"]) for row in rows] == [row.error for row in read_history(tmp_path / "run").rows]
+    assert "test_error" not in rows[0]
+    (result,) = pydmobilenet.validate(tmp_path / "run", progress=False)
+    assert (result.verdict, result.error) == ("match", pytest.approx(best["test_error"]))
+    (result,) = pydmobilenet.validate(tmp_path / "run" / "last.params", progress=False)
+    assert (result.verdict, result.error) == ("match", pytest.approx(last["val_error"]))
+
+
+def test_the_test_error_is_that_of_the_best_epoch(photos, train, tmp_path, monkeypatch):
+    errors = iter([30.0, 10.0, 20.0])
+    real = Loop._finish_epoch
+
+    def finish(self):
+        evaluate = self.trainer.evaluate
+        self.trainer.evaluate = lambda dataset: loops.Score(1.0, round(next(errors) * 60), 6000)
+        try:
+            real(self)
+        finally:
+            self.trainer.evaluate = evaluate
+
+    monkeypatch.setattr(Loop, "_finish_epoch", finish)
+    answer = train(photos, "--output", tmp_path / "run", *options(RECIPE))
+    assert "Test error of epoch 2, measured once" in answer.stdout
+    record = runs.of_run(tmp_path / "run")
+    (result,) = pydmobilenet.validate(tmp_path / "run", progress=False)
+    assert result.error == pytest.approx(record.top1_error)
+
+
+def test_patience_ends_a_run_whose_validation_error_does_not_fall(photos, train, tmp_path, monkeypatch):
+    monkeypatch.setattr(Loop, "_add", lambda self, score: self.progress.add(score))
+    values = {**RECIPE, "epochs": 50, "learning_rate": 1e-30, "patience": 2}
+    answer = train(photos, "--output", tmp_path / "run", *options(values))
+    assert answer.returncode == 0, answer.stderr
+    history = read_history(tmp_path / "run")
+    assert history.epochs_since_best == 2
+    assert len(history.rows) < 10
+    assert answer.stdout.count("\n") == len(history.rows) + 3
+    assert "Stopped early: 2 epochs without a lower validation error." in answer.stdout
+    before = (tmp_path / "run" / "last.state").read_bytes()
+    again = helpers.train("--resume", tmp_path / "run")  # this process still has the run
+    assert again.returncode == 0
+    assert "Test error of epoch" in again.stdout
+    assert (tmp_path / "run" / "last.state").read_bytes() == before
+
+
+def test_without_test_images_there_is_no_test_error_which_is_said(train, tmp_path):
+    make_classes(tmp_path / "photos", "ab", {"train": 8, "val": 4})
+    answer = train(tmp_path / "photos", "--output", tmp_path / "run", *options({**RECIPE, "epochs": 2}))
+    assert answer.returncode == 0, answer.stderr
+    assert "There are no test images: the best validation error leans optimistic." in answer.stdout
+    record = runs.of_run(tmp_path / "run")
+    assert record.split == "val"
+    (result,) = pydmobilenet.validate(tmp_path / "run", progress=False)
+    assert result.verdict == "match"
+
+
+def test_the_authors_way_stays_the_default_of_other_data_sets(train, tmp_path):
+    answer = train("digits", "--output", tmp_path / "run", *options({**RECIPE, "epochs": 1, "warmup_epochs": 0}))
+    assert "The best epoch is chosen by the test set" in answer.stdout
+    answer = train(
+        "digits",
+        *("--output", tmp_path / "val"),
+        *options({**RECIPE, "epochs": 1, "warmup_epochs": 0, "val_fraction": 0.1}),
+    )
+    assert "Test error of epoch 1, measured once: " in answer.stdout
+    assert "of 360 images" in answer.stdout
+    assert pydmobilenet.validate(tmp_path / "val", progress=False)[0].verdict == "match"
+
+
+@pytest.mark.parametrize(
+    ("data", "given", "words"),
+    [
+        ("digits", ["--test-fraction", 0.2], "test_fraction 0.2 cannot be used: it is for class folders alone"),
+        ("digits", ["--patience", 3], "patience 3 cannot be used: it waits for the validation error"),
+        ("digits", ["--body-rate", 0.5], "body_rate 0.5 cannot be used: it is for loaded weights"),
+        ("digits", ["--image-size", 64], "image_size is 64 (allowed: 32, which the images of digits have"),
+        ("digits", ["--dataset", "cifar10"], "digits and --dataset cifar10 are two data sets"),
+        ("three", ["--val-fraction", 0.2], "val_fraction 0.2 cannot be used: the data has validation images"),
+        ("photos", ["--val-fraction", 0, "--test-fraction", 0], "leaves no image to choose the best epoch by"),
+        ("photos", ["--val-fraction", 0, "--patience", 3], "patience 3 cannot be used"),
+        ("photos", ["--val-fraction", 0.6], "argument --val-fraction: '0.6' (allowed: a number from 0 to 0.5)"),
+        ("photos", ["--image-size", 30], "argument --image-size: '30' (allowed: a multiple of 4 from 8 to 1024)"),
+    ],
+)
+def test_what_was_given_and_cannot_be_used_is_refused(data, given, words, photos, train, tmp_path):
+    make_classes(tmp_path / "three", "ab", {"train": 4, "val": 2, "test": 2})
+    place = {"photos": photos, "three": tmp_path / "three"}.get(data, data)
+    assert_mistake(train(place, "--model", MODEL, "--output", tmp_path / "run", *given), words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_recipe_has_and_a_run_cannot_use_is_not_recorded(train, tmp_path):
+    make_classes(tmp_path / "three", "ab", {"train": 8, "val": 2, "test": 2})
+    answer = train(
+        tmp_path / "three", "--output", tmp_path / "run", *options({**RECIPE, "epochs": 1, "warmup_epochs": 0})
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "val: 4 images" in answer.stderr
+    metadata = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [metadata["config"][f"{split}_fraction"] for split in ("val", "test")] == [0, 0]
+    assert {split: data["images"] for split, data in metadata["data"].items()} == {"train": 16, "val": 4, "test": 4}
+
+
+def finished(photos, train, directory):
+    answer = train(photos, "--output", directory, *options({**RECIPE, "epochs": 1, "warmup_epochs": 0}))
+    assert answer.returncode == 0, answer.stderr
+    return directory
+
+
+def test_a_run_is_measured_on_its_own_test_images_wherever_they_are_and_on_all_of_other_ones(photos, train, tmp_path):
+    run = finished(photos, train, tmp_path / "run")
+    shutil.copytree(photos, tmp_path / "moved")
+    (result,) = pydmobilenet.validate(run, data_dir=tmp_path / "moved", progress=False)
+    assert (result.verdict, result.counts.images) == ("match", 6)
+    test = pydmobilenet.data.get_splits(str(photos), pydmobilenet.data.Fractions(0.2, 0.2)).test
+    Image.new("RGB", (40, 40)).save(tmp_path / "moved" / test.files[0])
+    (result,) = pydmobilenet.validate(run, data_dir=tmp_path / "moved", progress=False)
+    assert (result.complete, result.counts.images) == (False, 30)
+    make_classes(tmp_path / "other", "abc", {"test": 3})
+    (result,) = pydmobilenet.validate(run, data_dir=tmp_path / "other", progress=False)
+    assert (result.complete, result.counts.images) == (False, 9)
+
+
+def test_a_run_does_not_go_on_where_its_validation_images_have_changed(photos, train, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+    run = finished(tmp_path / "photos", train, tmp_path / "run")
+    val = pydmobilenet.data.get_splits(str(tmp_path / "photos"), pydmobilenet.data.Fractions(0.2, 0.2)).val
+    Image.new("RGB", (32, 32)).save(tmp_path / "photos" / val.files[0])
+    assert_mistake(train("--resume", run, "--quiet"), "has not the val data that the run began with: other pixels")
+
+
+def test_balanced_weights_are_scikit_learns(photos):
+    sklearn = pytest.importorskip("sklearn.utils.class_weight")
+    labels = np.repeat([0, 1, 2], [2, 5, 13])
+    dataset = pydmobilenet.data.Dataset(
+        get_task(str(photos)), "train", np.zeros((20, 3, 32, 32), np.uint8), labels, False, ""
+    )
+    expected = sklearn.compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    np.testing.assert_allclose(class_weights(dataset), expected, rtol=1e-6)
+    assert class_weights(dataset)[labels].mean() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_class_weights_scale_the_losses_of_their_images(engine, tmp_path, train, monkeypatch):
+    make_classes(tmp_path / "photos", "ab", {"train": 8, "test": 2})
+    for path in sorted((tmp_path / "photos" / "train" / "b").iterdir())[2:]:
+        path.unlink()
+    seen = []
+
+    def watch(self, images, targets, rate):
+        seen.append(targets.copy())
+        raise KeyboardInterrupt
+
+    trainer = {
+        "gluon": "pydmobilenet.gluon.trainer.GluonTrainer",
+        "pytorch": "pydmobilenet.pytorch.trainer.PyTorchTrainer",
+    }
+    monkeypatch.setattr(f"{trainer[engine]}.train_step", watch)
+    values = {**RECIPE, "val_fraction": 0, "class_weights": "balanced", "batch_size": 10, "mixup": 0}
+    train(tmp_path / "photos", "--engine", engine, "--output", tmp_path / "run", *options(values))
+    (targets,) = seen
+    assert sorted(targets.max(axis=1).tolist()) == pytest.approx([10 / 16] * 8 + [10 / 4] * 2)
+
+
+def test_a_history_knows_which_images_have_chosen():
+    rows = [
+        Epoch(n, 0.1, 1.0, 50.0, None, None, 100.0, 1.0, 0.5, error) for n, error in ((1, 30.0), (2, 20.0), (3, 25.0))
+    ]
+    history = History(3, rows)
+    assert (history.split, history.best.epoch, history.epochs_since_best) == ("val", 2, 1)
+    assert "val 25.00 %  best 20.00 % (epoch 2)" in history.line(history.last)
+    assert history.summary() == (
+        "Validation error after the last epoch (3): 25.00 %; the best, after epoch 2: 20.00 %."
+    )
+    assert History.from_dicts(json.loads(json.dumps(history.to_dicts())), 3) == history
+    mixed = [*history.to_dicts()[:2], {**history.to_dicts()[2]}]
+    for kind in ("loss", "error"):
+        mixed[2][f"test_{kind}"] = mixed[2].pop(f"val_{kind}")
+    with pytest.raises(ValueError, match="some epochs have a validation error, and others a test error"):
+        History.from_dicts(mixed)
