@@ -121,3 +121,36 @@ def test_all_that_is_measured_of_a_gpu_runs_on_a_cpu(tmp_path):
     found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     assert {row["part"] for row in found} == {"speed", "recipe", "seeds"}
     assert found[-1]["what"] == "mean and spread"
+
+
+@pytest.mark.gluon
+def test_fine_tuning_is_measured_on_images_that_neither_training_nor_the_choice_of_an_epoch_sees(weights_dir, tmp_path):
+    make_folder(tmp_path, ["cat", "dog"], test=30)
+    answer = subprocess.run(
+        [
+            *(
+                sys.executable,
+                "benchmarks/finetune.py",
+                "--data",
+                tmp_path,
+                "--weights-dir",
+                weights_dir,
+                "--seeds",
+                "2",
+            ),
+            *("--classes", "cat", "dog", "--number", "20", "--model", "pyd-add-29-0.25"),
+            *("--ways", "cifar-short, last epoch", "finetune", "--options", "--epochs", "2", "--batch-size", "16"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in answer.stdout.splitlines()[3:]]
+    assert [row[0] for row in rows] == ["cifar-short, last epoch", "finetune"]
+    for _, errors, mean, spread, epochs, _ in rows:
+        first, second = map(float, errors.split(", "))
+        assert first % 5 == second % 5 == 0  # of 20 images
+        assert float(mean) == (first + second) / 2
+        assert float(spread) == abs(first - second)
+        assert epochs == "2"
