@@ -80,9 +80,8 @@ def main() -> None:
     print(
         f"{provenance.environment()['processor']}, one thread; {arguments.model}, {arguments.number} pictures of each"
     )
-    print(
-        "| recipe | test errors, % | mean, % | spread | epochs | seconds, median |\n| --- | --- | --: | --: | --: | --: |"
-    )
+    print("| recipe | test errors, % | mean, % | spread | epochs | seconds, median |")
+    print("| --- | --- | --: | --: | --: | --: |")
     with tempfile.TemporaryDirectory() as folder:
         make_photos(arguments.data, Path(folder), arguments.classes, arguments.number)
         for way in arguments.ways:

@@ -21,7 +21,7 @@ TRAINERS = ("gluon", "pytorch")
 Arrays = Mapping[str, np.ndarray]
 """Parameters by their full names."""
 Predict = Callable[[np.ndarray], np.ndarray]
-"""Normalised images (N, 3, 32, 32) in float32 to logits (N, outputs)."""
+"""Normalised images (N, 3, H, W) in float32 to logits (N, outputs)."""
 
 
 class Engine(Protocol):

@@ -25,11 +25,12 @@ def convert(
     task: Task | None = None,
     uint8_input: bool = False,
     metadata: Mapping[str, str] | None = None,
+    image_size: int = 32,
 ) -> onnx.ModelProto:
     """The graph of a network with its `arrays`, which are constants in it, in float32; the batch size is free.
 
     Its input is ``images``, normalised as `task` says, (N, 3, H, W) in float32, of the task's size or, without one, of
-    any; with `uint8_input` they are the pixels as an image file has them, (N, H, W, 3) in uint8, and the graph
+    `image_size`; with `uint8_input` they are the pixels as an image file has them, (N, H, W, 3) in uint8, and the graph
     normalises them itself. Its output is
     ``logits`` (N, outputs). Raises BadFileError for arrays that are not finite.
     """
@@ -43,8 +44,8 @@ def convert(
         graph.add(layer)
     graph.node("Identity", [network.head.name], LOGITS)
     kind = TensorProto.UINT8 if uint8_input else TensorProto.FLOAT
-    size: list[str | int] = [task.image_size, task.image_size] if task else ["H", "W"]
-    shape: list[str | int | None] = ["N", *size, 3] if uint8_input else ["N", 3, *size]
+    size = task.image_size if task else image_size
+    shape: list[str | int | None] = ["N", size, size, 3] if uint8_input else ["N", 3, size, size]
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
