@@ -8,6 +8,7 @@ import pytest
 from helpers import ROOT
 from mxnet.gluon import nn
 
+from pydmobilenet import zoo
 from pydmobilenet.data import batches, get_dataset
 from pydmobilenet.errors import InvalidValueError
 from pydmobilenet.gluon.network import build_for
@@ -106,7 +107,7 @@ def test_two_devices_reach_the_error_of_one_device(tmp_path):
     # half a batch is as good as another seed.
     wild = {**PLAIN, "epochs": 2, "batch_size": 16, "schedule": "step", "learning_rate": 0.1}
     calm = {**PLAIN, "epochs": 2, "batch_size": 64, "schedule": "cosine", "learning_rate": 0.03}
-    weights = tmp_path / "start" / "last.params"
+    weights = zoo.Initial(tmp_path / "start" / "last.params", None)
 
     def train(name, contexts, recipe, init=None):
         loop = prepare.start(config.make({**DIGITS, **recipe}), tmp_path / name, on(contexts), init)

@@ -24,7 +24,7 @@ from helpers import (
 )
 
 from pydmobilenet.checkpoints import params
-from pydmobilenet.data import Dataset, get_task
+from pydmobilenet.data import Dataset, Splits, get_task
 from pydmobilenet.errors import EngineError
 from pydmobilenet.gluon import trainer
 from pydmobilenet.training import config, loop, prepare
@@ -368,10 +368,10 @@ def test_an_epoch_whose_parameters_are_not_finite_leaves_no_trace(tmp_path, quic
     images = np.zeros((8, 3, 32, 32), np.uint8)
     dataset = Dataset(get_task("digits"), "train", images, np.zeros(8, int), False, "nowhere")
     made = config.make({**config.read(DIGITS), "model": MODEL, "epochs": 5, "batch_size": 4})
-    progress = loop.Progress()
+    splits, progress = Splits(dataset, None, dataset), loop.Progress()
     state = State({"w": np.zeros(1, np.float32)}, {}, progress.to_dict())
     run = Run.create(tmp_path / "run", config.text(made), state, {"model": MODEL, "dataset": "digits"})
-    training = loop.Loop(Stub(made, bad=5), dataset, dataset, lambda update: 0.1, progress, run)
+    training = loop.Loop(Stub(made, bad=5), splits, lambda update: 0.1, progress, run.directory, run)
     with pytest.raises(loop.Diverged, match="a parameter is no longer finite in epoch 3; the last checkpoint is kept"):
         training.run()
     assert run.state().progress["epochs"] == 2

@@ -1,12 +1,13 @@
 """The learning rate of each update, the targets, and which epochs are mixed."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import ROOT
 
-from pydmobilenet.data import Dataset, batches, get_task
+from pydmobilenet.data import Dataset, Splits, batches, get_task
 from pydmobilenet.training import config, mixup, schedule
 from pydmobilenet.training.loop import Loop, Progress, updates_per_epoch
 from pydmobilenet.training.trainer import Score
@@ -201,7 +202,7 @@ def trained(dataset, **values):
     """What a trainer is given by a loop: a list of (images, targets, learning rate), and the loop."""
     trainer = Recorder(recipe(dataset="digits", batch_size=4, **values))
     rates = schedule.make(trainer.config, updates_per_epoch(trainer.config, len(dataset)))
-    loop = Loop(trainer, dataset, dataset, rates, Progress(), None)
+    loop = Loop(trainer, Splits(dataset, None, dataset), rates, Progress(), Path(), None)
     assert loop.run() == 0
     return trainer.seen, loop
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import pydmobilenet
 from pydmobilenet import engine
-from pydmobilenet.data import get_dataset
+from pydmobilenet.data import Splits, get_dataset
 from pydmobilenet.errors import UnusableError
 from pydmobilenet.gluon import runtime
 from pydmobilenet.pytorch import devices
@@ -53,7 +53,7 @@ def updates(model, way):
     if way != "float32":
         trainer._copied = lambda array: torch.tensor(array, dtype=torch.float64)
     rates = schedule.make(recipe, loop.updates_per_epoch(recipe, len(dataset)))
-    run = loop.Loop(trainer, dataset, dataset, rates, loop.Progress(), None)
+    run = loop.Loop(trainer, Splits(dataset, None, dataset), rates, loop.Progress(), Path(), None)
     batches = run._mixed_batches()
     scores = [trainer.train_step(*next(batches), 0.02)() for _ in range(number * passes)]
     parameters, momentum = trainer.state()
@@ -311,7 +311,7 @@ def test_one_that_is_killed_ends_all_within_seconds(victim, folder, tmp_path):
         code, _, err = ended(torchrun)
     assert code != 0
     assert time.monotonic() - begun < 15
-    errors = [line for line in own_part(err) if not line.startswith(("data: ", "device: "))]
+    errors = [line for line in own_part(err) if not line.startswith(("data: ", "device: ", "weights: "))]
     if victim == "torchrun":
         assert errors == []
     else:
@@ -325,7 +325,7 @@ def test_a_batch_that_cannot_be_shared_out_is_one_line(folder, tmp_path):
     with started(2, *command(folder, tmp_path / "run", batch_size=9)) as torchrun:
         code, out, err = ended(torchrun)
     assert (code, out) == (1, "")
-    (error,) = (line for line in own_part(err) if not line.startswith(("data: ", "device: ")))
+    (error,) = (line for line in own_part(err) if not line.startswith(("data: ", "device: ", "weights: ")))
     words = "batch_size is 9 (allowed: a multiple of 2, for 2 worker(s) with 1 device(s) each; nearest: 8)"
     assert error == f"train.py: error: {words}"
     assert not (tmp_path / "run").exists()

@@ -211,7 +211,7 @@ def test_what_is_printed_is_lines_for_people_and_nothing_for_terminals(finished)
         f"Test error after the last epoch (4): {float(rows[3]['test_error']):.2f} %; "
         f"the best, after epoch {best['epoch']}: {float(best['test_error']):.2f} %."
     )
-    assert [line.split(": ")[0] for line in answer.stderr.splitlines()] == ["device", "data", "data"]
+    assert [line.split(": ")[0] for line in answer.stderr.splitlines()] == ["device", "weights", "data", "data"]
 
 
 @pytest.mark.parametrize("rate", ["1e8", "1e38"])
@@ -224,7 +224,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(rate, f
     *_, line = answer.stderr.splitlines()
     assert line.startswith("train.py: error: the loss became ") or "a parameter is no longer finite" in line
     assert "the last checkpoint is kept" in line
-    assert all(line.startswith(("device: ", "data: ", "train.py: ")) for line in answer.stderr.splitlines())
+    assert all(
+        line.startswith(("device: ", "data: ", "weights: ", "train.py: ")) for line in answer.stderr.splitlines()
+    )
     state = State.read(run / "last.state")
     arrays = [*state.parameters.values(), *state.momentum.values()]
     assert all(np.isfinite(array).all() for array in arrays)

@@ -30,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(printable(f"{name} for {task.title}"))
     if found:
         print(printable(f"classes: {', '.join(task.classes)}"))
+        print(f"images: {task.image_size}x{task.image_size} pixels")
         for name_of_row, text in runs.origin(found.record) if found.record else ():
             print(printable(f"{name_of_row}: {text}"))
     print(layer_table(zoo.describe(name, task.name, task.outputs), task.image))

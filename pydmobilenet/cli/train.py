@@ -88,6 +88,8 @@ def run(arguments: Namespace) -> int:
         say(f"resuming {printable(directory)} after {loop.progress.epochs} of {loop.config.epochs} epochs")
     else:
         init = None
+        if not arguments.weights and recipe.dataset.startswith("folder:"):
+            say("weights: random; --pretrained starts from the authors', which take fewer images")
         if arguments.weights:
             init = prepare.initial_weights(recipe, arguments.weights, arguments.weights_dir)
         loop = prepare.start(recipe, directory, on, init)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 import onnx
 
 from .. import fetching, files
-from ..data import Task, dataset_name, get_dataset, normalise
+from ..data import Task, dataset_name, folder, get_dataset, normalise
 from ..data.datasets import located
 from ..data.splits import kinds
 from ..errors import BadFileError
@@ -106,7 +107,8 @@ def comparison_images(task: Task, data_dir: Path | None, dataset: str | None) ->
 
     A `data_dir` or `dataset` that was given has to be there, and to be of the task.
     """
-    if data_dir is not None or task.name == "digits" or (dataset and dataset_name(dataset).startswith("folder:")):
+    own = os.path.isdir(folder.place(task.name)) if task.name.startswith("folder:") else task.name == "digits"
+    if data_dir is not None or own or (dataset and dataset_name(dataset).startswith("folder:")):
         name = located(dataset or task.name, data_dir)
         test = get_dataset(name, kinds(name)[-1], data_dir, skip_bad=True, task=task)  # any of them will do
         return test.images[:IMAGES], "test"
