@@ -34,7 +34,7 @@ runtime.prepare()  # which imports no engine
 from .catalog import list_models  # noqa: E402
 from .errors import nearest  # noqa: E402
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 __all__ = ["export", "get_dataset", "get_model", "list_models", "predict", "train", "validate"]
 
 

@@ -172,7 +172,7 @@ def test_a_name_is_made_the_usual_one():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_is_written_and_read_again(path, written):
     values = {**NEEDED, **config.read(path), "learning_rate": 1e-7, "weight_decay": 1 / 3, "decay": 1}
-    made = config.with_epochs(config.make(values), images=500)
+    made = config.with_epochs(config.make(values), 500, pretrained=True)
     assert config.make(config.read(written(config.text(made)))) == made
 
 
@@ -260,17 +260,20 @@ def test_wrong_types_are_refused_in_python_too(key, bad):
         config.make({**VALUES, key: bad})
 
 
-@pytest.mark.parametrize(("images", "epochs"), [(100, 100), (400, 100), (1000, 40), (4000, 10), (10**6, 10)])
-def test_epochs_auto_is_by_the_number_of_images(images, epochs):
+@pytest.mark.parametrize(
+    ("images", "pretrained", "epochs"),
+    [(100, True, 100), (1000, True, 20), (4000, True, 10), (10**6, True, 10), (1000, False, 100), (4000, False, 25)],
+)
+def test_epochs_auto_is_by_the_number_of_images(images, pretrained, epochs):
     made = config.make({**VALUES, "epochs": "auto"})
-    assert config.with_epochs(made, images).epochs == epochs
-    assert config.with_epochs(config.make(VALUES), images).epochs == 320
+    assert config.with_epochs(made, images, pretrained).epochs == epochs
+    assert config.with_epochs(config.make(VALUES), images, pretrained).epochs == 320
 
 
 def test_a_warm_up_that_auto_epochs_leave_no_room_for_is_named():
     made = config.make({**VALUES, "epochs": "auto", "warmup_epochs": 10})
     with pytest.raises(InvalidValueError, match=r"warmup_epochs: '10' \(allowed: a number below the 10 epochs"):
-        config.with_epochs(made, images=10**6)
+        config.with_epochs(made, 10**6, pretrained=True)
 
 
 def test_images_of_another_size_are_a_folder_s_alone():

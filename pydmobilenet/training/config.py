@@ -24,7 +24,7 @@ from ..errors import BadFileError, InvalidValueError, MissingFileError, nearest,
 LARGEST = 1 << 16  # bytes of a file: the recipes have 1,500
 LONGEST = 4096  # characters of a name, which may be a path
 AUTO: Any = "auto"  # stands for a number of epochs until the images have been counted
-SEEN, FEWEST, MOST = 40_000, 10, 100
+SEEN, FROM_RANDOM, FEWEST, MOST = 20_000, 5, 10, 100  # the images and epochs that it stands for
 DEEPEST = 3  # a list in a mapping, and one more for an error that names its key
 
 
@@ -200,15 +200,15 @@ def make(values: Mapping[str, object]) -> Config:
     return config
 
 
-def with_epochs(config: Config, images: int) -> Config:
+def with_epochs(config: Config, images: int, pretrained: bool) -> Config:
     """The configuration with a number of epochs: for ``auto``, that of so many training images.
 
-    A network sees `SEEN` images in all, within `FEWEST` and `MOST` passes over them. Raises InvalidValueError for a
-    warm-up that leaves no room.
+    A network sees `SEEN` images in all, from random weights `FROM_RANDOM` times as many, within `FEWEST` and `MOST`
+    epochs. Raises InvalidValueError for a warm-up that leaves no room.
     """
     if config.epochs != AUTO:
         return config
-    epochs = min(max(round(SEEN / images), FEWEST), MOST)
+    epochs = min(max(round(SEEN * (1 if pretrained else FROM_RANDOM) / images), FEWEST), MOST)
     return make({**vars(config), "epochs": epochs})
 
 

@@ -118,7 +118,7 @@ def start(config: Config, directory: Path, options: RunOptions, init: zoo.Initia
     """
     splits = _data(config, options, init=init)
     train = splits.train
-    config = configuration.with_epochs(config, len(train))
+    config = configuration.with_epochs(config, len(train), pretrained=init is not None)
     trainer = options.make_trainer(config, train.task)
     if init is not None and trainer.load_weights(init.file, other_head=True):
         _say(f"{init.file} has a head of another size: the dense layer for {train.task.title} starts anew")
