@@ -24,7 +24,7 @@ def official(monkeypatch):
         digests={name: f"sha1:{hashlib.sha1(content).hexdigest()}" for name, content in contents.items()},
         archive_digests=(f"sha1:{hashlib.sha1(archive).hexdigest()}", f"md5:{hashlib.md5(archive).hexdigest()}"),
     )
-    monkeypatch.setattr(data, "CIFAR10", layout)
+    monkeypatch.setattr(data.datasets, "CIFAR10", layout)
     return archive
 
 
@@ -66,7 +66,7 @@ def test_two_processes_at_once_download_once(official, server, tmp_path):
     server.files[MXNET_PATH] = official
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
-    layout = data.CIFAR10
+    layout = data.datasets.CIFAR10
     arguments = (server.url, tmp_path, layout.digests, layout.archive_digests, answers)
     processes = [context.Process(target=_download, args=arguments) for _ in range(2)]
     for process in processes:

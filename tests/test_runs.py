@@ -90,7 +90,7 @@ def test_a_run_is_used_by_its_own_names_without_its_data(original, moved, call, 
     assert json.loads(out)[0]["classes"][0]["class"] == "b"
     code, out, _ = call("info", moved)
     assert code == 0
-    assert out.startswith(f"{MODEL} for {tmp_path / 'gone'}\nclasses: a, b, c\nbegun 20")
+    assert out.startswith(f"{MODEL} for {tmp_path / 'gone'}\nclasses: a, b, c\nimages: 32x32 pixels\nbegun 20")
     code, out, err = call("export", "--weights", moved, "--output", tmp_path / "net.onnx")
     assert (code, err) == (0, "")
     import onnx

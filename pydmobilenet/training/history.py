@@ -145,7 +145,7 @@ class History:
 def _epoch(values: Mapping[str, Any]) -> Epoch:
     others: dict[str, Any] = {"test_loss": None, "test_error": None} if "val_error" in values else {}
     if set(values) != set(columns("val" if others else "test")):
-        raise TypeError(f"an epoch has other fields: {', '.join(map(str, values))}")
+        raise TypeError("an epoch has other fields")
     return Epoch(**others, **values)
 
 
