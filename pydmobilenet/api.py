@@ -108,6 +108,12 @@ class Run:
         """The epochs so far, each with its losses, errors and learning rate: ``run.history.rows``."""
         return read_history(self.directory)
 
+    @property
+    def test_error(self) -> float | None:
+        """The test error in % of the best epoch; None where it is not measured yet, or there are no test images."""
+        best = read_metadata(self.directory)["checkpoints"].get(runs.BEST, {})
+        return best.get("test_error")
+
     def model(self, device: str | None = None, engine: str = "auto") -> HybridBlock | nn.Module:
         """The network with the parameters of the best epoch, as `get_model` gives it. Raises MissingFileError before
         the first one.
@@ -118,7 +124,7 @@ class Run:
 
 def train(
     model: str | None = None,
-    dataset: str | None = None,
+    dataset: PathLike | None = None,
     *,
     output: PathLike | None = None,
     resume: PathLike | Run | None = None,
@@ -169,6 +175,8 @@ def train(
     try:
         if loop.run():
             raise KeyboardInterrupt(f"the run is saved: resume={str(directory)!r} goes on with it")
+        if progress and loop.output:
+            print(loop.summary())
     finally:
         if loop.output:  # of several processes, the first one writes
             loop.output.lock.release()

@@ -19,7 +19,7 @@ def alone(tmp_path):
 
 
 def test_class_folders_alone_are_split_in_the_same_shares_of_each_class(alone):
-    splits = get_splits(str(alone), Fractions(val=0.2, test=0.3))
+    splits = get_splits(alone, Fractions(val=0.2, test=0.3))
     assert [np.bincount(each.labels).tolist() for each in splits] == [[5, 5, 5], [2, 2, 2], [3, 3, 3]]
     assert [each.split for each in splits] == ["train", "val", "test"]
     files = [set(each.files) for each in splits]
@@ -33,8 +33,8 @@ def test_class_folders_alone_are_split_in_the_same_shares_of_each_class(alone):
 
 
 def test_a_split_is_the_same_each_time_and_the_test_images_whatever_is_put_aside_for_validation(alone):
-    first, again = (get_splits(str(alone), Fractions(0.2, 0.2)) for _ in range(2))
-    other = get_splits(str(alone), Fractions(0.4, 0.2))
+    first, again = (get_splits(alone, Fractions(0.2, 0.2)) for _ in range(2))
+    other = get_splits(alone, Fractions(0.4, 0.2))
     assert [each.files for each in first] == [each.files for each in again]
     assert first.test.files == other.test.files
     assert len(other.val) == 12
@@ -42,7 +42,7 @@ def test_a_split_is_the_same_each_time_and_the_test_images_whatever_is_put_aside
 
 def test_what_is_skipped_is_told_with_the_training_images(alone):
     (alone / "a" / "notes.txt").write_text("")
-    splits = get_splits(str(alone), Fractions(0.2, 0.2))
+    splits = get_splits(alone, Fractions(0.2, 0.2))
     assert splits.train.note.endswith("; skipped: 1 .txt")
     assert "; skipped" not in splits.val.note
 
@@ -66,23 +66,23 @@ def test_training_images_of_any_data_set_are_put_aside(name, tmp_path):
 
 def test_a_folder_s_own_validation_images_are_taken(tmp_path):
     make_classes(tmp_path, "ab", {"train": 4, "val": 3, "test": 2})
-    splits = get_splits(str(tmp_path), Fractions(val=0.2, test=0.2))
+    splits = get_splits(tmp_path, Fractions(val=0.2, test=0.2))
     assert list(map(len, splits)) == [8, 6, 4]
     assert splits.val.files[0] == "val/a/00.png"
 
 
 def test_without_test_images_there_are_none(tmp_path):
     make_classes(tmp_path, "ab", {"train": 4, "val": 3})
-    assert get_splits(str(tmp_path)).test is None
+    assert get_splits(tmp_path).test is None
     (tmp_path / "val").rename(tmp_path / "test")
-    assert get_splits(str(tmp_path)).val is None
+    assert get_splits(tmp_path).val is None
 
 
 def test_trains_are_a_class_beside_other_vehicles_and_a_split_where_they_have_classes(tmp_path):
     make_classes(tmp_path, ["car", "train"], {".": 3})
-    assert get_task(str(tmp_path)).classes == ("car", "train")
+    assert get_task(tmp_path).classes == ("car", "train")
     (tmp_path / "train" / "ice").mkdir()
-    assert get_task(str(tmp_path)).classes == ("ice",)
+    assert get_task(tmp_path).classes == ("ice",)
 
 
 def test_splits_without_classes_are_no_classes_themselves(tmp_path):
@@ -90,15 +90,15 @@ def test_splits_without_classes_are_no_classes_themselves(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_bytes(b"")
     with pytest.raises(BadFileError, match="test has no folder of images, one a class"):
-        get_task(str(tmp_path))
+        get_task(tmp_path)
 
 
 def test_a_class_that_is_too_small_is_named(alone):
     for path in sorted((alone / "b").iterdir())[2:]:
         path.unlink()
     with pytest.raises(InvalidValueError, match=r"class 'b' has 2 images, too few .* \(allowed: from 3 images on"):
-        get_splits(str(alone), Fractions(0.2, 0.2))
-    assert len(get_splits(str(alone), Fractions(0.2, 0)).val) == 2 + 1 + 2
+        get_splits(alone, Fractions(0.2, 0.2))
+    assert len(get_splits(alone, Fractions(0.2, 0)).val) == 2 + 1 + 2
 
 
 def test_of_imagenet32_nothing_is_put_aside(monkeypatch):
@@ -110,9 +110,9 @@ def test_of_imagenet32_nothing_is_put_aside(monkeypatch):
 def test_a_folder_without_training_images_is_named(tmp_path):
     make_classes(tmp_path, "ab", {"test": 2})
     with pytest.raises(InvalidValueError, match=r"has no train/ to learn from \(it has: test\)"):
-        get_splits(str(tmp_path))
+        get_splits(tmp_path)
     with pytest.raises(MissingFileError, match=r"has no val/ \(it has: test\)"):
-        pydmobilenet.get_dataset(str(tmp_path), "val")
+        pydmobilenet.get_dataset(tmp_path, "val")
 
 
 def test_a_plain_path_is_a_folder_unless_it_is_a_data_set_s_name(alone, monkeypatch):
@@ -130,7 +130,7 @@ def test_a_plain_path_is_a_folder_unless_it_is_a_data_set_s_name(alone, monkeypa
 def test_images_of_another_size_are_resized_to_it(alone):
     task = get_task(str(alone), 64)
     assert task.image == (3, 64, 64)
-    assert pydmobilenet.get_dataset(str(alone), "all", task=task).images.shape == (30, 3, 64, 64)
+    assert pydmobilenet.get_dataset(alone, "all", task=task).images.shape == (30, 3, 64, 64)
     with pytest.raises(InvalidValueError, match=r"image_size is 64 \(allowed: 32, which the images of digits have"):
         get_task("digits", 64)
 
@@ -138,17 +138,17 @@ def test_images_of_another_size_are_resized_to_it(alone):
 def test_images_that_do_not_fit_into_the_memory_are_refused_at_once(alone, monkeypatch):
     monkeypatch.setattr(folder, "available_memory", lambda: 100_000)
     with pytest.raises(UnusableError, match=r"30 images of 32x32 pixels take 0\.0 GB of memory"):
-        pydmobilenet.get_dataset(str(alone), "all")
+        pydmobilenet.get_dataset(alone, "all")
 
 
 def test_more_images_change_no_more_than_their_own_class(alone):
-    before = get_splits(str(alone), Fractions(0.2, 0.2))
+    before = get_splits(alone, Fractions(0.2, 0.2))
     shutil.copy(alone / "a" / "00.png", alone / "a" / "99.png")
-    after = get_splits(str(alone), Fractions(0.2, 0.2))
+    after = get_splits(alone, Fractions(0.2, 0.2))
     assert [f for f in before.test.files if f[0] != "a"] == [f for f in after.test.files if f[0] != "a"]
 
 
 def test_the_parts_are_in_the_order_of_the_images(alone):
-    dataset = pydmobilenet.get_dataset(str(alone), "all")
+    dataset = pydmobilenet.get_dataset(alone, "all")
     for part in stratified(dataset, Fractions(0.3, 0.3)):
         assert (np.diff(part) > 0).all()

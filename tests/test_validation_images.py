@@ -104,6 +104,19 @@ def test_patience_ends_a_run_whose_validation_error_does_not_fall(photos, train,
     assert (tmp_path / "run" / "last.state").read_bytes() == before
 
 
+def test_python_is_told_the_test_error_of_the_best_epoch(photos, tmp_path, capsys):
+    values = {**RECIPE, "epochs": 1, "warmup_epochs": 0}
+    run = pydmobilenet.train(dataset=photos, output=tmp_path / "run", **values)
+    out = capsys.readouterr().out
+    assert f"Test error of epoch 1, measured once: {run.test_error:.2f} %" in out
+    assert run.history.split == "val"
+    run = pydmobilenet.train(
+        dataset=photos, output=tmp_path / "other", test_fraction=0, progress=False, **{**values, "seed": 1}
+    )
+    assert run.test_error is None
+    assert capsys.readouterr().out == ""
+
+
 def test_without_test_images_there_is_no_test_error_which_is_said(train, tmp_path):
     make_classes(tmp_path / "photos", "ab", {"train": 8, "val": 4})
     answer = train(tmp_path / "photos", "--output", tmp_path / "run", *options({**RECIPE, "epochs": 2}))
@@ -173,7 +186,7 @@ def test_a_run_is_measured_on_its_own_test_images_wherever_they_are_and_on_all_o
     shutil.copytree(photos, tmp_path / "moved")
     (result,) = pydmobilenet.validate(run, data_dir=tmp_path / "moved", progress=False)
     assert (result.verdict, result.counts.images) == ("match", 6)
-    test = pydmobilenet.data.get_splits(str(photos), pydmobilenet.data.Fractions(0.2, 0.2)).test
+    test = pydmobilenet.data.get_splits(photos, pydmobilenet.data.Fractions(0.2, 0.2)).test
     Image.new("RGB", (40, 40)).save(tmp_path / "moved" / test.files[0])
     (result,) = pydmobilenet.validate(run, data_dir=tmp_path / "moved", progress=False)
     assert (result.complete, result.counts.images) == (False, 30)
@@ -185,7 +198,7 @@ def test_a_run_is_measured_on_its_own_test_images_wherever_they_are_and_on_all_o
 def test_a_run_does_not_go_on_where_its_validation_images_have_changed(photos, train, tmp_path):
     shutil.copytree(photos, tmp_path / "photos")
     run = finished(tmp_path / "photos", train, tmp_path / "run")
-    val = pydmobilenet.data.get_splits(str(tmp_path / "photos"), pydmobilenet.data.Fractions(0.2, 0.2)).val
+    val = pydmobilenet.data.get_splits(tmp_path / "photos", pydmobilenet.data.Fractions(0.2, 0.2)).val
     Image.new("RGB", (32, 32)).save(tmp_path / "photos" / val.files[0])
     assert_mistake(train("--resume", run, "--quiet"), "has not the val data that the run began with: other pixels")
 
@@ -194,7 +207,7 @@ def test_balanced_weights_are_scikit_learns(photos):
     sklearn = pytest.importorskip("sklearn.utils.class_weight")
     labels = np.repeat([0, 1, 2], [2, 5, 13])
     dataset = pydmobilenet.data.Dataset(
-        get_task(str(photos)), "train", np.zeros((20, 3, 32, 32), np.uint8), labels, False, ""
+        get_task(photos), "train", np.zeros((20, 3, 32, 32), np.uint8), labels, False, ""
     )
     expected = sklearn.compute_class_weight("balanced", classes=np.arange(3), y=labels)
     np.testing.assert_allclose(class_weights(dataset), expected, rtol=1e-6)

@@ -35,19 +35,20 @@ DATASETS = {
 }
 
 
-def dataset_name(name: str) -> str:
+def dataset_name(name: str | os.PathLike[str]) -> str:
     """A data set's name as it is recorded: a plain path of a folder is ``folder:PATH``."""
+    name = os.fspath(name)
     known = name in DATASETS or name.startswith("folder:")
     return f"folder:{name}" if not known and (os.path.isdir(fetching.expanded(name)) or os.sep in name) else name
 
 
-def located(name: str, root: str | Path | None) -> str:
+def located(name: str | os.PathLike[str], root: str | Path | None) -> str:
     """The name of a data set that is looked for in `root`, which replaces the path of a folder."""
     name = dataset_name(name)
     return f"folder:{fetching.expanded(root)}" if name.startswith("folder:") and root is not None else name
 
 
-def get_task(name: str, image_size: int | None = None) -> Task:
+def get_task(name: str | os.PathLike[str], image_size: int | None = None) -> Task:
     """The task of a data set's name, for images of a size that a folder's are resized to, 32 by default.
 
     Raises InvalidValueError, which names the nearest ones, also for another size of images that have one.
@@ -125,7 +126,11 @@ def _channels(values: object) -> tuple[float, float, float]:
 
 
 def get_dataset(
-    name: str, split: str = "train", root: str | Path | None = None, skip_bad: bool = False, task: Task | None = None
+    name: str | os.PathLike[str],
+    split: str = "train",
+    root: str | Path | None = None,
+    skip_bad: bool = False,
+    task: Task | None = None,
 ) -> Dataset:
     """A split of a data set: ``train``, ``test``, of a folder ``val`` too, or ``all`` of class folders alone.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ def kinds(name: str) -> tuple[str, ...]:
 
 
 def get_splits(
-    name: str,
+    name: str | PathLike[str],
     fractions: Fractions = NOTHING,
     root: str | Path | None = None,
     skip_bad: bool = False,

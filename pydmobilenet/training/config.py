@@ -48,6 +48,8 @@ def _number(kind: Callable[[str], Any], holds: Callable[[Any], bool]) -> Callabl
 
 
 def _text(value: object) -> str:
+    if isinstance(value, os.PathLike):  # of a folder of images, in Python
+        value = os.fspath(value)
     if not isinstance(value, str) or len(value) > LONGEST:
         raise ValueError
     return value

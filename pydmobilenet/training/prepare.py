@@ -49,7 +49,7 @@ class RunOptions:
     progress: bool | None = None
 
 
-def check_places(dataset: str | None, data_dir: Path | None) -> None:
+def check_places(dataset: str | Path | None, data_dir: Path | None) -> None:
     """Raises UserError where a new run's data set and its directory are two places."""
     if dataset and dataset_name(dataset).startswith("folder:") and data_dir:
         raise UserError("a folder and --data-dir name two places of the data: give one of them")
