@@ -23,10 +23,10 @@ from pydmobilenet.training.checkpoint import read_history
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 WAYS = {
-    "cifar-short, last epoch": ["--config", "cifar-short"],  # what version 0.3 advised
+    "cifar-short": ["--config", "cifar-short"],  # what version 0.3 advised
     "finetune": ["--config", "finetune"],
-    "finetune, 64x64": ["--config", "finetune", "--image-size", "64"],
-    "folder, random weights": ["--config", "folder"],
+    "finetune-64": ["--config", "finetune", "--image-size", "64"],
+    "folder": ["--config", "folder"],
 }
 
 
@@ -72,7 +72,8 @@ def main() -> None:
     parser.add_argument("--model", default="pyd-add-29-0.5", help="default: pyd-add-29-0.5")
     parser.add_argument("--classes", nargs="+", default=["cat", "deer", "dog"], help="default: cat deer dog")
     parser.add_argument("--number", type=int, default=280, help="pictures a class to train on (default: 280)")
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="default: all")
+    text = f"{', '.join(WAYS)} (default: all)"
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, metavar="WAY", help=text)
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default: 3)")
     text = "for every run, as --epochs 4; stands last"
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help=text)
@@ -86,7 +87,7 @@ def main() -> None:
         make_photos(arguments.data, Path(folder), arguments.classes, arguments.number)
         for way in arguments.ways:
             options = [*WAYS[way], "--model", arguments.model, *arguments.options]
-            pretrained = [] if "random" in way else ["--pretrained", "--weights-dir", arguments.weights_dir]
+            pretrained = [] if way == "folder" else ["--pretrained", "--weights-dir", arguments.weights_dir]
             found = [train(Path(folder), options, seed, pretrained) for seed in range(arguments.seeds)]
             errors, seconds, epochs = zip(*found)
             listed = ", ".join(f"{error:.2f}" for error in errors)

@@ -228,6 +228,7 @@ def predict(
     weights: PathLike | Run = zoo.PUBLISHED,
     weights_dir: PathLike | None = None,
     top: int = 3,
+    image_size: int | None = None,
     skip_bad: bool = False,
     engine: str = "auto",
     device: str = "auto",
@@ -235,10 +236,10 @@ def predict(
     """The likeliest classes of images, as ``pydmobilenet predict`` gives them.
 
     `images` are files or folders, or pixels as an image file has them, (N, H, W, 3) in uint8; of any size. The network
-    is a `model` with its `weights`: a run (which tells the model itself), a file, or the published ones. Raises as
-    `train` does.
+    is a `model` with its `weights`: a run (which tells the model itself), a file, or the published ones. It sees the
+    images in `image_size`, by default that which it was trained with. Raises as `train` does.
     """
-    source = zoo.source(model, dataset, _path(weights), weights_dir)
+    source = zoo.source(model, dataset, _path(weights), weights_dir).resized(image_size)
     network = _engine(engine, device).load(source.network, source.arrays())
     if isinstance(images, np.ndarray):
         return list(prediction.predict(network, source.task, images, top, skip_bad))
@@ -259,6 +260,7 @@ def export(
     format: str = "onnx",
     weights: PathLike | Run = zoo.PUBLISHED,
     weights_dir: PathLike | None = None,
+    image_size: int | None = None,
     fused: bool = True,
     uint8_input: bool = False,
     data_dir: PathLike | None = None,
@@ -269,7 +271,7 @@ def export(
     which needs none of the options after `weights_dir`. Raises as `train` does.
     """
     huggingface.check_format(format, fused=fused, uint8_input=uint8_input, data_dir=data_dir, engine=engine)
-    source = zoo.source(model, dataset, _path(weights), weights_dir)
+    source = zoo.source(model, dataset, _path(weights), weights_dir).resized(image_size)
     if format == huggingface.FORMAT:
         huggingface.write(source, fetching.expanded(output))
         return None

@@ -17,6 +17,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import UnusableError
 
@@ -56,6 +57,25 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
         for path, part, target in parts:
             with _naming(path):
                 place(part, target)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write to, which is put in place once the block has ended, as `write_together` does.
+
+    Whatever is raised in the block, nothing is written. Raises UnusableError where the file cannot be.
+    """
+    check(path)
+    with ExitStack() as stack:
+        with _naming(path):
+            target = Path(os.path.realpath(path))
+            part, descriptor = stack.enter_context(_part(target))
+            file = stack.enter_context(open(descriptor, "wb", closefd=False))
+        yield file
+        with _naming(path):
+            file.flush()
+            os.fsync(descriptor)
+            place(part, target)
 
 
 def check(path: Path) -> None:

@@ -23,18 +23,15 @@ BATCH = 50  # images answered at once
 class Prediction(NamedTuple):
     """The likeliest classes of an image, each its number, its name and its probability, from the likeliest on.
 
-    `size` is its own width and height, `transparent` whether one could see through it.
+    `size` is its own width and height, `transparent` whether one could see through it, `resized` whether the network
+    sees another size.
     """
 
     image: str
     size: tuple[int, int]
     classes: list[tuple[int, str, float]]
     transparent: bool = False
-
-    @property
-    def resized(self) -> bool:
-        """Whether the image had another size than networks see."""
-        return self.size != (images.SIDE, images.SIDE)
+    resized: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """As JSON can hold it."""
@@ -69,7 +66,8 @@ def predict(
 ) -> Iterator[Prediction]:
     """The `top` likeliest classes of each image, in the order of the files, or of pixels (N, H, W, 3) in uint8.
 
-    `network` takes normalised images (N, 3, 32, 32) to logits (N, outputs); images of other sizes are resized. Raises
+    `network` takes normalised images (N, 3, H, W), of the task's size, to logits (N, outputs); others are resized.
+    Raises
     BadFileError for a file that cannot be read as an image, unless `skip_bad`, which warns.
     """
     for start in range(0, len(files), BATCH):
@@ -77,7 +75,7 @@ def predict(
         for number, file in enumerate(files[start : start + BATCH], start):
             name = {STDIN: "standard input"}.get(file, file) if isinstance(file, str) else f"image {number}"
             try:
-                pictures.append(_read(file, name))
+                pictures.append(_read(file, name, task.image_size))
             except BadFileError as error:
                 if not skip_bad:
                     raise BadFileError(
@@ -92,12 +90,13 @@ def predict(
         for name, picture, row in zip(names, pictures, softmax(logits)):
             best = np.argsort(-row, kind="stable")[:top]
             classes = [(int(label), task.class_name(int(label)), float(row[label])) for label in best]
-            yield Prediction(name, picture.size, classes, picture.transparent)
+            resized = picture.size != (task.image_size, task.image_size)
+            yield Prediction(name, picture.size, classes, picture.transparent, resized)
 
 
-def _read(file: str | np.ndarray, name: str) -> images.Picture:
+def _read(file: str | np.ndarray, name: str, side: int) -> images.Picture:
     if isinstance(file, np.ndarray):
-        return images.decode(images.png(file), name)
+        return images.decode(images.png(file), name, side=side)
     if file == STDIN:
-        return images.decode(sys.stdin.buffer.read(images.MAX_BYTES + 1), name)
-    return images.read(Path(file))
+        return images.decode(sys.stdin.buffer.read(images.MAX_BYTES + 1), name, side=side)
+    return images.read(Path(file), side=side)

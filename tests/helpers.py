@@ -105,6 +105,20 @@ def runner(monkeypatch, capsys):
     return run
 
 
+def commander(monkeypatch, capsys):
+    """pydmobilenet, run inside this process: a function that gives exit code, standard output and standard error."""
+
+    def call(*arguments, stdin=b""):
+        monkeypatch.setattr(sys, "argv", ["pydmobilenet", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
 def assert_mistake(answer, words):
     """One clear line and exit code 2. Which device was chosen may stand above it."""
     assert answer.returncode == 2, answer

@@ -139,7 +139,7 @@ def test_fine_tuning_is_measured_on_images_that_neither_training_nor_the_choice_
                 "2",
             ),
             *("--classes", "cat", "dog", "--number", "20", "--model", "pyd-add-29-0.25"),
-            *("--ways", "cifar-short, last epoch", "finetune", "--options", "--epochs", "2", "--batch-size", "16"),
+            *("--ways", "cifar-short", "finetune", "--options", "--epochs", "2", "--batch-size", "16"),
         ],
         cwd=ROOT,
         capture_output=True,
@@ -147,7 +147,7 @@ def test_fine_tuning_is_measured_on_images_that_neither_training_nor_the_choice_
     )
     assert answer.returncode == 0, answer.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in answer.stdout.splitlines()[3:]]
-    assert [row[0] for row in rows] == ["cifar-short, last epoch", "finetune"]
+    assert [row[0] for row in rows] == ["cifar-short", "finetune"]
     for _, errors, mean, spread, epochs, _ in rows:
         first, second = map(float, errors.split(", "))
         assert first % 5 == second % 5 == 0  # of 20 images

@@ -1,20 +1,12 @@
-"""python -m pydmobilenet: predict, list, info, fetch, run as a user runs them."""
+"""python -m pydmobilenet: list, info, fetch, and mistakes, run as a user runs them."""
 
-import io
-import json
-import re
-import sys
-
-import numpy as np
-import oracle
 import pytest
-from helpers import CIFAR_MODELS, ROOT
-from PIL import Image
+from helpers import CIFAR_MODELS, ROOT, commander
 
 import pydmobilenet
-from pydmobilenet import catalog, cli, engine, zoo
-from pydmobilenet.checkpoints import params, runs
-from pydmobilenet.data import DATASETS, get_dataset, get_task
+from pydmobilenet import catalog
+from pydmobilenet.checkpoints import runs
+from pydmobilenet.data import DATASETS, get_task
 from pydmobilenet.reporting import listing
 
 MODEL = ["-m", "pyd-add-29-0.25", "-d", "digits"]
@@ -22,154 +14,7 @@ MODEL = ["-m", "pyd-add-29-0.25", "-d", "digits"]
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Exit code, standard output and standard error of a command, run inside this process."""
-
-    def call(*arguments, stdin=b""):
-        monkeypatch.setattr(sys, "argv", ["pydmobilenet", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return get_dataset("digits", "test").head(60)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory, digits):
-    """A folder of digits, every other one larger than networks see, one of them in a folder below."""
-    folder = tmp_path_factory.mktemp("pictures")
-    (folder / "below").mkdir()
-    for number, pixels in enumerate(digits.images):
-        image = Image.fromarray(pixels.transpose(1, 2, 0))
-        image = image.resize((96, 96)) if number % 2 else image
-        image.save(folder / ("below/59.png" if number == 59 else f"{number:02}.png"))
-    (folder / "notes.txt").write_text("no image")
-    return folder
-
-
-def test_a_folder_of_images_is_classified(run, pictures, digits):
-    code, out, err = run("predict", pictures, *MODEL)
-    assert code == 0, err
-    assert err == "skipped: 1 .txt\n30 of 60 images resized to 32x32, which networks see\n"
-    lines = dict(line.split(": ", 1) for line in out.splitlines())
-    assert len(lines) == 60
-    right = 0
-    for number, label in enumerate(digits.labels):
-        name = "below/59.png" if number == 59 else f"{number:02}.png"
-        classes = re.fullmatch(r"(\d) ([\d.]+) %, (\d) ([\d.]+) %, (\d) ([\d.]+) %", lines[str(pictures / name)])
-        assert float(classes[2]) >= float(classes[4]) >= float(classes[6])
-        right += classes[1] == str(label)
-    assert right >= 57
-
-
-@pytest.mark.parametrize(
-    ("installed", "words"),
-    [
-        (False, r"PyTorch is not installed: pip install 'pydmobilenet\[torch\]'"),
-        (True, r"PyTorch cannot be imported \(.*\)"),
-    ],
-)
-def test_without_pytorch_its_name_is_refused_in_one_line(installed, words, run, pictures, monkeypatch):
-    find_spec = engine.importlib.util.find_spec
-    monkeypatch.setattr(
-        engine.importlib.util, "find_spec", lambda name: installed or None if name == "torch" else find_spec(name)
-    )
-    monkeypatch.setitem(sys.modules, "pydmobilenet.pytorch", None)
-    code, out, err = run("predict", pictures / "00.png", *MODEL, "--engine", "pytorch")
-    assert (code, out) == (2, "")
-    assert re.fullmatch(f"pydmobilenet: error: engine 'pytorch': {words}; nearest: onnxruntime\n", err)
-
-
-def test_json_has_the_probabilities_of_the_literal_network(run, pictures, digits):
-    code, out, err = run("predict", pictures / "00.png", *MODEL, "--json", "--top", 10)
-    assert (code, err) == (0, "")
-    ((image),) = json.loads(out)
-    assert (image["image"], image["size"], image["resized"]) == (str(pictures / "00.png"), [32, 32], False)
-    source = zoo.source("pyd-add-29-0.25", "digits")
-    logits = oracle.logits(source.network, source.arrays(), digits.normalised(0, 1))[0]
-    expected = np.exp(logits) / np.exp(logits).sum()
-    assert [each["label"] for each in image["classes"]] == np.argsort(-expected).tolist()
-    for each in image["classes"]:
-        assert each["probability"] == pytest.approx(expected[each["label"]], abs=1e-5)
-        assert each["class"] == str(each["label"])
-
-
-def test_an_image_may_come_from_standard_input(run, pictures, digits):
-    code, out, _ = run("predict", "-", *MODEL, stdin=(pictures / "03.png").read_bytes())
-    assert code == 0
-    assert out.startswith(f"standard input: {digits.labels[3]} ")
-
-
-@pytest.fixture
-def mixed(tmp_path, digits):
-    """A folder of three good pictures, one of them transparent, two bad ones, and what is no picture."""
-    for number, pixels in enumerate(digits.images[:3]):
-        image = Image.fromarray(pixels.transpose(1, 2, 0))
-        if number == 2:
-            image.putalpha(200)
-        image.save(tmp_path / f"{number}.png")
-    (tmp_path / "1a.jpg").write_bytes(b"no image")
-    (tmp_path / "9.gif").write_bytes((tmp_path / "0.png").read_bytes()[:60])
-    (tmp_path / "._0.png").write_bytes(b"no image")
-    (tmp_path / ".ipynb_checkpoints").mkdir()
-    (tmp_path / ".ipynb_checkpoints" / "0-checkpoint.png").write_bytes(b"no image")
-    (tmp_path / "x.png").mkdir()
-    (tmp_path / "broken.png").symlink_to(tmp_path / "nowhere.png")
-    return tmp_path
-
-
-def test_a_bad_image_is_named_and_how_to_go_on_without_it(run, mixed):
-    code, out, err = run("predict", mixed, *MODEL)
-    assert (code, out) == (2, "")
-    skipped, error = err.splitlines()
-    assert skipped == "skipped: 2 hidden, 1 broken link"
-    assert f"error: {mixed / '1a.jpg'} cannot be read as an image" in error
-    assert error.endswith("; --skip-bad goes on without it")
-
-
-@pytest.mark.parametrize("format", [[], ["--json"]])
-def test_bad_images_are_passed_over_on_request_and_the_others_answered(format, run, mixed, digits):
-    with pytest.warns(UserWarning, match="passed over") as warned:
-        code, out, err = run("predict", mixed, "--skip-bad", *MODEL, *format)
-    assert [str(each.message) for each in warned if each.category is UserWarning] == [
-        f"{mixed}/1a.jpg cannot be read as an image (allowed: PNG, JPEG, WebP, BMP, TIFF, GIF): passed over",
-        f"{mixed}/9.gif cannot be read as an image: image file is truncated: passed over",
-    ]
-    assert err == "skipped: 2 hidden, 1 broken link\n1 of 3 images had transparency: composited on white\n"
-    assert code == 1  # some were not answered
-    names = [str(mixed / f"{number}.png") for number in range(3)]
-    if format:
-        assert [each["image"] for each in json.loads(out)] == names
-    else:
-        assert [line.split(": ")[0] for line in out.splitlines()] == names
-        assert out.startswith(f"{names[0]}: {digits.labels[0]} ")
-
-
-def test_where_all_images_are_bad_there_is_no_answer_to_give(run, mixed):
-    with pytest.warns(UserWarning, match="passed over"):
-        code, out, err = run("predict", mixed / "1a.jpg", mixed / "9.gif", "--skip-bad", *MODEL)
-    assert (code, out) == (2, "")
-    assert err.splitlines()[-1].endswith("error: none of the 2 images can be read")
-
-
-def test_a_file_of_weights_or_a_run_may_be_named(run, pictures):
-    file = ROOT / "pretrained" / "digits-pyd-add-29-0.25.params"
-    assert run("predict", pictures / "00.png", *MODEL, "--weights", file) == run("predict", pictures / "00.png", *MODEL)
-
-
-def test_nothing_is_predicted_with_parameters_that_are_not_finite(run, pictures, tmp_path):
-    arrays = {**params.read(ROOT / "pretrained" / "digits-pyd-add-29-0.25.params")}
-    arrays["head.dense.bias"] = np.full(10, np.nan, np.float32)
-    params.write(tmp_path / "bad.params", arrays)
-    code, out, err = run("predict", pictures / "00.png", *MODEL, "--weights", tmp_path / "bad.params")
-    assert (code, out) == (2, "")
-    assert "bad.params holds numbers that are not finite: in 'head.dense.bias'" in err
+    return commander(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ ELSEWHERE = {
     "pip install .": "test_wheel.py::test_from_a_wheel_everything_works_in_an_empty_directory",
     "pydmobilenet validate": "test_wheel.py::test_from_a_wheel_everything_works_in_an_empty_directory",
     "pydmobilenet train": "test_train_command.py::test_last_and_best_and_every_second_epoch_are_kept",
-    "pydmobilenet predict PHOTOS": "test_front_door.py::test_a_folder_of_images_is_classified",
+    "pydmobilenet predict PHOTOS": "test_predict.py::test_a_folder_of_images_is_classified",
     "pydmobilenet fetch": ("test_front_door.py::test_files_are_fetched_from_a_server_and_what_is_missing_is_said"),
     "pydmobilenet info": "test_front_door.py::test_a_network_s_layers_add_up",
     "pydmobilenet convert": "test_commands.py::test_a_checkpoint_is_converted",
