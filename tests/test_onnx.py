@@ -19,7 +19,7 @@ from pydmobilenet.checkpoints import params
 from pydmobilenet.data import get_dataset, get_task, images, normalise
 from pydmobilenet.errors import BadFileError, InvalidValueError, UnusableError
 from pydmobilenet.folding import fold
-from pydmobilenet.onnx import export, graph, session
+from pydmobilenet.onnx import cost, export, graph, session
 
 SMALL = ["resnet-11-0.25", "mobilenet-11-0.25", "pyd-add-11-0.25", "pyd-concat-11-0.25"]
 CIFAR10 = get_task("cifar10")
@@ -135,6 +135,28 @@ def test_the_bundled_network_is_exported_compared_on_real_digits(run, tmp_path):
     test = get_dataset("digits", "test")
     wrong = session.predictor(path.read_bytes())(test.normalised()).argmax(axis=1) != test.labels
     assert wrong.mean() < 0.02
+
+
+@pytest.mark.parametrize("form", [[], ["--uint8-input"]])
+def test_latency_and_memory_are_told_unless_they_are_not_wanted(form, run, tmp_path):
+    command = ["-m", "pyd-add-29-0.25", "-d", "digits", *form, "--output", tmp_path / "net.onnx"]
+    _, out, _ = run(*command)
+    found = re.search(
+        r"^one image on one thread takes (\S+) ms \(p50\), (\S+) ms \(p99\), on .+; a process .* takes (\d+) MB$",
+        out,
+        re.MULTILINE,
+    )
+    p50, p99, memory = map(float, found.groups())
+    assert 0 < p50 <= p99
+    assert 20 < memory < 400
+    _, out, _ = run(*command, "--no-measure")
+    assert len(out.splitlines()) == 1
+
+
+def test_a_file_that_cannot_be_run_is_not_measured(tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"no network")
+    with pytest.raises(UnusableError, match=r"net\.onnx could not be run to measure it: .*"):
+        cost.measure(tmp_path / "net.onnx")
 
 
 def readme_lines():
