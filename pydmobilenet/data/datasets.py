@@ -74,7 +74,7 @@ def recorded_task(name: str, record: Mapping[str, object]) -> Task:
     InvalidValueError for an unknown name.
     """
     if name.startswith("folder:"):
-        known = Task(name, name.partition(":")[2], (), 0, IMAGENET_MEAN, IMAGENET_STD, image_size=_size(record))
+        known = Task(name, folder.title(name), (), 0, IMAGENET_MEAN, IMAGENET_STD, image_size=_size(record))
     else:
         known = get_task(name)
     classes, outputs = record.get("classes", known.classes), record.get("outputs", known.outputs)
@@ -171,4 +171,5 @@ def _other_classes(own: Task, recorded: Task) -> str:
     differences = [
         f"it {verb} {', '.join(map(repr, names[:5]))}" for verb, names in (("lacks", lacks), ("has", has)) if names
     ]
-    return f"{own.title} has other classes than those learned: {' and '.join(differences)}"
+    where = folder.place(own.name) if own.name.startswith("folder:") else own.title
+    return f"{where} has other classes than those learned: {' and '.join(differences)}"
