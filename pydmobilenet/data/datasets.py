@@ -13,7 +13,7 @@ from .. import fetching
 from ..errors import BadFileError, InvalidValueError, unknown
 from . import cifar, digits, folder, imagenet32, images
 from .cifar import CIFAR10, CIFAR100
-from .dataset import CIFAR_MEAN, CIFAR_STD, IMAGE_SIZES, IMAGENET_MEAN, IMAGENET_STD, Dataset, Task
+from .dataset import CIFAR_MEAN, CIFAR_STD, IMAGE_SIZES, IMAGENET_MEAN, IMAGENET_STD, Dataset, Task, check_image_size
 
 DATASETS = {
     task.name: task
@@ -55,7 +55,7 @@ def get_task(name: str | os.PathLike[str], image_size: int | None = None) -> Tas
     """
     name = dataset_name(name)
     if name.startswith("folder:"):
-        return folder.task(name, image_size or images.SIDE)
+        return folder.task(name, images.SIDE if image_size is None else check_image_size(image_size))
     if name not in DATASETS:
         raise unknown("data set", name, [*DATASETS, "the path of a folder"])
     task = DATASETS[name]
