@@ -122,6 +122,11 @@ def start(config: Config, directory: Path, options: RunOptions, init: zoo.Initia
     trainer = options.make_trainer(config, train.task)
     if init is not None and trainer.load_weights(init.file, other_head=True):
         _say(f"{init.file} has a head of another size: the dense layer for {train.task.title} starts anew")
+    if init and init.task and init.task.image_size != config.image_size and config.body_rate < 1:
+        size, body_rate = init.task.image_size, config.body_rate
+        _say(
+            f"the weights are of {size}x{size} images; body_rate {body_rate:g} leaves them little room: 1 may be better"
+        )
     progress = Progress(history=History(config.epochs))
     # Before the directory is made: what goes wrong here leaves nothing behind.
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
