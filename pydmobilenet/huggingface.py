@@ -95,7 +95,7 @@ def pretrained_cfg(network: Network, task: Task) -> dict[str, Any]:
 def card(source: Source) -> str:
     """The model card, in Markdown: what the network is, how well it does, whose its weights are, how it is loaded."""
     record, task = source.record, source.task
-    title = Path(task.title).name if task.name.startswith("folder:") else task.title
+    title = task.title
     counts = source.network.complexity(task.image)
     millions = counts.multiply_adds / 1e6
     license = "license: apache-2.0\n" if _is_bundled(record) else ""

@@ -28,6 +28,26 @@ def count_wrong(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
     return int((rank > 0).sum()), int((rank > 4).sum())
 
 
+def confusion(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
+    """How many images of each class (row) were taken for each class (column): (classes, classes + 1), of `labels` (N,)
+    and `answers` (N,). The last column holds the answers that are none of the classes.
+    """
+    answers = np.minimum(answers.astype(np.int64), classes)
+    counts = np.bincount(labels * (classes + 1) + answers, minlength=classes * (classes + 1))
+    return counts.reshape(classes, classes + 1)
+
+
+def recall_precision(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision of each class (n,) in %, of a confusion matrix (n, n + 1); nan where they are of no image.
+
+    Recall is the share of a class's images that were taken for it, precision that of the images taken for it that are
+    of it.
+    """
+    right = np.diagonal(counts).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return 100 * right / counts.sum(axis=1), 100 * right / counts.sum(axis=0)[: len(counts)]
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities (N, outputs) of logits (N, outputs), in float64."""
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))

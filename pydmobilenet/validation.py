@@ -138,7 +138,7 @@ class Result:
         if self.complete:
             return "differs" if self.differs else "match"
         low, high = self.interval
-        return "in interval" if low <= self.record.top1_error <= high else "off interval"
+        return f"not judged, {'in' if low <= self.record.top1_error <= high else 'off'} interval"
 
 
 Found = Iterator[tuple[Union[Dataset, None], list[Result]]]

@@ -13,7 +13,8 @@ from . import catalog, fetching
 from .catalog import Architecture, Record, TrainedRecord
 from .checkpoints import described, runs
 from .checkpoints import weights as checkpoints
-from .data import IMAGE_SIZES, Task, about, get_task
+from .data import Task, about, get_task
+from .data.dataset import check_image_size
 from .errors import InvalidValueError, MissingFileError, UserError
 from .network import CIFAR, IMAGENET32, Network, Widths
 from .network import describe as describe_architecture
@@ -98,11 +99,7 @@ class Source(NamedTuple):
         """The network for images of another size, if one is given. Raises InvalidValueError for an impossible one."""
         if image_size is None:
             return self
-        if image_size not in IMAGE_SIZES:
-            nearest = min(IMAGE_SIZES, key=lambda size: abs(size - image_size))
-            allowed = f"a multiple of 4 from {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]}; nearest: {nearest}"
-            raise InvalidValueError(f"image_size is {image_size} (allowed: {allowed})")
-        return self._replace(task=replace(self.task, image_size=image_size))
+        return self._replace(task=replace(self.task, image_size=check_image_size(image_size)))
 
     @property
     def network(self) -> Network:

@@ -8,12 +8,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, make_classes
 from PIL import Image
 
 import pydmobilenet
 from pydmobilenet import zoo
-from pydmobilenet.cli.show import grid
+from pydmobilenet.cli.show import grid, sample
 from pydmobilenet.data import get_task
 from pydmobilenet.data.folder import find, listed
 from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
@@ -200,6 +200,22 @@ def test_the_picture_has_each_image_raw_and_below_it_three_times_augmented(folde
     for row in range(4):  # the first image is an ant
         y, x = 6 + 14 + row * 102 + 48, 6 + 48
         assert abs(picture[y, x].astype(int) - (200, 30, 30)).max() <= 2
+
+
+def test_the_picture_s_images_are_random_ones_of_all_classes_in_turn():
+    train = pydmobilenet.get_dataset("digits")
+    chosen = sample(train, 25)
+    assert chosen.labels.tolist() == [*range(10), *range(10), *range(5)]
+    assert {image.tobytes() for image in chosen.images} <= {image.tobytes() for image in train.images}
+    np.testing.assert_array_equal(chosen.images, sample(train, 25).images)
+    assert (chosen.images != sample(train, 25, seed=1).images).any()
+
+
+def test_the_picture_has_room_for_larger_images(tmp_path):
+    make_classes(tmp_path / "photos", "abc", {".": 4}, side=64)
+    answer = show("--dataset", tmp_path / "photos", "--image-size", 64, "--output", tmp_path / "grid.png")
+    assert answer.returncode == 0, answer.stderr
+    assert Image.open(tmp_path / "grid.png").size == (6 + 8 * (64 + 6), 6 + 2 * (14 + 6 + 4 * (64 + 6)))
 
 
 def show(*arguments):

@@ -13,7 +13,9 @@ from PIL import Image
 from pydmobilenet import catalog, validation
 from pydmobilenet.catalog import Record
 from pydmobilenet.data import Dataset, Task, get_task
+from pydmobilenet.metrics import confusion
 from pydmobilenet.reporting import html, plots
+from pydmobilenet.reporting.classes import mistakes
 from pydmobilenet.validation import NO_CLASS, Answers, Counts, Result, evaluate
 
 VOID = {"meta", "br", "wbr"}
@@ -168,7 +170,7 @@ def test_confusions_are_counted_as_one_by_one():
     answers[:10] = NO_CLASS
     expected = np.zeros((20, 21), int)
     np.add.at(expected, (labels, np.minimum(answers.astype(int), 20)), 1)
-    np.testing.assert_array_equal(html.confusion(labels, answers, 20), expected)
+    np.testing.assert_array_equal(confusion(labels, answers, 20), expected)
 
 
 def test_the_matrix_shows_each_count(cifar):
@@ -180,7 +182,7 @@ def test_the_matrix_shows_each_count(cifar):
         if tag == "td" and re.fullmatch(r"(right|wrong)\d", attributes.get("class", ""))
     ]
     shown = np.array([int(text) for _, text in cells]).reshape(10, 10)
-    np.testing.assert_array_equal(shown, html.confusion(cifar.labels, result.answers.classes, 10)[:, :10])
+    np.testing.assert_array_equal(shown, confusion(cifar.labels, result.answers.classes, 10)[:, :10])
     assert shown.sum() - np.trace(shown) == result.counts.wrong
     assert all((kind[-1] == "0") == (text == "0") for kind, text in cells)
 
@@ -213,11 +215,11 @@ def test_of_a_thousand_classes_the_most_frequent_confusions_are_listed():
 
 def test_the_most_confident_mistakes_are_shown_first(cifar):
     answers = answered(catalog.RECORDS[0], cifar, error=0.9).answers
-    found = html.mistakes(cifar.labels, answers, 12)
+    found = mistakes(cifar, answers, 12)
     wrong = [place for place in range(len(cifar)) if answers.classes[place] != cifar.labels[place]]
-    assert list(found) == sorted(wrong, key=lambda place: -answers.confidences[place])[:12]
+    assert [each.place for each in found] == sorted(wrong, key=lambda place: -answers.confidences[place])[:12]
     perfect = answers._replace(classes=cifar.labels.astype(np.uint16))
-    assert len(html.mistakes(cifar.labels, perfect)) == 0
+    assert len(mistakes(cifar, perfect)) == 0
 
 
 def test_a_network_without_mistakes_has_its_matrix_and_no_pictures(cifar):
@@ -233,7 +235,7 @@ def test_a_picture_is_the_image_itself_and_embedded_once(cifar):
     one = answered(record, cifar)
     page = Page(page_of((cifar, [one, one, one])))
     pictures = [attributes for tag, attributes, _ in page.elements if tag == "image"]
-    places = html.mistakes(cifar.labels, one.answers)
+    places = [each.place for each in mistakes(cifar, one.answers, html.MISTAKES)]
     assert len(pictures) == len(places)
     uses = [attributes["href"] for tag, attributes, _ in page.elements if tag == "use"]
     assert uses == [f"#s0i{place}" for place in places] * 3

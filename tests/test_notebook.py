@@ -17,8 +17,11 @@ for module, extra in {
 import nbformat  # noqa: E402
 from nbclient import NotebookClient  # noqa: E402
 
-pytestmark = [pytest.mark.instruction_sets, pytest.mark.gluon]
-
+ENGINES = [
+    pytest.param("gluon", marks=[pytest.mark.instruction_sets, pytest.mark.gluon]),
+    pytest.param("pytorch", marks=pytest.mark.pytorch),
+]
+WITHOUT_MXNET = "import sys\nsys.modules['mxnet'] = None  # as where it is not installed\n"
 PATH = ROOT / "examples" / "quickstart.ipynb"
 ABSOLUTE = re.compile(r"(?<![\w.:/])/[\w.-]+/|\b[A-Z]:\\|~/|/(home|root|tmp|Users)\b")  # a path of somebody's machine
 
@@ -45,7 +48,8 @@ def texts(notebook):
             yield "".join(value for kind, value in output.get("data", {}).items() if kind.startswith("text/"))
 
 
-def test_it_runs_anywhere_and_its_committed_outputs_are_of_the_same_kind(tmp_path, monkeypatch):
+@pytest.mark.parametrize("engine", ENGINES)
+def test_it_runs_anywhere_and_its_committed_outputs_are_of_the_same_kind(engine, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel has its own
     for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
@@ -53,6 +57,9 @@ def test_it_runs_anywhere_and_its_committed_outputs_are_of_the_same_kind(tmp_pat
     here = tmp_path / "here"
     here.mkdir()
     notebook = read()
+    if engine == "pytorch":
+        first = code_cells(notebook)[0]
+        first.source = WITHOUT_MXNET + first.source
     NotebookClient(notebook, kernel_name="python3", timeout=300, resources={"metadata": {"path": here}}).execute()
     shown = [kinds(cell) - {"stderr"} for cell in code_cells(notebook)]  # progress bars are not kept
     assert shown == [kinds(cell) for cell in code_cells(read())]

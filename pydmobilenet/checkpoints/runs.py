@@ -65,11 +65,24 @@ def of_run(path: Path) -> TrainedRecord:
     return _record(directory, file, metadata, metadata["checkpoints"][file])
 
 
+def is_run(record: Record) -> bool:
+    """Whether a record is of a run, which tells more of itself than the bundled ones."""
+    return isinstance(record, TrainedRecord) and bool(record.images_sha256)
+
+
 def origin(record: Record) -> list[tuple[str, str]]:
     """Where a checkpoint comes from, as `provenance.rows` tells it; nothing of a published or a bundled one."""
     if record.file is None or not os.path.isfile(record.file.parent / METADATA):
         return []
     return provenance.rows(read_metadata(record.file.parent))
+
+
+def command(record: Record) -> str:
+    """The command that began a run; empty where none is recorded."""
+    if record.file is None or not os.path.isfile(record.file.parent / METADATA):
+        return ""
+    sessions = read_metadata(record.file.parent).get("sessions", [])
+    return sessions[0]["command"] if sessions else ""
 
 
 def verified(record: TrainedRecord) -> Path:

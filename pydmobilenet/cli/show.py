@@ -1,4 +1,4 @@
-"""Write a labelled grid of raw and augmented images. Seeing is checking."""
+"""Write a labelled grid of random images of all classes, raw and augmented. Seeing is checking."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ import sys
 import numpy as np
 
 from .. import fetching, files
-from ..data import Dataset, batches, get_dataset
+from ..data import Dataset, batches, get_dataset, get_task
 from ..data.batching import draw
+from ..data.datasets import located
+from ..data.splits import kinds
 from ..errors import UnusableError
 from ..text import printable
 from . import options
 
 COLUMNS = 8  # images beside each other; below each its augmented forms
 VARIANTS = 3
-ZOOM, MARGIN, LINE = 3, 6, 14  # screen pixels: for one of an image's, between images, and for a line of text
+SIDE, MARGIN, LINE = 96, 6, 14  # screen pixels: of a small image, between images, and of a line of text
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
-    text = "as cifar10, digits, folder:PATH (default: cifar10)"
+    text = "as cifar10, digits, or a folder of images (default: cifar10)"
     option("-d", "--dataset", default="cifar10", metavar="NAME", help=text)
-    option("--split", default="train", help="train (default) or test")
+    option("--split", help="train (default), test, of a folder val too, or all of class folders alone")
     options.add_data_dir(parser)
     option("--output", required=True, metavar="FILE", help="the picture to write, as grid.png")
     option("--images", type=options.positive, default=2 * COLUMNS, metavar="N", help="how many (default: 16)")
-    option("--seed", type=options.natural, default=0, help="of the augmentation (default: 0)")
+    option("--seed", type=options.natural, default=0, help="of their choice and the augmentation (default: 0)")
+    option("--image-size", type=options.positive, metavar="N", help="pixels, wide and high, of a folder's images")
     options.add_skip_bad(parser)
 
 
@@ -39,7 +42,7 @@ def grid(dataset: Dataset, seed: int = 0):
     raw, rows = dataset.images, [dataset.images]
     for epoch in range(VARIANTS):
         rows.append(_augmented(dataset, seed, epoch))
-    side = raw.shape[2] * ZOOM
+    side = raw.shape[2] * max(1, SIDE // raw.shape[2])
     block = (VARIANTS + 1) * (side + MARGIN) + LINE + MARGIN
     lines = -(-len(raw) // COLUMNS)
     picture = Image.new("RGB", (COLUMNS * (side + MARGIN) + MARGIN, lines * block + MARGIN), "white")
@@ -53,6 +56,17 @@ def grid(dataset: Dataset, seed: int = 0):
             image = Image.fromarray(images[number].transpose(1, 2, 0)).resize((side, side), Image.Resampling.NEAREST)
             picture.paste(image, (x, y + LINE + row * (side + MARGIN)))
     return picture
+
+
+def sample(dataset: Dataset, number: int, seed: int = 0) -> Dataset:
+    """So many random images, of all classes in turn."""
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    labels = dataset.labels[order]
+    turns = np.empty(len(order), np.int64)
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        turns[own] = np.arange(len(own))
+    return dataset.take(order[np.lexsort((labels, turns))[:number]], dataset.split)
 
 
 def _augmented(dataset: Dataset, seed: int, epoch: int) -> np.ndarray:
@@ -69,10 +83,15 @@ def run(arguments: argparse.Namespace) -> int:
     if output.suffix.lower() not in (".png", ".jpg"):
         raise UnusableError(f"cannot write a picture to {output} (allowed: .png, .jpg; nearest: {output}.png)")
     files.check(output)
-    dataset = get_dataset(arguments.dataset, arguments.split, arguments.data_dir, arguments.skip_bad)
+    name = located(arguments.dataset, arguments.data_dir)
+    has = kinds(name)
+    split = arguments.split or ("train" if "train" in has else has[0])
+    root = None if name.startswith("folder:") else arguments.data_dir
+    task = get_task(name, arguments.image_size)
+    dataset = get_dataset(name, split, root, arguments.skip_bad, task)
     if dataset.note:
         print(printable(f"data: {dataset.note}"), file=sys.stderr)
-    dataset = dataset.head(arguments.images)
+    dataset = sample(dataset, arguments.images, arguments.seed)
     picture = grid(dataset, arguments.seed)
     content = io.BytesIO()
     picture.save(content, "PNG" if output.suffix.lower() == ".png" else "JPEG")

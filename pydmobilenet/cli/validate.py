@@ -19,7 +19,7 @@ from ..catalog import Record
 from ..checkpoints import runs
 from ..data import dataset_name
 from ..errors import InvalidValueError, UserError
-from ..reporting import html, tables
+from ..reporting import classes, html, tables
 from ..reporting.listing import layer_table
 from ..text import printable
 from . import options
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         batch_size=arguments.batch_size,
         limit=arguments.limit,
         processes=choice.engine.processes,
-        keep_answers=bool(arguments.output),
+        keep_answers=bool(arguments.output) or any(map(runs.is_run, records)),
         skip_bad=arguments.skip_bad,
     )
     return show(found, arguments)
@@ -114,10 +114,18 @@ def show(found: validation.Found, arguments: argparse.Namespace) -> int:
     for dataset, rows in found:
         if dataset and dataset.note and not arguments.quiet:
             print(printable(f"data: {dataset.note}"), file=sys.stderr)
-        shown.append(tables.markdown(dataset, rows, origins=True))
+        own = [
+            classes.markdown(dataset, row.answers)
+            for row in rows
+            if dataset and row.answers and runs.is_run(row.record)
+        ]
+        shown += [tables.markdown(dataset, rows, origins=True), *own]
         results += rows
         if arguments.output:  # after each data set: an interruption loses no more than the one under way
             sections.append(html.section(dataset, rows, len(sections)))
             tables.write(arguments.output, shown, results, html.page(sections, results))
-        print(tables.summary(rows) if arguments.quiet else tables.markdown(dataset, rows, width), flush=True)
+        if arguments.quiet:
+            print(tables.summary(rows), flush=True)
+        else:
+            print("\n".join([tables.markdown(dataset, rows, width), *own]), flush=True)
     return validation.exit_code(results, arguments.require_all)

@@ -7,6 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
+from ..errors import InvalidValueError
+
 PAD = 4  # zero pixels on each side before a random crop to the old size: 9 x 9 positions
 IMAGE_SIZES = range(8, 1025, 4)  # pixels, wide and high: two layers halve the maps
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -14,6 +16,15 @@ CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 # these, so their weights need them.
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def check_image_size(size: int) -> int:
+    """The width and height of images, if networks can see them. Raises InvalidValueError, which names the nearest."""
+    if size not in IMAGE_SIZES:
+        nearest = min(IMAGE_SIZES, key=lambda each: abs(each - size))
+        allowed = f"a multiple of 4 from {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]}; nearest: {nearest}"
+        raise InvalidValueError(f"image_size is {size} (allowed: {allowed})")
+    return size
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from .. import fetching
 from ..errors import BadFileError, InvalidValueError, unknown
 from . import cifar, digits, folder, imagenet32, images
 from .cifar import CIFAR10, CIFAR100
-from .dataset import CIFAR_MEAN, CIFAR_STD, IMAGE_SIZES, IMAGENET_MEAN, IMAGENET_STD, Dataset, Task
+from .dataset import CIFAR_MEAN, CIFAR_STD, IMAGE_SIZES, IMAGENET_MEAN, IMAGENET_STD, Dataset, Task, check_image_size
 
 DATASETS = {
     task.name: task
@@ -55,7 +55,7 @@ def get_task(name: str | os.PathLike[str], image_size: int | None = None) -> Tas
     """
     name = dataset_name(name)
     if name.startswith("folder:"):
-        return folder.task(name, image_size or images.SIDE)
+        return folder.task(name, images.SIDE if image_size is None else check_image_size(image_size))
     if name not in DATASETS:
         raise unknown("data set", name, [*DATASETS, "the path of a folder"])
     task = DATASETS[name]
@@ -74,7 +74,7 @@ def recorded_task(name: str, record: Mapping[str, object]) -> Task:
     InvalidValueError for an unknown name.
     """
     if name.startswith("folder:"):
-        known = Task(name, name.partition(":")[2], (), 0, IMAGENET_MEAN, IMAGENET_STD, image_size=_size(record))
+        known = Task(name, folder.title(name), (), 0, IMAGENET_MEAN, IMAGENET_STD, image_size=_size(record))
     else:
         known = get_task(name)
     classes, outputs = record.get("classes", known.classes), record.get("outputs", known.outputs)
@@ -171,4 +171,5 @@ def _other_classes(own: Task, recorded: Task) -> str:
     differences = [
         f"it {verb} {', '.join(map(repr, names[:5]))}" for verb, names in (("lacks", lacks), ("has", has)) if names
     ]
-    return f"{own.title} has other classes than those learned: {' and '.join(differences)}"
+    where = folder.place(own.name) if own.name.startswith("folder:") else own.title
+    return f"{where} has other classes than those learned: {' and '.join(differences)}"

@@ -36,6 +36,12 @@ def place(name: str) -> Path:
     return fetching.expanded(name.partition(":")[2])
 
 
+def title(name: str) -> str:
+    """What people call ``folder:PATH``: the folder's own name."""
+    path = Path(name.partition(":")[2])
+    return path.name or str(path)
+
+
 def splits(root: Path) -> tuple[str, ...]:
     """Those of ``train``, ``val`` and ``test`` that a folder has; ``all`` alone where it has class folders instead.
 
@@ -64,7 +70,7 @@ def task(name: str, image_size: int) -> Task:
     root = place(name)
     first = splits(root)[0]
     classes = _class_names(root if first == ALL else root / first)
-    return Task(name, str(root), classes, len(classes), IMAGENET_MEAN, IMAGENET_STD, image_size=image_size)
+    return Task(name, title(name), classes, len(classes), IMAGENET_MEAN, IMAGENET_STD, image_size=image_size)
 
 
 def read(name: str, split: str, task: Task, skip_bad: bool = False) -> Raw:

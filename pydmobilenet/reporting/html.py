@@ -19,12 +19,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
+from ..catalog import Record
+from ..checkpoints import runs
 from ..data import Dataset, Task
 from ..text import printable
-from ..validation import NO_CLASS, Answers, Result
+from ..validation import Answers, Result
 from . import plots
+from .classes import Class, Mistake, counts_of, mistakes, name_of, per_class
 from .tables import Table, table
 
+PUBLISHED = "PydMobileNet: published and measured"
+CURVES = "curves.png"  # of a run's directory
 MATRIX = 20  # so many classes have a matrix; of more, the most frequent confusions are listed
 CONFUSIONS = 15  # of which so many
 MISTAKES = 12  # pictures for each network
@@ -41,7 +46,8 @@ class Matrix(NamedTuple):
 
 class Network(NamedTuple):
     """What the page tells of the network in the table's row `place`: a `matrix`, or the most frequent `confusions`
-    (class, what it was taken for, how often), and `mistakes` (image, class, what it was taken for, confidence in %).
+    (class, what it was taken for, how often), `classes` one by one, and the worst `mistakes`. Of a run, its `curves`, a
+    picture, and the `command` that began it.
     """
 
     place: int
@@ -49,7 +55,10 @@ class Network(NamedTuple):
     checkpoint: str
     matrix: Matrix | None
     confusions: list[tuple[str, str, str]]
-    mistakes: list[tuple[int, str, str, float]]
+    classes: list[Class]
+    mistakes: list[Mistake]
+    curves: str
+    command: str
 
 
 class Section(NamedTuple):
@@ -77,38 +86,37 @@ def page(sections: Sequence[Section], results: Sequence[Result]) -> str:
     )
     environment.filters.update(breakable=_breakable, references=_references, strong=_strong, zip=zip)
     verdicts = Counter(result.verdict for result in results)
-    return environment.get_template("report.html.j2").render(sections=sections, verdicts=verdicts).lstrip()
+    own = [result for result in results if runs.is_run(result.record)]
+    headlines = [_headline(result) for result in own if result.counts] if len(own) == len(results) else []
+    title = f"PydMobileNet: {', '.join(section.table.title for section in sections)}" if headlines else PUBLISHED
+    template = environment.get_template("report.html.j2")
+    return template.render(sections=sections, verdicts=verdicts, title=title, headlines=headlines).lstrip()
+
+
+def _headline(result: Result) -> str:
+    """What a run is about, in a line: its error and accuracy, with the interval."""
+    low, high = result.interval
+    counts = result.counts
+    assert counts is not None  # as it was evaluated
+    return (
+        f"{result.error:.2f} % of the images are taken for another class ({counts.wrong:,} of {counts.images:,}; 95 % "
+        f"interval {low:.2f} to {high:.2f}), so that the accuracy is {100 - result.error:.2f} %."
+    )
 
 
 def section(dataset: Dataset | None, results: Sequence[Result], number: int) -> Section:
     """The part of the page on one data set; the `number` tells its anchors from those of the other sections."""
     content = table(dataset, results)
-    costs = plots.COSTS if results[0].record.published else ()
-    figures = [figure for cost in costs if (figure := plots.figure(results, cost, content.title))]
+    figures = plots.figures(results, content.title) if results[0].record.published else []
     networks: list[Network] = []
     pictures: dict[int, str] = {}
     if dataset is not None:
         answered = [(place, result, result.answers) for place, result in enumerate(results) if result.answers]
         networks = [_network(dataset, result, answers, place) for place, result, answers in answered]
-        shown = sorted({index for network in networks for index, *_ in network.mistakes})
+        shown = sorted({mistake.place for network in networks for mistake in network.mistakes})
         pictures = {index: _png(dataset.images[index]) for index in shown}
     legend = plots.legend(results) if figures else ""
     return Section(f"s{number}", content, _alone(content.columns), results, figures, legend, networks, pictures)
-
-
-def confusion(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
-    """How many images of each class (row) were taken for each class (column): (classes, classes + 1), of `labels` (N,)
-    and `answers` (N,). The last column holds the answers that are none of the classes.
-    """
-    answers = np.minimum(answers.astype(np.int64), classes)
-    counts = np.bincount(labels * (classes + 1) + answers, minlength=classes * (classes + 1))
-    return counts.reshape(classes, classes + 1)
-
-
-def mistakes(labels: np.ndarray, answers: Answers, number: int = MISTAKES) -> np.ndarray:
-    """The places of the most confident wrong answers, at most so many, the most confident first."""
-    wrong = np.flatnonzero(answers.classes != labels)
-    return wrong[np.argsort(-answers.confidences[wrong], kind="stable")[:number]]
 
 
 def _alone(columns: Sequence[str]) -> list[str]:
@@ -123,8 +131,7 @@ def _alone(columns: Sequence[str]) -> list[str]:
 
 def _network(dataset: Dataset, result: Result, answers: Answers, place: int) -> Network:
     record, task = result.record, dataset.task
-    labels = dataset.labels[: len(answers.classes)]
-    counts = confusion(labels, answers.classes, len(task.classes) or task.outputs)
+    counts = counts_of(dataset, answers)
     few = len(counts) <= MATRIX
     return Network(
         place,
@@ -132,18 +139,24 @@ def _network(dataset: Dataset, result: Result, answers: Answers, place: int) -> 
         "" if record.published else printable(f", {record.place}"),
         _matrix(counts, task) if few else None,
         [] if few else _confusions(counts, task),
-        [
-            (index, _name(task, labels[index]), _name(task, answers.classes[index]), 100 * answers.confidences[index])
-            for index in mistakes(labels, answers)
-        ],
+        per_class(task, counts),
+        mistakes(dataset, answers, MISTAKES),
+        _curves(record),
+        printable(runs.command(record)),
     )
+
+
+def _curves(record: Record) -> str:
+    """The address of a run's curves, which holds the picture; empty where there is none."""
+    path = record.file.parent / CURVES if record.file and runs.is_run(record) else None
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" if path and path.is_file() else ""
 
 
 def _matrix(counts: np.ndarray, task: Task) -> Matrix:
     """A cell's shade grows with the root of its share of the class's images, so that the few that are wrong show."""
     shares = np.sqrt(counts / np.maximum(1, counts.sum(axis=1, keepdims=True)))
     shades = np.ceil(shares * SHADES).astype(int)
-    names = [_name(task, label) for label in range(len(counts))]
+    names = [name_of(task, label) for label in range(len(counts))]
     if counts[:, -1].any():  # answers that are none of the classes
         names.append("none of these")
     return Matrix(names, counts[:, : len(names)].tolist(), shades.tolist())
@@ -156,17 +169,13 @@ def _confusions(counts: np.ndarray, task: Task) -> list[tuple[str, str, str]]:
     order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
     return [
         (
-            _name(task, row),
-            _name(task, column) if column < len(counts) else "none of the classes",
+            name_of(task, row),
+            name_of(task, column) if column < len(counts) else "none of the classes",
             f"{wrong[row, column]} of {counts[row].sum()}",
         )
         for row, column in zip(*np.unravel_index(order, wrong.shape))
         if wrong[row, column]
     ]
-
-
-def _name(task: Task, number: int) -> str:
-    return "no class (not a number)" if number == NO_CLASS else printable(task.class_name(number))
 
 
 def _png(image: np.ndarray) -> str:

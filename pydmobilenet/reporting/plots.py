@@ -102,17 +102,33 @@ def linear_ticks(low: float, high: float) -> list[float]:
     return [step * number for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def figure(results: Sequence[Result], cost: str, title: str) -> str:
-    """Error against `cost` (a key of `COSTS`), with a caption; empty where there is no figure to show."""
-    shown = points(results, cost)
-    if not shown:
-        return ""
-    axes = Axes.around(shown)
-    label = f"{title}: top-1 error against {COSTS[cost]}, {len(shown)} points; the table has all their figures."
+def figures(results: Sequence[Result], title: str) -> list[str]:
+    """Error against each cost. Where families have networks of several depths, each depth has a plot of its own, in
+    the same scale: together, their lines cross each other. None where there is no figure to show.
+    """
+    architectures = {catalog.parse_name(result.record.model) for result in results}
+    depths = sorted({each.depth for each in architectures})
+    lines = {(each.family, each.depth) for each in architectures}
+    alone = len({family for family, _ in lines}) == len(lines)
+    found = []
+    for cost in COSTS:
+        shown = points(results, cost)
+        groups = {"": shown} if alone else {f"{depth} layers: ": _of_depth(shown, depth) for depth in depths}
+        found += [_figure(part, Axes.around(shown), cost, title, about) for about, part in groups.items() if part]
+    return found
+
+
+def _of_depth(shown: Sequence[Point], depth: int) -> list[Point]:
+    return [point for point in shown if catalog.parse_name(point.model).depth == depth]
+
+
+def _figure(shown: Sequence[Point], axes: Axes, cost: str, title: str, about: str) -> str:
+    label = f"{title}: {about}top-1 error against {COSTS[cost]}, {len(shown)} points; the table has all their figures."
     return (
         f'<figure class="plot"><svg role="img" viewBox="0 0 {WIDTH} {HEIGHT}" aria-label="{escape(label)}">'
         f"{_grid(axes, cost)}{_lines(axes, shown)}</svg>"
-        f"<figcaption>Top-1 error in % against {COSTS[cost]}, logarithmic.</figcaption></figure>"
+        f"<figcaption>{about or 'Top-1 '}{'top-1 ' if about else ''}error in % against {COSTS[cost]}, logarithmic."
+        "</figcaption></figure>"
     )
 
 
@@ -133,24 +149,20 @@ def _grid(axes: Axes, cost: str) -> str:
 
 
 def _lines(axes: Axes, shown: Sequence[Point]) -> str:
-    """A line for each family and depth, published below measured, with the depth written at its left end."""
+    """A line for each family and depth, published below measured."""
 
     def line(point: Point) -> tuple[bool, str, int]:
         architecture = catalog.parse_name(point.model)
         return point.measured, architecture.family, architecture.depth
 
     parts: list[str] = []
-    labels: dict[tuple[str, int], str] = {}
-    for (measured, family, depth), members in groupby(sorted(shown, key=lambda p: (line(p), p.cost)), key=line):
+    for (measured, family, _), members in groupby(sorted(shown, key=lambda p: (line(p), p.cost)), key=line):
         places = [(axes.x(point.cost), axes.y(point.error), point) for point in members]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in places)
         parts.append(f'<g class="{family} {"measured" if measured else "published"}"><polyline points="{path}"/>')
         parts += [_marker(axes, family, *place) for place in places]
         parts.append("</g>")
-        x, y, _ = places[0]
-        label = f'<text class="{family} depth" x="{x - 4:.1f}" y="{y - 6:.1f}" text-anchor="end">{depth}</text>'
-        labels.setdefault((family, depth), label)  # of two lines, published and measured, one is labelled
-    return "".join([*parts, *labels.values()])
+    return "".join(parts)
 
 
 def _marker(axes: Axes, family: str, x: float, y: float, point: Point) -> str:
@@ -177,4 +189,4 @@ def legend(results: Iterable[Result]) -> str:
         text = "Filled and solid: measured here. " + text
     if any(result.counts and not result.complete for result in results):
         text += " Upright bars: 95 % intervals."
-    return f'<ul class="legend">{"".join(entries)}</ul><p class="key">{text} Numbers at lines: depths.</p>'
+    return f'<ul class="legend">{"".join(entries)}</ul><p class="key">{text}</p>'

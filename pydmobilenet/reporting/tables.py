@@ -52,20 +52,58 @@ class Table(NamedTuple):
 def table(dataset: Dataset | None, results: Sequence[Result]) -> Table:
     """The table of one data set, with a heading, and below it what a reader has to know."""
     task = results[0].record.task or get_task(results[0].record.dataset)
-    title = printable(task.title) + ("" if results[0].record.published else ", trained with this project")
-    reasons = list(dict.fromkeys(result.reason for result in results if result.reason))
+    reasons, numbers = _reasons(results)
     caveats = [f"{result.record.model}: {result.record.note}." for result in results if result.record.note]
     notes = [note for note in (_judgement(dataset, results), task.note, *caveats) if note]
     if any(result.record.flops_m for result in results):
         notes.append(
             "The published multiply-adds lie 0.2 to 16 % below the exact count of the convolutions and the dense layer."
         )
+    several = len(results) > 1
     origins = [
-        f"{result.record.place}, {name}: {text}" for result in results for name, text in runs.origin(result.record)
+        f"{result.record.place + ', ' if several else ''}{name}: {text}"
+        for result in results
+        for name, text in runs.origin(result.record)
     ]
     return Table(
-        title, *_cells(results, reasons), notes, *(list(map(printable, texts)) for texts in (reasons, origins))
+        printable(_title(task.title, results)),
+        *_cells(results, numbers),
+        notes,
+        *(list(map(printable, texts)) for texts in (reasons, origins)),
     )
+
+
+def _title(data: str, results: Sequence[Result]) -> str:
+    """What a table is of: a data set, or the one network that was trained on it."""
+    if results[0].record.published:
+        return data
+    if len(results) == 1 and runs.is_run(results[0].record):
+        return f"{results[0].record.model} on {data}"
+    return f"{data}, trained with this project"
+
+
+def _reasons(results: Sequence[Result]) -> tuple[list[str], list[int]]:
+    """Why rows were not evaluated, each reason once, and the number of each row's own, from 1 on; 0 for none.
+
+    Reasons that differ in the name of the row's checkpoint alone are one, which lists these names.
+    """
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        if result.reason:
+            groups.setdefault(result.reason.replace(_file(result), "*"), []).append(result)
+    texts = []
+    for general, (first, *others) in groups.items():
+        files = ", ".join(map(_file, others)) if general != first.reason else ""
+        texts.append(first.reason + (f"; the same of {files}" if files else ""))
+    order = list(groups)
+    return texts, [
+        order.index(result.reason.replace(_file(result), "*")) + 1 if result.reason else 0 for result in results
+    ]
+
+
+def _file(result: Result) -> str:
+    """The name of a row's checkpoint; what no reason has, where there is none."""
+    return result.record.checkpoint.filename if result.record.checkpoint else "\0"
 
 
 def markdown(
@@ -126,6 +164,12 @@ def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:
     if dataset is None or counts is None:
         return ""
     images = f"{counts.images:,} of {len(dataset):,} images from {printable(dataset.source)}"
+    if runs.is_run(results[0].record):
+        kind = {"val": "validation", "test": "test"}.get(dataset.split, "")
+        if not dataset.official:
+            return f"Measured on {images}. **They are not those that the run has recorded**: nothing is judged."
+        some = "" if counts.images == len(dataset) else "the first "
+        return f"Measured on {some}{images}, the run's own {kind} images; a match is within {TOLERANCE} points."
     if not dataset.official:
         return (
             f"Measured on {images}. **These are not the official test images**"
@@ -137,19 +181,19 @@ def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:
     return f"Measured on {kind}, {images}; a match is within {TOLERANCE} points."
 
 
-def _cells(results: Sequence[Result], reasons: list[str]) -> tuple[list[str], list[list[str]]]:
-    """The names of the columns, and the rows."""
+def _cells(results: Sequence[Result], reasons: Sequence[int]) -> tuple[list[str], list[list[str]]]:
+    """The names of the columns, and the rows, of which each has the number of its reason, or 0."""
     published = results[0].record.published
     expected = "published" if published else "recorded"
     counted = ["params, M", "published", "mult-adds, M", "published"] if published else ["params, M", "mult-adds, M"]
     columns = ["model", *([] if published else ["checkpoint"]), *counted, "error, %", expected]
-    with_interval = any(result.counts and not result.complete for result in results)
+    with_interval = any(result.counts and (not result.complete or runs.is_run(result.record)) for result in results)
     with_top5 = results[0].record.top5_error is not None
     columns[-1:-1] = ["95 % interval"] if with_interval else []
     columns += ["top-5, %", expected] if with_top5 else []
     columns += ["difference", "verdict"]
     rows = []
-    for result in results:
+    for result, reason in zip(results, reasons):
         record, counts, count = result.record, result.counts, result.complexity
         row = [record.model]
         if not published:
@@ -167,7 +211,7 @@ def _cells(results: Sequence[Result], reasons: list[str]) -> tuple[list[str], li
         if with_top5:
             row += [f"{result.top5_error:.2f}" if counts else "", f"{record.top5_error:.2f}"]
         row.append(" / ".join(f"{points:+.2f}" for points in result.differences) if counts else "")
-        row.append(result.verdict + (f" [{reasons.index(result.reason) + 1}]" if result.reason else ""))
+        row.append(result.verdict + (f" [{reason}]" if reason else ""))
         rows.append(row)
     return columns, rows
 

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 OPTIMISM = (
     "The best epoch is chosen by the test set, so its error leans optimistic; the published figures are of that kind."
 )
+LONGEST = 100  # characters of a title, which the picture has room for
 TRAIN, TEST, RATE = "#4c78a8", "#d1495b", "#b0b0b0"  # told apart by the colour-blind too
+STAR: dict[str, Any] = {"marker": "*", "color": TEST, "mec": "black", "ms": 12, "ls": "", "zorder": 3}  # the best epoch
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,8 @@ def draw(history: History, path: str | os.PathLike[str], title: str) -> None:
     figure = Figure(figsize=(12, 4.5), dpi=120)
     FigureCanvasAgg(figure)
     figure.subplots_adjust(0.04, 0.11, 0.955, 0.87, wspace=0.12)  # a layout engine doubles the time
-    figure.suptitle(printable(title), parse_math=False)
+    title = printable(title)
+    figure.suptitle(title if len(title) <= LONGEST else f"{title[:LONGEST]}…", parse_math=False)
     errors, losses = figure.subplots(1, 2)
     rates = losses.twinx()
     _draw_errors(errors, history)
@@ -221,7 +224,7 @@ def _draw_errors(axes: Axes, history: History) -> None:
     best = history.best
     if best and math.isfinite(best.error):
         label = f"best {history.split}: {best.error:.2f} % (epoch {best.epoch})"
-        lines += axes.plot(best.epoch, best.error, "*", color=TEST, mec="black", ms=12, label=label)
+        lines += axes.plot(best.epoch, best.error, label=label, **STAR)
     axes.set_ylim(0, max(1, 1.08 * max(_finite(lines), default=100)))
     _label(axes, "error, %", lines)
 
@@ -234,9 +237,13 @@ def _draw_losses(axes: Axes, rates: Axes, history: History) -> None:
     values = _finite(lines)
     if values and 0 < 10 * min(values) <= max(values):
         axes.set_yscale("log")
-    lines.append(_plot(rates, history, "learning_rate", RATE, "learning rate (right)", positive=True))
-    values = _finite(lines[-1:])
+    best = history.best
+    if best and math.isfinite(best.error) and math.isfinite(best.loss):
+        axes.plot(best.epoch, best.loss, **STAR)
+    rate = _plot(rates, history, "learning_rate", RATE, "learning rate (right)", positive=True)
+    values = _finite([rate])
     if values:
+        lines.append(rate)
         highest, lowest = max(values), max(min(values), max(values) / 1e4)  # a cosine's last rate is next to nothing
         rates.set_yscale("log")
         rates.set_ylim(min(lowest, highest / 10) / 1.5, highest * 1.5)
