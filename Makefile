@@ -1,7 +1,7 @@
 # make validate [DEVICE=gpu] [ARGS='--dataset cifar10']   check the published table
 # make test [ARGS='-k weights']                           run the tests, at each instruction set of the processor
 # make lint                                               check style, format, types, and what imports what
-# make docs                                               the API's pages, build/docs/index.html
+# make docs                                               README, docs/ and the API as a site, build/docs/index.html
 # Each makes .venv and installs what this machine needs first; a second run installs nothing again. PyTorch, which is large,
 # comes with the last three alone.
 

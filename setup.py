@@ -74,7 +74,8 @@ setup(
         "tensorboard": ["tensorboardX>=2.6.5,<3"],  # training curves in TensorBoard; brings no TensorFlow
         "timm": ["timm>=1"],  # timm.create_model; brings PyTorch and torchvision
         "notebook": ["nbclient", "ipykernel"],  # run examples/quickstart.ipynb, without Jupyter's own interface
-        "docs": ["pdoc>=15,<17"],  # make docs; its templates and its ways change between versions
+        # make docs: MkDocs for the pages, pdoc for those of the API; the ways of both change between versions
+        "docs": ["mkdocs>=1.6,<2", "pdoc>=15,<17"],
         "test": [
             "pytest",
             "setuptools>=70.1",  # builds a wheel by itself, for the test of what is in it

@@ -25,7 +25,7 @@ TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 WAYS = {
     "cifar-short": ["--config", "cifar-short"],  # what version 0.3 advised
     "finetune": ["--config", "finetune"],
-    "finetune-64": ["--config", "finetune", "--image-size", "64"],
+    "finetune-64": ["--config", "finetune", "--image-size", "64", "--body-rate", "1"],  # the body has to adapt
     "folder": ["--config", "folder"],
 }
 

@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""The API's pages, from the docstrings, into build/docs. A warning is an error.
+"""README, the pages of this folder, and the API's, as one site in build/docs. A warning is an error, as of a dead link.
 
-This is pdoc with three things that its command line cannot be told: it passes over the modules of a package that has
-``__all__``, does not see what a package imports only when it is asked for, and does not know the names in the
-annotations of a NamedTuple.
+The pages are MkDocs', those of the API pdoc's, with three things that its command line cannot be told: it passes over
+the modules of a package that has ``__all__``, does not see what a package imports only when it is asked for, and does
+not know the names in the annotations of a NamedTuple.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
+import re
 import shutil
 import typing
 import warnings
@@ -17,10 +19,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pdoc
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
 
 import pydmobilenet
 
-OUTPUT = Path(__file__).resolve().parents[1] / "build" / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+OUTPUT = ROOT / "build" / "docs"
+SOURCE = ROOT / "build" / "pages"
+PAGES = ("reproduce", "train", "deploy", "speed", "mxnet", "design", "contributing")
 
 
 def expose(package: ModuleType) -> None:
@@ -48,12 +55,41 @@ def resolve_named_tuples(module: ModuleType) -> None:
             value.__new__.__annotations__ = typing.get_type_hints(value)
 
 
-def main() -> None:
+def gather() -> None:
+    """Put the pages side by side: README, which stands above them, is the first one."""
+    shutil.rmtree(SOURCE, ignore_errors=True)
+    shutil.copytree(ROOT / "docs", SOURCE, ignore=shutil.ignore_patterns("*.py", "*.yml", "__pycache__"))
+    shutil.copytree(ROOT / "examples", SOURCE / "examples", ignore=shutil.ignore_patterns(".*", "digits"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (SOURCE / "index.md").write_text(re.sub(r"\(docs/", "(", readme), encoding="utf-8")
+
+
+def write_pages() -> None:
+    """Write the pages, in the order of `PAGES`, with the API as the last one."""
+    config = load_config(
+        config_file=str(ROOT / "docs" / "mkdocs.yml"),
+        docs_dir=str(SOURCE),
+        site_dir=str(OUTPUT),
+        strict=True,
+        nav=[{"Home": "index.md"}, *(f"{name}.md" for name in PAGES), {"API": "api/pydmobilenet.html"}],
+    )
+    build(config)
+
+
+def write_api() -> None:
+    """Write the API's pages, from the docstrings, below the others."""
     expose(pydmobilenet)
     warnings.simplefilter("error")  # not before: what importing MXNet warns of is not ours
-    shutil.rmtree(OUTPUT, ignore_errors=True)  # pages of modules that are gone
     pdoc.render.configure(footer_text=f"pydmobilenet {pydmobilenet.__version__}")
-    pdoc.pdoc("pydmobilenet", output_directory=OUTPUT)
+    pdoc.pdoc("pydmobilenet", output_directory=SOURCE / "api")
+
+
+def main() -> None:
+    os.environ.setdefault("NO_MKDOCS_2_WARNING", "true")
+    shutil.rmtree(OUTPUT, ignore_errors=True)  # pages of modules that are gone
+    gather()
+    write_api()
+    write_pages()
     print(f"wrote {OUTPUT / 'index.html'}")
 
 

@@ -147,3 +147,20 @@ def test_the_package_imports_no_engine():
     code = "import pydmobilenet, sys; pydmobilenet.validate; pydmobilenet.list_models(); print(sorted(sys.modules))"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not [name for name in ("'mxnet'", "'onnx'", "'onnxruntime'", "'torch'") if name in modules]
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"weights": "runs/typo"}, MissingFileError, "no such parameter file or run: .*runs/typo"),
+        ({"weights": "typo.params"}, MissingFileError, r"no such parameter file or run: .*typo\.params"),
+        ({"weights": "."}, MissingFileError, r"holds no checkpoint of a run: .*run\.json"),
+        ({"weights": ".", "pretrained": True}, UserError, "two beginnings"),
+        ({"weights_dir": "."}, UserError, "it needs pretrained=True"),
+        ({"weights_dir": "typo", "pretrained": True}, MissingFileError, "no such directory: typo"),
+    ],
+)
+def test_a_path_that_is_not_there_is_no_reason_for_random_weights(given, error, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=words):
+        pydmobilenet.get_model("mobilenet-29-0.5", **given)

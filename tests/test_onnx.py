@@ -159,8 +159,8 @@ def test_a_file_that_cannot_be_run_is_not_measured(tmp_path):
         cost.measure(tmp_path / "net.onnx")
 
 
-def readme_lines():
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def documented_lines():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8"), re.DOTALL)
     (lines,) = (block for block in blocks if "InferenceSession" in block)
     return lines
 
@@ -192,7 +192,7 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("kind", PICTURES)
-def test_the_readme_s_lines_make_the_product_s_pixels(kind, tmp_path, monkeypatch):
+def test_the_documented_lines_make_the_product_s_pixels(kind, tmp_path, monkeypatch):
     PICTURES[kind](tmp_path / "image.png")
     taken = []
 
@@ -209,17 +209,17 @@ def test_the_readme_s_lines_make_the_product_s_pixels(kind, tmp_path, monkeypatc
 
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=InferenceSession))
     monkeypatch.chdir(tmp_path)
-    exec(readme_lines(), {})
+    exec(documented_lines(), {})
     picture = images.read(tmp_path / "image.png")
     assert picture.transparent == (kind in ("transparent", "palette"))
     np.testing.assert_array_equal(taken[0], picture.pixels.transpose(1, 2, 0)[np.newaxis])
 
 
-def test_the_readme_s_lines_classify_an_image_without_mxnet(run, tmp_path):
+def test_the_documented_lines_classify_an_image_without_mxnet(run, tmp_path):
     assert run("-m", "pyd-add-29-0.25", "-d", "digits", "--uint8-input", "--output", tmp_path / "net.onnx")[0] == 0
     test = get_dataset("digits", "test")
     Image.fromarray(test.images[0].transpose(1, 2, 0)).save(tmp_path / "image.png")
-    lines = readme_lines()
+    lines = documented_lines()
     assert len(lines.splitlines()) <= 12
     blocked = "import sys\nsys.modules['mxnet'] = sys.modules['pydmobilenet'] = None\n"
     answer = subprocess.run(

@@ -15,6 +15,7 @@ import pydmobilenet
 from pydmobilenet.checkpoints import runs
 from pydmobilenet.data import get_task
 from pydmobilenet.training import loop as loops
+from pydmobilenet.training import prepare
 from pydmobilenet.training.checkpoint import read_history
 from pydmobilenet.training.history import Epoch, History
 from pydmobilenet.training.loop import Loop, class_weights
@@ -149,6 +150,7 @@ def test_the_authors_way_stays_the_default_of_other_data_sets(train, tmp_path):
         ("digits", ["--body-rate", 0.5], "body_rate 0.5 cannot be used: it is for loaded weights"),
         ("digits", ["--image-size", 64], "image_size is 64 (allowed: 32, which the images of digits have"),
         ("digits", ["--dataset", "cifar10"], "digits and --dataset cifar10 are two data sets"),
+        ("photos", ["--data-dir", "."], "a folder and --data-dir name two places of the data"),
         ("three", ["--val-fraction", 0.2], "val_fraction 0.2 cannot be used: the data has validation images"),
         ("photos", ["--val-fraction", 0, "--test-fraction", 0], "leaves no image to choose the best epoch by"),
         ("photos", ["--val-fraction", 0, "--patience", 3], "patience 3 cannot be used"),
@@ -252,3 +254,13 @@ def test_a_history_knows_which_images_have_chosen():
         mixed[2][f"test_{kind}"] = mixed[2].pop(f"val_{kind}")
     with pytest.raises(ValueError, match="some epochs have a validation error, and others a test error"):
         History.from_dicts(mixed)
+
+
+def test_the_warm_up_of_a_folder_s_recipe_has_room_in_a_single_epoch(tmp_path):
+    make_classes(tmp_path, "ab", {".": 5})
+    with pytest.warns(
+        UserWarning, match=r"warmup_epochs 2 does not fit into --epochs 1: shortened to 0\.2, its share of"
+    ):
+        made = prepare.configure({"dataset": str(tmp_path), "epochs": 1})
+    assert (made.epochs, made.warmup_epochs) == (1, 0.2)
+    assert prepare.configure({"model": MODEL, "dataset": "digits", "epochs": "auto"}).warmup_epochs == 3

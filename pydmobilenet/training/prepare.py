@@ -25,7 +25,7 @@ from ..text import printable
 from . import config as configuration
 from . import schedule
 from .checkpoint import CONFIG, STATE, Run, State
-from .config import Config
+from .config import AUTO, FEWEST, Config
 from .history import Events, History
 from .loop import Loop, Progress, updates_per_epoch
 from .trainer import Trainer
@@ -65,16 +65,22 @@ def configure(given: Mapping[str, Any], recipe: Path | None = None, pretrained: 
     recipe = recipe or default_recipe(dataset_name(str(given.get("dataset", "cifar10"))), pretrained)
     bundled = CONFIGS / f"{recipe}.yaml"  # by its mere name
     values = configuration.read(bundled if bundled.is_file() else recipe)
-    own, epochs = values.get("warmup_epochs", 0), given.get("epochs")
-    if epochs and "warmup_epochs" not in given and own >= epochs and values.get("epochs"):
-        values["warmup_epochs"] = own * epochs / values["epochs"]
-        shorter = f"{values['warmup_epochs']:g}, its share of the recipe's {values['epochs']} epochs"
-        warnings.warn(
-            f"warmup_epochs {own:g} does not fit into --epochs {epochs}: shortened to {shorter}", stacklevel=2
-        )
+    if "warmup_epochs" not in given:
+        _shorten_warmup(values, given.get("epochs", AUTO))
     config = configuration.make({**values, **given})
     get_task(config.dataset, config.image_size)  # of a folder too, which has to be there
     return _without_needless(config, given, pretrained)
+
+
+def _shorten_warmup(values: dict[str, Any], epochs: int) -> None:
+    """Shorten the warm-up of a recipe's `values`, where so many epochs leave no room for it, to its share of them."""
+    own, total = values.get("warmup_epochs", 0), values.get("epochs")
+    if epochs == AUTO or total is None or own < epochs:
+        return
+    total = FEWEST if total == AUTO else total
+    values["warmup_epochs"] = own * epochs / total
+    shorter = f"{values['warmup_epochs']:g}, its share of the recipe's {total} epochs"
+    warnings.warn(f"warmup_epochs {own:g} does not fit into --epochs {epochs}: shortened to {shorter}", stacklevel=3)
 
 
 def default_recipe(dataset: str, pretrained: bool) -> Path:
@@ -122,6 +128,11 @@ def start(config: Config, directory: Path, options: RunOptions, init: zoo.Initia
     trainer = options.make_trainer(config, train.task)
     if init is not None and trainer.load_weights(init.file, other_head=True):
         _say(f"{init.file} has a head of another size: the dense layer for {train.task.title} starts anew")
+    if init and init.task and init.task.image_size != config.image_size and config.body_rate < 1:
+        size, body_rate = init.task.image_size, config.body_rate
+        _say(
+            f"the weights are of {size}x{size} images; body_rate {body_rate:g} leaves them little room: 1 may be better"
+        )
     progress = Progress(history=History(config.epochs))
     # Before the directory is made: what goes wrong here leaves nothing behind.
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
