@@ -67,36 +67,36 @@ def predict(
     """The `top` likeliest classes of each image, in the order of the files, or of pixels (N, H, W, 3) in uint8.
 
     `network` takes normalised images (N, 3, H, W), of the task's size, to logits (N, outputs); others are resized.
-    Raises
-    BadFileError for a file that cannot be read as an image, unless `skip_bad`, which warns.
+    Raises BadFileError for a file that cannot be read as an image, unless `skip_bad`, which warns.
     """
     for start in range(0, len(files), BATCH):
-        names, pictures = [], []
-        for number, file in enumerate(files[start : start + BATCH], start):
-            name = {STDIN: "standard input"}.get(file, file) if isinstance(file, str) else f"image {number}"
-            try:
-                pictures.append(_read(file, name, task.image_size))
-            except BadFileError as error:
-                if not skip_bad:
-                    raise BadFileError(
-                        f"{error}; --skip-bad goes on without it" if len(files) > 1 else str(error)
-                    ) from None
-                warnings.warn(f"{error}: passed over", stacklevel=2)
-                continue
-            names.append(name)
-        if not pictures:
+        batch = files[start : start + BATCH]
+        names = [_name(file, number) for number, file in enumerate(batch, start)]
+        read: list[tuple[str, images.Picture]] = []
+        for name, found in zip(names, images.decode_all(batch, names, _content, task.image_size)):
+            if isinstance(found, images.Picture):
+                read.append((name, found))
+            elif skip_bad:
+                warnings.warn(f"{found}: passed over", stacklevel=2)
+            else:
+                raise BadFileError(f"{found}; --skip-bad goes on without it" if len(files) > 1 else str(found))
+        if not read:
             continue
-        logits = network(normalise(np.stack([picture.pixels for picture in pictures]), task))
-        for name, picture, row in zip(names, pictures, softmax(logits)):
+        logits = network(normalise(np.stack([picture.pixels for _, picture in read]), task))
+        for (name, picture), row in zip(read, softmax(logits)):
             best = np.argsort(-row, kind="stable")[:top]
             classes = [(int(label), task.class_name(int(label)), float(row[label])) for label in best]
             resized = picture.size != (task.image_size, task.image_size)
             yield Prediction(name, picture.size, classes, picture.transparent, resized)
 
 
-def _read(file: str | np.ndarray, name: str, side: int) -> images.Picture:
+def _name(file: str | np.ndarray, number: int) -> str:
     if isinstance(file, np.ndarray):
-        return images.decode(images.png(file), name, side=side)
-    if file == STDIN:
-        return images.decode(sys.stdin.buffer.read(images.MAX_BYTES + 1), name, side=side)
-    return images.read(Path(file), side=side)
+        return f"image {number}"
+    return "standard input" if file == STDIN else file
+
+
+def _content(file: str | np.ndarray) -> bytes:
+    if isinstance(file, np.ndarray):
+        return images.png(file)
+    return sys.stdin.buffer.read(images.MAX_BYTES + 1) if file == STDIN else images.content(Path(file))

@@ -1,8 +1,10 @@
 """How a picture becomes 32x32 pixels: which files are opened, what is white, which way is up, and what it may cost."""
 
 import io
+import os
 import struct
 import subprocess
+import warnings
 
 import numpy as np
 import pytest
@@ -291,6 +293,23 @@ def test_no_more_of_a_file_is_read_than_the_largest_picture_takes(tmp_path, monk
     (tmp_path / "x.png").write_bytes(encoded(Image.new("RGB", (32, 32)), "BMP"))
     with pytest.raises(BadFileError, match=r"x\.png is larger than 1,000 bytes"):
         images.read(tmp_path / "x.png")
+
+
+def test_threads_decode_in_order_and_leave_the_process_as_it_was(monkeypatch):
+    monkeypatch.setattr(images, "available_processors", lambda: 4)
+    shades = [Image.new("RGB", (400, 400), (value, value, value)) for value in range(60)]
+    contents = [encoded(shade, "TIFF", compression="tiff_lzw") for shade in shades]
+    contents[7] = contents[7][:-20]
+    contents[50] = b"no image"
+    filters, stderr = list(warnings.filters), os.fstat(2)
+    found = images.decode_all(contents, [f"image {value}" for value in range(60)], lambda content: content)
+    for value, each in enumerate(found):
+        if value in (7, 50):
+            assert str(each).startswith(f"image {value} cannot be read as an image")
+        else:
+            assert (each.pixels == value).all()
+    assert warnings.filters == filters
+    assert os.path.samestat(os.fstat(2), stderr)
 
 
 def test_a_file_that_cannot_be_opened_is_named(tmp_path):

@@ -148,6 +148,21 @@ def test_answers_are_written_whole_or_not_at_all(run, mixed, tmp_path):
     assert not list(tmp_path.glob(".answers*"))
 
 
+def test_of_answers_that_were_printed_before_an_error_their_number_is_told(run, pictures, mixed):
+    code, out, err = run("predict", pictures, mixed / "9.gif", *MODEL, "--csv")
+    assert code == 2
+    assert len(out.splitlines()) == 1 + 50  # those of the batch before it
+    told, error = err.splitlines()[-2:]
+    assert told == "stopped after 50 of 61 answers, which are written"
+    assert "9.gif cannot be read as an image" in error
+
+
+def test_a_file_that_is_named_twice_is_answered_twice(run, pictures):
+    _, out, _ = run("predict", pictures / "00.png", pictures / "00.png", *MODEL)
+    first, second = out.splitlines()
+    assert first == second
+
+
 MANY = """
 import sys
 from pydmobilenet import cli

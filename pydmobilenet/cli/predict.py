@@ -55,8 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
     with _output(arguments.output) as write:
         found = tally.count(prediction.predict(network, task, images, top, arguments.skip_bad))
         names = [task.class_name(label) for label in range(task.outputs)] if arguments.probabilities else []
-        for piece in write_as(found, top, names):
-            write(piece)
+        try:
+            for piece in write_as(found, top, names):
+                write(piece)
+        except UserError:
+            if tally.answered and not arguments.output:
+                print(f"stopped after {tally.answered} of {len(images)} answers, which are written", file=sys.stderr)
+            raise
         if not tally.answered:
             raise BadFileError(f"none of the {len(images)} images can be read")
     for line in tally.notes(task.image_size):

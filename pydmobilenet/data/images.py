@@ -9,15 +9,18 @@ from __future__ import annotations
 import io
 import logging
 import os
+import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Union, cast
 
 import numpy as np
 
 from ..errors import BadFileError
+from ..machine import available_processors
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -38,9 +41,12 @@ MAX_PIXELS = 50_000_000
 MAX_SIDE = 65_535
 MAX_BYTES = 8 * MAX_PIXELS
 MAX_SCANS = 100  # of a JPEG, each of which visits all pixels in as little as 10 bytes; encoders make about 10
+THREADS = 4  # at most, which decode at once: each may take as much memory as the largest picture does
 
 # Drawings and logos are cut out to be put on a page, which is white; on black their ink would vanish.
 BACKGROUND = "white"
+
+_LIBTIFF = threading.Lock()  # held while standard error leads nowhere, which is so for the whole process
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says of damaged files would go to standard error
 
@@ -53,14 +59,21 @@ class Picture(NamedTuple):
     transparent: bool
 
 
+PictureOrError = Union[Picture, BadFileError]
+
+
 def read(path: Path, resize: bool = True, side: int = SIDE) -> Picture:
     """The picture of a file; raises BadFileError as `decode` does."""
+    return decode(content(path), str(path), resize, side)
+
+
+def content(path: Path) -> bytes:
+    """What a file holds, up to a byte more than is allowed; raises BadFileError where it cannot be read."""
     try:
         with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except OSError as error:
         raise BadFileError(f"{path} cannot be read: {error.strerror}") from None
-    return decode(content, str(path), resize, side)
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -80,16 +93,38 @@ def decode(content: bytes, name: str, resize: bool = True, side: int = SIDE) -> 
     Raises BadFileError, which calls it `name`, where it is damaged, none of `FORMATS` or beyond the limits above; where
     it is not certain which of its values is white; and, without `resize`, where it has another size.
     """
+    with _pixels_alone():
+        return _decode(content, name, resize, side)
+
+
+def decode_all(
+    files: Sequence[Any] | np.ndarray, names: Sequence[str], content: Callable[[Any], bytes], side: int = SIDE
+) -> list[PictureOrError]:
+    """The picture of each file, or the error that `decode` raises for it, by several threads.
+
+    `content` gives what a file holds.
+    """
+
+    def attempt(file: Any, name: str) -> PictureOrError:
+        try:
+            return _decode(content(file), name, True, side)
+        except BadFileError as error:
+            return error
+
+    # Pillow's settings and Python's filters of warnings are the whole process's: they are set once, not by each thread.
+    with _pixels_alone(), ThreadPoolExecutor(min(THREADS, available_processors())) as pool:
+        return list(pool.map(attempt, files, names))
+
+
+def _decode(content: bytes, name: str, resize: bool, side: int) -> Picture:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(), _whole_files_alone():
-            warnings.simplefilter("ignore")  # what is wrong beside the pixels (resolution, comments) does not matter
-            image, transparent = _on_background(_upright(content, None if resize else side))
-            size = image.size
-            if size != (side, side):
-                image = image.resize((side, side), Image.Resampling.BILINEAR)  # Pillow's takes in all pixels
-            return Picture(np.asarray(image).transpose(2, 0, 1), size, transparent)
+        image, transparent = _on_background(_upright(content, None if resize else side))
+        size = image.size
+        if size != (side, side):
+            image = image.resize((side, side), Image.Resampling.BILINEAR)  # Pillow's takes in all pixels
+        return Picture(np.asarray(image).transpose(2, 0, 1), size, transparent)
     except BadFileError as error:
         raise BadFileError(f"{name} {error}") from None
     except Exception as error:  # of Pillow, which raises what it pleases on damaged files, KeyError and MemoryError too
@@ -128,33 +163,41 @@ def _upright(content: bytes, side: int | None) -> Pillow.Image:
 
 
 @contextmanager
-def _whole_files_alone() -> Iterator[None]:
-    """A context in which Pillow refuses a file that ends too early: others, GluonCV too, have it fill up with grey."""
+def _pixels_alone() -> Iterator[None]:
+    """A context in which Pillow refuses a file that ends too early: others, GluonCV too, have it fill up with grey. Of
+    what is wrong beside the pixels (resolution, comments) it does not warn.
+    """
     from PIL import ImageFile
 
     earlier, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = earlier
 
 
 @contextmanager
 def _no_standard_error() -> Iterator[None]:
-    """A context that libtiff prints nothing in: what is wrong with a file Pillow raises anyway."""
-    try:
-        own = os.dup(2)
-    except OSError:  # there is none
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(own, 2)
-        os.close(own)
-        os.close(nowhere)
+    """A context that libtiff prints nothing in: what is wrong with a file Pillow raises anyway.
+
+    One thread at a time is in it.
+    """
+    with _LIBTIFF:
+        try:
+            own = os.dup(2)
+        except OSError:  # there is none
+            yield
+            return
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, 2)
+            yield
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
+            os.close(nowhere)
 
 
 def _raw_mode(image: ImageFile) -> str:

@@ -73,7 +73,7 @@ def difference(
     images: np.ndarray,
     uint8_input: bool = False,
 ) -> Difference:
-    """How far ONNX Runtime's answers of a model are from those of a reference, on images (N, 3, 32, 32) in uint8."""
+    """How far ONNX Runtime's answers of a model are from those of a reference, on images (N, 3, H, W) in uint8."""
     other = predictor(model)
     expected, found = [], []
     for start in range(0, len(images), BATCH):
