@@ -54,13 +54,13 @@ def main() -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.2), dpi=100, sharey=True, layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 4.2), dpi=125, sharey=True, layout="constrained")
     found = measured()
     draw(left, 29, found)
     draw(right, 56, found)
     left.set_ylabel("CIFAR-10 error, %")
     handles, labels = right.get_legend_handles_labels()
-    right.legend(handles, labels, frameon=False, ncols=2, fontsize=8)
+    figure.legend(handles, labels, frameon=False, ncols=4, fontsize=9, loc="outside lower center", columnspacing=1)
     figure.savefig(DOCS / "figure.png", metadata={"Software": None})
 
 

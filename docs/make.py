@@ -58,7 +58,7 @@ def resolve_named_tuples(module: ModuleType) -> None:
 def gather() -> None:
     """Put the pages side by side: README, which stands above them, is the first one."""
     shutil.rmtree(SOURCE, ignore_errors=True)
-    shutil.copytree(ROOT / "docs", SOURCE, ignore=shutil.ignore_patterns("*.py", "*.yml", "__pycache__"))
+    shutil.copytree(ROOT / "docs", SOURCE, ignore=shutil.ignore_patterns("*.py", "*.yml", "*.jinja2", "__pycache__"))
     shutil.copytree(ROOT / "examples", SOURCE / "examples", ignore=shutil.ignore_patterns(".*", "digits"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (SOURCE / "index.md").write_text(re.sub(r"\(docs/", "(", readme), encoding="utf-8")
@@ -80,7 +80,7 @@ def write_api() -> None:
     """Write the API's pages, from the docstrings, below the others."""
     expose(pydmobilenet)
     warnings.simplefilter("error")  # not before: what importing MXNet warns of is not ours
-    pdoc.render.configure(footer_text=f"pydmobilenet {pydmobilenet.__version__}")
+    pdoc.render.configure(footer_text=f"pydmobilenet {pydmobilenet.__version__}", template_directory=ROOT / "docs")
     pdoc.pdoc("pydmobilenet", output_directory=SOURCE / "api")
 
 

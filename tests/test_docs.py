@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -33,6 +34,7 @@ ELSEWHERE = {
     "pip install .": "test_wheel.py::test_from_a_wheel_everything_works_in_an_empty_directory",
     "pydmobilenet validate": "test_wheel.py::test_from_a_wheel_everything_works_in_an_empty_directory",
     "make lint": "test_layout.py::test_no_arrow_runs_back",  # and by .ci/run
+    "make clean": "test_docs.py::test_make_has_each_target_that_is_named",
     "make docs": "test_docs.py::test_links_lead_to_pages_and_headings",  # and by .ci/run
     "pydmobilenet predict PHOTOS": "test_predict.py::test_a_folder_of_images_is_classified",
     "pydmobilenet predict PHOTOS --weights runs/MINE --csv": (
@@ -111,6 +113,12 @@ def test_a_test_that_is_named_for_a_command_is_there(key):
     assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(encoding="utf-8"), re.MULTILINE)
 
 
+def test_make_has_each_target_that_is_named():
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    named = {command.split()[1] for command in [*COMMANDS, *INLINE] if command.startswith("make ")}
+    assert {"validate", "test"} <= named <= set(targets)
+
+
 def test_what_is_installed_on_request_can_be_had():
     asked = {name for names in re.findall(r"pip install [^\n`]*\.\[([\w,]+)\]", ALL) for name in names.split(",")}
     offered = re.findall(r'^        "(\w+)": [\[M]', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE)
@@ -158,8 +166,8 @@ def test_an_unknown_option_is_one_line_and_exit_code_2(entry):
     assert "error: " in answer.stderr
 
 
-def python_blocks(page, **others):
-    """The code of a page, by what its first lines have in common; paths lead to this checkout."""
+def python_blocks(page):
+    """The Python code of a page, block by block; paths lead to this checkout."""
     blocks = re.findall(r"```python\n(.*?)```", TEXTS[page], re.DOTALL)
     return [block.replace('"examples', f'"{ROOT}/examples') for block in blocks]
 
@@ -200,6 +208,12 @@ def test_the_python_of_deployment_needs_no_mxnet(tmp_path):
     assert (tmp_path / "digits.onnx").is_file()
 
 
+@pytest.mark.gluon
+def test_a_gluon_network_gives_features_and_takes_a_fresh_head_as_is_said(tmp_path):
+    code = next(block for block in python_blocks("docs/deploy.md") if "mx.nd.array" in block)
+    assert run_code(code + "print(features.shape, net(images).shape)", tmp_path) == "(8, 128) (8, 37)\n"
+
+
 @pytest.mark.pytorch
 def test_the_features_of_a_pytorch_network_are_had_as_is_said(tmp_path):
     code = next(block for block in python_blocks("docs/deploy.md") if "forward_features" in block)
@@ -234,6 +248,12 @@ def test_files_and_tests_that_a_page_names_are_there(page):
     for path in re.findall(r"`((?:pydmobilenet|configs|tests|benchmarks|docs|examples)/[\w./-]+)`", TEXTS[page]):
         assert (ROOT / path).exists(), path
     assert "TODO" not in TEXTS[page]
+
+
+def test_readme_s_figure_has_all_that_was_measured():
+    measured = runpy.run_path(str(ROOT / "docs" / "figure.py"))["measured"]()
+    assert len(measured) == 18
+    assert measured["pyd-concat-56-0.75"] == (4.1, 3.04, 5.51)
 
 
 def test_readme_is_short_and_leads_to_every_page():
