@@ -215,7 +215,7 @@ def test_an_onnx_file_has_the_classes_exactly(call, folder, run):
     output = folder / os.fsdecode(b"net\xe9\n.onnx")
     code, out, err = call("export", "-m", MODEL, "-d", f"folder:{folder}", "--weights", run, "--output", output)
     assert (code, err) == (0, "")
-    assert_lines(out, 1)
+    assert_lines(out, 2)
     metadata = {each.key: each.value for each in onnx.load_from_string(output.read_bytes()).metadata_props}
     assert json.loads(metadata["classes"]) == CLASSES
     assert metadata["dataset"] == encodable(f"folder:{folder}")

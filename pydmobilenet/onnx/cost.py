@@ -18,7 +18,8 @@ import json, resource, sys, time
 import numpy as np, onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
-net = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+with open(sys.argv[1], "rb") as file:  # ONNX Runtime takes no name that is not UTF-8
+    net = onnxruntime.InferenceSession(file.read(), options, providers=["CPUExecutionProvider"])
 (images,) = net.get_inputs()
 image = np.random.default_rng(0).random((1, *images.shape[1:])) * 255
 image = image.astype(np.uint8 if "uint8" in images.type else np.float32)
