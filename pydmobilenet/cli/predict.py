@@ -1,5 +1,5 @@
-"""Classify images, of any size, by a network of the zoo or of a run. Answers are written as they come: any number of
-images takes the same memory.
+"""Classify images, of any size, by a network of the zoo or of a run. Answers are written as they come: of many
+images, no more than the names are kept.
 
 exit code: 0 all images are answered; 1 some were passed over by --skip-bad; 2 a mistake in the command
 """
