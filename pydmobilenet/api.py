@@ -198,7 +198,7 @@ def validate(
     processes: int = 1,
     progress: bool = True,
 ) -> list[validation.Result]:
-    """Check networks on their test images, as ``run_validation.py`` does: a result a network.
+    """Check networks on their test images, as ``run_validation.py`` does: one result per network.
 
     `what` is a run, its directory, one of its files, or patterns of model names of the published tables and the bundled
     networks; `dataset` patterns of data sets. Raises as `train` does; what is wrong with one row is its ``reason``.

@@ -1,4 +1,4 @@
-"""The command line: ``pydmobilenet COMMAND``, one file a command.
+"""The command line: ``pydmobilenet COMMAND``, one file per command.
 
 Each of these has a docstring, of which the first paragraph is its help and the rest its epilog; `add_options(parser)`;
 and `run(arguments)`, whose answer is the exit code. ``run_validation.py`` is ``pydmobilenet validate``, and

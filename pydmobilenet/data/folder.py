@@ -1,4 +1,4 @@
-"""A folder of images with one folder a class, of any depth: ``train/<class>/…`` with ``test/`` or ``val/`` or both
+"""A folder of images with one folder per class, of any depth: ``train/<class>/…`` with ``test/`` or ``val/`` or both
 beside it, or the class folders alone.
 """
 

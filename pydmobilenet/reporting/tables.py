@@ -57,7 +57,7 @@ def table(dataset: Dataset | None, results: Sequence[Result]) -> Table:
     notes = [note for note in (_judgement(dataset, results), task.note, *caveats) if note]
     if any(result.record.flops_m for result in results):
         notes.append(
-            "The published multiply-adds lie 0.2 to 16 % below the exact count of the convolutions and the dense layer."
+            "The published multiply-adds lie 0.2 to 14 % below the exact count of the convolutions and the dense layer."
         )
     several = len(results) > 1
     origins = [
