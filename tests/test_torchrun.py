@@ -267,7 +267,7 @@ def test_a_run_goes_on_with_any_number_of_processes_and_the_first_one_writes_and
         for number in [*workers(torchrun), torchrun.pid]:  # as a cluster does; torchrun hands it on once more
             os.kill(number, signal.SIGTERM)
         _, out, err = ended(torchrun)
-    notes = ["device", "data", "data"]
+    notes = ["device", "data", "data", "data"]
     (interrupted,) = (line for line in own_part(err) if line.partition(":")[0] not in [*notes, "weights"])
     assert interrupted == f"train.py: interrupted; to go on: python train.py --resume {run}"
     assert len(out.splitlines()) == len(rows(run / "history.csv"))
@@ -284,7 +284,7 @@ def test_a_run_goes_on_with_any_number_of_processes_and_the_first_one_writes_and
     assert [line.partition(" ")[0].partition(":")[0] for line in err] == [*notes, "resuming"]
     epochs = [line.split()[1] for line in out.splitlines() if line.startswith("epoch ")]
     assert epochs == [f"{number}/5" for number in range(6 - len(epochs), 6)]
-    assert out.count("Test error after the last epoch") == 1
+    assert out.count("Test error of epoch") == 1
 
     alone(prepare.read_config(run), tmp_path / "alone")
     found, expected = content(run), content(tmp_path / "alone")
