@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import io
 import json
@@ -26,6 +27,7 @@ from pydmobilenet import catalog, cli
 from pydmobilenet.data import cifar, images
 from pydmobilenet.errors import BadFileError
 from pydmobilenet.training.checkpoint import State
+from pydmobilenet.training.history import Epoch, History
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -198,6 +200,25 @@ def with_gluoncv(code, directory):
     if not has_gluoncv():
         pytest.skip("GluonCV cannot be imported")
     subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT_TORCH + code], cwd=directory, check=True)
+
+
+# Histories of runs
+
+
+def epoch(number, test_error=50.0, **values):
+    row = Epoch(number, 0.1, 1.234, 23.45, 1.5, test_error, 1234.4, 41.2)
+    return dataclasses.replace(row, **values)
+
+
+def history_of(number, epochs=0):
+    """A history like those of real runs: errors fall, the rate falls by tenths."""
+    history = History(epochs)
+    noise = np.random.default_rng(0).random(number)
+    for index in range(number):
+        error = 5 + 65 / (1 + index / 3) + float(noise[index])
+        rate = 0.1 / 10 ** (index * 4 // 320)
+        history.append(Epoch(index + 1, rate, error / 50, error, error / 40, error + 2, 1234.4, 41.2))
+    return history
 
 
 # Networks and files of images

@@ -1,4 +1,4 @@
-"""What a run leaves for people: lines, a summary, CSV, curves and TensorBoard's events."""
+"""What a run leaves for people: lines, a summary, CSV and TensorBoard's events; the curves have a file of their own."""
 
 import csv
 import dataclasses
@@ -7,43 +7,18 @@ import json
 import math
 import os
 import struct
-import subprocess
 import sys
 
 import numpy as np
 import pytest
-from helpers import ROOT
-from PIL import Image
+from helpers import epoch, history_of
 
 from pydmobilenet.errors import UnusableError
-from pydmobilenet.training import history as module
-from pydmobilenet.training.history import Epoch, Events, History, draw, write_csv
+from pydmobilenet.training.curves import draw
+from pydmobilenet.training.history import Events, History, write_csv
 
 TENTH = 0.1 + 0.2  # takes all 17 digits
 WRITERS = {"log.csv": write_csv, "curves.png": lambda history, path: draw(history, path, "a run")}
-
-
-def epoch(number, test_error=50.0, **values):
-    row = Epoch(number, 0.1, 1.234, 23.45, 1.5, test_error, 1234.4, 41.2)
-    return dataclasses.replace(row, **values)
-
-
-def run(number, epochs=0):
-    """A history like those of real runs: errors fall, the rate falls by tenths."""
-    history = History(epochs)
-    noise = np.random.default_rng(0).random(number)
-    for index in range(number):
-        error = 5 + 65 / (1 + index / 3) + float(noise[index])
-        rate = 0.1 / 10 ** (index * 4 // 320)
-        history.append(Epoch(index + 1, rate, error / 50, error, error / 40, error + 2, 1234.4, 41.2))
-    return history
-
-
-def pixels(path, colour):
-    """Where a PNG has a colour, as a boolean (height, width)."""
-    with Image.open(path) as image:
-        wanted = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
-        return (np.asarray(image.convert("RGB")) == wanted).all(axis=2)
 
 
 def test_the_best_epoch_is_the_first_of_equals():
@@ -132,7 +107,7 @@ def test_csv_of_no_epochs_has_its_columns(tmp_path):
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_file_is_replaced_whole(tmp_path, name):
     (tmp_path / name).write_text("the earlier file")
-    WRITERS[name](run(2), tmp_path / name)
+    WRITERS[name](history_of(2), tmp_path / name)
     assert (tmp_path / name).read_bytes() != b"the earlier file"
     assert os.listdir(tmp_path) == [name]
 
@@ -145,7 +120,7 @@ def test_an_earlier_file_survives_a_full_disk(tmp_path, monkeypatch, name):
     (tmp_path / name).write_text("the earlier file")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UnusableError, match=f"{name}: No space left on device$"):
-        WRITERS[name](run(2), tmp_path / name)
+        WRITERS[name](history_of(2), tmp_path / name)
     assert (tmp_path / name).read_text() == "the earlier file"
     assert os.listdir(tmp_path) == [name]
 
@@ -156,93 +131,9 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, name):
     (tmp_path / "file").touch()
     for place in (tmp_path / name, tmp_path / "missing" / name, tmp_path / "file" / name):
         with pytest.raises(UnusableError, match="cannot write") as raised:
-            WRITERS[name](run(2), place)
+            WRITERS[name](history_of(2), place)
         assert "\n" not in str(raised.value)
     assert sorted(os.listdir(tmp_path)) == sorted([name, "file"])
-
-
-@pytest.mark.parametrize("number", [1, 8, 320])
-def test_curves_are_drawn_in_both_panels(tmp_path, number):
-    draw(run(number, 320), tmp_path / "curves.png", "pyd-add-56-1.0 on CIFAR-10")
-    with Image.open(tmp_path / "curves.png") as image:
-        assert image.format == "PNG"
-        assert image.size == (1440, 540)
-    for colour in (module.TRAIN, module.TEST):
-        left, right = np.split(pixels(tmp_path / "curves.png", colour)[65:490], 2, axis=1)  # below the legends
-        assert left.sum() > 8
-        assert right.sum() > 8
-
-
-@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("$\\frac{", "$\\frac{"),
-        ("caf\udcff", r"caf\xff"),
-        ("a\nb\0\x1b[31m\u202e", r"a\nb\x00\x1b[31m\u202e"),
-        ("\u732b\u72ac \N{GRINNING FACE}", "\u732b\u72ac \N{GRINNING FACE}"),
-        ("x" * 5000, "x" * 5000),
-    ],
-)
-def test_a_name_of_any_characters_is_drawn_as_well_as_it_can_be(name, shown, tmp_path):
-    for file, title in (("name.png", name), ("shown.png", shown), ("other.png", "y")):
-        draw(run(2), tmp_path / file, title)
-    assert (tmp_path / "name.png").read_bytes() == (tmp_path / "shown.png").read_bytes()
-    assert (tmp_path / "name.png").read_bytes() != (tmp_path / "other.png").read_bytes()
-
-
-def test_the_same_history_gives_the_same_curves(tmp_path):
-    for name in ("one.png", "two.png"):
-        draw(run(8), tmp_path / name, "a run")
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-
-
-def test_values_that_are_not_finite_are_left_out(tmp_path):
-    columns = ("train_loss", "train_error", "test_loss", "test_error")
-    for name, value in {"nan.png": math.nan, "inf.png": math.inf}.items():
-        history = run(40)
-        history.rows[20:30] = [dataclasses.replace(row, **dict.fromkeys(columns, value)) for row in history.rows[20:30]]
-        draw(history, tmp_path / name, "a run")
-    assert (tmp_path / "nan.png").read_bytes() == (tmp_path / "inf.png").read_bytes()
-    for panel in np.split(pixels(tmp_path / "nan.png", module.TEST)[65:490], 2, axis=1):
-        crossed = panel.any(axis=0).nonzero()[0]
-        assert np.diff(crossed).max() > 60  # of some 150 pixels without a curve, where ten of 40 epochs are
-
-
-@pytest.mark.parametrize(("rates", "drawn"), [([0.1, 0.05, 0.01, 0.0], 3), ([0.0, 0.0, 0.0, 0.0], 0)])
-def test_a_learning_rate_of_0_draws_nothing(rates, drawn, tmp_path):
-    """Its axis is logarithmic: it would be a line through the curves, down from the rate before or in the middle."""
-    rows = [epoch(number, learning_rate=rate) for number, rate in enumerate(rates, 1)]
-    draw(History(rows=rows), tmp_path / "curves.png", "a run")
-    field = pixels(tmp_path / "curves.png", module.RATE)[65:475, 720:]  # of the losses, below the legend
-    assert field.sum(axis=0).max() < 150  # no line that is upright
-    columns = np.count_nonzero(field.any(axis=0))
-    assert (columns > 100) == (drawn > 0)
-
-
-@pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # Matplotlib 3.9 uses old names of pyparsing
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [],
-        [Epoch(1, math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 1.0)],
-        [epoch(1, 0.0, learning_rate=0.0, train_loss=0.0, test_loss=0.0, train_error=0.0)],
-        [epoch(1, learning_rate=0.1), epoch(2, learning_rate=1e-12, train_loss=1e30)],
-    ],
-    ids=["no epoch", "nothing finite", "zeros", "extremes"],
-)
-def test_odd_histories_are_drawn_without_a_warning(tmp_path, rows):
-    draw(History(rows=rows), tmp_path / "curves.png", "costs $5_{")
-    with Image.open(tmp_path / "curves.png") as image:
-        assert len(image.convert("RGB").getcolors(1 << 20)) > 10
-
-
-def test_curves_need_neither_mxnet_nor_a_display(tmp_path):
-    program = (
-        "import sys; from pydmobilenet.training.history import *; draw(History(), sys.argv[1], 'a run'); "
-        "assert not {'mxnet', 'matplotlib.pyplot', 'tensorboardX'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", program, str(tmp_path / "curves.png")], check=True, cwd=ROOT)
 
 
 @pytest.fixture
@@ -274,7 +165,7 @@ def shown(directory, event_pb2):
 
 
 def test_events_can_be_read_back(tmp_path, event_pb2):
-    history = run(3)
+    history = history_of(3)
     with Events(tmp_path / "new" / "events") as events:
         for row in history.rows:
             events.add(row)

@@ -23,7 +23,8 @@ from pydmobilenet.errors import BadFileError, UserError
 from pydmobilenet.reporting import html
 from pydmobilenet.reporting import tables as report
 from pydmobilenet.text import encodable, printable
-from pydmobilenet.training.history import History, draw
+from pydmobilenet.training.curves import draw
+from pydmobilenet.training.history import History
 from pydmobilenet.validation import Answers, Counts, Result
 
 HOSTILE = os.fsdecode(b"caf\xe9 \xc3\xb6\n\x1b[31m")

@@ -25,7 +25,8 @@ from ..progress import bar as progress_bar
 from . import mixup
 from .checkpoint import Run, State
 from .config import Config
-from .history import Epoch, Events, History, csv_text, draw, write_csv
+from .curves import draw
+from .history import Epoch, Events, History, csv_text, write_csv
 from .trainer import Score, Trainer
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
