@@ -13,7 +13,7 @@ from PIL import Image
 
 import pydmobilenet
 from pydmobilenet import zoo
-from pydmobilenet.cli.show import grid, sample
+from pydmobilenet.cli.show import grid, sample, shortened
 from pydmobilenet.data import get_task
 from pydmobilenet.data.folder import find, listed
 from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
@@ -215,7 +215,17 @@ def test_the_picture_has_room_for_larger_images(tmp_path):
     make_classes(tmp_path / "photos", "abc", {".": 4}, side=64)
     answer = show("--dataset", tmp_path / "photos", "--image-size", 64, "--output", tmp_path / "grid.png")
     assert answer.returncode == 0, answer.stderr
-    assert Image.open(tmp_path / "grid.png").size == (6 + 8 * (64 + 6), 6 + 2 * (14 + 6 + 4 * (64 + 6)))
+    assert Image.open(tmp_path / "grid.png").size == (6 + 8 * (128 + 6), 6 + 2 * (14 + 6 + 4 * (128 + 6)))
+
+
+@pytest.mark.parametrize(
+    "name", ["ant", "sixteen_letters_", "a_long_name_of_the_class_1", "a_long_name_of_the_class_2"]
+)
+def test_long_names_keep_what_tells_them_apart(name):
+    shown = shortened(name, 16)
+    assert (shown == name) == (len(name) <= 16)
+    assert len(shown) <= 16
+    assert shown[-6:] == name[-6:]
 
 
 def show(*arguments):
@@ -227,7 +237,7 @@ def test_the_command_writes_the_picture(folder, tmp_path):
     answer = show("--dataset", f"folder:{folder}", "--output", tmp_path / "grid.png", "--images", 3)
     assert answer.returncode == 0, answer.stderr
     assert answer.stderr == f"data: {folder}/train: 8 images (ant 4, zebra 4)\n"
-    assert Image.open(tmp_path / "grid.png").size == (6 + 8 * 102, 6 + 14 + 6 + 4 * 102)
+    assert Image.open(tmp_path / "grid.png").size == (6 + 3 * 102, 6 + 14 + 6 + 4 * 102)
 
 
 def test_the_picture_replaces_no_other_file_and_nothing_that_is_none(folder, tmp_path):

@@ -20,6 +20,7 @@ from . import options
 COLUMNS = 8  # images beside each other; below each its augmented forms
 VARIANTS = 3
 SIDE, MARGIN, LINE = 96, 6, 14  # screen pixels: of a small image, between images, and of a line of text
+LETTER = 6  # pixels, on average
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -42,16 +43,17 @@ def grid(dataset: Dataset, seed: int = 0):
     raw, rows = dataset.images, [dataset.images]
     for epoch in range(VARIANTS):
         rows.append(_augmented(dataset, seed, epoch))
-    side = raw.shape[2] * max(1, SIDE // raw.shape[2])
+    side = raw.shape[2] * max(1, round(SIDE / raw.shape[2]))
     block = (VARIANTS + 1) * (side + MARGIN) + LINE + MARGIN
-    lines = -(-len(raw) // COLUMNS)
-    picture = Image.new("RGB", (COLUMNS * (side + MARGIN) + MARGIN, lines * block + MARGIN), "white")
+    columns = min(COLUMNS, len(raw))
+    lines = -(-len(raw) // columns)
+    picture = Image.new("RGB", (columns * (side + MARGIN) + MARGIN, lines * block + MARGIN), "white")
     pen = ImageDraw.Draw(picture)
     for number in range(len(raw)):
-        x = MARGIN + number % COLUMNS * (side + MARGIN)
-        y = MARGIN + number // COLUMNS * block
-        name = dataset.task.class_name(int(dataset.labels[number]))
-        pen.text((x, y), printable(name)[:16], fill="black")
+        x = MARGIN + number % columns * (side + MARGIN)
+        y = MARGIN + number // columns * block
+        name = printable(dataset.task.class_name(int(dataset.labels[number])))
+        pen.text((x, y), shortened(name, side // LETTER), fill="black")
         for row, images in enumerate(rows):
             image = Image.fromarray(images[number].transpose(1, 2, 0)).resize((side, side), Image.Resampling.NEAREST)
             picture.paste(image, (x, y + LINE + row * (side + MARGIN)))
@@ -67,6 +69,11 @@ def sample(dataset: Dataset, number: int, seed: int = 0) -> Dataset:
         own = np.flatnonzero(labels == label)
         turns[own] = np.arange(len(own))
     return dataset.take(order[np.lexsort((labels, turns))[:number]], dataset.split)
+
+
+def shortened(name: str, room: int) -> str:
+    """A name in so many letters: its beginning and its end, by which long names differ."""
+    return name if len(name) <= room else f"{name[: room - 7]}…{name[-6:]}"
 
 
 def _augmented(dataset: Dataset, seed: int, epoch: int) -> np.ndarray:
