@@ -18,6 +18,7 @@ import numpy as np
 from . import processor
 from .data import Dataset
 from .data.batching import file_offset
+from .processes import launched
 
 ENGINES = ("mxnet", "mxnet-cu112", "mxnet-cu115", "mxnet-cu117", "torch", "onnxruntime")
 PIECE = 4096  # images hashed at a time: those of ImageNet32 do not fit into memory
@@ -53,8 +54,21 @@ def summary() -> str:
 
 def session(device: str, engine: str) -> dict[str, object]:
     """One start of a training run: when, by which command, on which device, with what."""
-    command = shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
-    return {"begun": now(), "command": command, "device": device, "environment": environment(engine)}
+    return {"begun": now(), "command": command(), "device": device, "environment": environment(engine)}
+
+
+def command() -> str:
+    """The command of this process, as it can be typed again in the same directory."""
+    directory, name = os.path.split(sys.argv[0])
+    words = ["-m", os.path.basename(directory)] if name == "__main__.py" else [name]
+    if name.endswith(".py"):
+        words = [*_launcher(), *words]
+    return shlex.join([*words, *sys.argv[1:]])
+
+
+def _launcher() -> list[str]:
+    """What has started this process's script."""
+    return ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1")] if launched() else ["python"]
 
 
 def now() -> str:

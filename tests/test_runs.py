@@ -155,7 +155,7 @@ def test_a_run_tells_all_that_its_result_depends_on(original):
     assert metadata["data"]["test"]["images"] == 9
     assert metadata["initial_weights"]["source"] == "msra, seed 0"
     (session,) = metadata["sessions"]
-    assert session["command"].startswith("train.py --config")
+    assert session["command"].startswith("python train.py --config")
     assert session["device"] == "cpu(0)"
     assert {"pydmobilenet", "python", "numpy", "mxnet", "processor", "instruction_set", "threads"} <= set(
         session["environment"]

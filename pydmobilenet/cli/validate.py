@@ -114,11 +114,7 @@ def show(found: validation.Found, arguments: argparse.Namespace) -> int:
     for dataset, rows in found:
         if dataset and dataset.note and not arguments.quiet:
             print(printable(f"data: {dataset.note}"), file=sys.stderr)
-        own = [
-            classes.markdown(dataset, row.answers)
-            for row in rows
-            if dataset and row.answers and runs.is_run(row.record)
-        ]
+        own = [classes.markdown(dataset, row) for row in rows if dataset and row.answers and runs.is_run(row.record)]
         shown += [tables.markdown(dataset, rows, origins=True), *own]
         results += rows
         if arguments.output:  # after each data set: an interruption loses no more than the one under way

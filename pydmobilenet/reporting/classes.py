@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..checkpoints import runs
 from ..data import Dataset, Task
 from ..metrics import confusion, recall_precision
 from ..text import printable
-from ..validation import NO_CLASS, Answers
+from ..validation import NO_CLASS, Answers, Result
 from .tables import grid
 
 LISTED = 20  # so many classes have a row each; of more, those of the lowest recall
@@ -37,6 +38,17 @@ class Mistake(NamedTuple):
     confidence: float
 
 
+def headline(result: Result) -> str:
+    """What a run comes to, in a line: its error and accuracy, with the interval; empty where nothing was counted."""
+    if not runs.is_run(result.record) or result.counts is None:
+        return ""
+    low, high = result.interval
+    return (
+        f"Error {result.error:.2f} % ({result.counts.wrong:,} of {result.counts.images:,} images; 95 % interval "
+        f"{low:.2f} to {high:.2f} %), accuracy {100 - result.error:.2f} %."
+    )
+
+
 def name_of(task: Task, label: int) -> str:
     """A class's name, as people see it."""
     return "no class (not a number)" if label == NO_CLASS else printable(task.class_name(label))
@@ -48,15 +60,15 @@ def counts_of(dataset: Dataset, answers: Answers) -> np.ndarray:
     return confusion(labels, answers.classes, len(dataset.task.classes) or dataset.task.outputs)
 
 
-def per_class(task: Task, counts: np.ndarray) -> list[Class]:
-    """The classes in their order; of more than `LISTED`, the `WORST`, that of the lowest recall first."""
+def per_class(task: Task, counts: np.ndarray, most: int = WORST) -> list[Class]:
+    """The classes in their order; of more than `LISTED`, so many, that of the lowest recall first."""
     rows = [
         Class(name_of(task, label), int(counts[label].sum()), *(None if np.isnan(x) else float(x) for x in shares))
         for label, shares in enumerate(zip(*recall_precision(counts)))
     ]
     if len(rows) <= LISTED:
         return rows
-    return sorted((row for row in rows if row.recall is not None), key=lambda row: row.recall or 0.0)[:WORST]
+    return sorted((row for row in rows if row.recall is not None), key=lambda row: row.recall or 0.0)[:most]
 
 
 def mistakes(dataset: Dataset, answers: Answers, number: int = MISTAKES) -> list[Mistake]:
@@ -76,13 +88,22 @@ def mistakes(dataset: Dataset, answers: Answers, number: int = MISTAKES) -> list
     ]
 
 
-def markdown(dataset: Dataset, answers: Answers) -> str:
-    """Recall and precision of each class, the confusion matrix of a few classes, and the worst mistakes, as text."""
+def markdown(dataset: Dataset, result: Result) -> str:
+    """A run's error and accuracy, recall and precision of each class, the confusion matrix of a few classes, and the
+    worst mistakes, as text; empty where the answers were not kept.
+    """
+    if result.answers is None:
+        return ""
+    answers = result.answers
     counts = counts_of(dataset, answers)
     rows = per_class(dataset.task, counts)
     kind = f"The {len(rows)} classes of the lowest recall" if len(rows) < len(counts) else "Class by class"
     table = [[row.name, f"{row.images:,}", _percent(row.recall), _percent(row.precision)] for row in rows]
-    parts = [f"{kind}:", grid(table, ["class", "images", "recall, %", "precision, %"], ["left", *["right"] * 3])]
+    parts = [
+        headline(result),
+        f"{kind}:",
+        grid(table, ["class", "images", "recall, %", "precision, %"], ["left", *["right"] * 3]),
+    ]
     if len(counts) <= MATRIX:
         names = [name_of(dataset.task, label) for label in range(len(counts))]
         numbers = [[name, *map(str, row[: len(names)])] for name, row in zip(names, counts)]

@@ -19,17 +19,21 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
+from .. import provenance
 from ..catalog import Record
 from ..checkpoints import runs
 from ..data import Dataset, Task
+from ..errors import UserError
 from ..text import printable
+from ..training.checkpoint import read_history
 from ..validation import Answers, Result
-from . import plots
-from .classes import Class, Mistake, counts_of, mistakes, name_of, per_class
+from . import curves, plots
+from .classes import Class, Mistake, counts_of, headline, mistakes, name_of, per_class
 from .tables import Table, table
 
 PUBLISHED = "PydMobileNet: published and measured"
-CURVES = "curves.png"  # of a run's directory
+TRAINED = "PydMobileNet: networks trained with this project"
+CLASSES = 100  # so many have a row each; of more, those of the lowest recall
 MATRIX = 20  # so many classes have a matrix; of more, the most frequent confusions are listed
 CONFUSIONS = 15  # of which so many
 MISTAKES = 12  # pictures for each network
@@ -46,8 +50,8 @@ class Matrix(NamedTuple):
 
 class Network(NamedTuple):
     """What the page tells of the network in the table's row `place`: a `matrix`, or the most frequent `confusions`
-    (class, what it was taken for, how often), `classes` one by one, and the worst `mistakes`. Of a run, its `curves`, a
-    picture, and the `command` that began it.
+    (class, what it was taken for, how often), `classes` one by one, and the worst `mistakes`. Of a run, its `curves` as
+    markup, and the `command` that began it.
     """
 
     place: int
@@ -62,10 +66,13 @@ class Network(NamedTuple):
 
 
 class Section(NamedTuple):
-    """The part of the page on one data set. `pictures` are the images that some network mistakes, as PNG."""
+    """The part of the page on one data set. `headline` tells the error of the one run that it is about, if it is.
+    `pictures` are the images that some network mistakes, as PNG.
+    """
 
     anchor: str
     table: Table
+    headline: str
     column_names: list[str]
     results: Sequence[Result]
     figures: list[str]
@@ -85,23 +92,20 @@ def page(sections: Sequence[Section], results: Sequence[Result]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(breakable=_breakable, references=_references, strong=_strong, zip=zip)
-    verdicts = Counter(result.verdict for result in results)
-    own = [result for result in results if runs.is_run(result.record)]
-    headlines = [_headline(result) for result in own if result.counts] if len(own) == len(results) else []
-    title = f"PydMobileNet: {', '.join(section.table.title for section in sections)}" if headlines else PUBLISHED
     template = environment.get_template("report.html.j2")
-    return template.render(sections=sections, verdicts=verdicts, title=title, headlines=headlines).lstrip()
+    title = _title(sections, results)
+    verdicts = Counter(result.verdict for result in results)
+    context = {"title": title, "published": title == PUBLISHED, "command": printable(provenance.command())}
+    return template.render(sections=sections, verdicts=verdicts, **context).lstrip()
 
 
-def _headline(result: Result) -> str:
-    """What a run is about, in a line: its error and accuracy, with the interval."""
-    low, high = result.interval
-    counts = result.counts
-    assert counts is not None  # as it was evaluated
-    return (
-        f"{result.error:.2f} % of the images are taken for another class ({counts.wrong:,} of {counts.images:,}; 95 % "
-        f"interval {low:.2f} to {high:.2f}), so that the accuracy is {100 - result.error:.2f} %."
-    )
+def _title(sections: Sequence[Section], results: Sequence[Result]) -> str:
+    """What the page is about: the tables, or what was trained with this project."""
+    if any(result.record.published for result in results):
+        return PUBLISHED
+    if not all(runs.is_run(result.record) for result in results):
+        return TRAINED
+    return f"PydMobileNet: {f'{len(results)} runs' if len(results) > 1 else sections[0].table.title}"
 
 
 def section(dataset: Dataset | None, results: Sequence[Result], number: int) -> Section:
@@ -116,7 +120,9 @@ def section(dataset: Dataset | None, results: Sequence[Result], number: int) -> 
         shown = sorted({mistake.place for network in networks for mistake in network.mistakes})
         pictures = {index: _png(dataset.images[index]) for index in shown}
     legend = plots.legend(results) if figures else ""
-    return Section(f"s{number}", content, _alone(content.columns), results, figures, legend, networks, pictures)
+    names = _alone(content.columns)
+    line = headline(results[0]) if len(results) == 1 else ""
+    return Section(f"s{number}", content, line, names, results, figures, legend, networks, pictures)
 
 
 def _alone(columns: Sequence[str]) -> list[str]:
@@ -139,7 +145,7 @@ def _network(dataset: Dataset, result: Result, answers: Answers, place: int) -> 
         "" if record.published else printable(f", {record.place}"),
         _matrix(counts, task) if few else None,
         [] if few else _confusions(counts, task),
-        per_class(task, counts),
+        per_class(task, counts, CLASSES),
         mistakes(dataset, answers, MISTAKES),
         _curves(record),
         printable(runs.command(record)),
@@ -147,9 +153,13 @@ def _network(dataset: Dataset, result: Result, answers: Answers, place: int) -> 
 
 
 def _curves(record: Record) -> str:
-    """The address of a run's curves, which holds the picture; empty where there is none."""
-    path = record.file.parent / CURVES if record.file and runs.is_run(record) else None
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" if path and path.is_file() else ""
+    """A run's curves; empty where its history cannot be read, as of a run of which someone has sent the best alone."""
+    if record.file is None or not runs.is_run(record):
+        return ""
+    try:
+        return curves.drawn(read_history(record.file.parent))
+    except UserError:
+        return ""
 
 
 def _matrix(counts: np.ndarray, task: Task) -> Matrix:
