@@ -150,6 +150,8 @@ def test_the_authors_way_stays_the_default_of_other_data_sets(train, tmp_path):
         ("digits", ["--body-rate", 0.5], "body_rate 0.5 cannot be used: it is for loaded weights"),
         ("digits", ["--image-size", 64], "image_size is 64 (allowed: 32, which the images of digits have"),
         ("digits", ["--dataset", "cifar10"], "digits and --dataset cifar10 are two data sets"),
+        ("phtos", [], "unknown data set 'phtos'"),
+        ("./phtos", [], "no such folder: phtos"),
         ("photos", ["--data-dir", "."], "a folder and --data-dir name two places of the data"),
         ("three", ["--val-fraction", 0.2], "val_fraction 0.2 cannot be used: the data has validation images"),
         ("photos", ["--val-fraction", 0, "--test-fraction", 0], "leaves no image to choose the best epoch by"),

@@ -62,7 +62,9 @@ def configure(given: Mapping[str, Any], recipe: Path | None = None, pretrained: 
     A warm-up that the recipe has and the epochs given leave no room for keeps its share of the epochs, with a warning.
     Raises MissingFileError, BadFileError and InvalidValueError.
     """
-    recipe = recipe or default_recipe(dataset_name(str(given.get("dataset", "cifar10"))), pretrained)
+    dataset = dataset_name(str(given.get("dataset", "cifar10")))
+    get_task(dataset)  # first of all: what is wrong with it explains the rest
+    recipe = recipe or default_recipe(dataset, pretrained)
     bundled = CONFIGS / f"{recipe}.yaml"  # by its mere name
     values = configuration.read(bundled if bundled.is_file() else recipe)
     if "warmup_epochs" not in given:
