@@ -142,9 +142,9 @@ def train(
 
     `model` and `dataset` (default: ``cifar10``) are names; a data set is the path of a folder of images too. The recipe
     is the file `config`, or the name of one of ``configs/``, by default that of the data set; any of its keys can be
-    given, as ``epochs=4`` or ``val_fraction=0.1``. The run's directory is
-    `output`, by default ``runs/MODEL-DATASET``, which must not exist; `resume` goes on with a run instead. `weights`
-    are those to start from: a file, a run, or ``"published"``. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon
+    given, as ``epochs=4`` or ``val_fraction=0.1``. The run's directory is `output`, by default ``runs/MODEL-DATASET``,
+    which must not exist; `resume` goes on with a run instead. `weights` are those to start from: a file, a run, or
+    ``"published"``. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon
     where MXNet runs on the device, else PyTorch, and for a run to resume its own. `compile` has PyTorch compile the
     network. Without `progress`, nothing is printed.
 

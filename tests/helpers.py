@@ -34,6 +34,7 @@ SHARED = ROOT.parent / "shared"
 NOWHERE = "http://127.0.0.1:9"  # the discard port: refused at once
 CIFAR_MODELS = [record.model for record in catalog.RECORDS if record.dataset == "cifar10"]
 NETWORKS = [(record.model, record.dataset) for record in catalog.RECORDS if not record.model.startswith("wrn")]
+TRAINERS = [pytest.param("gluon", marks=pytest.mark.gluon), pytest.param("pytorch", marks=pytest.mark.pytorch)]
 LIMIT = 240  # seconds for any one process, were the machine ever so busy
 
 

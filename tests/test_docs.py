@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import NOWHERE, ROOT
+from helpers import NOWHERE, ROOT, TRAINERS
 
 from pydmobilenet.cli import COMMANDS as COMMANDS_OF_THE_CLI
 
@@ -184,10 +184,7 @@ def run_code(code, directory, threads="1"):
 WITHOUT_MXNET = "import sys; sys.modules['mxnet'] = None\n"
 
 
-@pytest.mark.parametrize(
-    "engine",
-    [pytest.param("gluon", marks=pytest.mark.gluon), pytest.param("pytorch", marks=pytest.mark.pytorch)],
-)
+@pytest.mark.parametrize("engine", TRAINERS)
 def test_readme_s_python_trains_validates_predicts_and_exports(engine, tmp_path):
     code = python_blocks("README.md")[0].replace("epochs=2", "epochs=1")
     out = run_code((WITHOUT_MXNET if engine == "pytorch" else "") + code + "print(*results, len(answers))", tmp_path)

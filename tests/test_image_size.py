@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 import oracle
 import pytest
-from helpers import MODEL, assert_mistake, make_classes, options, runner
+from helpers import MODEL, TRAINERS, assert_mistake, make_classes, options, runner
 from oracle import FAMILIES
 from PIL import Image
 
@@ -14,11 +14,7 @@ import pydmobilenet
 from pydmobilenet import engine, zoo
 from pydmobilenet.checkpoints import runs
 
-ENGINES = [
-    pytest.param("gluon", marks=pytest.mark.gluon),
-    pytest.param("pytorch", marks=pytest.mark.pytorch),
-    "onnxruntime",
-]
+ENGINES = [*TRAINERS, "onnxruntime"]
 RECIPE = {"model": MODEL, "batch_size": 8, "epochs": 2, "warmup_epochs": 1, "image_size": 48, "device": "cpu"}
 
 
@@ -44,7 +40,7 @@ def test_the_answers_to_images_of_any_size_are_the_oracle_s(kind, name, side):
     np.testing.assert_allclose(predict(images), expected, rtol=0, atol=1e-5 * np.ptp(expected))
 
 
-@pytest.mark.parametrize("kind", ENGINES[:2])
+@pytest.mark.parametrize("kind", TRAINERS)
 def test_a_run_of_larger_images_tells_their_size_to_whatever_takes_it(kind, photos, train, tmp_path):
     run = tmp_path / "run"
     answer = train(photos, "--output", run, "--engine", kind, *options(RECIPE))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, make_classes
+from helpers import ROOT, TRAINERS, make_classes
 
 ELSEWHERE = """
 import csv, json, sys
@@ -27,10 +27,9 @@ COMMANDS = [
     ["predict", "others", "--weights", "runs/pyd-concat-29-0.5-folder-photos", "--csv", "--output", "answers.csv"],
     ["export", "--weights", "runs/pyd-concat-29-0.5-folder-photos", "--uint8-input", "--output", "net.onnx"],
 ]
-ENGINES = [pytest.param("gluon", marks=pytest.mark.gluon), pytest.param("pytorch", marks=pytest.mark.pytorch)]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", TRAINERS)
 def test_five_commands_lead_from_a_folder_to_an_onnx_file(engine, weights_dir, tmp_path):
     make_classes(tmp_path / "photos", ["cat", "dog", "emu"], {".": 40}, side=48)
     make_classes(tmp_path / "others", ["any"], {".": 5}, side=40)

@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import MODEL, assert_mistake, make_classes, options, runner
+from helpers import MODEL, TRAINERS, assert_mistake, make_classes, options, runner
 from PIL import Image
 
 import pydmobilenet
@@ -20,10 +20,6 @@ from pydmobilenet.training.checkpoint import read_history
 from pydmobilenet.training.history import Epoch, History
 from pydmobilenet.training.loop import Loop, class_weights
 
-ENGINES = [
-    pytest.param("gluon", marks=pytest.mark.gluon),
-    pytest.param("pytorch", marks=pytest.mark.pytorch),
-]
 RECIPE = {"model": MODEL, "batch_size": 8, "epochs": 3, "warmup_epochs": 1, "learning_rate": 0.05, "device": "cpu"}
 
 
@@ -38,7 +34,7 @@ def photos(tmp_path_factory):
     return make_classes(tmp_path_factory.mktemp("own") / "photos", "abc", {".": 10})
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", TRAINERS)
 def test_a_plain_folder_is_split_trained_and_tested_once(engine, photos, train, tmp_path, monkeypatch):
     tested = []
     measure = Loop._measure_test_error
@@ -218,7 +214,7 @@ def test_balanced_weights_are_scikit_learns(photos):
     assert class_weights(dataset)[labels].mean() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", TRAINERS)
 def test_class_weights_scale_the_losses_of_their_images(engine, tmp_path, train, monkeypatch):
     make_classes(tmp_path / "photos", "ab", {"train": 8, "test": 2})
     for path in sorted((tmp_path / "photos" / "train" / "b").iterdir())[2:]:

@@ -72,17 +72,20 @@ def is_run(record: Record) -> bool:
 
 def origin(record: Record) -> list[tuple[str, str]]:
     """Where a checkpoint comes from, as `provenance.rows` tells it; nothing of a published or a bundled one."""
-    if record.file is None or not os.path.isfile(record.file.parent / METADATA):
-        return []
-    return provenance.rows(read_metadata(record.file.parent))
+    return provenance.rows(_metadata(record))
 
 
 def command(record: Record) -> str:
     """The command that began a run; empty where none is recorded."""
-    if record.file is None or not os.path.isfile(record.file.parent / METADATA):
-        return ""
-    sessions = read_metadata(record.file.parent).get("sessions", [])
+    sessions = _metadata(record).get("sessions", [])
     return sessions[0]["command"] if sessions else ""
+
+
+def _metadata(record: Record) -> dict:
+    """What the run of a record says of itself; nothing of a published or a bundled one."""
+    if record.file is None or not os.path.isfile(record.file.parent / METADATA):
+        return {}
+    return read_metadata(record.file.parent)
 
 
 def verified(record: TrainedRecord) -> Path:

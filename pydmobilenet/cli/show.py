@@ -93,9 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
     name = located(arguments.dataset, arguments.data_dir)
     has = kinds(name)
     split = arguments.split or ("train" if "train" in has else has[0])
-    root = None if name.startswith("folder:") else arguments.data_dir
     task = get_task(name, arguments.image_size)
-    dataset = get_dataset(name, split, root, arguments.skip_bad, task)
+    dataset = get_dataset(name, split, arguments.data_dir, arguments.skip_bad, task)
     if dataset.note:
         print(printable(f"data: {dataset.note}"), file=sys.stderr)
     dataset = sample(dataset, arguments.images, arguments.seed)

@@ -55,7 +55,6 @@ def get_splits(
     Raises as `get_dataset` does, and InvalidValueError where a class is too small, or ``imagenet32`` is to be split.
     """
     name = located(name, root)
-    root = None if name.startswith("folder:") else root
     has = kinds(name)
 
     def read(split: str) -> Dataset:

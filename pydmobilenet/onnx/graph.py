@@ -31,8 +31,7 @@ def convert(
 
     Its input is ``images``, normalised as `task` says, (N, 3, H, W) in float32, of the task's size or, without one, of
     `image_size`; with `uint8_input` they are the pixels as an image file has them, (N, H, W, 3) in uint8, and the graph
-    normalises them itself. Its output is
-    ``logits`` (N, outputs). Raises BadFileError for arrays that are not finite.
+    normalises them itself. Its output is ``logits`` (N, outputs). Raises BadFileError for arrays that are not finite.
     """
     check_finite(arrays)
     graph = _Graph(arrays)

@@ -81,7 +81,7 @@ ABOVE_0 = Rule("a number above 0, at most 1000", "X", _number(float, lambda numb
 FROM_0 = Rule("a number from 0 to 1000", "X", _number(float, lambda number: 0 <= number <= 1000))
 UP_TO_1 = Rule("a number above 0, at most 1", "X", _number(float, lambda number: 0 < number <= 1))
 BELOW_1 = Rule("a number from 0 and below 1", "X", _number(float, lambda number: 0 <= number < 1))
-BELOW_HALF = Rule("a number from 0 to 0.5", "X", _number(float, lambda number: 0 <= number <= 0.5))
+UP_TO_HALF = Rule("a number from 0 to 0.5", "X", _number(float, lambda number: 0 <= number <= 0.5))
 EPOCHS = Rule(f"{POSITIVE.allowed}, or auto", "N", _epochs)
 SIZE = Rule(
     f"a multiple of 4 from {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]}",
@@ -104,8 +104,8 @@ class Config:
     model: str = _key(NAME, "the network, as pyd-concat-56-0.5")
     dataset: str = _key(NAME, "what it learns, as cifar10, digits or a folder of images")
     image_size: int = _key(SIZE, "pixels, wide and high, of a folder's images")
-    val_fraction: float = _key(BELOW_HALF, "share of the training images put aside for validation")
-    test_fraction: float = _key(BELOW_HALF, "share of class folders alone put aside for the test")
+    val_fraction: float = _key(UP_TO_HALF, "share of the training images put aside for validation")
+    test_fraction: float = _key(UP_TO_HALF, "share of class folders alone put aside for the test")
     patience: int = _key(NATURAL, "epochs without a lower validation error, then stop; 0: none")
     epochs: int = _key(EPOCHS, "passes over the training images; auto: by their number")
     batch_size: int = _key(POSITIVE, "images of one pass, over all devices and machines")
