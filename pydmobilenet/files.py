@@ -46,14 +46,12 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
     with ExitStack() as stack:
         parts = []
         for path, content in contents.items():
-            check(path)
+            part, descriptor, target = _begun(path, stack)
             with _naming(path):
-                target = Path(os.path.realpath(path))
-                part, descriptor = stack.enter_context(_part(target))
                 with open(descriptor, "wb", closefd=False) as file:
                     file.write(content.encode() if isinstance(content, str) else content)
                 os.fsync(descriptor)
-                parts.append((path, part, target))
+            parts.append((path, part, target))
         for path, part, target in parts:
             with _naming(path):
                 place(part, target)
@@ -65,17 +63,22 @@ def writing(path: Path) -> Iterator[BinaryIO]:
 
     Whatever is raised in the block, nothing is written. Raises UnusableError where the file cannot be.
     """
-    check(path)
     with ExitStack() as stack:
-        with _naming(path):
-            target = Path(os.path.realpath(path))
-            part, descriptor = stack.enter_context(_part(target))
-            file = stack.enter_context(open(descriptor, "wb", closefd=False))
+        part, descriptor, target = _begun(path, stack)
+        file = stack.enter_context(open(descriptor, "wb", closefd=False))
         yield file
         with _naming(path):
             file.flush()
             os.fsync(descriptor)
             place(part, target)
+
+
+def _begun(path: Path, stack: ExitStack) -> tuple[Path, int, Path]:
+    """The part, with its descriptor, of a file that is about to be written, and where it will be put."""
+    check(path)
+    with _naming(path):
+        target = Path(os.path.realpath(path))  # a link stays
+        return (*stack.enter_context(_part(target)), target)
 
 
 def check(path: Path) -> None:
