@@ -115,6 +115,13 @@ def test_twenty_updates_across_a_drop_of_the_learning_rate_are_those_of_numpy(
     assert len(updates) == len(rates)
 
 
+@pytest.mark.parametrize("model", [*STEPS, "wrn-10-1"])
+def test_the_head_alone_learns_at_the_full_rate(model):
+    head = "output" if model.startswith("wrn") else "head.dense"
+    for name, parameter in made(model, body_rate=0.1).trained.items():
+        assert parameter.lr_mult == (1.0 if name in (f"{head}.weight", f"{head}.bias") else 0.1), name
+
+
 @each_model
 def test_accumulated_gradients_are_the_sum_of_those_of_the_passes(model, monkeypatch):
     apart, together = made(model), made(model, accumulation_steps=2)

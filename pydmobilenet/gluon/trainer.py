@@ -14,7 +14,7 @@ from mxnet.gluon.block import HybridBlock
 from ..data import Dataset, Task
 from ..errors import UnusableError
 from ..training.config import Config
-from ..training.trainer import LOSS_SCALE, Score, check_split, check_state, evaluate, is_head
+from ..training.trainer import LOSS_SCALE, Score, check_split, check_state, evaluate, rate_multiplier
 from . import step
 from .inference import batch_size, fuse, predictor
 from .network import build_for, get_arrays, load_weights
@@ -62,7 +62,7 @@ class GluonTrainer:
         for name, parameter in self.trained.items():
             if not (config.decay_norm_and_bias or name.endswith(".weight")):
                 parameter.wd_mult = 0.0
-            parameter.lr_mult = 1.0 if is_head(name) else config.body_rate
+            parameter.lr_mult = rate_multiplier(name, net.description, config)
             if config.accumulation_steps > 1:
                 parameter.grad_req = "add"
         sgd = NesterovSGD(config.learning_rate, config.momentum, config.weight_decay)

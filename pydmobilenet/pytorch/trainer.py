@@ -20,7 +20,7 @@ from ..data import Dataset, Task
 from ..folding import fold
 from ..processes import processors
 from ..training.config import Config
-from ..training.trainer import LOSS_SCALE, Score, check_split, check_state, evaluate, is_head
+from ..training.trainer import LOSS_SCALE, Score, check_split, check_state, evaluate, rate_multiplier
 from . import inference
 from .distributed import Workers
 from .errors import engine_errors
@@ -69,7 +69,8 @@ class PyTorchTrainer:
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.trained.items():
             decay = config.weight_decay if config.decay_norm_and_bias or name.endswith(".weight") else 0.0
-            groups.setdefault((decay, 1.0 if is_head(name) else config.body_rate), []).append(parameter)
+            rate = rate_multiplier(name, self.net.description, config)
+            groups.setdefault((decay, rate), []).append(parameter)
         self.optimizer = torch.optim.SGD(
             [{"params": each, "weight_decay": decay, "rate": rate} for (decay, rate), each in groups.items()],
             config.learning_rate,

@@ -11,6 +11,7 @@ import numpy as np
 from ..data import Dataset, batches
 from ..errors import BadFileError, InvalidValueError
 from ..metrics import count_wrong
+from ..network import Network
 from .config import Config
 
 Arrays = Mapping[str, np.ndarray]
@@ -84,9 +85,9 @@ class Trainer(Protocol):
         """
 
 
-def is_head(name: str) -> bool:
-    """Whether a parameter is of the dense layer, whose learning rate is not that of the body."""
-    return name.startswith("head.dense.")
+def rate_multiplier(name: str, network: Network, config: Config) -> float:
+    """Return a parameter's share of the learning rate: 1 in the network's head, `body_rate` everywhere else."""
+    return 1.0 if name.rpartition(".")[0] == network.head.name else config.body_rate
 
 
 def evaluate(
