@@ -7,14 +7,17 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from helpers import ROOT
 from oracle import FAMILIES, conv, ended
 
 from pydmobilenet import engine, machine, zoo
+from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import EngineError, InvalidValueError, UnusableError
 from pydmobilenet.network import IMAGES, Add, BatchNorm, ReLU
-from pydmobilenet.pytorch import devices, inference
+from pydmobilenet.pytorch import devices, inference, trainer
 from pydmobilenet.pytorch.errors import engine_errors
 from pydmobilenet.pytorch.inference import PyTorchEngine
+from pydmobilenet.training import config, mixup
 
 X = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
 
@@ -79,18 +82,72 @@ def test_no_map_is_kept_longer_than_it_is_needed(name, monkeypatch):
     assert max(alive) <= 6  # Concat's three, with what they are of, what is to be added, and the concatenation
 
 
-def test_what_the_user_has_set_is_set_again(monkeypatch):
+# What users say of TF32, by PyTorch's older switches and by those that it has had since 2.9.
+PRECISIONS = {
+    "by default": lambda: None,
+    "all ieee": lambda: setattr(torch.backends, "fp32_precision", "ieee"),
+    "all tf32": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    "convolutions ieee": lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+    "older switch": lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
+    "products high": lambda: torch.set_float32_matmul_precision("high"),
+}
+needs_precisions = pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="PyTorch 2.9 has brought them")
+
+
+def settings():
+    """All that PyTorch is told of TF32 and of cuDNN."""
+    backends = torch.backends
+    owners = [backends, backends.cuda.matmul, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn]
+    flags = ("enabled", "benchmark", "deterministic", "depthwise_kernel")
+    return [owner.fp32_precision for owner in owners] + [getattr(backends.cudnn, flag, None) for flag in flags]
+
+
+@pytest.fixture(params=PRECISIONS)
+def precision(request):
+    """A user's setting, which is undone afterwards."""
+    backends = torch.backends
+    backends.cudnn.deterministic = True
+    PRECISIONS[request.param]()
+    yield settings()
+    torch.set_float32_matmul_precision("highest")
+    backends.cudnn.allow_tf32 = True
+    backends.fp32_precision = backends.cuda.matmul.fp32_precision = backends.cudnn.fp32_precision = "none"
+    backends.cudnn.conv.fp32_precision = backends.cudnn.rnn.fp32_precision = "tf32"
+    backends.cudnn.deterministic = False
+
+
+@needs_precisions
+def test_convolutions_on_a_gpu_are_not_rounded_and_all_settings_stay(precision):
+    with inference.full_precision(torch.device("cuda")):
+        inside = settings()
+        assert inside[3] == "ieee"
+        assert inside[:3] + inside[4:] == precision[:3] + precision[4:]
+    assert settings() == precision
+
+
+@needs_precisions
+def test_a_cpu_answers_and_trains_and_all_settings_stay(precision, monkeypatch):
     network = ended(conv("a", IMAGES))
     during = []
     logits = inference.logits
-    monkeypatch.setattr(
-        inference, "logits", lambda *all: during.append(torch.backends.cudnn.allow_tf32) or logits(*all)
-    )
-    predict = PyTorchEngine("cpu").load(network, oracle.random_arrays(network))
-    before = torch.backends.cudnn.allow_tf32, torch.get_num_threads(), torch.is_inference_mode_enabled()
-    predict(X)
-    assert during == [False]
-    assert before == (torch.backends.cudnn.allow_tf32, torch.get_num_threads(), torch.is_inference_mode_enabled())
+    monkeypatch.setattr(inference, "logits", lambda *all: during.append(settings()) or logits(*all))
+    PyTorchEngine("cpu").load(network, oracle.random_arrays(network))(X)
+    assert during == [precision]
+    digits = config.read(ROOT / "configs" / "digits.yaml")
+    recipe = config.make({**digits, "model": "pyd-add-11-0.125", "batch_size": 3})
+    made = trainer.make(recipe, get_dataset("digits").task, torch.device("cpu"))
+    assert np.isfinite(made.train_step(X, mixup.targets(np.arange(3), 10), 0.1)().loss)
+    assert settings() == precision
+
+
+def test_pytorch_before_2_9_has_one_switch(monkeypatch):
+    class Older:
+        allow_tf32 = True
+
+    monkeypatch.setattr(torch.backends, "cudnn", Older)
+    with inference.full_precision(torch.device("cuda")):
+        assert not Older.allow_tf32
+    assert Older.allow_tf32
 
 
 def test_an_engine_can_be_pickled():

@@ -15,8 +15,8 @@ and ReLU as one operation (mkldnn); NCHW; all of the same folded network.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,9 +83,22 @@ def batch_size(device: torch.device) -> int:
     return 25 if device.type == "cpu" else 500
 
 
-def without_tf32() -> AbstractContextManager:
-    """In which cuDNN does not round the factors of a convolution to TF32's 10 bits, as it may by default."""
-    return torch.backends.cudnn.flags(enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False)
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Keep cuDNN from rounding the factors of convolutions to TF32's 10 bits, its default. Change no other setting."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn: Any = torch.backends.cudnn
+    # PyTorch 2.9 brought a switch for each operator. Once a user has set one, reading the older switch raises.
+    newer = hasattr(cudnn, "conv")
+    switch, name, value = (cudnn.conv, "fp32_precision", "ieee") if newer else (cudnn, "allow_tf32", False)
+    before = getattr(switch, name)
+    setattr(switch, name, value)
+    try:
+        yield
+    finally:
+        setattr(switch, name, before)
 
 
 class Step(NamedTuple):
@@ -119,7 +132,7 @@ def predictor(
     prepared = steps(network, arrays, device)
 
     def predict(images: np.ndarray) -> np.ndarray:
-        with engine_errors(), torch.inference_mode(), without_tf32():
+        with engine_errors(), torch.inference_mode(), full_precision(device):
             return logits(prepared, _tensor(images, device)).cpu().numpy()
 
     return predict

@@ -104,7 +104,7 @@ class PyTorchTrainer:
         """
         self.passes += 1
         due = self.passes == self.config.accumulation_steps
-        with engine_errors(), inference.without_tf32():
+        with engine_errors(), inference.full_precision(self.place):
             x, y = self._copied(images).contiguous(memory_format=torch.channels_last), self._copied(targets)
             with self._exchange(due):
                 with self.autocast:
