@@ -106,15 +106,35 @@ def test_twenty_updates_across_a_drop_of_the_learning_rate_are_those_of_numpy(
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_two_passes_take_the_step_of_one_of_twice_the_size(model):
-    one, two = made(model, batch_size=16), made(model, accumulation_steps=2)
+def test_the_head_alone_learns_at_the_full_rate(model):
+    trainer = made(model, body_rate=0.1)
+    rates = {id(each): group["rate"] for group in trainer.optimizer.param_groups for each in group["params"]}
+    head = "output" if model.startswith("wrn") else "head.dense"
+    for name, parameter in trainer.trained.items():
+        assert rates[id(parameter)] == (1.0 if name in (f"{head}.weight", f"{head}.bias") else 0.1), name
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("model", MODELS)
+def test_two_passes_take_the_step_of_one_of_twice_the_size(model, compiled, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda net, mode: net)
+    one, two = made(model, batch_size=16), made(model, compiled, accumulation_steps=2)
     for trainer in (one, two):
         freeze(trainer)
-    (whole,) = train(one, 0, size=16)
-    halves = train(two, 0, 1)
-    assert sum(half.loss for half in halves) == pytest.approx(whole.loss, rel=1e-5)
-    assert [half.images for half in halves] == [8, 8]
+    for first, second in ((0, 1), (2, 3)):
+        (whole,) = train(one, first // 2, size=16)
+        halves = train(two, first, second)
+        assert sum(half.loss for half in halves) == pytest.approx(whole.loss, rel=1e-5)
+        assert [half.images for half in halves] == [8, 8]
     assert_close(flat(two.state()), flat(one.state()), 1e-5, 1e-2)
+
+
+def test_gradients_of_a_compiled_network_are_added_up_in_memory_of_their_own(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda net, mode: net)
+    trainer = made(compiled=True, accumulation_steps=2)
+    kept = [parameter.grad for parameter in trainer.trained.values()]
+    train(trainer, 0, 1, 2)
+    assert all(parameter.grad is grad for parameter, grad in zip(trainer.trained.values(), kept))
 
 
 @pytest.mark.parametrize("model", MODELS)

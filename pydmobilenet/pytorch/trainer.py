@@ -76,9 +76,16 @@ class PyTorchTrainer:
             config.learning_rate,
             config.momentum,
             nesterov=config.momentum > 0,
-            # With a GradScaler, PyTorch 2.13's fused update on a CPU wrote nan into some parameters.
-            fused=device.type != "mps" and config.dtype != "float16",
+            # With a GradScaler, PyTorch 2.13's fused update on a CPU wrote nan into some parameters. False would leave
+            # out PyTorch's other fast way, of all parameters at once, as well.
+            fused=None if device.type == "mps" or config.dtype == "float16" else True,
         )
+        # A compiled step gives its gradients in memory that its next run writes to (pytorch#169545). Those of several
+        # passes are added up in memory of their own.
+        self.own_gradients = compiled and config.accumulation_steps > 1
+        if self.own_gradients:
+            for parameter in self.trained.values():
+                parameter.grad = torch.zeros_like(parameter)
         self.autocast: AbstractContextManager = nullcontext()
         if config.dtype != "float32":
             self.autocast = torch.autocast(device.type, DTYPES[config.dtype])
@@ -143,7 +150,7 @@ class PyTorchTrainer:
             group["lr"] = learning_rate * group["rate"]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad()
+        self.optimizer.zero_grad(set_to_none=not self.own_gradients)
         self.passes = 0
 
     def sync_batch_norm(self) -> None:
