@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """All there is to measure of a GPU, in parts of at most ten minutes: Markdown on standard output, JSON lines in FILE.
 
+steps   milliseconds of a training step, each way by itself, and the kernels that take longest
 speed   images/s of validation and of training, float32 and bfloat16, compiled or not, against PyTorch as it is usually
         written; milliseconds of a depthwise convolution's gradients, PyTorch's own and by forward convolutions
 recipe  the authors' whole recipe of 320 epochs, for two networks: time and error
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gpu_steps
 import numpy as np
 import torch
 from sides import BATCH, pytorch
@@ -37,7 +39,7 @@ from pydmobilenet.training.checkpoint import read_history
 from pydmobilenet.training.history import History
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("speed", "recipe", "seeds")
+PARTS = ("steps", "speed", "recipe", "seeds")
 MODEL, RECIPES = "pyd-concat-56-0.5", ("pyd-concat-29-0.25", "pyd-concat-56-0.75")
 SAVING = 30  # seconds before a part's end at which a run is asked to save
 
@@ -53,9 +55,9 @@ def main() -> int:
     option("--device", default="cuda", help="cuda (default), or cpu to try the script")
     option("--epochs", type=int, nargs=2, default=(320, 30), metavar="N", help="of recipe and seeds (default: 320 30)")
     option("--batches", type=int, default=50, help="timed at once (default: 50)")
-    option("--model", default=MODEL, help=f"of speed (default: {MODEL})")
+    option("--model", default=MODEL, help=f"of steps and speed (default: {MODEL})")
     arguments = parser.parse_args()
-    if arguments.data is None and set(arguments.part) - {"speed"}:
+    if arguments.data is None and set(arguments.part) & {"recipe", "seeds"}:
         parser.error("recipe and seeds need --data DIR")
     name = torch.cuda.get_device_name() if arguments.device == "cuda" else arguments.device
     print(f"{name}, PyTorch {torch.__version__}")
@@ -63,7 +65,7 @@ def main() -> int:
     for part in arguments.part:
         print(f"\n## {part}")
         columns: list[str] = []
-        for row in {"speed": speed, "recipe": recipe, "seeds": seeds}[part](arguments):
+        for row in {"steps": steps, "speed": speed, "recipe": recipe, "seeds": seeds}[part](arguments):
             done = done and row.get("done", True)
             if list(row) != columns:
                 columns = list(row)
@@ -76,19 +78,24 @@ def main() -> int:
     return 0
 
 
+def steps(arguments: argparse.Namespace) -> Iterator[dict]:
+    """Milliseconds of a training step."""
+    return gpu_steps.rows(arguments.model, arguments.device, arguments.minutes, arguments.batches)
+
+
 def speed(arguments: argparse.Namespace) -> Iterator[dict]:
     """Images/s, the sides taking turns; then milliseconds of gradients."""
     device, model = arguments.device, arguments.model
     ways = {
         "train, eager, float32": lambda: pytorch.eager(model, device),
-        "train, eager, bfloat16": lambda: pytorch.eager(model, device, torch.bfloat16),
         "train, ours, float32": lambda: pytorch.ours(model, "float32", device),
-        "train, ours, bfloat16": lambda: pytorch.ours(model, "bfloat16", device),
         "answer, eager": lambda: answers_as_usual(model, device),
         "answer, ours": lambda: answers(model, device),
     }
     if device == "cuda":
         ways |= {
+            "train, eager, bfloat16": lambda: pytorch.eager(model, device, torch.bfloat16),
+            "train, ours, bfloat16": lambda: pytorch.ours(model, "bfloat16", device),
             "train, ours, float32, compiled": lambda: pytorch.ours(model, "float32", device, compiled=True),
             "train, ours, bfloat16, compiled": lambda: pytorch.ours(model, "bfloat16", device, compiled=True),
         }
@@ -105,17 +112,12 @@ def speed(arguments: argparse.Namespace) -> Iterator[dict]:
 
 def seconds(stream: Iterator, number: int, device: str) -> float:
     """Of so many steps, all that they have started included."""
-    _wait(device)
+    gpu_steps.wait(device)
     start = time.perf_counter()
     for _ in range(number):
         next(stream)
-    _wait(device)
+    gpu_steps.wait(device)
     return time.perf_counter() - start
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 def _images(device: str) -> np.ndarray:
@@ -145,7 +147,7 @@ def answers_as_usual(model: str, device: str) -> Iterator[None]:
 
 def gradients(device: str) -> Iterator[dict]:
     """Milliseconds of the forward pass and both gradients of a batch's depthwise convolutions."""
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,):
         for layout in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(BATCH, 32, 32, 32, device=device, dtype=dtype).to(memory_format=layout).requires_grad_()
             for name, stream in ways_to_gradients(x).items():

@@ -106,7 +106,8 @@ def test_pytorch_as_usual_is_the_same_network(name):
 def test_all_that_is_measured_of_a_gpu_runs_on_a_cpu(tmp_path):
     make_folder(tmp_path / "pictures", classes=list(map(str, range(4))), train=40)
     small = ["--batches", "1", "--model", "pyd-add-11-0.25", "--epochs", "1", "1"]
-    command = ["--device", "cpu", "--data", tmp_path / "pictures", "--runs", tmp_path / "runs", *small]
+    parts = ["--part", "speed", "recipe", "seeds"]
+    command = [*parts, "--device", "cpu", "--data", tmp_path / "pictures", "--runs", tmp_path / "runs", *small]
     answer = subprocess.run(
         [sys.executable, "benchmarks/gpu.py", *map(str, command), "--output", tmp_path / "found.jsonl"],
         cwd=ROOT,
@@ -121,6 +122,32 @@ def test_all_that_is_measured_of_a_gpu_runs_on_a_cpu(tmp_path):
     found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     assert {row["part"] for row in found} == {"speed", "recipe", "seeds"}
     assert found[-1]["what"] == "mean and spread"
+
+
+@pytest.mark.pytorch
+def test_a_step_that_fails_says_so_and_the_others_are_measured(monkeypatch):
+    import gpu_steps
+
+    def failing():
+        raise RuntimeError("no\nmemory")
+
+    make = gpu_steps.partial(gpu_steps.BareStep, "pyd-add-11-0.125", "cpu", "float32", gpu_steps.NCHW, False)
+    monkeypatch.setattr(gpu_steps, "ways", lambda *_: [("broken", False, failing), ("bare", True, make)])
+    failed, row, together, *kernels = gpu_steps.rows("pyd-add-11-0.125", "cpu", 1.0, 1)
+    assert failed == {"step": "broken", "failed": "RuntimeError: no memory"}
+    assert 0 < row["best"] <= row["ms"]
+    assert together["kernel"] == "all together"
+    assert 0 < sum(kernel["ms"] for kernel in kernels) <= together["ms"] + 0.01
+
+
+@pytest.mark.pytorch
+def test_the_bare_step_learns():
+    import gpu_steps
+
+    step = gpu_steps.BareStep("mobilenet-11-0.25", "cpu", "float32", gpu_steps.CHANNELS_LAST, False)
+    before = step.net.head.dense.weight.detach().clone()
+    step()
+    assert not step.net.head.dense.weight.equal(before)
 
 
 @pytest.mark.gluon
