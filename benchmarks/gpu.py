@@ -26,10 +26,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import gpu_steps
 import numpy as np
 import torch
-from sides import BATCH, pytorch
+from sides import BATCH, gpu_steps, pytorch
 from torch.nn import functional as F
 
 from pydmobilenet import zoo

@@ -126,7 +126,7 @@ def test_all_that_is_measured_of_a_gpu_runs_on_a_cpu(tmp_path):
 
 @pytest.mark.pytorch
 def test_a_step_that_fails_says_so_and_the_others_are_measured(monkeypatch):
-    import gpu_steps
+    from sides import gpu_steps
 
     def failing():
         raise RuntimeError("no\nmemory")
@@ -142,7 +142,7 @@ def test_a_step_that_fails_says_so_and_the_others_are_measured(monkeypatch):
 
 @pytest.mark.pytorch
 def test_the_bare_step_learns():
-    import gpu_steps
+    from sides import gpu_steps
 
     step = gpu_steps.BareStep("mobilenet-11-0.25", "cpu", "float32", gpu_steps.CHANNELS_LAST, False)
     before = step.net.head.dense.weight.detach().clone()

@@ -11,13 +11,14 @@ from functools import partial
 
 import numpy as np
 import torch
-from sides import BATCH
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from pydmobilenet.data import get_task
 from pydmobilenet.pytorch import get_model, trainer
 from pydmobilenet.training import config, mixup
+
+from . import BATCH
 
 EPOCHS = 320  # of the authors' recipe, each of 390 steps
 ROUNDS, LONGEST = 5, 12  # timings of a way, and kernels that are listed
