@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -286,6 +287,34 @@ def test_a_film_behind_a_photograph_is_not_taken_for_scans():
     film = np.random.default_rng(0).integers(0, 256, 16 << 20, np.uint8).tobytes()
     assert film.count(b"\xff\xda") > images.MAX_SCANS
     assert decode(encoded(Image.new("RGB", (64, 64)), "JPEG") + film).size == (64, 64)
+
+
+LARGE = zlib.compress(bytes(2 << 20))  # unpacked more than Pillow takes
+XMP = b"XML:com.adobe.xmp"
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        chunk(b"iCCP", b"a profile\0\0" + LARGE),
+        chunk(b"zTXt", b"workflow\0\0" + LARGE),
+        chunk(b"iTXt", b"workflow\0\1\0\0\0" + LARGE),
+        70 * chunk(b"tEXt", b"workflow\0" + bytes(1 << 20)),
+    ],
+    ids=["iCCP", "zTXt", "iTXt", "tEXt"],
+)
+def test_a_png_with_a_large_profile_or_comment_is_read(comment):
+    content = png([[value] * 32 for value in range(32)], 8, 0, comment)
+    for each in (content, content[:-12] + comment + content[-12:]):
+        np.testing.assert_array_equal(grey(each)[:, 0], range(32))
+
+
+def test_a_comment_that_tells_which_way_is_up_is_heeded_within_pillow_s_limits():
+    comment = b'<x:xmpmeta xmlns:tiff="t" tiff:Orientation="6"/>'
+    rows = [[90] * 40] * 30
+    turned = png(rows, 8, 0, chunk(b"iTXt", XMP + bytes(5) + comment), size=(40, 30))
+    assert decode(turned).size == (30, 40)
+    refused(png(rows, 8, 0, chunk(b"iTXt", XMP + b"\0\1\0\0\0" + LARGE), size=(40, 30)), "too large")
 
 
 def test_no_more_of_a_file_is_read_than_the_largest_picture_takes(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,6 +17,11 @@ CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 # these, so their weights need them.
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def content_hash(content: bytes | memoryview) -> str:
+    """Return 64 bits of a content's SHA-256 in hexadecimal: what tells an image from all others, wherever it lies."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def check_image_size(size: int) -> int:
@@ -69,6 +75,7 @@ class Raw:
     note: str = ""
     doubt: str = ""
     files: tuple[str, ...] = ()
+    hashes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ class Dataset:
 
     `official` says that the files are the published ones, by their hash (of a task that is `sized`: by the number of
     images); `source` where they are; `note`, of a folder of images, how many each class has, and what was skipped;
-    `doubt`, perhaps, why they are not official and what would be; `files`, of a folder, each image's path in it.
+    `doubt`, perhaps, why they are not official and what would be; `files`, of a folder, each image's path in it;
+    `hashes` each one's `content_hash`: of the file in a folder, and of the pixels where others have been put aside.
     """
 
     task: Task
@@ -89,6 +97,7 @@ class Dataset:
     note: str = ""
     doubt: str = ""
     files: tuple[str, ...] = ()
+    hashes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -100,12 +109,21 @@ class Dataset:
 
     def head(self, number: int | None) -> Dataset:
         """The first `number` images; all of them for None."""
-        return replace(self, images=self.images[:number], labels=self.labels[:number], files=self.files[:number])
+        return replace(
+            self,
+            images=self.images[:number],
+            labels=self.labels[:number],
+            files=self.files[:number],
+            hashes=self.hashes[:number],
+        )
 
     def take(self, positions: np.ndarray, split: str) -> Dataset:
         """The images at some positions (n,), as a split of their own."""
-        files = tuple(self.files[position] for position in positions) if self.files else ()
-        return replace(self, split=split, images=self.images[positions], labels=self.labels[positions], files=files)
+        files, hashes = (
+            tuple(each[position] for position in positions) if each else () for each in (self.files, self.hashes)
+        )
+        images, labels = self.images[positions], self.labels[positions]
+        return replace(self, split=split, images=images, labels=labels, files=files, hashes=hashes)
 
     def normalised(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """The images from `start` to `stop` as a network wants them: float32, scaled to [0, 1], less mean, by std."""

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..errors import BadFileError
 from ..machine import available_processors
+from .dataset import content_hash
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -43,6 +44,10 @@ MAX_BYTES = 8 * MAX_PIXELS
 MAX_SCANS = 100  # of a JPEG, each of which visits all pixels in as little as 10 bytes; encoders make about 10
 THREADS = 4  # at most, which decode at once: each may take as much memory as the largest picture does
 
+PNG = b"\x89PNG\r\n\x1a\n"  # its first bytes; then come chunks: 4 bytes of length, 4 of kind, the content, 4 to check
+COMMENTS = (b"tEXt", b"zTXt", b"iTXt")
+ORIENTATION = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # keywords of comments that Pillow looks for it in
+
 # Drawings and logos are cut out to be put on a page, which is white; on black their ink would vanish.
 BACKGROUND = "white"
 
@@ -52,19 +57,23 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says of da
 
 
 class Picture(NamedTuple):
-    """A picture's pixels (3, side, side) in uint8, the `size` it had (width, height), and if it was `transparent`."""
+    """A picture's pixels (3, side, side) in uint8, the `size` it had (width, height), and if it was `transparent`; of a
+    file that was `read`, its `content_hash`.
+    """
 
     pixels: np.ndarray
     size: tuple[int, int]
     transparent: bool
+    hash: str = ""
 
 
 PictureOrError = Union[Picture, BadFileError]
 
 
 def read(path: Path, resize: bool = True, side: int = SIDE) -> Picture:
-    """The picture of a file; raises BadFileError as `decode` does."""
-    return decode(content(path), str(path), resize, side)
+    """The picture of a file, with its hash; raises BadFileError as `decode` does."""
+    data = content(path)
+    return decode(data, str(path), resize, side)._replace(hash=content_hash(data))
 
 
 def content(path: Path) -> bytes:
@@ -139,7 +148,7 @@ def _upright(content: bytes, side: int | None) -> Pillow.Image:
     if len(content) > MAX_BYTES:
         raise BadFileError(f"is larger than {MAX_BYTES:,} bytes, which is the most allowed")
     try:
-        image = Image.open(io.BytesIO(content), formats=[name.upper() for name in FORMATS])
+        image = Image.open(io.BytesIO(_without_comments(content)), formats=[name.upper() for name in FORMATS])
     except UnidentifiedImageError:
         raise BadFileError(f"cannot be read as an image (allowed: {', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
@@ -160,6 +169,23 @@ def _upright(content: bytes, side: int | None) -> Pillow.Image:
         upright = ImageOps.exif_transpose(image)
     image.close()  # frees its pixels
     return _colours(upright, raw_mode, negative)
+
+
+def _without_comments(content: bytes) -> bytes:
+    """Drop a PNG's colour profile and comments, which Pillow unpacks and refuses where they are large.
+
+    Those that may tell which way is up stay, and Pillow's limits with them.
+    """
+    if not content.startswith(PNG):
+        return content
+    kept, start = [PNG], len(PNG)
+    while start + 12 <= len(content):
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        kind, keyword = content[start + 4 : start + 8], content[start + 8 : start + 87].partition(b"\0")[0]
+        if kind != b"iCCP" and (kind not in COMMENTS or keyword in ORIENTATION):
+            kept.append(content[start:end])
+        start = end
+    return b"".join([*kept, content[start:]])
 
 
 @contextmanager
