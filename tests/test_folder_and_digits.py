@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 import pydmobilenet
 from pydmobilenet import zoo
 from pydmobilenet.cli.show import grid, sample, shortened
-from pydmobilenet.data import get_task
+from pydmobilenet.data import get_splits, get_task, splits
 from pydmobilenet.data.folder import find, listed
 from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
 
@@ -85,6 +86,48 @@ def test_an_empty_class_is_named(folder):
     (folder / "train" / "bee" / "1.heic").write_bytes(b"")
     with pytest.raises(BadFileError, match=r"train/bee has no images \(allowed: PNG, JPEG, .*; skipped: 1 .heic\)"):
         pydmobilenet.get_dataset(f"folder:{folder}", "train")
+
+
+def test_empty_and_hidden_folders_and_those_of_macos_archives_are_passed_over_with_a_note(folder):
+    (folder / "train" / "bee" / "deeper").mkdir(parents=True)
+    (folder / "train" / "bee" / ".DS_Store").write_bytes(b"")
+    for place in (folder, folder / "train", folder / "train" / "ant"):
+        (place / "__MACOSX").mkdir()
+        (place / "__MACOSX" / "0.png").write_bytes(b"no image")
+    (folder / "train" / ".cache").mkdir()
+    (folder / "val").mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = pydmobilenet.get_dataset(folder, "train")
+    assert dataset.task.classes == ("ant", "zebra")
+    assert dataset.note.endswith("8 images (ant 4, zebra 4); skipped: 3 __MACOSX, 2 empty folder, 1 hidden")
+    assert splits.kinds(f"folder:{folder}") == ("train", "test")
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "TRAINING"])
+@pytest.mark.parametrize("val", ["val", "valid", "Validation", "dev"])
+def test_a_split_is_known_by_its_other_names_in_any_case(train, val, tmp_path):
+    make_classes(tmp_path, "ab", {train: 3, val: 2, "Test": 1})
+    datasets = get_splits(tmp_path)
+    assert [(each.split, len(each), each.files[0]) for each in datasets] == [
+        ("train", 6, f"{train}/a/00.png"),
+        ("val", 4, f"{val}/a/00.png"),
+        ("test", 2, "Test/a/00.png"),
+    ]
+
+
+def test_two_names_of_one_split_are_a_mistake(tmp_path):
+    make_classes(tmp_path, "ab", {"train": 2, "val": 2, "valid": 2})
+    with pytest.raises(BadFileError, match="has val/ and valid/, two names of one split: keep one of them"):
+        get_splits(tmp_path)
+
+
+def test_other_folders_beside_train_are_named(tmp_path):
+    make_classes(tmp_path, "ab", {"train": 2, "test": 2, "holdout": 2})
+    (tmp_path / "val").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "val" / "0.png")  # without classes
+    with pytest.warns(UserWarning, match="beside train/, not used: holdout/, val/$"):
+        get_splits(tmp_path)
 
 
 def clutter(folder):
@@ -162,7 +205,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_not_taken_for_empty(folder, m
 
 
 def test_a_class_that_is_only_in_the_test_is_named(folder):
-    (folder / "test" / "zebras").mkdir()
+    (folder / "test" / "zebra").rename(folder / "test" / "zebras")
     with pytest.raises(BadFileError, match="class 'zebras'; nearest: zebra"):
         pydmobilenet.get_dataset(f"folder:{folder}", "test")
 
@@ -171,9 +214,11 @@ def test_a_folder_without_images_or_splits_is_named(tmp_path):
     with pytest.raises(MissingFileError, match="neither train/ nor test/"):
         pydmobilenet.get_dataset(f"folder:{tmp_path}", "train")
     (tmp_path / "train").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "0.png")
     with pytest.raises(BadFileError, match="no folder of images"):
         pydmobilenet.get_dataset(f"folder:{tmp_path}", "train")
     (tmp_path / "train" / "ant").mkdir()
+    (tmp_path / "train" / "0.png").rename(tmp_path / "train" / "ant" / "0.png")
     with pytest.raises(MissingFileError, match="has no test/"):
         pydmobilenet.get_dataset(f"folder:{tmp_path}", "test")
 

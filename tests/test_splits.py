@@ -1,15 +1,22 @@
 """Training, validation and test images: those that a data set has, and those that are put aside."""
 
+import hashlib
+import itertools
 import shutil
+import warnings
 
 import numpy as np
 import pytest
 from helpers import make_classes
 
 import pydmobilenet
+from pydmobilenet import zoo
 from pydmobilenet.data import Fractions, folder, get_splits, get_task
-from pydmobilenet.data.splits import stratified
+from pydmobilenet.data.datasets import tell_of_namesake
+from pydmobilenet.data.splits import DEFAULT, sides
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UnusableError
+from pydmobilenet.resources import CONFIGS
+from pydmobilenet.training import config
 
 
 @pytest.fixture
@@ -18,26 +25,146 @@ def alone(tmp_path):
     return make_classes(tmp_path / "photos", "abc", {".": 10})
 
 
-def test_class_folders_alone_are_split_in_the_same_shares_of_each_class(alone):
+def sides_of(splits):
+    """The side of each image, by the hash of its content."""
+    return {each: part.split for part in splits if part for each in part.hashes}
+
+
+def test_class_folders_alone_are_split_by_the_hashes_of_their_files(alone):
     splits = get_splits(alone, Fractions(val=0.2, test=0.3))
-    assert [np.bincount(each.labels).tolist() for each in splits] == [[5, 5, 5], [2, 2, 2], [3, 3, 3]]
     assert [each.split for each in splits] == ["train", "val", "test"]
-    files = [set(each.files) for each in splits]
-    assert set.union(*files) == {f"{name}/{number:02}.png" for name in "abc" for number in range(10)}
-    assert sum(map(len, files)) == 30
-    assert splits.val.note == f"val: 6 images (a 2, b 2, c 2), of {alone}"
+    assert sorted(file for each in splits for file in each.files) == [
+        f"{c}/{n:02}.png" for c in "abc" for n in range(10)
+    ]
+    counts = np.bincount(splits.val.labels).tolist()
+    assert splits.val.note == f"val: {sum(counts)} images (a {counts[0]}, b {counts[1]}, c {counts[2]}), of {alone}"
+    lent = 0
     for dataset in splits:
-        for file, label, image in zip(dataset.files, dataset.labels, dataset.images):
+        for file, label, image, content in zip(dataset.files, dataset.labels, dataset.images, dataset.hashes):
             assert "abc"[label] == file[0]
             np.testing.assert_array_equal(image, folder.images.read(alone / file).pixels)
+            assert hashlib.sha256((alone / file).read_bytes()).hexdigest().startswith(content)
+            position = int(content, 16) / 16**16
+            expected = "test" if position < 0.3 else "val" if position >= 0.8 else "train"
+            lent += dataset.split != expected
+    assert lent <= 6
 
 
-def test_a_split_is_the_same_each_time_and_the_test_images_whatever_is_put_aside_for_validation(alone):
-    first, again = (get_splits(alone, Fractions(0.2, 0.2)) for _ in range(2))
-    other = get_splits(alone, Fractions(0.4, 0.2))
-    assert [each.files for each in first] == [each.files for each in again]
-    assert first.test.files == other.test.files
-    assert len(other.val) == 12
+def test_no_file_changes_its_side_in_a_folder_that_grows(tmp_path):
+    """Whatever is added, renamed, moved or removed; at another size of images too."""
+    grown = make_classes(tmp_path / "grown", "abc", {".": 150}, side=4)
+    for path in sorted(grown.glob("*/*.png")):
+        if int(path.stem) < 50:
+            (tmp_path / "photos" / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, tmp_path / "photos" / path.parent.name / f"picture {path.stem}.png")
+    before = sides_of(get_splits(tmp_path / "photos", DEFAULT))
+    assert len(before) == 150
+    assert 10 < list(before.values()).count("test") < 50
+    after = get_splits(grown, DEFAULT, task=get_task(grown, 8))
+    assert before.items() <= sides_of(after).items()
+    assert abs(len(after.test) / 450 - 0.2) < 0.07
+    for path in sorted(grown.glob("*/*.png"))[::3]:
+        path.unlink()
+    (grown / "a").rename(grown / "z")
+    (grown / "d").mkdir()
+    for path in sorted((grown / "b").iterdir())[:30]:
+        path.rename(grown / "d" / f"{path.stem}.jpg")
+    fewer = sides_of(get_splits(grown, DEFAULT))
+    assert len(fewer) == 300
+    assert fewer.items() <= sides_of(after).items()
+
+
+def test_another_share_for_one_split_moves_no_image_of_the_other(alone):
+    splits = {(val, test): get_splits(alone, Fractions(val, test)) for val in (0.1, 0.3) for test in (0.1, 0.3)}
+    for share in (0.1, 0.3):
+        assert splits[0.1, share].test.files == splits[0.3, share].test.files
+    assert set(splits[0.1, 0.1].test.files) <= set(splits[0.1, 0.3].test.files)
+
+
+def place(position, extra=0):
+    """A hash that stands at a position from 0 to 1."""
+    return f"{int(position * 16**13):013x}{extra:03x}"
+
+
+def split(positions, labels, val=0.2, test=0.2):
+    found = sides(tuple(map(place, positions)), np.array(labels), Fractions(val, test))
+    return "".join("-vt"[side] for side in found.tolist())
+
+
+def test_the_shares_end_where_they_say():
+    assert split([0, 0.1999, 0.2001, 0.5, 0.7999, 0.8001, 0.9999], [0] * 7) == "tt---vv"
+    assert split([0, 0.3, 0.5, 0.7, 0.9999], [0] * 5, val=0) == "t----"
+    assert split([0, 0.3, 0.5, 0.7, 0.9999], [0] * 5, test=0) == "----v"
+    assert sides(("f" * 16, place(0.5)), np.array([0, 0]), Fractions(0, 0)).tolist() == [0, 0]
+
+
+def test_a_class_without_images_on_a_side_lends_the_nearest_until_it_has_some():
+    assert split([0.3, 0.4, 0.6, 0.7], [0] * 4) == "t--v"
+    assert split([0.3, 0.4, 0.6, 0.7, 0.1], [0] * 5) == "---vt"  # the lent one learns again
+    assert split([0.3, 0.4, 0.6, 0.7, 0.1, 0.9], [0] * 6) == "----tv"
+    assert split([0.3, 0.4, 0.6, 0.1, 0.9], [0, 0, 0, 1, 1], val=0) == "t--t-"
+    assert split([0.81, 0.9, 0.95], [0] * 3, test=0) == "vvv"
+
+
+def test_equal_images_are_on_the_same_side_in_whatever_class():
+    assert split([0.3, 0.4, 0.5, 0.6, 0.3, 0.1, 0.9, 0.5], [0, 0, 0, 0, 1, 1, 1, 1]) == "t--vttv-"
+
+
+def test_twins_of_one_folder_are_on_the_same_side(alone):
+    for number in range(10):
+        shutil.copy(alone / "a" / f"{number:02}.png", alone / "b" / f"twin {number}.png")
+    splits = get_splits(alone, DEFAULT)
+    for first, second in itertools.permutations(splits, 2):
+        assert not set(first.hashes) & set(second.hashes)
+    assert sum(map(len, splits)) == 40
+
+
+def test_training_images_that_are_test_images_too_are_not_trained_on(tmp_path):
+    make_classes(tmp_path, "ab", {"train": 8, "val": 4, "test": 4})
+    shutil.copy(tmp_path / "test" / "a" / "01.png", tmp_path / "train" / "b" / "x.png")
+    shutil.copy(tmp_path / "val" / "a" / "01.png", tmp_path / "train" / "b" / "y.png")
+    with pytest.warns(UserWarning, match="are (val|test) images too, as train/b/[xy].png: not trained on") as warned:
+        splits = get_splits(tmp_path)
+    assert len(warned) == 2
+    assert list(map(len, splits)) == [16, 8, 8]
+    assert not set(splits.train.hashes) & {*splits.val.hashes, *splits.test.hashes}
+    for path in (tmp_path / "train" / "a").iterdir():
+        shutil.copy(tmp_path / "test" / "a" / "01.png", path)
+    with (
+        pytest.warns(UserWarning, match="not trained on"),
+        pytest.raises(BadFileError, match="train has a class of which all images are test images too"),
+    ):
+        get_splits(tmp_path)
+
+
+def test_python_is_given_the_splits_that_training_uses(alone):
+    splits = get_splits(alone, DEFAULT)
+    for recipe in ("folder", "finetune"):
+        values = config.read(CONFIGS / f"{recipe}.yaml")
+        assert (values["val_fraction"], values["test_fraction"]) == DEFAULT
+    for part in splits:
+        assert pydmobilenet.get_dataset(alone, split=part.split).files == part.files
+    assert len(pydmobilenet.get_dataset(alone, "all")) == 30
+    own = get_splits(alone, Fractions(0, 0.4))
+    for part in (own.train, own.test):
+        other = pydmobilenet.get_dataset(alone, part.split, val_fraction=0, test_fraction=0.4)
+        assert other.files == part.files
+    digits = pydmobilenet.get_dataset("digits", "val", val_fraction=0.1)
+    np.testing.assert_array_equal(digits.images, get_splits("digits", Fractions(0.1)).val.images)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("digits", {"split": "val"}, "unknown split 'val'"),
+        ("digits", {"test_fraction": 0.1}, "test_fraction 0.1 cannot be used: the data has train, test; nearest: 0"),
+        ("digits", {"val_fraction": 0.9}, r"fractions are 0.9 and 0 \(allowed: 0 to 0.5\)"),
+        ("alone", {"split": "val", "val_fraction": 0}, "val_fraction 0 leaves no val images; nearest: 0.2"),
+    ],
+)
+def test_fractions_that_cannot_be_used_are_refused(name, given, words, alone):
+    with pytest.raises(InvalidValueError, match=words):
+        pydmobilenet.get_dataset(alone if name == "alone" else name, **given)
 
 
 def test_what_is_skipped_is_told_with_the_training_images(alone):
@@ -58,15 +185,15 @@ def test_training_images_of_any_data_set_are_put_aside(name, tmp_path):
         data = pydmobilenet.get_dataset("cifar10", "train", tmp_path)
         splits = get_splits("cifar10", Fractions(val=0.1), tmp_path)
     assert len(splits.train) + len(splits.val) == len(data)
-    shares = np.bincount(splits.val.labels) / np.bincount(data.labels)
-    assert abs(shares - 0.1).max() < 0.01
+    assert np.bincount(splits.val.labels).min() > 0
+    assert abs(len(splits.val) / len(data) - 0.1) < 0.07
     pixels = {image.tobytes() for image in data.images}
     assert {image.tobytes() for each in splits[:2] for image in each.images} == pixels
 
 
 def test_a_folder_s_own_validation_images_are_taken(tmp_path):
     make_classes(tmp_path, "ab", {"train": 4, "val": 3, "test": 2})
-    splits = get_splits(tmp_path, Fractions(val=0.2, test=0.2))
+    splits = get_splits(tmp_path, DEFAULT)
     assert list(map(len, splits)) == [8, 6, 4]
     assert splits.val.files[0] == "val/a/00.png"
 
@@ -82,6 +209,7 @@ def test_trains_are_a_class_beside_other_vehicles_and_a_split_where_they_have_cl
     make_classes(tmp_path, ["car", "train"], {".": 3})
     assert get_task(tmp_path).classes == ("car", "train")
     (tmp_path / "train" / "ice").mkdir()
+    (tmp_path / "train" / "00.png").rename(tmp_path / "train" / "ice" / "00.png")
     assert get_task(tmp_path).classes == ("ice",)
 
 
@@ -96,13 +224,13 @@ def test_splits_without_classes_are_no_classes_themselves(tmp_path):
 def test_a_class_that_is_too_small_is_named(alone):
     for path in sorted((alone / "b").iterdir())[2:]:
         path.unlink()
-    with pytest.raises(InvalidValueError, match=r"class 'b' has 2 images, too few .* \(allowed: from 3 images on"):
-        get_splits(alone, Fractions(0.2, 0.2))
-    assert len(get_splits(alone, Fractions(0.2, 0)).val) == 2 + 1 + 2
+    words = "class 'b' has 2 images, none of them left to train on: add some, or lower val_fraction or test_fraction"
+    with pytest.raises(InvalidValueError, match=words):
+        get_splits(alone, DEFAULT)
 
 
 def test_of_imagenet32_nothing_is_put_aside(monkeypatch):
-    monkeypatch.setattr("pydmobilenet.data.splits.get_dataset", lambda *_: None)
+    monkeypatch.setattr("pydmobilenet.data.splits.read_split", lambda *_: None)
     with pytest.raises(InvalidValueError, match=r"val_fraction: of imagenet32.*\(allowed: 0\)"):
         get_splits("imagenet32", Fractions(val=0.1))
 
@@ -141,14 +269,23 @@ def test_images_that_do_not_fit_into_the_memory_are_refused_at_once(alone, monke
         pydmobilenet.get_dataset(alone, "all")
 
 
-def test_more_images_change_no_more_than_their_own_class(alone):
-    before = get_splits(alone, Fractions(0.2, 0.2))
-    shutil.copy(alone / "a" / "00.png", alone / "a" / "99.png")
-    after = get_splits(alone, Fractions(0.2, 0.2))
-    assert [f for f in before.test.files if f[0] != "a"] == [f for f in after.test.files if f[0] != "a"]
-
-
 def test_the_parts_are_in_the_order_of_the_images(alone):
-    dataset = pydmobilenet.get_dataset(alone, "all")
-    for part in stratified(dataset, Fractions(0.3, 0.3)):
-        assert (np.diff(part) > 0).all()
+    files = pydmobilenet.get_dataset(alone, "all").files
+    for part in get_splits(alone, Fractions(0.3, 0.3)):
+        assert [file for file in files if file in part.files] == list(part.files)
+
+
+def test_a_folder_that_has_the_name_of_a_data_set_is_told_of_once(tmp_path, monkeypatch):
+    make_classes(tmp_path / "digits", "ab", {"train": 4, "test": 2})
+    monkeypatch.chdir(tmp_path)
+    tell_of_namesake.cache_clear()
+    with pytest.warns(UserWarning, match="digits is the data set of that name, not the folder here: that is ./digits"):
+        assert len(pydmobilenet.get_dataset("digits", "test")) == 360
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pydmobilenet.get_dataset("digits", "test")
+        assert len(pydmobilenet.get_dataset("./digits", "test")) == 4
+    tell_of_namesake.cache_clear()
+    with pytest.warns(UserWarning, match="digits is the data set of that name"):
+        zoo.source("pyd-add-29-0.25", "digits")
+    tell_of_namesake.cache_clear()

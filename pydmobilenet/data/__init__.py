@@ -2,8 +2,8 @@
 
 from .batching import batches
 from .dataset import IMAGE_SIZES, Dataset, Task, normalise
-from .datasets import DATASETS, about, dataset_name, get_dataset, get_task, of_metadata, recorded_task
-from .splits import Fractions, Splits, get_splits
+from .datasets import DATASETS, about, dataset_name, get_task, of_metadata, recorded_task
+from .splits import Fractions, Splits, get_dataset, get_splits
 
 __all__ = [
     "DATASETS",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -125,25 +127,23 @@ def _channels(values: object) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def get_dataset(
+@functools.cache  # it is said once
+def tell_of_namesake(name: str) -> None:
+    """Warn where a folder here has the name of a data set, which is used instead."""
+    if name in DATASETS and os.path.isdir(name):
+        warnings.warn(f"{name} is the data set of that name, not the folder here: that is ./{name}", stacklevel=3)
+
+
+def read_split(
     name: str | os.PathLike[str],
     split: str = "train",
     root: str | Path | None = None,
     skip_bad: bool = False,
     task: Task | None = None,
 ) -> Dataset:
-    """A split of a data set: ``train``, ``test``, of a folder ``val`` too, or ``all`` of class folders alone.
-
-    ``cifar10``, ``cifar100`` and ``cifar100-coarse`` (the 20 superclasses) are looked for in `root`,
-    ``$PYDMOBILENET_HOME`` and MXNet's home, else downloaded; ``imagenet32`` is looked for there too, but has no free
-    address. Other files than the official ones are used from `root` alone. ``digits`` comes with the package.
-    A path, or ``folder:PATH``, is any folder of images, which `root` replaces. Those that cannot be read are passed
-    over, with a warning, if `skip_bad` says so. With a `task`, as a run has recorded it, labels, normalisation and size
-    are that task's. `get_splits` puts images aside for validation.
-
-    Raises InvalidValueError, MissingFileError, BadFileError and UnusableError; BadFileError too where the data has
-    other classes than the `task`.
-    """
+    """Read a split that a data set has itself, as `get_dataset` does."""
+    if root is None:
+        tell_of_namesake(os.fspath(name))
     root = None if root is None else fetching.expanded(root)
     name = located(name, root)
     allowed = (*folder.SPLITS, folder.ALL) if name.startswith("folder:") else ("train", "test")
@@ -161,7 +161,7 @@ def get_dataset(
         raw = imagenet32.read(split, root)
     else:
         raw = cifar.read(CIFAR10 if name == "cifar10" else CIFAR100, split, root, coarse=name == "cifar100-coarse")
-    return Dataset(task, split, raw.images, raw.labels, raw.official, raw.source, raw.note, raw.doubt, raw.files)
+    return Dataset(task, split, **vars(raw))
 
 
 def _other_classes(own: Task, recorded: Task) -> str:

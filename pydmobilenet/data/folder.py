@@ -1,5 +1,5 @@
 """A folder of images with one folder per class, of any depth: ``train/<class>/…`` with ``test/`` or ``val/`` or both
-beside it, or the class folders alone.
+beside it, under any of their `SPLIT_NAMES`, or the class folders alone.
 """
 
 from __future__ import annotations
@@ -7,7 +7,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -20,6 +21,16 @@ from . import images
 from .dataset import IMAGENET_MEAN, IMAGENET_STD, Raw, Task
 
 SPLITS = ("train", "val", "test")
+# What people call them, in any case.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+}
 ALL = "all"  # the one split of class folders alone
 LISTED = 20  # classes whose images are counted one by one, and kinds of files that were skipped
 
@@ -38,28 +49,37 @@ def place(name: str) -> Path:
 
 def title(name: str) -> str:
     """What people call ``folder:PATH``: the folder's own name."""
-    path = Path(name.partition(":")[2])
-    return path.name or str(path)
+    path = place(name)
+    return os.path.basename(os.path.abspath(path)) or str(path)
 
 
-def splits(root: Path) -> tuple[str, ...]:
-    """Those of ``train``, ``val`` and ``test`` that a folder has; ``all`` alone where it has class folders instead.
+def layout(root: Path) -> dict[str, Path]:
+    """Find the folders of ``train``, ``val`` and ``test``; the root as ``all`` where it has class folders instead.
 
     A ``train`` without folders in it, beside other classes, is a class: trains are vehicles. Raises MissingFileError,
-    UnusableError, and BadFileError where no image can have a class.
+    UnusableError, and BadFileError where no image can have a class, and where a split has two names.
     """
     if not os.path.isdir(root):
         raise MissingFileError(f"no such folder: {root}")
-    names = _class_names(root)
-    if found := tuple(split for split in SPLITS if split in names and _class_names(root / split)):
-        return found
-    if not names:
+    folders = _class_folders(root)
+    named: dict[str, Path] = {}
+    for path in folders:
+        split = SPLIT_NAMES.get(path.name.lower())
+        if split and _class_folders(path):
+            if split in named:
+                raise BadFileError(
+                    f"{root} has {named[split].name}/ and {path.name}/, two names of one split: keep one of them"
+                )
+            named[split] = path
+    if named:
+        return {split: named[split] for split in SPLITS if split in named}
+    if not folders:
         raise MissingFileError(
             f"{root} has neither train/ nor test/ with one folder of images a class, nor such folders"
         )
-    if set(names) <= set(SPLITS):
-        raise BadFileError(f"{root / names[0]} has no folder of images, one a class")
-    return (ALL,)
+    if all(path.name.lower() in SPLIT_NAMES for path in folders):
+        raise BadFileError(f"{folders[0]} has no folder of images, one a class")
+    return {ALL: root}
 
 
 def task(name: str, image_size: int) -> Task:
@@ -67,21 +87,29 @@ def task(name: str, image_size: int) -> Task:
 
     The pixels are normalised by ImageNet's mean and standard deviation, the usual choice for photographs.
     """
-    root = place(name)
-    first = splits(root)[0]
-    classes = _class_names(root if first == ALL else root / first)
+    first = next(iter(layout(place(name)).values()))
+    classes = tuple(path.name for path in _class_folders(first))
     return Task(name, title(name), classes, len(classes), IMAGENET_MEAN, IMAGENET_STD, image_size=image_size)
 
 
 def read(name: str, split: str, task: Task, skip_bad: bool = False) -> Raw:
-    """A split of ``folder:PATH``, its images resized to the task's size, labelled by their class's place in it."""
+    """A split of ``folder:PATH``, its images resized to the task's size, labelled by their class's place in it.
+
+    With the first split come a warning of folders that are none, and a note of those that are passed over.
+    """
     root = place(name)
-    has = splits(root)
-    if split not in has:
-        wanted = f"no {split}/" if has != (ALL,) else f"class folders alone, no {split}/"
-        raise MissingFileError(f"{root} has {wanted} (it has: {', '.join(has)})")
-    folder = root if split == ALL else root / split
-    return images_by_class(task.classes, folder, skip_bad=skip_bad, size=task.image_size, root=root)
+    folders = layout(root)
+    if split not in folders:
+        wanted = f"no {split}/" if ALL not in folders else f"class folders alone, no {split}/"
+        raise MissingFileError(f"{root} has {wanted} (it has: {', '.join(folders)})")
+    beside: Counter[str] = Counter()
+    if split == next(iter(folders)) != ALL:
+        others = [f"{path.name}/" for path in _class_folders(root, beside) if path not in folders.values()]
+        if others:
+            shown = ", ".join(others[:LISTED]) + (" …" if len(others) > LISTED else "")
+            warnings.warn(f"{root}: beside {folders[split].name}/, not used: {shown}", stacklevel=2)
+    size = task.image_size
+    return images_by_class(task.classes, folders[split], skip_bad=skip_bad, size=size, root=root, beside=beside)
 
 
 def find(folder: Path) -> Found:
@@ -109,20 +137,27 @@ def listed(counts: Counter) -> str:
 
 
 def images_by_class(
-    classes: Sequence[str], folder: Path, skip_bad: bool = False, size: int | None = None, root: Path | None = None
+    classes: Sequence[str],
+    folder: Path,
+    skip_bad: bool = False,
+    size: int | None = None,
+    root: Path | None = None,
+    beside: Mapping[str, int] | None = None,
 ) -> Raw:
     """The images of ``folder/<class>/**``, with how many there are of each class, and what was skipped, as its note.
 
-    With a `size`, the folder is the data set: its images are resized, and their files are named from `root` on. The
-    classes take turns, so that the first N images are of all of them. Warns of a single class, and of transparent
-    images. Raises BadFileError for a folder that is no class, in a data set for a class without images, and for an
-    image that cannot be read (unless `skip_bad`, which warns) or, without a `size`, is not 32x32.
+    With a `size`, the folder is the data set: its images are resized, and their files, named from `root` on, are
+    hashed. `beside` counts what was skipped elsewhere. The classes take turns, so that the first N images are of all of
+    them. Warns of a single class, and of transparent images. Raises BadFileError for a folder that is no class, in a
+    data set for a class without images, and for an image that cannot be read (unless `skip_bad`, which warns) or,
+    without a `size`, is not 32x32.
     """
     entries, skipped = _files_by_class(classes, folder, resized=size is not None)
+    skipped.update(beside or {})
     if not entries:
         raise BadFileError(f"{folder} has no folder of images (allowed: {', '.join(images.FORMATS)})")
     paths = [path for _, _, path in entries]
-    pixels, read, transparent = _pixels(paths, skip_bad, size)
+    pixels, read, hashes, transparent = _pixels(paths, skip_bad, size)
     labels = np.array([entries[number][1] for number in read], np.int64)
     present = {label for _, label, _ in entries}
     if not len(labels) or (size and present != set(labels.tolist())):
@@ -132,18 +167,17 @@ def images_by_class(
     if transparent:
         warnings.warn(f"{folder}: {seen_through(transparent, len(labels))}", stacklevel=2)
     note = f"{folder}: {per_class(classes, labels)}" + (f"; skipped: {listed(skipped)}" if skipped else "")
-    files = tuple(str(paths[number].relative_to(root)) for number in read) if root else ()
-    return Raw(pixels, labels, official=False, source=str(folder), note=note, files=files)
+    raw = Raw(pixels, labels, official=False, source=str(folder), note=note)
+    if root is None:
+        return raw
+    return replace(raw, files=tuple(str(paths[number].relative_to(root)) for number in read), hashes=tuple(hashes))
 
 
 def _files_by_class(classes: Sequence[str], folder: Path, resized: bool) -> tuple[list[tuple[int, int, Path]], Counter]:
     """The turn, the label and the path of each image of ``folder/<class>/**``, in order, and what was skipped."""
     entries: list[tuple[int, int, Path]] = []
     skipped: Counter[str] = Counter()
-    for directory in _entries(folder):
-        if directory.name.startswith(".") or not directory.is_dir():
-            skipped["hidden" if directory.name.startswith(".") else "outside of classes"] += 1
-            continue
+    for directory in _class_folders(folder, skipped):
         if directory.name not in classes:
             raise BadFileError(f"{directory}: {unknown('class', directory.name, classes)}")
         found = find(directory)
@@ -154,8 +188,11 @@ def _files_by_class(classes: Sequence[str], folder: Path, resized: bool) -> tupl
     return sorted(entries), skipped
 
 
-def _pixels(paths: Sequence[Path], skip_bad: bool, size: int | None) -> tuple[np.ndarray, list[int], int]:
-    """The pixels (n, 3, H, W) of those files that can be read, their places, and how many had transparency."""
+def _pixels(paths: Sequence[Path], skip_bad: bool, size: int | None) -> tuple[np.ndarray, list[int], list[str], int]:
+    """The pixels (n, 3, H, W) of those files that can be read, their places and hashes, and how many had transparency.
+
+    Each file is read once.
+    """
     side = size or images.SIDE
     needed, free = len(paths) * 3 * side * side, available_memory()
     if 2 * needed > free:  # training keeps a padded copy
@@ -165,6 +202,7 @@ def _pixels(paths: Sequence[Path], skip_bad: bool, size: int | None) -> tuple[np
         )
     pixels = np.empty((len(paths), 3, side, side), np.uint8)
     read: list[int] = []
+    hashes: list[str] = []
     transparent = 0
     for number, path in enumerate(paths):
         try:
@@ -176,8 +214,9 @@ def _pixels(paths: Sequence[Path], skip_bad: bool, size: int | None) -> tuple[np
             continue
         pixels[len(read)] = picture.pixels
         read.append(number)
+        hashes.append(picture.hash)
         transparent += picture.transparent
-    return pixels[: len(read)], read, transparent
+    return pixels[: len(read)], read, hashes, transparent
 
 
 def seen_through(transparent: int, of: int) -> str:
@@ -200,15 +239,39 @@ def per_class(classes: Sequence[str], labels: np.ndarray) -> str:
     return f"{total} ({', '.join(f'{name} {number:,}' for name, number in zip(classes, numbers))})"
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    return tuple(entry.name for entry in _entries(folder) if not entry.name.startswith(".") and entry.is_dir())
-
-
-def _entries(folder: Path) -> list[Path]:
+def _class_folders(folder: Path, skipped: Counter | None = None) -> list[Path]:
+    """List the folders in a folder that are not passed over, in order; count the other entries in `skipped`."""
     try:
-        return sorted(folder.iterdir())
+        kinds = {path: _class_kind(path) for path in sorted(folder.iterdir())}
     except OSError as error:
         _refuse(error)
+    if skipped is not None:
+        skipped.update(filter(None, kinds.values()))
+    return [path for path, kind in kinds.items() if not kind]
+
+
+def _class_kind(path: Path) -> str | None:
+    """Return why an entry is no class and no split; None where it may be one."""
+    if kind := _hidden(path.name):
+        return kind
+    if not path.is_dir():
+        return "outside of classes"
+    return "empty folder" if _is_empty(path) else None
+
+
+def _is_empty(folder: str | Path) -> bool:
+    """Whether there are no files in a folder, nor in those below it, but hidden ones."""
+    with os.scandir(folder) as entries:
+        return all(
+            _hidden(entry.name) or (entry.is_dir(follow_symlinks=False) and _is_empty(entry.path)) for entry in entries
+        )
+
+
+def _hidden(name: str) -> str | None:
+    """Return of what kind a name is that is passed over wherever it stands: macOS's archives have a ``__MACOSX``."""
+    if name == "__MACOSX":
+        return name
+    return "hidden" if name.startswith(".") else None
 
 
 def _refuse(error: OSError) -> NoReturn:
@@ -217,15 +280,13 @@ def _refuse(error: OSError) -> NoReturn:
 
 def _folder_kind(path: Path) -> str | None:
     """Why a folder is not walked through; None where it is."""
-    if path.name.startswith("."):
-        return "hidden"
-    return "linked folder" if path.is_symlink() else None
+    return _hidden(path.name) or ("linked folder" if path.is_symlink() else None)
 
 
 def _file_kind(path: Path) -> str | None:
     """Which kind of file this is that no image is read from; None for the file of an image."""
-    if path.name.startswith("."):
-        return "hidden"
+    if kind := _hidden(path.name):
+        return kind
     suffix = path.suffix.lower()
     if suffix not in images.SUFFIXES:
         return suffix if suffix[1:].isalnum() and len(suffix) < 10 else "of no known kind"
