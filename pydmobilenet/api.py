@@ -19,7 +19,7 @@ from .checkpoints import runs
 from .checkpoints.runs import read_metadata
 from .errors import BadFileError, InvalidValueError, UserError, nearest
 from .training import prepare
-from .training.checkpoint import read_history
+from .training.checkpoint import check_absent, read_history
 from .training.config import checked
 from .training.history import History
 
@@ -165,6 +165,7 @@ def train(
         recipe_file = None if config is None else fetching.expanded(config)
         made = prepare.configure(given, recipe_file, pretrained=weights is not None)
         directory = fetching.expanded(output or prepare.default_directory(made))
+        check_absent(directory)
     choice = engines.choose_trainer(engine, device, made.dtype, compile)
     options = prepare.RunOptions(choice.make_trainer, where, quiet=not progress, skip_bad=skip_bad, progress=progress)
     if resume is not None:

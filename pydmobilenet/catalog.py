@@ -11,7 +11,7 @@ import csv
 import fnmatch
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -131,7 +131,8 @@ class TrainedRecord(Record):
     normalisation, size) were recorded with it, and nothing else is known beforehand.
 
     The error is that of the images of a `split`, ``test`` or ``val``. Of a run, `images_sha256` tells them from others,
-    and `fractions` (validation, test) tell how they were put aside.
+    and `fractions` (validation, test) tell how they were put aside. `seen` are the hashes of the images that it has
+    learned or chosen its epoch by.
     """
 
     checkpoint: Checkpoint
@@ -140,6 +141,7 @@ class TrainedRecord(Record):
     split: str = "test"
     images_sha256: str = ""
     fractions: tuple[float, float] = (0.0, 0.0)
+    seen: str = field(default="", repr=False)
 
 
 def _number(text: str, kind: type = float) -> Any:

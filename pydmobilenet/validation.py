@@ -10,7 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 from . import progress, provenance, zoo
 from .catalog import Complexity, Record, TrainedRecord
+from .checkpoints import runs
 from .data import Dataset, Fractions, batches, folder, get_dataset, get_splits
 from .data.datasets import located
-from .data.splits import kinds
+from .data.splits import kinds, put_aside
 from .engine import Arrays, Engine, Predict
-from .errors import UserError
+from .errors import BadFileError, InvalidValueError, UserError
 from .metrics import count_wrong, softmax, wilson
 from .network import Network
 from .processes import WorkerPool
@@ -234,24 +235,46 @@ def _dataset(rows: Sequence[Record], data_dir: Path | None, skip_bad: bool) -> t
 def images_of(record: Record, data_dir: Path | None = None, skip_bad: bool = False) -> Dataset:
     """The images that the error of a record is of: the test images or, of a run without them, those of validation.
 
-    Of a run, they are `official` where they are the ones that it recorded. Of class folders alone that are others, all
-    images are taken. Raises as `get_dataset` does.
+    Of a run, they are `official` where they are the ones that it recorded. Others are those for the test, of class
+    folders alone all, but for those that it has seen. Raises as `get_dataset` does.
     """
     if not isinstance(record, TrainedRecord) or not record.images_sha256:
         return get_dataset(record.dataset, "test", data_dir, skip_bad, record.task)
-    has = kinds(located(record.dataset, data_dir))
-    if record.split in has:
-        dataset = get_dataset(record.dataset, record.split, data_dir, skip_bad, record.task)
-    elif "test" in has and record.dataset.startswith("folder:"):  # of other data
-        dataset = get_dataset(record.dataset, "test", data_dir, skip_bad, record.task)
+    has, split = kinds(located(record.dataset, data_dir)), record.split
+    where = (data_dir, skip_bad, record.task)
+    if split not in has and "test" in has and record.dataset.startswith("folder:"):
+        split = "test"  # of other data
+    if split in has:
+        dataset = recorded = get_dataset(record.dataset, split, *where)
     else:
-        splits = get_splits(record.dataset, Fractions(*record.fractions), data_dir, skip_bad, record.task)
-        dataset = getattr(splits, record.split) or splits.train
-    if provenance.of_data(dataset)["sha256"] == record.images_sha256:
-        return replace(dataset, official=True)
-    if has == (folder.ALL,):
-        dataset = get_dataset(record.dataset, folder.ALL, data_dir, skip_bad, record.task)
-    return replace(dataset, official=False, doubt="not the images that the run has recorded")
+        runs.check_put_aside(record)
+        fractions = Fractions(*record.fractions)
+        if has == (folder.ALL,):
+            dataset, recorded = get_dataset(record.dataset, folder.ALL, *where), None
+            with suppress(InvalidValueError):  # of other images, a class may be too small
+                recorded = getattr(put_aside(dataset, fractions), split)
+        else:
+            splits = get_splits(record.dataset, fractions, *where)
+            dataset = recorded = getattr(splits, split) or splits.train
+    if recorded and provenance.of_data(recorded)["sha256"] == record.images_sha256:
+        return replace(recorded, official=True)
+    return _without_seen(replace(dataset, official=False), record)
+
+
+def _without_seen(dataset: Dataset, record: TrainedRecord) -> Dataset:
+    """Leave out the images that a run has learned or chosen its epoch by, with a warning."""
+    seen, run = set(record.seen.split()), record.file.parent
+    if dataset.hashes and runs.UNKNOWN in seen:
+        warnings.warn(f"{run} does not record its images: some of these may be among them", stacklevel=2)
+    fresh = [position for position, each in enumerate(dataset.hashes) if each not in seen]
+    known = len(dataset.hashes) - len(fresh)
+    if not known:
+        return dataset
+    what = f"{known:,} of {len(dataset):,} images have trained {run} or chosen its epoch"
+    if not fresh:
+        raise BadFileError(f"{what}: none is left to measure its error on")
+    warnings.warn(f"{what}: left out", stacklevel=2)
+    return replace(dataset.take(np.array(fresh), dataset.split), doubt=f"{known:,} that it has seen are left out")
 
 
 def _together(pool: WorkerPool, rows: Sequence[Record], title: str, shown: bool | None) -> list[Result]:
@@ -285,7 +308,9 @@ def _told(result: Result) -> Result:
 
 def _same_images(record: Record) -> tuple[object, ...]:
     """What records have in common that are evaluated on the same images."""
-    own = (record.split, record.images_sha256, record.fractions) if isinstance(record, TrainedRecord) else ()
+    own: tuple[object, ...] = ()
+    if isinstance(record, TrainedRecord):
+        own = (record.split, record.images_sha256, record.fractions, record.seen)
     return (record.dataset, record.published, record.task, *own)
 
 

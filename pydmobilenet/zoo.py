@@ -15,6 +15,7 @@ from .checkpoints import described, runs
 from .checkpoints import weights as checkpoints
 from .data import Task, about, get_task
 from .data.dataset import check_image_size
+from .data.datasets import tell_of_namesake
 from .errors import InvalidValueError, MissingFileError, UserError
 from .network import CIFAR, IMAGENET32, Network, Widths
 from .network import describe as describe_architecture
@@ -57,6 +58,8 @@ def request(
 ) -> Request:
     """The arguments of an engine's `get_model`, checked, with the weights that they name. Raises as it does."""
     architecture = catalog.parse_name(name)
+    if dataset is not None:
+        tell_of_namesake(dataset)
     if weights_dir is not None and not pretrained:
         raise UserError("weights_dir is where published weights are looked for: it needs pretrained=True")
     if weights is not None and pretrained:
@@ -79,10 +82,29 @@ def request(
 
 
 class Initial(NamedTuple):
-    """Weights that a training starts from: their file, and the task that they were trained for, if that is known."""
+    """Weights that a training starts from: their file, the task that they were trained for, if that is known, and the
+    images that they have `seen`, as a run records them.
+    """
 
     file: Path
     task: Task | None
+    seen: str = ""
+
+
+def initial(path: Path) -> Initial:
+    """Find the weights of a run or a file to start from, with the task and the images that they record.
+
+    Images are unknown where they may be of a folder: not of other data sets, and not of published weights.
+    """
+    found = described.find(path)
+    file, task = (described.verified(found), found.task) if found else (path, None)
+    seen = found.record.seen if found and found.record else runs.UNKNOWN
+    if seen == runs.UNKNOWN:
+        digests = checkpoints.origins(file)
+        published = any(record.checkpoint and record.checkpoint.sha256 in digests for record in catalog.RECORDS)
+        if published or (task and not task.name.startswith("folder:")):
+            seen = ""
+    return Initial(file, task, seen)
 
 
 class Source(NamedTuple):
@@ -144,6 +166,8 @@ def source(
     A run, and a .safetensors file with metadata, tell their model, classes and normalisation themselves; where others
     are given, they have to be the same. Raises InvalidValueError, MissingFileError and BadFileError.
     """
+    if dataset is not None:
+        tell_of_namesake(dataset)
     path = None if weights == PUBLISHED else fetching.expanded(weights)
     where = None if weights_dir is None else fetching.expanded(weights_dir)
     if path is not None:

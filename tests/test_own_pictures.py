@@ -47,9 +47,9 @@ def test_five_commands_lead_from_a_folder_to_an_onnx_file(engine, weights_dir, t
         assert answer.returncode == 0, answer.stderr
         printed.append(answer.stdout)
     trained, validated, _, exported = printed
-    (error,) = re.findall(r"^Test error of epoch \d, measured once: (\S+) % \(\d+ of 24 images", trained, re.MULTILINE)
+    (error,) = re.findall(r"^Test error of epoch \d, measured once: (\S+) % \(\d+ of \d+ images", trained, re.MULTILINE)
     assert f"{error} |" in validated
-    assert re.search(r"^\| cat +\| +8 \|", validated, re.MULTILINE)
+    assert re.search(r"^\| cat +\| +\d+ \|", validated, re.MULTILINE)
     assert "| match " in validated
     assert "(p50)" in exported
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")

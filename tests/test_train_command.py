@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
@@ -13,7 +14,8 @@ from helpers import DIGITS, MODEL, TINY, assert_mistake, make_folder, options, r
 import pydmobilenet
 from pydmobilenet.checkpoints import params, weights
 from pydmobilenet.data import get_dataset
-from pydmobilenet.training import config, schedule
+from pydmobilenet.errors import UnusableError
+from pydmobilenet.training import config, prepare, schedule
 from pydmobilenet.training.checkpoint import State
 from pydmobilenet.training.loop import Loop
 
@@ -302,6 +304,33 @@ def test_a_run_is_put_below_the_working_directory_by_default(folder, tmp_path, m
     assert_mistake(again, f"runs/{MODEL}-digits exists already: --resume runs/{MODEL}-digits goes on with it")
     assert inside("-m", MODEL, "-d", folder, "--batch-size", 8).returncode == 143
     assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize("path", ["photos", "photos/", "./photos", "../here/photos", "/photos", "."])
+def test_a_run_on_a_folder_is_put_into_a_directory_of_the_folder_s_own_name(path, tmp_path, monkeypatch):
+    (tmp_path / "here" / "photos").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / ("photos" if path == "." else ""))
+    made = config.Config(**{**dict.fromkeys(config.FIELDS), "model": MODEL, "dataset": f"folder:{path}"})
+    assert prepare.default_directory(made) == Path("runs") / f"{MODEL}-folder-photos"
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "é" * 120, "a" + "é" * 120], ids=len)
+def test_the_directory_of_a_folder_with_a_long_name_can_be_made(name, tmp_path, monkeypatch, inside):
+    monkeypatch.setattr(Loop, "run", lambda self: 143)
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / ("deep" * 50) / name
+    make_folder(place)
+    assert inside("-m", MODEL, "-d", place, "--batch-size", 8).returncode == 143
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith(f"{MODEL}-folder-{name[:20]}")
+
+
+def test_a_directory_that_cannot_be_made_is_named_before_any_picture_is_read(folder, tmp_path, monkeypatch, inside):
+    monkeypatch.setattr(prepare, "get_splits", None)
+    for place, words in (("x" * 256, "File name too long"), ("a\0b", "null")):
+        with pytest.raises(UnusableError, match=f"cannot make .*: .*{words}"):
+            pydmobilenet.train(MODEL, folder, output=tmp_path / place)
+    assert_mistake(inside("-m", MODEL, "-d", folder, "--output", tmp_path / ("x" * 256)), "File name too long")
 
 
 def test_when_what_is_printed_finds_no_room_the_epoch_is_saved_all_the_same(folder, tmp_path):

@@ -13,7 +13,8 @@ from PIL import Image
 
 import pydmobilenet
 from pydmobilenet.checkpoints import runs
-from pydmobilenet.data import get_task
+from pydmobilenet.data import get_splits, get_task
+from pydmobilenet.data.splits import DEFAULT
 from pydmobilenet.training import loop as loops
 from pydmobilenet.training import prepare
 from pydmobilenet.training.checkpoint import read_history
@@ -41,14 +42,16 @@ def test_a_plain_folder_is_split_trained_and_tested_once(engine, photos, train, 
     monkeypatch.setattr(Loop, "_measure_test_error", lambda self, test: (tested.append(test), measure(self, test)))
     answer = train(photos, "--output", tmp_path / "run", "--engine", engine, *options(RECIPE))
     assert answer.returncode == 0, answer.stderr
-    for line in ("train: 18 images (a 6, b 6, c 6)", "val: 6 images (a 2, b 2, c 2)", "test: 6 images (a 2, b 2, c 2)"):
-        assert f"data: {line}, of {photos}" in answer.stderr
+    splits = get_splits(photos, DEFAULT)
+    for split in splits:
+        assert f"data: {split.note}" in answer.stderr
     metadata = json.loads((tmp_path / "run" / "run.json").read_text())
     best, last = (metadata["checkpoints"][f"{name}.params"] for name in ("best", "last"))
     assert best["val_error"] <= last["val_error"]
     assert "test_error" not in last
+    error = f"{best['test_error']:.2f} %"
     assert re.search(
-        rf"^Test error of epoch {best['epoch']}, measured once: {best['test_error']:.2f} % \(\d of 6 images; 95 %",
+        rf"^Test error of epoch {best['epoch']}, measured once: {error} \(\d of {len(splits.test)} images; 95 %",
         answer.stdout,
         re.MULTILINE,
     )
@@ -185,12 +188,14 @@ def test_a_run_is_measured_on_its_own_test_images_wherever_they_are_and_on_all_o
     run = finished(photos, train, tmp_path / "run")
     shutil.copytree(photos, tmp_path / "moved")
     (result,) = pydmobilenet.validate(run, data_dir=tmp_path / "moved", progress=False)
-    assert (result.verdict, result.counts.images) == ("match", 6)
-    test = pydmobilenet.data.get_splits(photos, pydmobilenet.data.Fractions(0.2, 0.2)).test
+    test = get_splits(photos, DEFAULT).test
+    assert (result.verdict, result.counts.images) == ("match", len(test))
     Image.new("RGB", (40, 40)).save(tmp_path / "moved" / test.files[0])
-    (result,) = pydmobilenet.validate(run, data_dir=tmp_path / "moved", progress=False)
-    assert (result.complete, result.counts.images) == (False, 30)
-    make_classes(tmp_path / "other", "abc", {"test": 3})
+    known = 30 - len(test)
+    with pytest.warns(UserWarning, match=f"{known} of 30 images have trained {run} or chosen its epoch: left out"):
+        (result,) = pydmobilenet.validate(run, data_dir=tmp_path / "moved", progress=False)
+    assert (result.complete, result.counts.images) == (False, len(test))
+    make_classes(tmp_path / "other", "abc", {"test": 3}, side=40)
     (result,) = pydmobilenet.validate(run, data_dir=tmp_path / "other", progress=False)
     assert (result.complete, result.counts.images) == (False, 9)
 
@@ -198,7 +203,7 @@ def test_a_run_is_measured_on_its_own_test_images_wherever_they_are_and_on_all_o
 def test_a_run_does_not_go_on_where_its_validation_images_have_changed(photos, train, tmp_path):
     shutil.copytree(photos, tmp_path / "photos")
     run = finished(tmp_path / "photos", train, tmp_path / "run")
-    val = pydmobilenet.data.get_splits(tmp_path / "photos", pydmobilenet.data.Fractions(0.2, 0.2)).val
+    val = get_splits(tmp_path / "photos", DEFAULT).val
     Image.new("RGB", (32, 32)).save(tmp_path / "photos" / val.files[0])
     assert_mistake(train("--resume", run, "--quiet"), "has not the val data that the run began with: other pixels")
 

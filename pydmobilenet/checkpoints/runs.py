@@ -19,7 +19,9 @@ from ..resources import PRETRAINED
 
 MANIFEST, METADATA = "manifest.json", "run.json"
 BEST = "best.params"
-LARGEST = 1 << 24  # bytes of a run.json
+LARGEST = 1 << 27  # bytes of a run.json: it has 17 for each image that a run has seen
+SEEN = "seen_images"  # the key of their hashes: those of images that have been learned, or have chosen the epoch
+UNKNOWN = "?"  # stands among them for images of weights that record none
 # What a file of another kind raises.
 WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
@@ -88,6 +90,15 @@ def _metadata(record: Record) -> dict:
     return read_metadata(record.file.parent)
 
 
+def check_put_aside(record: TrainedRecord) -> None:
+    """Raises BadFileError for a run of version 0.4 of which images were put aside by another rule than today's."""
+    if record.seen == UNKNOWN and any(record.fractions):
+        raise BadFileError(
+            f"{record.file.parent} was begun by version 0.4, which split images by their position: measure its error "
+            "on others, in a folder with test/"
+        )
+
+
 def verified(record: TrainedRecord) -> Path:
     """The file of a record's checkpoint; raises MissingFileError, and BadFileError where it is another one by now."""
     if not os.path.isfile(record.file):
@@ -139,8 +150,8 @@ def _record(directory: Path, file: str, model: dict, checkpoint: dict) -> Traine
     fractions = [model.get("config", {}).get(f"{part}_fraction", 0) for part in ("val", "test")]
     if not all(type(each) in (int, float) and 0 <= each < 1 for each in fractions):
         raise ValueError("a fraction is no share")
-    images = model.get("data", {}).get(split, {}).get("sha256", "")
-    if not isinstance(images, str):
+    images, seen = model.get("data", {}).get(split, {}).get("sha256", ""), model.get(SEEN, UNKNOWN)
+    if not isinstance(images, str) or not isinstance(seen, str):
         raise TypeError("a SHA-256 is a text")
     if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
         raise ValueError(f"sha256 of {file} is none")
@@ -161,4 +172,5 @@ def _record(directory: Path, file: str, model: dict, checkpoint: dict) -> Traine
         split=split,
         images_sha256=images,
         fractions=(float(fractions[0]), float(fractions[1])),
+        seen=seen,
     )

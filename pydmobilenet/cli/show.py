@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     text = "as cifar10, digits, or a folder of images (default: cifar10)"
     option("-d", "--dataset", default="cifar10", metavar="NAME", help=text)
-    option("--split", help="train (default), test, of a folder val too, or all of class folders alone")
+    option("--split", help="train (default), test, of a folder val too; of class folders alone all (default)")
     options.add_data_dir(parser)
     option("--output", required=True, metavar="FILE", help="the picture to write, as grid.png")
     option("--images", type=options.positive, default=2 * COLUMNS, metavar="N", help="how many (default: 16)")

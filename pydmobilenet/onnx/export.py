@@ -103,13 +103,14 @@ def export_source(
 
 
 def comparison_images(task: Task, data_dir: Path | None, dataset: str | None) -> tuple[np.ndarray, str]:
-    """Images (N, 3, H, W) in uint8, and what they are: of the test set where it is at hand, random ones elsewhere.
+    """Images (N, 3, H, W) in uint8, and what they are: of the data set where it is at hand, random ones elsewhere.
 
     A `data_dir` or `dataset` that was given has to be there, and to be of the task.
     """
     own = os.path.isdir(folder.place(task.name)) if task.name.startswith("folder:") else task.name == "digits"
     if data_dir is not None or own or (dataset and dataset_name(dataset).startswith("folder:")):
         name = located(dataset or task.name, data_dir)
-        test = get_dataset(name, kinds(name)[-1], data_dir, skip_bad=True, task=task)  # any of them will do
-        return test.images[:IMAGES], "test"
+        split = kinds(name)[-1]  # any of them will do
+        images = get_dataset(name, split, data_dir, skip_bad=True, task=task).images[:IMAGES]
+        return images, "given" if split == folder.ALL else split
     return np.random.default_rng(0).integers(0, 256, (IMAGES, *task.image), np.uint8), "random"

@@ -167,6 +167,7 @@ def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:
     if runs.is_run(results[0].record):
         kind = {"val": "validation", "test": "test"}.get(dataset.split, "")
         if not dataset.official:
+            images += dataset.doubt and f" ({dataset.doubt})"
             return f"Measured on {images}. **They are not those that the run has recorded**: nothing is judged."
         some = "" if counts.images == len(dataset) else "the first "
         return f"Measured on {some}{images}, the run's own {kind} images; a match is within {TOLERANCE} points."

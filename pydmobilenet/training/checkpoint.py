@@ -172,7 +172,12 @@ def _json(metadata: Mapping[str, object]) -> str:
 
 
 def check_absent(directory: Path) -> None:
-    """Raises UnusableError where the directory of a new run exists already."""
-    if os.path.lexists(directory):
-        resume = f"--resume {shlex.quote(str(directory))}"
-        raise UnusableError(f"{directory} exists already: {resume} goes on with it, --output takes another directory")
+    """Raises UnusableError where the directory of a new run exists already, or has a name that none can have."""
+    try:
+        os.lstat(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        raise UnusableError(f"cannot make {directory}: {getattr(error, 'strerror', None) or error}") from None
+    resume = f"--resume {shlex.quote(str(directory))}"
+    raise UnusableError(f"{directory} exists already: {resume} goes on with it, --output takes another directory")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import catalog, fetching, processes, provenance, zoo
-from ..checkpoints import described, params
+from ..checkpoints import params, runs
 from ..checkpoints import weights as checkpoints
 from ..checkpoints.runs import METADATA, read_metadata
 from ..data import Fractions, Splits, Task, dataset_name, folder, get_splits, get_task, recorded_task
@@ -30,6 +30,7 @@ from .history import Events, History
 from .loop import Loop, Progress, updates_per_epoch
 from .trainer import Trainer
 
+LONGEST_NAME = 140  # bytes: where names are encrypted, 143 is the limit, elsewhere 255
 RECIPES = {"imagenet32": "imagenet32.yaml", "digits": "digits.yaml"}  # of CIFAR: cifar.yaml
 
 
@@ -126,6 +127,8 @@ def start(config: Config, directory: Path, options: RunOptions, init: zoo.Initia
     """
     splits = _data(config, options, init=init)
     train = splits.train
+    if init is not None:
+        check_unseen(splits, init)
     config = configuration.with_epochs(config, len(train), pretrained=init is not None)
     trainer = options.make_trainer(config, train.task)
     if init is not None and trainer.load_weights(init.file, other_head=True):
@@ -148,6 +151,21 @@ def start(config: Config, directory: Path, options: RunOptions, init: zoo.Initia
     return _loop(trainer, splits, rates, progress, run, directory, options)
 
 
+def check_unseen(splits: Splits, init: zoo.Initial) -> None:
+    """Raises InvalidValueError where the weights to start from have seen test images; warns where none can tell."""
+    if splits.test is None or not splits.test.hashes:
+        return
+    seen = set(init.seen.split())
+    known = sum(each in seen for each in splits.test.hashes)
+    if known:
+        raise InvalidValueError(
+            f"{init.file.parent} has been trained on {known:,} of the {len(splits.test):,} test images, or chosen by "
+            "them: test on others, or start from other weights"
+        )
+    if runs.UNKNOWN in seen:
+        warnings.warn(f"{init.file} does not record its images: some of the test may be among them", stacklevel=3)
+
+
 def describe(
     config: Config, splits: Splits, state: State, init: zoo.Initial | None, trainer: Trainer
 ) -> dict[str, object]:
@@ -155,6 +173,8 @@ def describe(
     task = splits.train.task
     drawn = hashlib.sha256(params.dump(state.parameters)).hexdigest()
     source = str(init.file) if init else f"{config.initialiser}, seed {config.seed}"
+    val = splits.val.hashes if splits.val else ()
+    seen = {*splits.train.hashes, *val, *(init.seen.split() if init else ())}
     return {
         "model": config.model,
         "dataset": task.name,
@@ -168,6 +188,7 @@ def describe(
         "data": {name: provenance.of_data(dataset) for name, dataset in splits._asdict().items() if dataset},
         "initial_weights": {"source": source, "sha256": fetching.digest(init.file, "sha256")[7:] if init else drawn},
         "sessions": [provenance.session(trainer.device, trainer.name)],
+        runs.SEEN: " ".join(sorted(seen)),
     }
 
 
@@ -223,11 +244,18 @@ def _metadata(directory: Path) -> dict[str, Any]:
 
 
 def check_version(metadata: Mapping[str, Any], directory: Path) -> None:
-    """Raises BadFileError for a run of version 0.2 or earlier, whose momentum is that of MXNet's own update."""
+    """Raises BadFileError for a run of version 0.2 or earlier, whose momentum is that of MXNet's own update, and for
+    one of version 0.4 whose images were put aside by another rule.
+    """
     if not {"engine", "config", "data", "sessions"} <= metadata.keys():
         raise BadFileError(
             f"{directory} was begun by version 0.2 or earlier, whose update this version does not compute: to train "
             "on, start a run with --weights on its last.params"
+        )
+    if runs.SEEN not in metadata and any(metadata["config"].get(f"{part}_fraction") for part in ("val", "test")):
+        raise BadFileError(
+            f"{directory} was begun by version 0.4, which split images by their position: to train on, start a run "
+            "with --weights on its last.params"
         )
 
 
@@ -283,8 +311,14 @@ def check_same(given: dict[str, object], run: Config) -> None:
 
 
 def default_directory(config: Config) -> Path:
-    """Where a run is put if nothing else is said."""
-    return Path("runs") / f"{config.model}-{config.dataset}".replace("/", "-").replace(":", "-")
+    """Name the directory of a run after its model and its data set, of a folder by its own name, in so many bytes as
+    any file system takes.
+    """
+    dataset = config.dataset
+    if dataset.startswith("folder:"):
+        dataset = f"folder-{folder.title(dataset)}"
+    name = f"{config.model}-{dataset}".replace("/", "-").replace(":", "-")
+    return Path("runs") / name.encode(errors="surrogateescape")[:LONGEST_NAME].decode(errors="ignore").rstrip("- .")
 
 
 def initial_weights(config: Config, weights: str | Path, root: Path | None = None) -> zoo.Initial:
@@ -293,9 +327,7 @@ def initial_weights(config: Config, weights: str | Path, root: Path | None = Non
     """
     if weights == zoo.PUBLISHED:
         return published_weights(config, root)
-    path = fetching.expanded(weights)
-    found = described.find(path)
-    return zoo.Initial(described.verified(found), found.task) if found else zoo.Initial(path, None)
+    return zoo.initial(fetching.expanded(weights))
 
 
 def published_weights(config: Config, root: Path | None = None) -> zoo.Initial:
