@@ -279,13 +279,13 @@ def test_a_folder_that_has_the_name_of_a_data_set_is_told_of_once(tmp_path, monk
     make_classes(tmp_path / "digits", "ab", {"train": 4, "test": 2})
     monkeypatch.chdir(tmp_path)
     tell_of_namesake.cache_clear()
-    with pytest.warns(UserWarning, match="digits is the data set of that name, not the folder here: that is ./digits"):
+    with pytest.warns(UserWarning, match="digits is the bundled data set; for the folder of that name, give ./digits"):
         assert len(pydmobilenet.get_dataset("digits", "test")) == 360
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pydmobilenet.get_dataset("digits", "test")
         assert len(pydmobilenet.get_dataset("./digits", "test")) == 4
     tell_of_namesake.cache_clear()
-    with pytest.warns(UserWarning, match="digits is the data set of that name"):
+    with pytest.warns(UserWarning, match="digits is the bundled data set"):
         zoo.source("pyd-add-29-0.25", "digits")
     tell_of_namesake.cache_clear()

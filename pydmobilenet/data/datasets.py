@@ -131,7 +131,8 @@ def _channels(values: object) -> tuple[float, float, float]:
 def tell_of_namesake(name: str) -> None:
     """Warn where a folder here has the name of a data set, which is used instead."""
     if name in DATASETS and os.path.isdir(name):
-        warnings.warn(f"{name} is the data set of that name, not the folder here: that is ./{name}", stacklevel=3)
+        kind = "bundled" if name == "digits" else "official"
+        warnings.warn(f"{name} is the {kind} data set; for the folder of that name, give ./{name}", stacklevel=3)
 
 
 def read_split(
