@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import oracle
 import pytest
-from helpers import NETWORKS, ROOT
+from helpers import NETWORKS, ROOT, make_classes
 from PIL import Image
 
 from pydmobilenet import cli, zoo
@@ -272,3 +272,11 @@ def test_an_image_that_is_none_is_refused(run, tmp_path):
     assert code == 2
     assert "has a class of which no image can be read" in err
     assert not (tmp_path / "net.onnx").exists()
+
+
+def test_the_images_of_a_comparison_are_called_what_they_are(tmp_path):
+    make_classes(tmp_path / "alone", "ab", {".": 2})
+    make_classes(tmp_path / "split", "ab", {"train": 2, "val": 1})
+    for name, number, kind in (("alone", 4, "given"), ("split", 2, "val")):
+        images_, said = export.comparison_images(get_task(tmp_path / name), None, str(tmp_path / name))
+        assert (len(images_), said) == (number, kind)
