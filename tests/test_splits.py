@@ -103,7 +103,13 @@ def test_a_class_without_images_on_a_side_lends_the_nearest_until_it_has_some():
     assert split([0.3, 0.4, 0.6, 0.7, 0.1], [0] * 5) == "---vt"  # the lent one learns again
     assert split([0.3, 0.4, 0.6, 0.7, 0.1, 0.9], [0] * 6) == "----tv"
     assert split([0.3, 0.4, 0.6, 0.1, 0.9], [0, 0, 0, 1, 1], val=0) == "t--t-"
-    assert split([0.81, 0.9, 0.95], [0] * 3, test=0) == "vvv"
+
+
+def test_a_class_with_nothing_to_train_on_takes_a_validation_image_back_and_never_a_test_image():
+    assert split([0.81, 0.9, 0.95], [0] * 3, test=0) == "-vv"
+    assert split([0.1, 0.15, 0.9], [0] * 3) == "tt-"
+    assert split([0.1, 0.15, 0.9, 0.5], [0] * 4) == "ttv-"
+    assert split([0.1, 0.15], [0] * 2) == "tt"
 
 
 def test_equal_images_are_on_the_same_side_in_whatever_class():
@@ -222,9 +228,9 @@ def test_splits_without_classes_are_no_classes_themselves(tmp_path):
 
 
 def test_a_class_that_is_too_small_is_named(alone):
-    for path in sorted((alone / "b").iterdir())[2:]:
+    for path in sorted((alone / "b").iterdir())[1:]:
         path.unlink()
-    words = "class 'b' has 2 images, none of them left to train on: add some, or lower val_fraction or test_fraction"
+    words = "class 'b' has no image left to train on, of 1: add some, or lower test_fraction"
     with pytest.raises(InvalidValueError, match=words):
         get_splits(alone, DEFAULT)
 

@@ -135,8 +135,8 @@ def put_aside(dataset: Dataset, fractions: Fractions) -> Splits:
     stay = np.bincount(dataset.labels[side == 0], minlength=len(numbers))
     for label in np.flatnonzero((numbers > 0) & (stay == 0)).tolist():
         raise InvalidValueError(
-            f"class {dataset.task.class_name(label)!r} has {numbers[label]} images, none of them left to train on: add "
-            "some, or lower val_fraction or test_fraction"
+            f"class {dataset.task.class_name(label)!r} has no image left to train on, of {numbers[label]}: add some, "
+            "or lower test_fraction"
         )
     train, val, test = (_part(dataset, split, np.flatnonzero(side == at)) for at, split in enumerate(folder.SPLITS))
     assert train is not None  # of each class, an image stays
@@ -147,7 +147,8 @@ def sides(hashes: tuple[str, ...], labels: np.ndarray, fractions: Fractions) -> 
     """Decide which images stay to train on (0), and which are put aside for validation (1) and for the test (2).
 
     A class without test images lends the one with the lowest hash, and one without validation images the one with the
-    highest that is left, for as long as it has none of its own there. Equal images go together.
+    highest that is left, for as long as it has none of its own there. One with nothing to train on takes the lowest of
+    its validation images back, and never a test image. Equal images go together.
     """
     train, val, test = range(3)
     contents, number = np.unique(hashes, return_inverse=True)  # in the order of the hashes
@@ -161,6 +162,8 @@ def sides(hashes: tuple[str, ...], labels: np.ndarray, fractions: Fractions) -> 
     if fractions.val:
         left = [own[side[own] == train] for own in classes if val not in side[own]]
         side[[own[-1] for own in left if len(own)]] = val
+        kept = [own[side[own] == val] for own in classes if train not in side[own]]
+        side[[own[0] for own in kept if len(own)]] = train
     return side[number]
 
 
