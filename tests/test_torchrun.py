@@ -255,9 +255,8 @@ def workers(torchrun):
 def alone(recipe, output):
     """A run of this process."""
     make = functools.partial(pytorch_trainer.make, device=CPU)
-    run = prepare.start(recipe, output, prepare.RunOptions(make, quiet=True))
-    assert run.run() == 0
-    run.output.lock.release()
+    with prepare.start(recipe, output, prepare.RunOptions(make, quiet=True)) as run:
+        assert run.run() == 0
 
 
 def test_a_run_goes_on_with_any_number_of_processes_and_the_first_one_writes_and_speaks(folder, tmp_path):
