@@ -156,7 +156,9 @@ def train(
     given = checked({"model": model, "dataset": dataset, **recipe})
     where = None if data_dir is None else fetching.expanded(data_dir)
     begun = None if resume is None else _path(resume)
-    session = sessions.plan(given, config, output, begun, weights, data_dir=where, engine=engine)
+    session = sessions.plan(
+        given, recipe=config, output=output, resume=begun, weights=weights, data_dir=where, engine=engine
+    )
     choice = engines.choose_trainer(session.engine, device, session.config.dtype, compile)
     options = prepare.RunOptions(
         choice.make_trainer,

@@ -62,13 +62,13 @@ def run(arguments: Namespace) -> int:
         raise UserError("--weights-dir is where --weights published looks: add that, or leave it out")
     session = sessions.plan(
         config.given(arguments),
-        arguments.config,
-        arguments.output,
-        arguments.resume,
-        arguments.weights,
-        arguments.weights_dir,
-        arguments.data_dir,
-        arguments.engine,
+        recipe=arguments.config,
+        output=arguments.output,
+        resume=arguments.resume,
+        weights=arguments.weights,
+        weights_dir=arguments.weights_dir,
+        data_dir=arguments.data_dir,
+        engine=arguments.engine,
     )
     device, dtype = options.device_name(arguments.device), session.config.dtype
     choice = engine.choose_trainer(session.engine, device, dtype, arguments.compile)

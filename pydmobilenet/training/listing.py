@@ -37,7 +37,8 @@ def check(name: str, task: Task, metadata: Mapping[str, Any], skip_bad: bool) ->
             now, then = ({"images": sum(numbers), "images_per_class": numbers} for numbers in (counts, begun))
             difference = provenance.data_difference(then, now, task.classes)
             hint = " (--skip-bad leaves out unreadable ones)" if more else ""
-            raise other_data(folder.place(name), f"{split} data".replace("all ", ""), difference + hint)
+            what = "data" if split == folder.ALL else f"{split} data"
+            raise other_data(folder.place(name), what, difference + hint)
 
 
 def other_data(source: str | Path, what: str, difference: str) -> BadFileError:
@@ -50,6 +51,5 @@ def other_data(source: str | Path, what: str, difference: str) -> BadFileError:
 
 def _counts(name: str, task: Task) -> dict[str, list[int]]:
     """How many files of images each class has in each split of a folder; nothing of another data set."""
-    return (
-        {split: folder.count(name, split, task.classes) for split in kinds(name)} if name.startswith("folder:") else {}
-    )
+    has = kinds(name) if name.startswith("folder:") else ()
+    return {split: folder.count(name, split, task.classes) for split in has}
