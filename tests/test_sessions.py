@@ -254,6 +254,16 @@ def at_update(monkeypatch):
     return arrange
 
 
+@pytest.fixture
+def unhandled():
+    """SIGHUP and SIGUSR1 are nobody's, even where nohup has started the tests."""
+    earlier = {number: signal.signal(number, signal.SIG_DFL) for number in signals.POLITE}
+    yield
+    for number, handler in earlier.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("unhandled")
 @pytest.mark.parametrize(("number", "code"), [("SIGHUP", 129), ("SIGUSR1", 138), ("SIGTERM", 143)])
 def test_with_resume_auto_one_command_begins_goes_on_and_ends(
     number, code, folder, tmp_path, inside, at_update, finished
@@ -342,18 +352,16 @@ def test_processes_that_see_different_states_do_not_train(folder, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_signal_that_somebody_ignores_or_handles_is_left_to_them():
-    earlier = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
-    try:
-        stopped = []
-        with signals.handled(stopped.append):
-            os.kill(os.getpid(), signal.SIGHUP)
-            os.kill(os.getpid(), signal.SIGUSR1)
-        assert stopped == [signal.SIGUSR1]
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGHUP, earlier)
+@pytest.mark.usefixtures("unhandled")
+def test_a_signal_that_somebody_ignores_is_left_to_them():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    stopped = []
+    with signals.handled(stopped.append):
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert stopped == [signal.SIGUSR1]
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
 # What is recorded.
