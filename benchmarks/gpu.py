@@ -207,9 +207,9 @@ def trained(arguments: argparse.Namespace, name: str, model: str, options: list,
     run = arguments.runs / name
     dtype = "bfloat16" if arguments.device == "cuda" else "float32"
     given = ["--model", model, "--dataset", f"folder:{arguments.data.resolve()}", "--dtype", dtype, *options]
-    given = ["--resume", run] if run.exists() else [*given, "--output", run]
     device = "gpu" if arguments.device == "cuda" else arguments.device
-    command = [sys.executable, ROOT / "train.py", *given, "--engine", "pytorch", "--device", device, "--quiet"]
+    given += ["--output", run, "--resume", "auto", "--engine", "pytorch", "--device", device, "--quiet"]
+    command = [sys.executable, ROOT / "train.py", *given]
     if time.monotonic() < end - SAVING and not _is_done(run):
         process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, env=os.environ)
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -17,9 +17,10 @@ from . import engine as engines
 from .catalog import Record
 from .checkpoints import runs
 from .checkpoints.runs import read_metadata
-from .errors import BadFileError, InvalidValueError, UserError, nearest
+from .errors import BadFileError, InvalidValueError, nearest
 from .training import prepare
-from .training.checkpoint import check_absent, read_history
+from .training import session as sessions
+from .training.checkpoint import read_history
 from .training.config import checked
 from .training.history import History
 
@@ -143,45 +144,50 @@ def train(
     `model` and `dataset` (default: ``cifar10``) are names; a data set is the path of a folder of images too. The recipe
     is the file `config`, or the name of one of ``configs/``, by default that of the data set; any of its keys can be
     given, as ``epochs=4`` or ``val_fraction=0.1``. The run's directory is `output`, by default ``runs/MODEL-DATASET``,
-    which must not exist; `resume` goes on with a run instead. `weights` are those to start from: a file, a run, or
-    ``"published"``. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon
-    where MXNet runs on the device, else PyTorch, and for a run to resume its own. `compile` has PyTorch compile the
-    network. Without `progress`, nothing is printed.
+    which must not exist; `resume` goes on with a run instead, and ``resume="auto"`` with that in `output` if there is
+    one. `weights` are those to start from: a file, a run, or ``"published"``. `engine` is ``gluon`` or ``pytorch``;
+    ``auto`` is Gluon where MXNet runs on the device, else PyTorch, and for a run to resume its own. `compile` has
+    PyTorch compile the network. Without `progress`, nothing is printed.
 
-    Raises InvalidValueError, MissingFileError, BadFileError and UnusableError. An interruption saves the run, and then
-    raises KeyboardInterrupt.
+    Any thread can call it. Raises InvalidValueError, MissingFileError, BadFileError and UnusableError. An interruption
+    saves the run, and then raises KeyboardInterrupt. What fails before the first batch is done leaves no directory.
     """
+    arguments = dict(locals())
     given = checked({"model": model, "dataset": dataset, **recipe})
     where = None if data_dir is None else fetching.expanded(data_dir)
-    if resume is not None:
-        directory = fetching.expanded(_path(resume))
-        if output or config or weights:
-            raise UserError("resume takes all from the run: leave out output, config and weights")
-        made = prepare.read_config(directory)
-        prepare.check_same(given, made)
-        engine = prepare.engine_of(directory, engine)
-    else:
-        prepare.check_places(dataset, where)
-        recipe_file = None if config is None else fetching.expanded(config)
-        made = prepare.configure(given, recipe_file, pretrained=weights is not None)
-        directory = fetching.expanded(output or prepare.default_directory(made))
-        check_absent(directory)
-    choice = engines.choose_trainer(engine, device, made.dtype, compile)
-    options = prepare.RunOptions(choice.make_trainer, where, quiet=not progress, skip_bad=skip_bad, progress=progress)
-    if resume is not None:
-        loop = prepare.resume(directory, options)
-    else:
-        init = None if weights is None else prepare.initial_weights(made, weights)
-        loop = prepare.start(made, directory, options, init)
-    try:
-        if loop.run():
-            raise KeyboardInterrupt(f"the run is saved: resume={str(directory)!r} goes on with it")
-        if progress and loop.output:
+    begun = None if resume is None else _path(resume)
+    session = sessions.plan(
+        given, recipe=config, output=output, resume=begun, weights=weights, data_dir=where, engine=engine
+    )
+    choice = engines.choose_trainer(session.engine, device, session.config.dtype, compile)
+    options = prepare.RunOptions(
+        choice.make_trainer,
+        where,
+        quiet=not progress,
+        skip_bad=skip_bad,
+        progress=progress,
+        command=_call(train, {**arguments, **given}),
+    )
+    with sessions.opened(session, options) as loop:
+        interrupted = loop.run()
+        if progress and loop.output and not interrupted:
             print(loop.summary())
-    finally:
-        if loop.output:  # of several processes, the first one writes
-            loop.output.lock.release()
-    return Run(directory)
+    if interrupted:
+        raise KeyboardInterrupt(f"the run is saved: resume={str(session.directory)!r} goes on with it")
+    return Run(session.directory)
+
+
+def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """The call of a function as it can be typed again, without arguments that have their default."""
+    known = inspect.signature(function).parameters
+    words: list[str] = []
+    for position, (name, value) in enumerate(arguments.items()):
+        if name == "recipe" or (name in known and value == known[name].default):
+            continue
+        keyword = "" if name in ("model", "dataset") and position == len(words) else f"{name}="
+        value = _path(value)
+        words.append(f"{keyword}{os.fspath(value) if isinstance(value, os.PathLike) else value!r}")
+    return f"pydmobilenet.{function.__name__}({', '.join(words)})"
 
 
 @hinted

@@ -126,6 +126,18 @@ def new_directory(path: Path) -> Iterator[Path]:
         raise UnusableError(f"cannot make the directory {path}: {error.strerror or error}") from None
 
 
+def check_new_directory(path: Path) -> None:
+    """Raises UnusableError where `new_directory` could not make a directory, as far as its names and parents tell."""
+    target = path.absolute()
+    parent = next(each for each in target.parents if os.path.lexists(each))
+    below = target.relative_to(parent)
+    try:
+        with _part(parent / below.parts[0], directory=True) as (part, _):
+            (part / below).mkdir(parents=True)
+    except (OSError, ValueError) as error:
+        raise UnusableError(f"cannot make the directory {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
 def sweep(directory: Path) -> None:
     """Remove what writers that are no longer there have left behind in a directory."""
     with suppress(OSError), os.scandir(directory) as entries:

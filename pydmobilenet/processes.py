@@ -28,6 +28,11 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def restarted() -> bool:
+    """Whether ``torchrun`` has started this process again, after another one has failed."""
+    return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 def rank() -> int:
     """The number of this process among those that ``torchrun`` has started; 0 for one that stands alone."""
     return int(os.environ["RANK"]) if launched() else 0

@@ -8,7 +8,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
@@ -52,9 +52,9 @@ def summary() -> str:
     return f"{found['processor']}, {found['instruction_set']}, OMP_NUM_THREADS={found['threads']}"
 
 
-def session(device: str, engine: str) -> dict[str, object]:
+def session(device: str, engine: str, command: str) -> dict[str, object]:
     """One start of a training run: when, by which command, on which device, with what."""
-    return {"begun": now(), "command": command(), "device": device, "environment": environment(engine)}
+    return {"begun": now(), "command": command, "device": device, "environment": environment(engine)}
 
 
 def command() -> str:
@@ -100,14 +100,13 @@ def _pieces(images: np.ndarray) -> Iterator[memoryview | bytes]:
             left -= len(piece)
 
 
-def data_difference(recorded: Mapping[str, Any], dataset: Dataset) -> str:
-    """In what a data set is not the recorded one, in words; nothing where it is the same."""
-    found = of_data(dataset)
+def data_difference(recorded: Mapping[str, Any], found: Mapping[str, Any], classes: Sequence[str]) -> str:
+    """In what `found`, as `of_data` gives it, is not what was recorded, in words; nothing where it is the same."""
     if found == recorded:
         return ""
     if found["images"] != recorded["images"]:
         return f"{found['images']:,} images instead of {recorded['images']:,}"
-    for name, here, there in zip(dataset.task.classes, found["images_per_class"], recorded["images_per_class"]):
+    for name, here, there in zip(classes, found["images_per_class"], recorded["images_per_class"]):
         if here != there:
             return f"{here:,} images of class {name!r} instead of {there:,}"
     return "other pixels, or the same in another order"

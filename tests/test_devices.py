@@ -110,8 +110,8 @@ def test_two_devices_reach_the_error_of_one_device(tmp_path):
     weights = zoo.Initial(tmp_path / "start" / "last.params", None)
 
     def train(name, contexts, recipe, init=None):
-        loop = prepare.start(config.make({**DIGITS, **recipe}), tmp_path / name, on(contexts), init)
-        assert loop.run() == 0
+        with prepare.start(config.make({**DIGITS, **recipe}), tmp_path / name, on(contexts), init) as loop:
+            assert loop.run() == 0
         return last_error(tmp_path / name)
 
     start = train("start", ONE, wild)

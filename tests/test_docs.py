@@ -67,6 +67,9 @@ ELSEWHERE = {
     "torchrun --nproc-per-node": (
         "test_torchrun.py::test_a_run_goes_on_with_any_number_of_processes_and_the_first_one_writes_and_speaks"
     ),
+    "torchrun --max-restarts": (
+        "test_torchrun.py::test_a_new_run_goes_on_where_torchrun_starts_all_again_after_one_was_killed"
+    ),
     "torchrun --nnodes": "test_torchrun.py::test_two_processes_follow_one",
     "python train.py --resume": "test_resume.py::test_killed_at_three_random_moments_a_run_ends_with_the_same_bits",
     "python train.py": "test_train_command.py::test_last_and_best_and_every_second_epoch_are_kept",

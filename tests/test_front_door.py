@@ -1,5 +1,8 @@
 """python -m pydmobilenet: list, info, fetch, and mistakes, run as a user runs them."""
 
+import subprocess
+import sys
+
 import pytest
 from helpers import CIFAR_MODELS, ROOT, commander
 
@@ -63,6 +66,15 @@ def test_an_unknown_option_is_compared_with_those_of_the_command_alone(command, 
     assert f"unrecognized arguments: {option}" in err
     advised = err.partition("; nearest: ")[2].strip().split(", ")
     assert near in advised if near else {"--top", "--json", "--weights"}.isdisjoint(advised)
+
+
+@pytest.mark.parametrize("command", ["", "train", "validate"])
+def test_the_version_is_told_without_an_engine(command):
+    code = f"from pydmobilenet import cli; cli.main({command!r})"
+    engines = "import atexit, sys; atexit.register(lambda: print({'mxnet', 'torch', 'onnxruntime'} & set(sys.modules)))"
+    answer = subprocess.run([sys.executable, "-c", f"{engines}; {code}", "--version"], capture_output=True, text=True)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout.splitlines() == [f"pydmobilenet {pydmobilenet.__version__}", "set()"]
 
 
 def test_the_package_lists_what_it_offers():

@@ -1,5 +1,6 @@
 """A run that is interrupted, killed or out of space, inside this process, where two epochs take less than a second."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -60,11 +61,8 @@ ON = prepare.RunOptions(functools.partial(trainer.make, contexts=[mx.cpu()]))
 
 def trained(made, directory):
     """The code and the content of a run that is begun, or goes on, in a directory."""
-    run = prepare.resume(directory, ON) if made is None else prepare.start(made, directory, ON)
-    try:
+    with prepare.resume(directory, ON) if made is None else prepare.start(made, directory, ON) as run:
         return run.run(), content(directory)
-    finally:
-        run.output.lock.release()
 
 
 @pytest.fixture
@@ -267,7 +265,8 @@ def test_what_an_engine_throws_is_one_line_and_the_run_goes_on_from_its_last_che
 
 def test_a_run_that_was_there_before_stays_whatever_the_engine_does(small, tmp_path, quick, at_update, left_alone):
     made = recipe(small)
-    prepare.start(made, tmp_path / "run", ON).output.lock.release()  # and is killed before its first update
+    with prepare.start(made, tmp_path / "run", ON):
+        pass  # as one that is killed before its first update
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.GluonTrainer, "train_step", lambda *_: break_the_engine() or mx.nd.waitall())
         with pytest.raises(EngineError, match="MXNet has failed"):
@@ -312,28 +311,28 @@ def test_of_two_runs_with_one_output_the_first_is_trained_and_the_other_told(
 ):
     made, directory = recipe(small), tmp_path / "run"
     make, first = prepare.schedule.make, []
+    with contextlib.ExitStack() as stack:
 
-    def faster(*arguments):  # when all has been checked, another process makes the directory
-        monkeypatch.setattr(prepare.schedule, "make", make)
-        first.append(prepare.start(made, directory, ON))
-        return make(*arguments)
+        def faster(*arguments):  # when all has been checked, another process makes the directory
+            monkeypatch.setattr(prepare.schedule, "make", make)
+            first.append(stack.enter_context(prepare.start(made, directory, ON)))
+            return make(*arguments)
 
-    monkeypatch.setattr(prepare.schedule, "make", faster)
-    values = options({**RECIPE, "batch_size": 4, "model": MODEL, "dataset": small, "epochs": 2})
-    answer = inside("--config", DIGITS, *values, "--output", directory)
-    assert_mistake(answer, f"{directory} exists already: --resume {directory} goes on with it")
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert first[0].run() == 0
+        monkeypatch.setattr(prepare.schedule, "make", faster)
+        values = options({**RECIPE, "batch_size": 4, "model": MODEL, "dataset": small, "epochs": 2})
+        answer = inside("--config", DIGITS, *values, "--output", directory)
+        assert_mistake(answer, f"{directory} exists already: --resume {directory} goes on with it")
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+        assert first[0].run() == 0
     assert State.read(directory / "last.state").progress["epochs"] == 2
 
 
 def test_train_py_does_not_go_on_with_a_run_that_another_process_is_at(small, tmp_path, inside):
     made = recipe(small)
-    begun = prepare.start(made, tmp_path / "run", ON)
-    before = listing(tmp_path / "run")
-    assert_mistake(inside("--resume", tmp_path / "run"), f"another process is training in {tmp_path / 'run'}")
-    assert listing(tmp_path / "run") == before
-    begun.output.lock.release()
+    with prepare.start(made, tmp_path / "run", ON):
+        before = listing(tmp_path / "run")
+        assert_mistake(inside("--resume", tmp_path / "run"), f"another process is training in {tmp_path / 'run'}")
+        assert listing(tmp_path / "run") == before
 
 
 class Stub:

@@ -223,19 +223,18 @@ def interrupted(original, tmp_path):
         patch.setattr(loop, "draw", lambda *_: None)
         recipe = prepare.read_config(original[1])
         make_trainer = functools.partial(trainer.make, contexts=[mx.cpu()])
-        training = prepare.start(recipe, run, prepare.RunOptions(make_trainer, quiet=True))
-        finish, patched = training._finish_epoch, []
+        finish, patched = loop.Loop._finish_epoch, []
 
-        def finish_two():
-            finish()
+        def finish_two(training):
+            finish(training)
             patched.append(1)
             if len(patched) == 2:
                 raise KeyboardInterrupt
 
-        patch.setattr(training, "_finish_epoch", finish_two)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Loop, "_finish_epoch", finish_two)
+        options = prepare.RunOptions(make_trainer, quiet=True)
+        with pytest.raises(KeyboardInterrupt), prepare.start(recipe, run, options) as training:
             training.run()
-        training.output.lock.release()
     return folder, run
 
 

@@ -255,9 +255,8 @@ def workers(torchrun):
 def alone(recipe, output):
     """A run of this process."""
     make = functools.partial(pytorch_trainer.make, device=CPU)
-    run = prepare.start(recipe, output, prepare.RunOptions(make, quiet=True))
-    assert run.run() == 0
-    run.output.lock.release()
+    with prepare.start(recipe, output, prepare.RunOptions(make, quiet=True)) as run:
+        assert run.run() == 0
 
 
 def test_a_run_goes_on_with_any_number_of_processes_and_the_first_one_writes_and_speaks(folder, tmp_path):
@@ -280,7 +279,7 @@ def test_a_run_goes_on_with_any_number_of_processes_and_the_first_one_writes_and
 
     with started(2, "train.py", "--resume", run, "--device", "cpu") as torchrun:
         code, out, err = ended(torchrun)
-    assert code == 0, err
+    assert code == 0, "\n".join(err)
     assert [line.partition(" ")[0].partition(":")[0] for line in err] == [*notes, "resuming"]
     epochs = [line.split()[1] for line in out.splitlines() if line.startswith("epoch ")]
     assert epochs == [f"{number}/5" for number in range(6 - len(epochs), 6)]
@@ -319,6 +318,20 @@ def test_one_that_is_killed_ends_all_within_seconds(victim, folder, tmp_path):
         assert error.startswith("train.py: error: PyTorch has failed: ")
         assert error.endswith(" (another process of this training has ended)")
     assert State.read(run / "last.state").progress["epochs"] >= 1
+
+
+def test_a_new_run_goes_on_where_torchrun_starts_all_again_after_one_was_killed(folder, tmp_path):
+    run = tmp_path / "run"
+    with started(2, "--max-restarts", 1, *command(folder, run, epochs=5)) as torchrun:
+        until_epoch(1, run)
+        os.kill(workers(torchrun)[1], signal.SIGKILL)
+        code, out, err = ended(torchrun)
+    assert code == 0, "\n".join(err)
+    (resuming,) = (line for line in err if line.startswith("resuming "))
+    assert int(resuming.split()[3]) >= 1  # epoch
+    assert len(rows(run / "history.csv")) == 5
+    assert out.count("Test error of epoch") == 1
+    assert len(json.loads((run / "run.json").read_text())["sessions"]) == 2
 
 
 def test_a_batch_that_cannot_be_shared_out_is_one_line(folder, tmp_path):

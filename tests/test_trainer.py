@@ -285,8 +285,9 @@ def test_a_batch_that_the_devices_cannot_share_evenly_is_refused(size, near):
 
 def test_half_precision_on_a_cpu_is_refused_before_anything_is_written(tmp_path):
     options = prepare.RunOptions(functools.partial(gluon_trainer.make, contexts=[CPU]))
-    with pytest.raises(UnusableError, match=r"dtype 'float16' needs a GPU \(allowed on a CPU: float32\)"):
-        prepare.start(recipe(dtype="float16"), tmp_path / "run", options)
+    words = r"dtype 'float16' needs a GPU \(allowed on a CPU: float32\)"
+    with pytest.raises(UnusableError, match=words), prepare.start(recipe(dtype="float16"), tmp_path / "run", options):
+        pass
     assert not list(tmp_path.iterdir())
 
 

@@ -26,6 +26,7 @@ def main(command: str = "") -> None:
 
 
 def _run(command: str, program: str) -> int:
+    from .. import __version__
     from .options import Parser
 
     if command:
@@ -36,6 +37,7 @@ def _run(command: str, program: str) -> int:
         commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
         for name in COMMANDS:
             _describe(commands.add_parser(name, help=_help(name)), name)
+    parser.add_argument("--version", action="version", version=f"pydmobilenet {__version__}")
     arguments = parser.parse_args()
     return arguments.run(arguments)
 

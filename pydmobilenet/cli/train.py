@@ -1,7 +1,7 @@
 """Train a network of the zoo. The recipe comes from a file in configs/; each of its keys can be set here as well.
 
-exit code: 0 trained to the end; 1 the loss is no longer finite; 2 a mistake in the command; 130 or 143 interrupted:
-what was trained is saved, and --resume DIR goes on exactly where it was.
+exit code: 0 trained to the end; 1 the loss is no longer finite; 2 a mistake in the command; 130 or 143 interrupted
+(129 by SIGHUP, 138 by SIGUSR1): what was trained is saved, and --resume DIR goes on exactly where it was.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import warnings
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from .. import engine, fetching, processes, zoo
+from .. import engine, processes, zoo
 from ..errors import UserError
 from ..text import printable
-from ..training import checkpoint, config, prepare
+from ..training import config, prepare
+from ..training import session as sessions
+from ..training.loop import Loop
 from . import options
 
 
@@ -36,7 +38,7 @@ def add_options(parser: ArgumentParser) -> None:
     options.add_data_dir(parser)
     options.add_skip_bad(parser)
     option("--output", type=Path, metavar="DIR", help="the run's directory (default: runs/MODEL-DATASET)")
-    option("--resume", type=Path, metavar="DIR", help="go on with the run in this directory")
+    option("--resume", metavar="DIR", help="go on with this run; auto: with that in --output, or begin it")
     beginning = parser.add_mutually_exclusive_group().add_argument
     beginning("--weights", "--init", metavar="PATH", help="start from those of a run, a .params file, or published")
     text = "the same as --weights published"
@@ -56,24 +58,20 @@ def run(arguments: Namespace) -> int:
     if processes.rank() > 0:  # of several processes, the first one speaks
         quiet = True
         warnings.simplefilter("ignore")
-    if arguments.resume and (arguments.output or arguments.config or arguments.weights):
-        raise UserError("--resume takes all of that from the run: leave out --output, --config, --weights")
-    if not arguments.resume:
-        prepare.check_places(arguments.dataset, arguments.data_dir)
     if arguments.weights_dir and arguments.weights != zoo.PUBLISHED:
         raise UserError("--weights-dir is where --weights published looks: add that, or leave it out")
-    if arguments.resume:
-        directory = fetching.expanded(arguments.resume)
-        recipe = prepare.read_config(directory)
-        prepare.check_same(config.given(arguments), recipe)
-        name = prepare.engine_of(directory, arguments.engine)
-    else:
-        recipe = prepare.configure(config.given(arguments), arguments.config, pretrained=bool(arguments.weights))
-        directory = fetching.expanded(arguments.output or prepare.default_directory(recipe))
-        checkpoint.check_absent(directory)
-        name = arguments.engine
-
-    choice = engine.choose_trainer(name, options.device_name(arguments.device), recipe.dtype, arguments.compile)
+    session = sessions.plan(
+        config.given(arguments),
+        recipe=arguments.config,
+        output=arguments.output,
+        resume=arguments.resume,
+        weights=arguments.weights,
+        weights_dir=arguments.weights_dir,
+        data_dir=arguments.data_dir,
+        engine=arguments.engine,
+    )
+    device, dtype = options.device_name(arguments.device), session.config.dtype
+    choice = engine.choose_trainer(session.engine, device, dtype, arguments.compile)
     on = prepare.RunOptions(
         make_trainer=choice.make_trainer,
         data_dir=arguments.data_dir,
@@ -83,24 +81,26 @@ def run(arguments: Namespace) -> int:
     )
     say = (lambda text: None) if quiet else (lambda text: print(text, file=sys.stderr))
     say(f"device: {choice.device}; engine: {choice.why}")
-    if arguments.resume:
-        loop = prepare.resume(directory, on)
-        say(f"resuming {printable(directory)} after {loop.progress.epochs} of {loop.config.epochs} epochs")
-    else:
-        init = None
-        if not arguments.weights and recipe.dataset.startswith("folder:"):
-            say("weights: random; --pretrained starts from the authors', which take fewer images")
-        if arguments.weights:
-            init = prepare.initial_weights(recipe, arguments.weights, arguments.weights_dir)
-        loop = prepare.start(recipe, directory, on, init)
-    if arguments.verbose:
-        say(config.text(loop.config).rstrip())
-    code = loop.run()
-    if code and loop.output:
-        script = os.path.basename(sys.argv[0]) == "train.py"
-        command = "python train.py" if script else "pydmobilenet train"
-        again = f"{command} --resume {shlex.quote(str(directory))}"
-        print(f"{'train.py' if script else 'pydmobilenet'}: interrupted; to go on: {printable(again)}", file=sys.stderr)
-    elif loop.output:
-        print(loop.summary())
+    if not session.resumed and not arguments.weights and session.config.dataset.startswith("folder:"):
+        say("weights: random; --pretrained starts from the authors', which take fewer images")
+    with sessions.opened(session, on) as loop:
+        if session.resumed:
+            done = f"{loop.progress.epochs} of {loop.config.epochs} epochs"
+            say(f"resuming {printable(session.directory)} after {done}")
+        if arguments.verbose:
+            say(config.text(loop.config).rstrip())
+        code = loop.run()
+        if loop.output:
+            _tell_end(loop, code)
     return code
+
+
+def _tell_end(loop: Loop, code: int) -> None:
+    """Print what a run has reached, or how an interrupted one goes on."""
+    if not code:
+        print(loop.summary())
+        return
+    script = os.path.basename(sys.argv[0]) == "train.py"
+    program, command = ("train.py", "python train.py") if script else ("pydmobilenet", "pydmobilenet train")
+    again = printable(f"{command} --resume {shlex.quote(str(loop.directory))}")
+    print(f"{program}: interrupted; to go on: {again}", file=sys.stderr)

@@ -48,7 +48,7 @@ class Workers:
                 torch.cuda.set_device(device)
             die_with(os.getppid())  # torchrun itself may be killed
             if not distributed.is_initialized():
-                distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+                _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
             atexit.unregister(_leave)
             self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
 
@@ -85,6 +85,18 @@ class Workers:
         if launched():
             self.all_reduce(np.zeros(1))
             atexit.register(_leave)
+
+
+def _join(backend: str) -> None:
+    """Join the processes that torchrun has started.
+
+    From 2.5 on, torchrun keeps its store when it starts them again, and with it the addresses of those that have died:
+    on one machine, each start gets names of its own. Machines count their restarts apart, so there are none between.
+    """
+    store, rank, size = next(distributed.rendezvous("env://"))
+    if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
+        store = distributed.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size)
 
 
 def _leave() -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
-from ..training.history import Epoch, History
+from ..training.history import RATE_DECADES, Epoch, History, differ_in_order
 from . import svg
 from .svg import Axis
 
@@ -27,7 +27,7 @@ def drawn(history: History) -> str:
     panels = [
         _panel(history, "Error in %", errors, _from_zero, best),
         _panel(history, "Loss", losses, _fitting, best),
-        _panel(history, "Learning rate", {"rate": "learning_rate"}, _fitting),
+        _panel(history, "Learning rate", {"rate": "learning_rate"}, _fitting_rates),
     ]
     line = svg.line([(2, 7), (32, 7)])
     entries = [(kind, line, name) for kind, name in kinds.items()]
@@ -70,8 +70,12 @@ def _from_zero(values: Sequence[float]) -> Axis:
 
 def _fitting(values: Sequence[float]) -> Axis:
     """An axis that is logarithmic where the values are of different orders."""
-    far = 0 < 10 * min(values) <= max(values)
+    far = differ_in_order(values)
     return Axis.upright(values, 0.1 if far else 0.05 * max(values) or 0.5, logarithmic=far)
+
+
+def _fitting_rates(values: Sequence[float]) -> Axis:
+    return _fitting(values) if differ_in_order(values, RATE_DECADES) else _from_zero(values)
 
 
 def _line(points: Sequence[tuple[int, float]], places: Sequence[tuple[float, float]], column: str, dotted: bool) -> str:
@@ -89,11 +93,6 @@ def _line(points: Sequence[tuple[int, float]], places: Sequence[tuple[float, flo
 
 
 def _shown(history: History, column: str) -> list[tuple[int, float]]:
-    """Epochs and values of a column, without those that no axis has room for: infinite ones, and learning rates of 0 or
-    next to it, as a cosine's last one.
-    """
+    """Epochs and values of a column, without those that no axis has room for, as infinite ones."""
     found = [(row.epoch, getattr(row, column)) for row in history.rows]
-    if column != "learning_rate":
-        return [(epoch, value) for epoch, value in found if 1e-100 < value < 1e100 or value == 0]
-    least = max((value for _, value in found), default=0.0) / 1e4
-    return [(epoch, value) for epoch, value in found if max(least, 1e-100) < value < 1e100]
+    return [(epoch, value) for epoch, value in found if 1e-100 < value < 1e100 or value == 0]

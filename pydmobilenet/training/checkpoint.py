@@ -86,9 +86,10 @@ class State:
 
 
 class Run:
-    """The directory of a run, locked: only one process at a time can have it.
+    """The directory of a run, locked: only one process at a time can have it. As a context, it is let go at the end.
 
-    `new` says that this process made the directory. `metadata` is the content of ``run.json``.
+    `new` says that this process made the directory and has trained nothing in it yet: an error in the context removes
+    it then. `metadata` is the content of ``run.json``.
     """
 
     def __init__(self, directory: Path, new: bool = False):
@@ -120,9 +121,12 @@ class Run:
             raise
         return cls(directory, new=True)
 
-    def discard(self) -> None:
-        """Remove the directory of a run that failed at its very start."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is not None and self.new:
+            shutil.rmtree(self.directory, ignore_errors=True)
         self.lock.release()
 
     def save(self, state: State, also: Mapping[str, Mapping[str, object]]) -> None:
@@ -143,8 +147,10 @@ class Run:
         self.metadata = metadata
 
     def record(self, file: str, **values: object) -> None:
-        """Add what is known of a checkpoint to ``run.json``."""
+        """Add what is known of a checkpoint to ``run.json``, unless it is there already."""
         checkpoints = self.metadata["checkpoints"]
+        if values.items() <= checkpoints[file].items():
+            return
         metadata = {**self.metadata, "checkpoints": {**checkpoints, file: {**checkpoints[file], **values}}}
         files.write(self.directory / METADATA, _json(metadata))
         self.metadata = metadata
@@ -169,6 +175,12 @@ def read_history(directory: str | Path) -> History:
 
 def _json(metadata: Mapping[str, object]) -> str:
     return json.dumps(metadata, indent=1) + "\n"
+
+
+def check_new(directory: Path) -> None:
+    """Raises UnusableError where the directory of a new run exists already or cannot be made."""
+    check_absent(directory)
+    files.check_new_directory(directory)
 
 
 def check_absent(directory: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import files
 from ..text import printable
-from .history import History
+from .history import RATE_DECADES, History, differ_in_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +28,8 @@ STAR: dict[str, Any] = {"marker": "*", "color": TEST, "mec": "black", "ms": 12, 
 def draw(history: History, path: str | os.PathLike[str], title: str) -> None:
     """Draw the curves as a PNG of 1440 x 540 pixels: errors on the left, losses and the learning rate on the right.
 
-    Leaves out values that are not finite, and learning rates of 0, as their axis is logarithmic. Characters of the
-    title that cannot be printed are escaped. Raises UnusableError where the file cannot be written.
+    Leaves out values that are not finite. Characters of the title that cannot be printed are escaped. Raises
+    UnusableError where the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and only the curves need it
     from matplotlib.figure import Figure
@@ -77,21 +77,20 @@ def _draw_losses(axes: Axes, rates: Axes, history: History) -> None:
         _plot(axes, history, f"{history.split}_loss", TEST, history.split),
     ]
     values = _finite(lines)
-    if values and 0 < 10 * min(values) <= max(values):
+    if differ_in_order(values):
         _logarithmic(axes, min(values), max(values))
     best = history.best
     if best and math.isfinite(best.error) and math.isfinite(best.loss):
         axes.plot(best.epoch, best.loss, **STAR)
-    rate = _plot(rates, history, "learning_rate", RATE, "learning rate (right)", positive=True)
-    values = _finite([rate])
-    if values:
-        lines.append(rate)
-        highest, lowest = max(values), max(min(values), max(values) / 1e4)  # a cosine's last rate is next to nothing
-        lowest = min(lowest, highest / 10)
-        _logarithmic(rates, lowest, highest)
-        rates.set_ylim(lowest / 1.5, highest * 1.5)
+    lines.append(_plot(rates, history, "learning_rate", RATE, "learning rate (right)"))
+    values = _finite(lines[-1:])
+    if differ_in_order(values, RATE_DECADES):
+        _logarithmic(rates, min(values), max(values))
+        rates.set_ylim(min(values) / 1.5, max(values) * 1.5)
     else:
-        rates.set_yticks([])
+        highest = max(values, default=0) or 1
+        rates.set_ylim(-0.02 * highest, 1.08 * highest)
+        rates.yaxis.set_major_formatter("{x:g}")
     rates.tick_params(which="both", colors="grey")
     axes.set_zorder(rates.get_zorder() + 1)  # the losses in front of the faint rate
     axes.patch.set_visible(False)
@@ -109,9 +108,9 @@ def _logarithmic(axes: Axes, low: float, high: float) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _plot(axes: Axes, history: History, column: str, color: str, label: str, positive: bool = False) -> Line2D:
+def _plot(axes: Axes, history: History, column: str, color: str, label: str) -> Line2D:
     values = [getattr(row, column) for row in history.rows]
-    values = [value if math.isfinite(value) and (value > 0 or not positive) else math.nan for value in values]
+    values = [value if math.isfinite(value) else math.nan for value in values]
     marker = "o" if len(values) <= 30 else ""  # a single epoch has no line, hundreds have no room for dots
     (line,) = axes.plot([row.epoch for row in history.rows], values, color=color, label=label, marker=marker, ms=4)
     return line

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -20,16 +18,14 @@ from ..checkpoints.runs import BEST
 from ..data import Dataset, Splits, batches
 from ..errors import BadFileError, InvalidValueError, UserError, of_engine
 from ..metrics import wilson
-from ..processes import launched
 from ..progress import bar as progress_bar
-from . import mixup
+from . import mixup, signals
 from .checkpoint import Run, State
 from .config import Config
 from .curves import draw
 from .history import Epoch, Events, History, csv_text, write_csv
 from .trainer import Score, Trainer
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAVE_SECONDS = 600.0  # what a crash in the middle of a long epoch may cost
 
 
@@ -120,11 +116,10 @@ class Loop:
     def run(self) -> int:
         """Train to the last epoch, or until a signal comes. Returns the exit code: 0, or 128 plus the signal's number.
 
-        Raises Diverged, and EngineError for what an engine throws. The last checkpoint stays then. A new run that has
-        not finished a single batch is removed.
+        Raises Diverged, and EngineError for what an engine throws.
         """
         try:
-            with self._signals():
+            with signals.handled(self._stop):
                 self._show_again()
                 code = self._train()
                 self.trainer.close()  # no worker goes on before the first one has written all
@@ -132,8 +127,6 @@ class Loop:
             failure = of_engine(error)
             if failure is None:
                 raise
-            if self.output and self.output.new and not self.progress.epochs and not self.progress.images:
-                self.output.discard()
             raise failure from error
         return code
 
@@ -244,11 +237,14 @@ class Loop:
 
     def _add(self, score: Score) -> None:
         if not math.isfinite(score.loss):
+            kept = "" if self.output and self.output.new else "; the last checkpoint is kept"
             raise Diverged(
                 f"the loss became {score.loss} in epoch {self.progress.epochs + 1} at a learning rate of "
-                f"{self._learning_rate():.4g}: a smaller one may help; the last checkpoint is kept"
+                f"{self._learning_rate():.4g}: a smaller one may help{kept}"
             )
         self.progress.add(score)
+        if self.output:
+            self.output.new = False
 
     def _finish_epoch(self) -> None:
         progress = self.progress
@@ -328,30 +324,13 @@ class Loop:
     def _requests(self) -> tuple[bool, bool]:
         """Whether any worker got a signal, and whether it is time to save. The same answer in all workers."""
         due = self.output is not None and time.monotonic() - self.saved > SAVE_SECONDS
-        own = [*(self.stopped == number for number in SIGNALS), due]
+        own = [*(self.stopped == number for number in signals.SIGNALS), due]
         *asked, due = self.trainer.all_reduce(np.array(own, np.float32)) > 0
-        self.stopped = self.stopped or next((number for number, by_one in zip(SIGNALS, asked) if by_one), 0)
+        self.stopped = self.stopped or next((number for number, by_one in zip(signals.SIGNALS, asked) if by_one), 0)
         return any(asked), bool(due)
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM stops training after the current update, a second one at once.
-
-        To torchrun's processes a second one means nothing: it may be the first, which torchrun hands on to those that
-        have got it as well. Those that are not done after 30 seconds it kills.
-        """
-
-        def ask(number: int, _frame: object) -> None:
-            self.stopped = number
-            if not launched():
-                signal.signal(number, earlier[signal.Signals(number)])
-
-        earlier = {number: signal.signal(number, ask) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in earlier.items():
-                signal.signal(number, handler)
+    def _stop(self, number: int) -> None:
+        self.stopped = number
 
     def _bar(self) -> tqdm:
         batch, epoch = self.config.batch_size, self.progress.epochs + 1

@@ -1,4 +1,4 @@
-"""Start a run from a configuration, or resume one from its directory: both give a loop that is ready to run."""
+"""Start a run from a configuration, or resume one from its directory: both yield a loop that is ready to run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from .. import catalog, fetching, processes, provenance, zoo
 from ..checkpoints import params, runs
@@ -19,11 +22,11 @@ from ..checkpoints.runs import METADATA, read_metadata
 from ..data import Fractions, Splits, Task, dataset_name, folder, get_splits, get_task, recorded_task
 from ..data.datasets import located
 from ..data.splits import kinds
-from ..errors import BadFileError, InvalidValueError, MissingFileError, UserError
+from ..errors import BadFileError, InvalidValueError, MissingFileError, UnusableError, UserError
 from ..resources import CONFIGS
 from ..text import printable
 from . import config as configuration
-from . import schedule
+from . import listing, schedule
 from .checkpoint import CONFIG, STATE, Run, State
 from .config import AUTO, FEWEST, Config
 from .history import Events, History
@@ -39,7 +42,7 @@ class RunOptions:
     """What a session of training needs beside the configuration. The result depends on it by rounding at most.
 
     `make_trainer` makes the trainer of an engine, with fresh parameters, from a configuration and its task. `progress`
-    says whether a progress bar is shown; None: on a terminal.
+    says whether a progress bar is shown; None: on a terminal. `command` is recorded as what began the session.
     """
 
     make_trainer: Callable[[Config, Task], Trainer]
@@ -48,6 +51,7 @@ class RunOptions:
     quiet: bool = False
     skip_bad: bool = False
     progress: bool | None = None
+    command: str = field(default_factory=provenance.command)
 
 
 def check_places(dataset: str | Path | None, data_dir: Path | None) -> None:
@@ -56,7 +60,7 @@ def check_places(dataset: str | Path | None, data_dir: Path | None) -> None:
         raise UserError("a folder and --data-dir name two places of the data: give one of them")
 
 
-def configure(given: Mapping[str, Any], recipe: Path | None = None, pretrained: bool = False) -> Config:
+def configure(given: Mapping[str, Any], recipe: str | Path | None = None, pretrained: bool = False) -> Config:
     """The configuration of a recipe, a file or the name of one in configs/, and over its values those `given`.
 
     By default it is the recipe of the data set; that of a folder depends on whether weights are loaded (`pretrained`).
@@ -120,35 +124,40 @@ def _without_needless(config: Config, given: Mapping[str, Any], pretrained: bool
     return config
 
 
-def start(config: Config, directory: Path, options: RunOptions, init: zoo.Initial | None = None) -> Loop:
+@contextmanager
+def start(config: Config, directory: Path, options: RunOptions, init: zoo.Initial | None = None) -> Iterator[Loop]:
     """The loop of a new run in a new directory, from random parameters or from those of `init`.
 
-    Raises a UserError for whatever is missing or does not fit, before anything is written.
+    Raises a UserError for whatever is missing or does not fit, before anything is written, and as far as can be told
+    without them before the images are read. An error before the first batch is done removes the directory.
     """
-    splits = _data(config, options, init=init)
-    train = splits.train
-    if init is not None:
-        check_unseen(splits, init)
-    config = configuration.with_epochs(config, len(train), pretrained=init is not None)
-    trainer = options.make_trainer(config, train.task)
+    if options.tensorboard:
+        Events.check()
+    name, task = _data_set(config, options, init=init)
+    if most := listing.most_training_images(name, task):
+        updates_per_epoch(config, most)  # raises where even all of them are too few
+    trainer = options.make_trainer(config, task)
     if init is not None and trainer.load_weights(init.file, other_head=True):
-        _say(f"{init.file} has a head of another size: the dense layer for {train.task.title} starts anew")
+        _say(f"{init.file} has a head of another size: the dense layer for {task.title} starts anew")
     if init and init.task and init.task.image_size != config.image_size and config.body_rate < 1:
         size, body_rate = init.task.image_size, config.body_rate
         _say(
             f"the weights are of {size}x{size} images; body_rate {body_rate:g} leaves them little room: 1 may be better"
         )
+    splits = _read(name, task, config, options)
+    if init is not None:
+        check_unseen(splits, init)
+    train = splits.train
+    config = trainer.config = configuration.with_epochs(config, len(train), pretrained=init is not None)
     progress = Progress(history=History(config.epochs))
-    # Before the directory is made: what goes wrong here leaves nothing behind.
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
-    if options.tensorboard:
-        Events.check()
-    run = None
+    run: AbstractContextManager[Run | None] = nullcontext()
     if trainer.rank == 0:
         state = State(*trainer.state(), progress.to_dict())
-        metadata = describe(config, splits, state, init, trainer)
+        metadata = describe(config, splits, state, init, trainer, options.command)
         run = Run.create(directory, configuration.text(config), state, metadata)
-    return _loop(trainer, splits, rates, progress, run, directory, options)
+    with run as output:
+        yield _loop(trainer, splits, rates, progress, output, directory, options)
 
 
 def check_unseen(splits: Splits, init: zoo.Initial) -> None:
@@ -167,12 +176,12 @@ def check_unseen(splits: Splits, init: zoo.Initial) -> None:
 
 
 def describe(
-    config: Config, splits: Splits, state: State, init: zoo.Initial | None, trainer: Trainer
+    config: Config, splits: Splits, state: State, init: zoo.Initial | None, trainer: Trainer, command: str
 ) -> dict[str, object]:
     """The content of ``run.json``: what one needs to use a run or to resume it, even if its data has moved."""
     task = splits.train.task
     drawn = hashlib.sha256(params.dump(state.parameters)).hexdigest()
-    source = str(init.file) if init else f"{config.initialiser}, seed {config.seed}"
+    source = str(init.file) if init else random_weights(config)
     val = splits.val.hashes if splits.val else ()
     seen = {*splits.train.hashes, *val, *(init.seen.split() if init else ())}
     return {
@@ -187,33 +196,44 @@ def describe(
         "config": vars(config),
         "data": {name: provenance.of_data(dataset) for name, dataset in splits._asdict().items() if dataset},
         "initial_weights": {"source": source, "sha256": fetching.digest(init.file, "sha256")[7:] if init else drawn},
-        "sessions": [provenance.session(trainer.device, trainer.name)],
+        "sessions": [provenance.session(trainer.device, trainer.name, command)],
         runs.SEEN: " ".join(sorted(seen)),
     }
 
 
-def resume(directory: Path, options: RunOptions) -> Loop:
+def random_weights(config: Config) -> str:
+    """What a run that starts from random weights records as their source."""
+    return f"{config.initialiser}, seed {config.seed}"
+
+
+@contextmanager
+def resume(directory: Path, options: RunOptions) -> Iterator[Loop]:
     """The loop of a run, exactly where it was interrupted. All workers have to see the same directory.
 
     Raises BadFileError where its data or its configuration has changed, and where its state is of another update than
     the trainer's.
     """
+    if options.tensorboard:
+        Events.check()
     config = read_config(directory)
     metadata = _metadata(directory)
     check_config(config, metadata, directory)
-    splits = _data(config, options, metadata)
-    check_data(splits, metadata)
-    trainer = options.make_trainer(config, splits.train.task)
+    name, task = _data_set(config, options, metadata)
+    listing.check(name, task, metadata, options.skip_bad)
+    trainer = options.make_trainer(config, task)
     check_engine(trainer, metadata, directory)
-    run = Run(directory) if trainer.rank == 0 else None  # from here on, no other process writes to it
-    state = State.read(directory / STATE)
-    trainer.load_state(state.parameters, state.momentum)
-    progress = Progress.from_dict(state.progress, config, len(splits.train))
-    rates = schedule.make(config, updates_per_epoch(config, len(splits.train)))
-    if run is not None:
-        sessions = [*run.metadata["sessions"], provenance.session(trainer.device, trainer.name)]
-        run.metadata = {**run.metadata, "sessions": sessions}
-    return _loop(trainer, splits, rates, progress, run, directory, options)
+    run: AbstractContextManager[Run | None] = Run(directory) if trainer.rank == 0 else nullcontext()
+    with run as output:  # from here on, no other process writes to it
+        state = State.read(directory / STATE)
+        trainer.load_state(state.parameters, state.momentum)
+        splits = _read(name, task, config, options)
+        check_data(splits, metadata)
+        progress = Progress.from_dict(state.progress, config, len(splits.train))
+        rates = schedule.make(config, updates_per_epoch(config, len(splits.train)))
+        if output is not None:
+            session = provenance.session(trainer.device, trainer.name, options.command)
+            output.metadata = {**output.metadata, "sessions": [*output.metadata["sessions"], session]}
+        yield _loop(trainer, splits, rates, progress, output, directory, options)
 
 
 def _loop(
@@ -225,6 +245,9 @@ def _loop(
     directory: Path,
     options: RunOptions,
 ) -> Loop:
+    done = np.array([progress.epochs, progress.batches], float)
+    if (trainer.all_reduce(done) != trainer.world_size * done).any():  # as by a file system that shows an older state
+        raise UnusableError(f"the processes of this training see {directory} in different states")
     events = Events(run.directory / "events") if options.tensorboard and run else None
     return Loop(trainer, splits, rates, progress, directory, run, events, options.quiet, options.progress)
 
@@ -284,12 +307,11 @@ def check_data(splits: Splits, metadata: Mapping[str, Any]) -> None:
     """Raises BadFileError where the data is not what a run began with."""
     for split, recorded in metadata["data"].items():
         dataset = getattr(splits, split)
-        difference = provenance.data_difference(recorded, dataset) if dataset else "there is none"
+        difference = "there is none"
+        if dataset:
+            difference = provenance.data_difference(recorded, provenance.of_data(dataset), dataset.task.classes)
         if difference:
-            raise BadFileError(
-                f"{splits.train.source} has not the {split} data that the run began with: {difference}; to train on "
-                "with other data, start a run with --weights on its last.params"
-            )
+            raise listing.other_data(splits.train.source, f"{split} data", difference)
 
 
 def read_config(directory: Path) -> Config:
@@ -299,7 +321,7 @@ def read_config(directory: Path) -> Config:
     return configuration.make(configuration.read(directory / CONFIG))
 
 
-def check_same(given: dict[str, object], run: Config) -> None:
+def check_same(given: Mapping[str, object], run: Config) -> None:
     """Refuse to go on with a run under another configuration than its own."""
     wanted = configuration.make({**vars(run), **given})
     for key in given:
@@ -308,6 +330,20 @@ def check_same(given: dict[str, object], run: Config) -> None:
                 f"{key} is {getattr(wanted, key)!r}, but the run to resume has {getattr(run, key)!r}; to train on with "
                 "another recipe, start a run with --weights on its last.params"
             )
+
+
+def check_initial_weights(init: zoo.Initial | None, run: Config, directory: Path) -> None:
+    """Refuse to go on with a run that began from other weights than `init`, or than random ones."""
+    begun = _metadata(directory).get("initial_weights", {})
+    if init:
+        same = fetching.digest(init.file, "sha256")[7:] == begun.get("sha256")
+    else:
+        same = begun.get("source") == random_weights(run)
+    if not same:
+        weights = f"the weights {init.file}" if init else "random weights"
+        raise InvalidValueError(
+            f"the run in {directory} began from {begun.get('source')}, not from {weights}; nearest: another --output"
+        )
 
 
 def default_directory(config: Config) -> Path:
@@ -343,25 +379,30 @@ def published_weights(config: Config, root: Path | None = None) -> zoo.Initial:
     return zoo.Initial(checkpoints.obtain(record.checkpoint, root), get_task(record.dataset))
 
 
-def _data(
+def _data_set(
     config: Config,
     options: RunOptions,
     metadata: Mapping[str, Any] | None = None,
     init: zoo.Initial | None = None,
-) -> Splits:
-    """All images. Those of a run are found, and their classes numbered, as its `metadata` say; those of a folder are
-    normalised as the weights that are loaded want them.
+) -> tuple[str, Task]:
+    """The name and the task of the data. That of a run is found, and its classes numbered, as its `metadata` say; a
+    folder's images are normalised as the weights that are loaded want them.
     """
-    name = config.dataset
     if metadata:
         name = metadata["dataset"]
-        task = recorded_task(name, metadata)
-    else:
-        if name.startswith("folder:"):
-            name = f"folder:{os.path.abspath(folder.place(name))}"
-        task = get_task(located(name, options.data_dir), config.image_size)
-        if init and init.task and name.startswith("folder:"):
-            task = replace(task, mean=init.task.mean, std=init.task.std)
+        return located(name, options.data_dir), recorded_task(name, metadata)
+    name = config.dataset
+    if name.startswith("folder:"):
+        name = f"folder:{os.path.abspath(folder.place(name))}"
+    name = located(name, options.data_dir)
+    task = get_task(name, config.image_size)
+    if init and init.task and name.startswith("folder:"):
+        task = replace(task, mean=init.task.mean, std=init.task.std)
+    return name, task
+
+
+def _read(name: str, task: Task, config: Config, options: RunOptions) -> Splits:
+    """All images."""
     fractions = Fractions(config.val_fraction, config.test_fraction)
     splits = get_splits(name, fractions, options.data_dir, options.skip_bad, task)
     for dataset in splits:
