@@ -12,7 +12,8 @@ import threading
 
 import pytest
 
-from pydmobilenet import fetching
+from pydmobilenet import catalog, fetching
+from pydmobilenet.checkpoints import weights
 from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
 
 CONTENT = bytes(range(256)) * 4000
@@ -308,6 +309,19 @@ def test_a_directory_that_cannot_be_made_is_named(source, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UnusableError, match=f"cannot write {tmp_path}/file/models/x"):
         fetching.fetch([source], tmp_path / "file" / "models" / "x")
+
+
+def test_weights_are_never_downloaded_into_the_package(server, monkeypatch, home, tmp_path):
+    monkeypatch.setattr(weights, "PRETRAINED", tmp_path)
+    monkeypatch.delenv("PYDMOBILENET_HOME")
+    monkeypatch.setenv("PYDMOBILENET_WEIGHTS_URL", server.url)
+    checkpoint = catalog.Checkpoint("models/family/a.params", len(CONTENT), DIGEST.partition(":")[2], "")
+    where = home / "mxnet" / "models"
+    with pytest.raises(MissingFileError, match=f"put it into {where}$"):
+        weights.obtain(checkpoint)
+    server.files["/models/family/a.params"] = CONTENT
+    assert weights.obtain(checkpoint) == where / "a.params"
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_at_once_download_once(source, server, tmp_path):
