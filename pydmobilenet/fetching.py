@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import queue
+import re
 import threading
 import time
 import warnings
@@ -17,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -29,6 +31,31 @@ PATIENCE = 60.0  # seconds for an answer to begin, and for each CHUNK of it: bel
 LARGEST = 1 << 28  # bytes of a file whose size is not published: the largest archive has 170 MB
 MEMORY = 600.0  # seconds for which a host that could not be reached is not asked again
 _unreachable: dict[str, tuple[float, str]] = {}
+LOGIN = "it wants a name and a password, as http://NAME:PASSWORD@HOST:PORT"
+# What the text of an error has, and what went wrong then; the first one counts.
+SIGNS = {
+    "SOCKS support": "SOCKS needs another package: pip install pysocks",
+    "Tunnel connection failed: 407": LOGIN,
+    "Tunnel connection failed": "it answered {detail}",
+    "invalid path": "no file of certificates: {bundle}",
+    "NO_CERTIFICATE_OR_CRL_FOUND": "no file of certificates: {bundle}",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is refused ({detail}); trusted are those of {bundle}",
+    "WRONG_VERSION_NUMBER": "it does not speak HTTPS, perhaps HTTP",
+    "resolve": "the host's name could not be resolved",
+    "refused": "the connection was refused",
+    "imed out": "no answer in time",
+    "imeout": "no answer in time",
+    "IncompleteRead": "the connection broke off",
+    "Connection aborted": "the connection broke off",
+    "Connection broken": "the connection broke off",
+    "unreachable": "the network cannot be reached",
+    "InvalidURL": "not a valid address",
+    "InvalidProxyURL": "not a valid address",
+    "MissingSchema": "not a valid address",
+    "InvalidSchema": "not a valid address",
+    "ValueError": "not a valid address",
+    "LocationParseError": "not a valid address",
+}
 
 
 @dataclass(frozen=True)
@@ -127,7 +154,7 @@ def locked(directory: Path, make: bool = False) -> Iterator[None]:
         return
     lock = FileLock(directory.resolve() / ".download.lock", mode=0o666)
     try:
-        lock.acquire(timeout=1)
+        files.acquire(lock, timeout=1)
     except PermissionError:  # another user's: what is written is verified and put in place whole all the same
         yield
         return
@@ -201,7 +228,7 @@ def _download(source: Source, part: Path) -> None:
 def _receive(source: Source, part: Path) -> None:
     """Append what is missing of a file to `part`. Raises Unavailable where the end is not reached."""
     start = part.stat().st_size if part.exists() else 0
-    host = source.url.split("/")[2] if "://" in source.url else source.url
+    host = _host(source.url)
     when, reason = _unreachable.get(host, (-MEMORY, ""))
     if time.monotonic() - when < MEMORY:
         raise Unavailable(reason)
@@ -214,6 +241,8 @@ def _receive(source: Source, part: Path) -> None:
         raise Unavailable(reason) from None
     if answer.status_code == 416 and start:  # nothing is left to send: the digest will tell
         return
+    if answer.status_code == 407:
+        raise Unavailable(f"{host}: {_proxy(source.url)}{LOGIN}")
     if answer.status_code not in (200, 206):
         raise Unavailable(f"{source.url}: HTTP status {answer.status_code}")
     try:
@@ -223,15 +252,12 @@ def _receive(source: Source, part: Path) -> None:
 
 
 def _store(transfer: _Transfer, answer, source: Source, part: Path, start: int) -> None:
-    from tqdm import tqdm
+    from .progress import bar as progress_bar
 
     stated = answer.headers.get("Content-Length", "")
     length = int(stated) if stated.isdecimal() and len(stated) < 20 else 0
     name, size, piece = part.name.rsplit(".", 2)[0], start, b""
-    # disable=None: a bar on a terminal, nothing in a pipe
-    bar = tqdm(
-        desc=name, total=start + length or None, initial=start, unit="B", unit_scale=True, disable=None, leave=False
-    )
+    bar = progress_bar(start + length or None, name, "B", initial=start, unit_scale=True)
     with open(part, "ab" if start else "wb") as file, bar:
         while max(start + length, size + len(piece)) <= source.bytes:
             file.write(piece)
@@ -279,8 +305,8 @@ class _Transfer:
             return came
         lost = (requests.exceptions.ConnectionError, requests.exceptions.Timeout, HTTPError)
         if isinstance(came, lost) and not isinstance(came, ValueError):
-            raise _Silent(_reason(came))
-        raise Unavailable(f"{self.url!r}: {_reason(came)}")  # an address that is none, too many redirections
+            raise _Silent(_reason(came, self.url))
+        raise Unavailable(f"{self.url!r}: {_reason(came, self.url)}")  # an address that is none, too many redirections
 
     def _receive(self) -> None:
         import requests
@@ -302,24 +328,43 @@ class _Transfer:
         self.arrived.put(came, timeout=PATIENCE)
 
 
-def _reason(error: Exception) -> str:
-    """One short line for what went wrong on the way."""
+def _host(url: str) -> str:
+    return url.split("/")[2] if "://" in url else url
+
+
+def _reason(error: Exception, url: str) -> str:
+    """One short line for what went wrong on the way, with the variable that rules it, if there is one."""
+    from requests.exceptions import ProxyError
+
     text = f"{type(error).__name__} {error}"
-    for sign, words in {
-        "resolve": "the host's name could not be resolved",
-        "refused": "the connection was refused",
-        "imed out": "no answer in time",
-        "imeout": "no answer in time",
-        "IncompleteRead": "the connection broke off",
-        "Connection aborted": "the connection broke off",
-        "Connection broken": "the connection broke off",
-        "unreachable": "the network cannot be reached",
-        "InvalidURL": "not a valid address",
-        "MissingSchema": "not a valid address",
-        "InvalidSchema": "not a valid address",
-        "ValueError": "not a valid address",
-        "LocationParseError": "not a valid address",
-    }.items():
-        if sign in text:
-            return words
-    return type(error).__name__
+    words = next((words for sign, words in SIGNS.items() if sign in text), type(error).__name__)
+    detail = re.search(r"(?:Tunnel connection failed|certificate verify failed): (.+?)\.?(?: \(_ssl|['\"]\))", text)
+    words = words.format(detail=detail[1] if detail else "no reason given", bundle=_bundle())
+    is_proxys = isinstance(error, ProxyError) or "SOCKS" in text or (isinstance(error, ValueError) and _is_address(url))
+    return f"{_proxy(url)}{words}" if is_proxys else words
+
+
+def _is_address(url: str) -> bool:
+    try:
+        address = urlsplit(url)
+        return address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0  # which may raise
+    except ValueError:
+        return False
+
+
+def _bundle() -> str:
+    """What says which certificates are trusted, as requests has it."""
+    names = (name for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE") if os.environ.get(name))
+    return next((f"{name}={os.environ[name]}" for name in names), "certifi, unless REQUESTS_CA_BUNDLE names a file")
+
+
+def _proxy(url: str) -> str:
+    """``the proxy …: ``, without its password and with the variable that names it; nothing where there is none."""
+    from requests.utils import get_environ_proxies, select_proxy
+
+    proxy = select_proxy(url, get_environ_proxies(url))
+    if not proxy:
+        return ""
+    names = [f"{scheme}_proxy" for scheme in (url.partition(":")[0], "all")]
+    variables = (name for lower in names for name in (lower, lower.upper()) if os.environ.get(name) == proxy)
+    return f"the proxy {re.sub('//.*@', '//', proxy)} ({next(variables, 'of the system')}): "

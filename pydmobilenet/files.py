@@ -8,16 +8,21 @@ that share a directory do not see each other's.) Where a file system has no lock
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import secrets
 import shutil
 import stat
+import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
+
+from filelock import FileLock
 
 from .errors import UnusableError
 
@@ -30,6 +35,11 @@ KINDS = {
     stat.S_ISFIFO: "a pipe",
     stat.S_ISSOCK: "a socket",
 }
+STDOUT = Path("/dev/stdout")  # on every system
+STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+DESCRIPTORS = ("/dev/fd", "/proc/self/fd", "/proc/thread-self/fd")
+MAX_LINKS = 40  # as many as Linux follows
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of some NFS and FUSE; of ENOSYS filelock knows
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -41,60 +51,128 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
     """Write several whole files. Once all of them are on the disk they are put in place, in their order.
 
     Whatever goes wrong before, all earlier files stay as they were. A link stays, and the file that it leads to is
-    replaced. Raises UnusableError where one cannot be written.
+    replaced; the new one has its mode. A stream is written to at once. Raises UnusableError where a file cannot be
+    written.
     """
     with ExitStack() as stack:
-        parts = []
+        begun = []
         for path, content in contents.items():
-            part, descriptor, target = _begun(path, stack)
+            new = _begin(path, stack)
             with _naming(path):
-                with open(descriptor, "wb", closefd=False) as file:
+                with open(new.descriptor, "wb", closefd=False) as file:
                     file.write(content.encode() if isinstance(content, str) else content)
-                os.fsync(descriptor)
-            parts.append((path, part, target))
-        for path, part, target in parts:
+                new.sync()
+            begun.append((path, new))
+        for path, new in begun:
             with _naming(path):
-                place(part, target)
+                new.place()
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
     """Yield a file to write to, which is put in place once the block has ended, as `write_together` does.
 
-    Whatever is raised in the block, nothing is written. Raises UnusableError where the file cannot be.
+    Whatever is raised in the block, nothing is written but to a stream. Raises UnusableError where the file cannot be.
     """
     with ExitStack() as stack:
-        part, descriptor, target = _begun(path, stack)
-        file = stack.enter_context(open(descriptor, "wb", closefd=False))
+        new = _begin(path, stack)
+        file = stack.enter_context(open(new.descriptor, "wb", closefd=False))
         yield file
         with _naming(path):
             file.flush()
-            os.fsync(descriptor)
-            place(part, target)
+            new.sync()
+            new.place()
 
 
-def _begun(path: Path, stack: ExitStack) -> tuple[Path, int, Path]:
-    """The part, with its descriptor, of a file that is about to be written, and where it will be put."""
+class _New(NamedTuple):
+    """What is about to be written: a `part` and the `target` that it will replace, or neither for a stream."""
+
+    descriptor: int
+    part: Path | None = None
+    target: Path | None = None
+
+    def sync(self) -> None:
+        if self.part:
+            os.fsync(self.descriptor)
+
+    def place(self) -> None:
+        if self.part and self.target:
+            place(self.part, self.target)
+
+
+def _begin(path: Path, stack: ExitStack) -> _New:
     check(path)
     with _naming(path):
+        number = stream(path)
+        if number is not None:
+            for buffered in filter(None, (sys.stdout, sys.stderr)):
+                buffered.flush()  # what was printed before comes before
+            return _New(number)
         target = Path(os.path.realpath(path))  # a link stays
-        return (*stack.enter_context(_part(target)), target)
+        part, descriptor = stack.enter_context(_part(target))
+        _copy_mode(target, descriptor if os.chmod in os.supports_fd else part)
+        return _New(descriptor, part, target)
+
+
+def _copy_mode(target: Path, part: Path | int) -> None:
+    """Give a part the mode of the file that it will replace and its group and owner, as far as the system allows."""
+    try:
+        old = os.stat(target)
+    except FileNotFoundError:
+        return
+    mode = old.st_mode & 0o777
+    if hasattr(os, "chown"):
+        for owner in ((-1, old.st_gid), (old.st_uid, -1)):
+            with suppress(OSError):
+                os.chown(part, *owner)
+        if os.stat(part).st_gid != old.st_gid:
+            mode &= ~stat.S_IRWXG  # another group shall not read what this one could
+    with suppress(OSError):  # of a file system without modes
+        os.chmod(part, mode)
+
+
+def stream(path: Path) -> int | None:
+    """The number of the open descriptor that a path names, as ``/dev/stdout`` and ``/dev/fd/3`` do, else None.
+
+    ``os.path.realpath`` would lead to the file that a descriptor is redirected to.
+    """
+    for _ in range(MAX_LINKS):
+        if path.as_posix() in STREAMS:
+            return STREAMS[path.as_posix()]
+        directory = os.path.realpath(path.parent)
+        if path.name.isdecimal() and directory in map(os.path.realpath, DESCRIPTORS):
+            return int(path.name)
+        if directory.startswith("/proc/"):  # another process's descriptors too
+            raise UnusableError(f"cannot write {path}: {directory} holds no files")
+        if not os.path.islink(path):
+            return None
+        path = Path(directory, os.readlink(path))
+    return None
 
 
 def check(path: Path) -> None:
-    """Raises UnusableError where a file cannot be put: onto what is none, or into a directory that is not there."""
+    """Raises UnusableError where a file cannot be put: onto what is none, onto a read-only one, or into a directory
+    that is not there.
+    """
     try:
+        if (number := stream(path)) is not None:
+            os.write(number, b"")  # fails where it is closed, or open for reading alone
+            return
         mode = os.stat(path).st_mode
     except FileNotFoundError:
         parent = os.path.dirname(os.path.realpath(path))
         if not os.path.isdir(parent):
             raise UnusableError(f"cannot write {path}: no such directory: {parent}") from None
         return
+    except UnusableError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a name that can be none
         raise UnusableError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
     kind = next((name for holds, name in KINDS.items() if holds(mode)), None)
     if kind:
         raise UnusableError(f"cannot write {path}: it is {kind} (allowed: a file)")
+    if not (mode & 0o222 and os.access(path, os.W_OK)):  # of root, the latter is true of any
+        raise UnusableError(f"cannot write {path}: it is read-only")
 
 
 def place(part: Path, target: Path) -> None:
@@ -172,7 +250,9 @@ def _locked_part(target: Path, directory: bool) -> tuple[Path, int]:
             with suppress(FileNotFoundError):
                 if _locked(descriptor := os.open(part, os.O_RDONLY), part):
                     return part, descriptor
-        elif _locked(descriptor := os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), part):
+            continue
+        mode = 0o600 if target.exists() else 0o666  # what replaces a file has its mode later
+        if _locked(descriptor := os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode), part):
             return part, descriptor
 
 
@@ -195,9 +275,34 @@ def _remove(part: str | Path, directory: bool) -> None:
             os.unlink(part)
 
 
+def acquire(lock: FileLock, timeout: float) -> None:
+    """Acquire a lock; where the file system has none, warn and go on without it. Raises as `FileLock.acquire`."""
+    try:
+        lock.acquire(timeout)
+        return
+    except NotImplementedError:
+        pass
+    except OSError:  # of earlier filelocks even a Timeout
+        if _has_locks(lock.lock_file):
+            raise
+    directory = os.path.dirname(lock.lock_file)
+    warnings.warn(f"the file system of {directory} has no locks: let no other process write there", stacklevel=2)
+
+
+def _has_locks(path: str) -> bool:
+    try:
+        with open(path, "rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in NO_LOCKS
+    return True
+
+
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:  # the reader of a stream has gone
+        raise
     except (OSError, ValueError) as error:
         raise UnusableError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None

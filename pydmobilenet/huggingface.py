@@ -42,6 +42,8 @@ def check_format(
 
 def check_output(directory: Path) -> None:
     """Raises UnusableError where something is at the place of a new directory."""
+    if files.stream(directory) is not None:
+        raise UnusableError(f"cannot write a directory to {directory}; nearest: --output NAME")
     if os.path.lexists(directory):
         raise UnusableError(f"{directory} exists already; choose another name, or move it away")
 

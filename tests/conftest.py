@@ -22,6 +22,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DNNL_MAX_CPU_ISA", "AVX2")
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "ALL")  # PyTorch's own, which is not limited
 
+# Tests import ONNX Runtime themselves too, which reports to its maker.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # A shell's background job ignores it, and hands that down to all that is started here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite("helpers")

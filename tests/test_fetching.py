@@ -2,14 +2,18 @@
 
 import gzip
 import hashlib
+import http.server
+import os
 import resource
+import ssl
 import subprocess
 import sys
 import threading
 
 import pytest
 
-from pydmobilenet import fetching
+from pydmobilenet import catalog, fetching
+from pydmobilenet.checkpoints import weights
 from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
 
 CONTENT = bytes(range(256)) * 4000
@@ -177,6 +181,110 @@ def test_a_host_that_cannot_be_reached_is_asked_once(tmp_path, monkeypatch):
     assert len(asked) == 1
 
 
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets variables, once none of a proxy or of certificates is there."""
+    for name in list(os.environ):
+        if name.lower().endswith(("_proxy", "_ca_bundle")):
+            monkeypatch.delenv(name)
+    return lambda variables: [monkeypatch.setenv(*each) for each in variables.items()]
+
+
+@pytest.fixture
+def refusing_proxy():
+    """The port of a proxy that wants a password."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_CONNECT(self):
+            self.send_error(407)
+
+        do_GET = do_CONNECT
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield httpd.server_port
+        httpd.shutdown()
+
+
+LOGIN = "it wants a name and a password, as http://NAME:PASSWORD@HOST:PORT"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "url", "words"),
+    [
+        ("HTTPS_PROXY", "socks5://h:9", "https://x.test/f", "SOCKS needs another package: pip install pysocks"),
+        ("ALL_PROXY", "socks5h://h:9", "https://x.test/f", "SOCKS needs another package: pip install pysocks"),
+        ("https_proxy", "http://127.0.0.1:9", "https://x.test/f", "the connection was refused"),
+        ("HTTPS_PROXY", "http://no.such.invalid:80", "https://x.test/f", "the host's name could not be resolved"),
+        ("HTTPS_PROXY", "http://x:port", "https://x.test/f", "not a valid address"),
+        ("HTTPS_PROXY", "foo://x:80", "https://x.test/f", "not a valid address"),
+        ("HTTPS_PROXY", "http://:80", "https://x.test/f", "not a valid address"),
+        ("HTTPS_PROXY", "http://127.0.0.1:{port}", "https://x.test/f", LOGIN),
+        ("HTTPS_PROXY", "http://me:secret@127.0.0.1:{port}", "https://x.test/f", LOGIN),
+        ("HTTP_PROXY", "http://127.0.0.1:{port}", "http://x.test/f", LOGIN),
+    ],
+)
+def test_of_a_proxy_that_fails_its_address_and_variable_are_named(
+    variable, value, url, words, environment, refusing_proxy, tmp_path
+):
+    value = value.format(port=refusing_proxy)
+    environment({variable: value})
+    with pytest.raises(MissingFileError) as caught:
+        fetching.fetch([fetching.Source(url, DIGEST)], tmp_path / "file")
+    shown = value.replace("me:secret@", "")
+    assert str(caught.value).endswith(f": the proxy {shown} ({variable}): {words}")
+    assert "x.test" in str(caught.value)
+
+
+@pytest.fixture
+def https_server(tmp_path):
+    """The port of a server whose certificate nobody knows: ``cert.pem``, for localhost."""
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -keyout key.pem -out cert.pem -subj /CN=localhost "
+        "-addext subjectAltName=DNS:localhost"
+    )
+    if subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True).returncode:
+        pytest.skip("openssl makes no certificate here")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(CONTENT)
+
+        def log_message(self, *_):
+            pass
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield httpd.server_port
+        httpd.shutdown()
+
+
+def test_of_certificates_it_is_said_what_is_wrong_and_what_rules_them(environment, https_server, tmp_path):
+    source = fetching.Source(f"https://localhost:{https_server}/file", DIGEST)
+    (tmp_path / "empty.pem").touch()
+    for variables, words in (
+        ({}, r"localhost:\d+: its certificate is refused \(self.signed certificate\); trusted are those of certifi, "),
+        ({"CURL_CA_BUNDLE": "/nowhere"}, "/file': no file of certificates: CURL_CA_BUNDLE=/nowhere$"),
+        ({"REQUESTS_CA_BUNDLE": "/nowhere"}, "/file': no file of certificates: REQUESTS_CA_BUNDLE=/nowhere$"),
+        ({"REQUESTS_CA_BUNDLE": str(tmp_path / "empty.pem")}, "no file of certificates: REQUESTS_CA_BUNDLE=.*/empty"),
+    ):
+        environment(variables)
+        fetching._unreachable.clear()
+        with pytest.raises(MissingFileError, match=words):
+            fetching.fetch([source], tmp_path / "file")
+    environment({"REQUESTS_CA_BUNDLE": str(tmp_path / "cert.pem")})
+    fetching._unreachable.clear()
+    assert fetching.fetch([source], tmp_path / "file").read_bytes() == CONTENT
+
+
 def test_a_full_disk_is_named_and_not_left_full(source, tmp_path):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))  # a write beyond it fails as on a full disk
@@ -201,6 +309,19 @@ def test_a_directory_that_cannot_be_made_is_named(source, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UnusableError, match=f"cannot write {tmp_path}/file/models/x"):
         fetching.fetch([source], tmp_path / "file" / "models" / "x")
+
+
+def test_weights_are_never_downloaded_into_the_package(server, monkeypatch, home, tmp_path):
+    monkeypatch.setattr(weights, "PRETRAINED", tmp_path)
+    monkeypatch.delenv("PYDMOBILENET_HOME")
+    monkeypatch.setenv("PYDMOBILENET_WEIGHTS_URL", server.url)
+    checkpoint = catalog.Checkpoint("models/family/a.params", len(CONTENT), DIGEST.partition(":")[2], "")
+    where = home / "mxnet" / "models"
+    with pytest.raises(MissingFileError, match=f"put it into {where}$"):
+        weights.obtain(checkpoint)
+    server.files["/models/family/a.params"] = CONTENT
+    assert weights.obtain(checkpoint) == where / "a.params"
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_at_once_download_once(source, server, tmp_path):

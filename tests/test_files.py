@@ -11,6 +11,7 @@ import sys
 import threading
 
 import pytest
+from filelock import FileLock, Timeout
 from helpers import ROOT
 
 from pydmobilenet import fetching, files
@@ -27,6 +28,13 @@ if sys.argv[2] == "file":
 with files.new_directory(Path(sys.argv[1])) as part:
     files.write(part / "file", "half")
 """
+
+
+def failing(error):
+    def fail(*_):
+        raise error
+
+    return fail
 
 
 def names(directory):
@@ -117,13 +125,81 @@ def test_a_part_that_was_swept_before_it_was_locked_is_made_again(directory, tmp
 
 
 def test_where_there_are_no_locks_files_are_written_and_nothing_is_removed(tmp_path, monkeypatch):
-    def missing(*_):
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", missing)
+    monkeypatch.setattr(fcntl, "flock", failing(OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
     with files._part(tmp_path / "file") as (part, _):
         files.write(tmp_path / "file", "content")
         assert names(tmp_path) == [part.name, "file"]
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_where_there_are_no_locks_a_lock_is_gone_without_with_a_warning(number, tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", failing(OSError(number, os.strerror(number))))
+    words = "has no locks|flock not supported"  # the latter is filelock's own
+    with pytest.warns(UserWarning, match=words) as warned:
+        files.acquire(FileLock(tmp_path / "lock"), timeout=0)
+    assert len(warned) == 1
+    with pytest.warns(UserWarning, match=words), fetching.locked(tmp_path / "new", make=True):
+        files.write(tmp_path / "new" / "file", "content")
+
+
+def test_a_lock_that_an_earlier_filelock_waits_for_in_vain_is_gone_without(tmp_path, monkeypatch):
+    monkeypatch.setattr(FileLock, "acquire", failing(Timeout(str(tmp_path / "lock"))))
+    (tmp_path / "lock").touch()
+    with pytest.raises(Timeout):  # another process has it
+        files.acquire(FileLock(tmp_path / "lock"), timeout=0)
+    monkeypatch.setattr(fcntl, "flock", failing(OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
+    with pytest.warns(UserWarning, match="has no locks"):
+        files.acquire(FileLock(tmp_path / "lock"), timeout=0)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
+def test_a_file_that_is_overwritten_keeps_its_mode(mode, tmp_path, monkeypatch):
+    path, modes = tmp_path / "file", []
+    path.write_text("old")
+    path.chmod(mode)
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda number: modes.append(os.fstat(number).st_mode & 0o777) or fsync(number))
+    before = os.umask(0)
+    try:
+        files.write(path, "new")
+    finally:
+        os.umask(before)
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", mode)
+    assert modes[0] == mode  # of the temporary file
+
+
+def test_a_temporary_file_is_never_more_readable_than_what_it_replaces(tmp_path, monkeypatch):
+    made, opened = [], os.open
+    monkeypatch.setattr(os, "open", lambda path, *rest: made.append((str(path), *rest[1:])) or opened(path, *rest))
+    (tmp_path / "file").write_text("old")
+    files.write(tmp_path / "file", "new")
+    assert [rest for path, *rest in made if path.endswith(".part")] == [[0o600]]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_that_is_overwritten_keeps_its_owner_or_is_closed_to_another_group(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    for refused in (False, True):
+        path.write_text("old")
+        path.chmod(0o664)
+        os.chown(path, 12345, 23456)
+        if refused:
+            monkeypatch.setattr(os, "chown", failing(PermissionError()))
+        files.write(path, "new")
+        found = path.stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (
+            (0, 0, 0o604) if refused else (12345, 23456, 0o664)
+        )
+
+
+def test_a_read_only_file_is_refused_and_stays(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("mine")
+    path.chmod(0o444)
+    with pytest.raises(UnusableError, match=rf"^cannot write {path}: it is read-only$"):
+        files.write(path, "content")
+    assert path.read_text() == "mine"
     assert names(tmp_path) == ["file"]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import oracle
 import pytest
 import yaml
-from helpers import CIFAR_MODELS, ROOT
+from helpers import CIFAR_MODELS, ROOT, make_classes
 
 import pydmobilenet
 from pydmobilenet import catalog, zoo
@@ -93,6 +93,42 @@ def test_a_run_tells_its_card_the_classes_and_the_error(tmp_path):
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["label_names"] == ["cat", "d\nog"]
     assert config["model_args"] == {"name": "pyd-add-11-0.125"}
+
+
+def test_what_is_given_away_has_no_path_of_the_folder_that_was_learned(tmp_path, monkeypatch):
+    task = get_task("digits")
+    arrays = oracle.random_arrays(zoo.describe("pyd-add-11-0.125", "digits", outputs=2))
+    params.write(tmp_path / "best.params", arrays)
+    checkpoint = {"test_error": 12.5, "sha256": hashlib.sha256((tmp_path / "best.params").read_bytes()).hexdigest()}
+    told = {
+        "model": "pyd-add-11-0.125",
+        "dataset": "folder:/home/anna/acme/photos",
+        "classes": ["a", "b"],
+        "outputs": 2,
+    }
+    told.update(mean=task.mean, std=task.std, checkpoints={"best.params": checkpoint})
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    source = zoo.source(None, weights=tmp_path)
+    away = tmp_path / "away"
+    away.mkdir()
+    weights.write(away / "x.safetensors", source.arrays(), source.metadata())
+    pydmobilenet.export(None, away / "x.onnx", weights=tmp_path)
+    pydmobilenet.export(None, away / "hf", weights=tmp_path, format="huggingface")
+    made = [path for path in away.rglob("*") if path.is_file()]
+    assert len(made) == 5
+    for path in made:
+        assert not [word for word in (b"anna", b"acme", bytes(tmp_path)) if word in path.read_bytes()], path
+    assert b"folder:photos" in (away / "x.onnx").read_bytes()
+
+    monkeypatch.chdir(tmp_path)
+    for file in (away / "x.safetensors", away / "hf" / "model.safetensors"):
+        loaded = zoo.source(None, weights=file)
+        assert (loaded.task.title, loaded.task.classes) == ("photos", ("a", "b"))
+        assert zoo.source(None, "folder:photos", file).task == loaded.task
+    make_classes(tmp_path / "photos", "ac", {".": 1})  # another folder that is called so
+    with pytest.raises(InvalidValueError, match=r"has learned folder:photos \(classes: a, b\), not folder:photos"):
+        zoo.source(None, "folder:photos", file)
+    pydmobilenet.export(None, away / "again.onnx", weights=file)
 
 
 def test_a_network_that_is_not_published_is_named_by_arguments(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -159,6 +160,56 @@ def test_a_file_that_cannot_be_run_is_not_measured(tmp_path):
         cost.measure(tmp_path / "net.onnx")
 
 
+SAYS_AT_THE_IMPORT = """
+import os, sys, types
+def find_spec(name, *_):
+    if name == "onnxruntime": print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+sys.meta_path.insert(0, types.SimpleNamespace(find_spec=find_spec))
+from pydmobilenet.onnx import session
+"""
+
+
+@pytest.mark.parametrize(("own", "then"), [(None, "1"), ("", "1"), ("true", "true"), ("0", "0")])
+def test_before_its_import_onnx_runtime_is_told_not_to_report(own, then):
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment.update({} if own is None else {"ORT_DISABLE_TELEMETRY": own})
+    command = [sys.executable, "-c", SAYS_AT_THE_IMPORT]
+    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert answer.stdout == f"{then}\n", answer.stderr
+
+
+COMMANDS_AND_A_WAIT = """
+import sys, time
+from pydmobilenet import cli
+for words in sys.argv[1:]:
+    sys.argv[1:] = words.split()
+    try: cli.main()
+    except SystemExit as ended: assert ended.code == 0
+time.sleep(12)  # ONNX Runtime's first report leaves ten seconds after its import
+"""
+
+
+def test_no_command_reports_to_the_maker_of_onnx_runtime(tmp_path):
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "0.png")
+    network = "-m pyd-add-29-0.25 -d digits --engine onnxruntime"
+    commands = [f"export {network} --output {tmp_path}/net.onnx", f"predict {tmp_path}/0.png {network}"]
+    commands.append(f"validate {network} --limit 10")
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        address = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        own = ("ORT_DISABLE_TELEMETRY", "NO_PROXY", "no_proxy", "XDG_CACHE_HOME")
+        environment = {name: value for name, value in os.environ.items() if name not in own}
+        environment.update(HOME=str(tmp_path / "home"), HTTPS_PROXY=address, https_proxy=address)
+        (tmp_path / "home").mkdir()
+        script = [sys.executable, "-c", COMMANDS_AND_A_WAIT, *commands]
+        answer = subprocess.run(script, cwd=ROOT, env=environment, capture_output=True, text=True)
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody waits for an answer
+            proxy.accept()
+    assert answer.returncode == 0, answer.stderr
+    assert "one image on one thread takes" in answer.stdout
+    assert not [path for path in (tmp_path / "home").rglob("*") if "onnxruntime" in path.name]
+
+
 def documented_lines():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8"), re.DOTALL)
     (lines,) = (block for block in blocks if "InferenceSession" in block)
@@ -220,7 +271,7 @@ def test_the_documented_lines_classify_an_image_without_mxnet(run, tmp_path):
     test = get_dataset("digits", "test")
     Image.fromarray(test.images[0].transpose(1, 2, 0)).save(tmp_path / "image.png")
     lines = documented_lines()
-    assert len(lines.splitlines()) <= 12
+    assert len(lines.splitlines()) <= 15
     blocked = "import sys\nsys.modules['mxnet'] = sys.modules['pydmobilenet'] = None\n"
     answer = subprocess.run(
         [sys.executable, "-c", blocked + lines],

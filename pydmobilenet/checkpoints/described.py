@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 from ..catalog import TrainedRecord, parse_name
-from ..data import Task, dataset_name, get_task, of_metadata
+from ..data import Task, dataset_name, folder, get_task, of_metadata
 from ..errors import BadFileError, InvalidValueError
 from . import runs, safetensors
 
@@ -54,10 +55,13 @@ def check_given(found: Described, model: str | None, dataset: str | None) -> Non
     if model is not None and parse_name(model).name != found.model:
         raise InvalidValueError(f"{found.place} is of {found.model}, not of {model}; nearest: {found.model}")
     learned = found.task.name
-    if dataset in (None, learned):
+    if dataset is None:
         return
     dataset = dataset_name(dataset)
     both_folders = all(name.startswith("folder:") for name in (dataset, learned))
+    # A file that was given away has a folder's name alone: another folder may be called so.
+    if dataset == learned and not (both_folders and found.record is None and os.path.isdir(folder.place(dataset))):
+        return
     if not both_folders or sorted(get_task(dataset).classes) != sorted(found.task.classes):
         raise InvalidValueError(
             f"{found.place} has learned {learned} (classes: {', '.join(found.task.classes[:10])}), not {dataset}; "

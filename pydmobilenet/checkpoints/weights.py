@@ -99,7 +99,8 @@ def origins(path: Path) -> set[str]:
 
 
 def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
-    """The verified file of a checkpoint, downloaded to the first of the `places` if it is not on this machine.
+    """The verified file of a checkpoint, downloaded if it is not on this machine: to `root`, ``$PYDMOBILENET_HOME`` or
+    MXNet's home, never into the package.
 
     Raises MissingFileError, which says what was looked for, where, and which file to put there; and BadFileError.
     """
@@ -107,7 +108,7 @@ def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
     if found:
         return found
     base = (os.environ.get(MIRROR_VARIABLE) or AUTHORS_REPOSITORY).rstrip("/")
-    target = next(places(root)) / checkpoint.filename
+    target = fetching.search_path("models", root)[0] / checkpoint.filename
     source = fetching.Source(f"{base}/{checkpoint.path}", checkpoint.digest, checkpoint.bytes or fetching.LARGEST)
     try:
         with fetching.locked(target.parent, make=True):

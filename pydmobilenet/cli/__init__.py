@@ -16,6 +16,7 @@ COMMANDS = ("validate", "train", "predict", "export", "list", "info", "fetch", "
 
 def main(command: str = "") -> None:
     """Run the command line of this process, or that of one `command` alone, and exit with its code."""
+    _open_missing_streams()
     program = os.path.basename(sys.argv[0]) if command else "pydmobilenet"
     try:
         from .options import exit_with
@@ -23,6 +24,17 @@ def main(command: str = "") -> None:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)
     exit_with(lambda: _run(command, program), program)
+
+
+def _open_missing_streams() -> None:
+    """Lead a standard stream that is closed (``2>&-``) nowhere: else the next file that is opened gets its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # which gets the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115  for the process's life
 
 
 def _run(command: str, program: str) -> int:

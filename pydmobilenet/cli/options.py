@@ -12,9 +12,9 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
-from .. import catalog, engine, fetching, processes, zoo
+from .. import catalog, engine, fetching, files, processes, zoo
 from ..catalog import Record
 from ..errors import EngineError, InvalidValueError, UserError, nearest, of_engine, unknown
 from ..gluon import runtime
@@ -198,6 +198,16 @@ def output_directory(text: str) -> Path:
     if not os.access(path, os.W_OK):
         raise argparse.ArgumentTypeError(f"cannot write to the directory {path}")
     return path
+
+
+def output_file(text: str) -> Path:
+    """An argument that is a file to write; ``-`` is standard output."""
+    return files.STDOUT if text == "-" else _path(text)
+
+
+def status_stream(output: Path) -> TextIO:
+    """Where to tell of an output: not in its midst, where it is a stream."""
+    return sys.stdout if files.stream(output) in (None, 2) else sys.stderr
 
 
 def _path(text: str) -> Path:

@@ -13,8 +13,9 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
-from .. import fetching, files, prediction, progress
+from .. import files, prediction, progress
 from ..data.folder import listed, seen_through
 from ..errors import BadFileError, UserError, unknown
 from ..prediction import Prediction
@@ -32,7 +33,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name in ("csv", "json"):
         form(f"--{name}", dest="format", action="store_const", const=name, help=f"the same as --format {name}")
     option("--probabilities", action="store_true", help="with --csv: a column for each class")
-    option("--output", metavar="FILE", help="write the answers there, whole or not at all")
+    text = "write the answers there, whole or not at all; - for standard output (default)"
+    option("--output", type=options.output_file, metavar="FILE", help=text)
     options.add_skip_bad(parser)
     options.add_engine(parser)
     options.add_device(parser)
@@ -44,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise unknown("format", arguments.format, FORMATS)
     if arguments.probabilities and arguments.format != "csv":
         raise UserError("--probabilities is for CSV: add --csv, or leave it out (--top has more classes)")
+    if arguments.output == files.STDOUT:
+        arguments.output = None  # answers are printed as they come
     source = options.source(arguments)
     images, skipped = prediction.image_files(arguments.images)
     if skipped:
@@ -70,12 +74,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _output(path: str | None) -> Iterator[Callable[[str], object]]:
+def _output(path: Path | None) -> Iterator[Callable[[str], object]]:
     """What writes a text to a file, which is put in place whole at the end, or to standard output."""
     if path is None:
         yield sys.stdout.write
         return
-    with files.writing(fetching.expanded(path)) as file:
+    with files.writing(path) as file:
         yield lambda text: file.write(encodable(text).encode())
 
 

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from .. import fetching, files
+from .. import files
 from ..data import Dataset, batches, get_dataset, get_task
 from ..data.batching import draw
 from ..data.datasets import located
@@ -29,7 +29,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     option("-d", "--dataset", default="cifar10", metavar="NAME", help=text)
     option("--split", help="train (default), test, of a folder val too; of class folders alone all (default)")
     options.add_data_dir(parser)
-    option("--output", required=True, metavar="FILE", help="the picture to write, as grid.png")
+    text = "the picture to write, as grid.png; - for standard output"
+    option("--output", required=True, type=options.output_file, metavar="FILE", help=text)
     option("--images", type=options.positive, default=2 * COLUMNS, metavar="N", help="how many (default: 16)")
     option("--seed", type=options.natural, default=0, help="of their choice and the augmentation (default: 0)")
     option("--image-size", type=options.positive, metavar="N", help="pixels, wide and high, of a folder's images")
@@ -86,8 +87,8 @@ def _augmented(dataset: Dataset, seed: int, epoch: int) -> np.ndarray:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    output = fetching.expanded(arguments.output)
-    if output.suffix.lower() not in (".png", ".jpg"):
+    output, suffix = arguments.output, arguments.output.suffix.lower()
+    if suffix not in (".png", ".jpg") and files.stream(output) is None:
         raise UnusableError(f"cannot write a picture to {output} (allowed: .png, .jpg; nearest: {output}.png)")
     files.check(output)
     name = located(arguments.dataset, arguments.data_dir)
@@ -100,8 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
     dataset = sample(dataset, arguments.images, arguments.seed)
     picture = grid(dataset, arguments.seed)
     content = io.BytesIO()
-    picture.save(content, "PNG" if output.suffix.lower() == ".png" else "JPEG")
+    picture.save(content, "JPEG" if suffix == ".jpg" else "PNG")
     files.write(output, content.getvalue())
     what = f"{len(dataset)} images of {dataset.task.title}, raw and below it augmented three times"
-    print(printable(f"wrote {output}: {what}"))
+    print(printable(f"wrote {output}: {what}"), file=options.status_stream(output))
     return 0

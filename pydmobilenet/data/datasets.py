@@ -101,9 +101,12 @@ def _size(record: Mapping[str, object]) -> int:
 
 
 def about(task: Task) -> dict[str, str]:
-    """What a file of a network says about its task: numbers and lists as JSON, in which every name is exact."""
+    """What a file of a network says about its task: numbers and lists as JSON, in which every name is exact.
+
+    Such a file is made to be given away: of a folder it has the name alone, not the path.
+    """
     return {
-        "dataset": task.name,
+        "dataset": f"folder:{task.title}" if task.name.startswith("folder:") else task.name,
         "outputs": json.dumps(task.outputs),
         "classes": json.dumps(task.classes),
         "mean": json.dumps(task.mean),

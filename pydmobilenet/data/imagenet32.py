@@ -197,7 +197,7 @@ def convert(sources: list[Path], arrays: Arrays) -> Arrays:
 
 def _append(source: Path, arrays: Arrays, before: int) -> dict:
     """Write one official file's images and labels behind the `before` images that are there already."""
-    from tqdm import tqdm
+    from ..progress import bar as progress_bar
 
     identity = _identity(source)
     pixels, labels = load(source)
@@ -209,10 +209,12 @@ def _append(source: Path, arrays: Arrays, before: int) -> dict:
         numbers.truncate(before * 2)
         images.seek(before * PIXELS)
         numbers.seek(before * 2)
-        for start in tqdm(range(0, len(pixels), ROWS), desc=f"converting {source.name}", disable=None, leave=False):
-            rows = np.ascontiguousarray(pixels[start : start + ROWS]).data
-            checksum = zlib.crc32(rows, checksum)
-            images.write(rows)
+        with progress_bar(len(pixels), f"converting {source.name}", "images") as bar:
+            for start in range(0, len(pixels), ROWS):
+                rows = np.ascontiguousarray(pixels[start : start + ROWS]).data
+                checksum = zlib.crc32(rows, checksum)
+                images.write(rows)
+                bar.update(len(rows))
         classes = (labels - 1).astype("<i2").tobytes()
         numbers.write(classes)
         for file in (images, numbers):

@@ -107,7 +107,9 @@ def comparison_images(task: Task, data_dir: Path | None, dataset: str | None) ->
 
     A `data_dir` or `dataset` that was given has to be there, and to be of the task.
     """
-    own = os.path.isdir(folder.place(task.name)) if task.name.startswith("folder:") else task.name == "digits"
+    own = task.name == "digits"
+    if task.name.startswith("folder:"):  # with its whole path in a run; in a file, it may be any of that name
+        own = os.path.isabs(folder.place(task.name)) and os.path.isdir(folder.place(task.name))
     if data_dir is not None or own or (dataset and dataset_name(dataset).startswith("folder:")):
         name = located(dataset or task.name, data_dir)
         split = kinds(name)[-1]  # any of them will do

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -13,6 +14,9 @@ from ..folding import fold
 from ..network import IMAGES, Network
 from ..processes import processors
 from .graph import LOGITS, convert
+
+if os.environ.get("ORT_DISABLE_TELEMETRY") != "0" and hasattr(onnxruntime, "disable_telemetry_events"):
+    onnxruntime.disable_telemetry_events()  # on Windows, and where it was imported before this package
 
 
 class OnnxRuntimeEngine:

@@ -96,7 +96,7 @@ class Run:
         self.directory, self.new = directory, new
         self.lock = FileLock(directory / ".lock")
         try:
-            self.lock.acquire(timeout=0)
+            files.acquire(self.lock, timeout=0)
         except Timeout:
             raise UnusableError(f"another process is training in {directory}") from None
         except OSError as error:
