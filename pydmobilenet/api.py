@@ -15,7 +15,7 @@ import numpy as np
 from . import catalog, data, fetching, huggingface, prediction, validation, zoo
 from . import engine as engines
 from .catalog import Record
-from .checkpoints import runs
+from .checkpoints import described, runs
 from .checkpoints.runs import read_metadata
 from .errors import BadFileError, InvalidValueError, UserError, nearest
 from .training import prepare
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .gluon.devices import Context
     from .onnx.export import Difference
 
-PathLike = Union[str, Path]
+PathLike = Union[str, "os.PathLike[str]"]
 
 
 def hinted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,13 +53,13 @@ get_dataset = hinted(data.get_dataset)
 
 @hinted
 def get_model(
-    name: str,
+    name: str | None = None,
     dataset: str | None = None,
     classes: int | None = None,
     pretrained: bool = False,
     device: str | Context | torch.device | None = None,
-    weights: str | Path | None = None,
-    weights_dir: str | Path | None = None,
+    weights: PathLike | None = None,
+    weights_dir: PathLike | None = None,
     engine: str = "auto",
 ) -> HybridBlock | nn.Module:
     """A network of the zoo: normalised images (N, 3, 32, 32) in float32 to logits (N, outputs).
@@ -68,12 +68,14 @@ def get_model(
     where MXNet is there, else PyTorch. (`pydmobilenet.pytorch.get_model` is the latter, with its type.)
 
     `name` is ``resnet-29-0.5``, ``mobilenet-56-1.5``, ``pyd-add-29-0.25``, ``pyd-concat-56-0.75``, ``wrn-28-10`` or any
-    other of that form (`catalog.parse_name`). `dataset`, by default the run's or ``cifar10``, sets the number of
-    outputs, unless `classes` does, and on ``imagenet32`` the wider network.
+    other of that form (`catalog.parse_name`); weights that record their network need none. `dataset`, by default that
+    of the weights or ``cifar10``, sets the number of outputs, unless `classes` does, and on ``imagenet32`` the wider
+    network.
 
-    `weights` is a run of ``train.py``, of which the best parameters are loaded, or a file of parameters. `pretrained`
-    loads the authors' weights, found in `weights_dir` or where `weights.places` says, else downloaded; for ``digits``,
-    the bundled ones. Where `classes` is another number than theirs, the dense layer is drawn anew. Without either, all
+    `weights` is a run of ``train.py``, of which the best parameters are loaded, a file of parameters (also a state dict
+    of PyTorch's), or a directory in Hugging Face's layout. `pretrained` loads the bundled or the authors' weights for
+    the data set, found in `weights_dir` or where `weights.places` says, else downloaded; with `classes`, for a data set
+    without any, those for CIFAR-10. Where the classes are others, the dense layer is drawn anew. Without either, all
     parameters are (He initialisation). `device` is a name, as ``gpu:0``, or the engine's own object; by default MXNet's
     current context, or the CPU.
 
@@ -99,9 +101,12 @@ def _pytorch_model(*arguments: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was trained: its `directory`, and what is in it."""
+    """A run that was trained: its `directory`, and what is in it. It stands for its path."""
 
     directory: Path
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.directory)
 
     @property
     def history(self) -> History:
@@ -118,8 +123,7 @@ class Run:
         """The network with the parameters of the best epoch, as `get_model` gives it. Raises MissingFileError before
         the first one.
         """
-        name = read_metadata(self.directory)["model"]
-        return get_model(name, weights=self.directory, device=device, engine=engine)
+        return get_model(weights=self, device=device, engine=engine)
 
 
 def train(
@@ -127,7 +131,7 @@ def train(
     dataset: PathLike | None = None,
     *,
     output: PathLike | None = None,
-    resume: PathLike | Run | None = None,
+    resume: PathLike | None = None,
     config: PathLike | None = None,
     weights: PathLike | None = None,
     engine: str = "auto",
@@ -143,10 +147,10 @@ def train(
     `model` and `dataset` (default: ``cifar10``) are names; a data set is the path of a folder of images too. The recipe
     is the file `config`, or the name of one of ``configs/``, by default that of the data set; any of its keys can be
     given, as ``epochs=4`` or ``val_fraction=0.1``. The run's directory is `output`, by default ``runs/MODEL-DATASET``,
-    which must not exist; `resume` goes on with a run instead. `weights` are those to start from: a file, a run, or
-    ``"published"``. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon
-    where MXNet runs on the device, else PyTorch, and for a run to resume its own. `compile` has PyTorch compile the
-    network. Without `progress`, nothing is printed.
+    which must not exist; `resume` goes on with a run instead. `weights` are those to start from: a file, a run, whose
+    network is the default then, or ``"published"``. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon where MXNet
+    runs on the device, else PyTorch, and for a run to resume its own. `compile` has PyTorch compile the network.
+    Without `progress`, nothing is printed.
 
     Raises InvalidValueError, MissingFileError, BadFileError and UnusableError. An interruption saves the run, and then
     raises KeyboardInterrupt.
@@ -154,7 +158,7 @@ def train(
     given = checked({"model": model, "dataset": dataset, **recipe})
     where = None if data_dir is None else fetching.expanded(data_dir)
     if resume is not None:
-        directory = fetching.expanded(_path(resume))
+        directory = fetching.expanded(resume)
         if output or config or weights:
             raise UserError("resume takes all from the run: leave out output, config and weights")
         made = prepare.read_config(directory)
@@ -163,7 +167,7 @@ def train(
     else:
         prepare.check_places(dataset, where)
         recipe_file = None if config is None else fetching.expanded(config)
-        made = prepare.configure(given, recipe_file, pretrained=weights is not None)
+        made = prepare.configure(given, recipe_file, weights)
         directory = fetching.expanded(output or prepare.default_directory(made))
         check_absent(directory)
     choice = engines.choose_trainer(engine, device, made.dtype, compile)
@@ -186,7 +190,7 @@ def train(
 
 @hinted
 def validate(
-    what: str | Path | Run | Sequence[str] = "*",
+    what: PathLike | Sequence[str] = "*",
     dataset: str | Sequence[str] | None = None,
     *,
     engine: str = "auto",
@@ -201,8 +205,9 @@ def validate(
 ) -> list[validation.Result]:
     """Check networks on their test images, as ``run_validation.py`` does: one result per network.
 
-    `what` is a run, its directory, one of its files, or patterns of model names of the published tables and the bundled
-    networks; `dataset` patterns of data sets. Raises as `train` does; what is wrong with one row is its ``reason``.
+    `what` is a run, its directory, one of its files or another path that records its network, or patterns of model
+    names of the published tables and the bundled networks; `dataset` patterns of data sets. Raises as `train` does;
+    what is wrong with one row is its ``reason``.
     """
     records = _records(what, [dataset] if isinstance(dataset, str) else dataset)
     where = None if weights_dir is None else fetching.expanded(weights_dir)
@@ -222,11 +227,11 @@ def validate(
 
 @hinted
 def predict(
-    images: str | Path | np.ndarray | Sequence[PathLike],
+    images: PathLike | np.ndarray | Sequence[PathLike],
     model: str | None = None,
     dataset: str | None = None,
     *,
-    weights: PathLike | Run = zoo.PUBLISHED,
+    weights: PathLike = zoo.PUBLISHED,
     weights_dir: PathLike | None = None,
     top: int = 3,
     image_size: int | None = None,
@@ -240,11 +245,11 @@ def predict(
     is a `model` with its `weights`: a run (which tells the model itself), a file, or the published ones. It sees the
     images in `image_size`, by default that which it was trained with. Raises as `train` does.
     """
-    source = zoo.source(model, dataset, _path(weights), weights_dir).resized(image_size)
+    source = zoo.source(model, dataset, weights, weights_dir, image_size)
     network = _engine(engine, device).load(source.network, source.arrays())
     if isinstance(images, np.ndarray):
         return list(prediction.predict(network, source.task, images, top, skip_bad))
-    paths = [images] if isinstance(images, (str, Path)) else images
+    paths = [images] if isinstance(images, (str, os.PathLike)) else images
     files, _ = prediction.image_files([str(fetching.expanded(path)) for path in paths])
     found = list(prediction.predict(network, source.task, files, top, skip_bad))
     if not found:
@@ -259,7 +264,7 @@ def export(
     dataset: str | None = None,
     *,
     format: str = "onnx",
-    weights: PathLike | Run = zoo.PUBLISHED,
+    weights: PathLike = zoo.PUBLISHED,
     weights_dir: PathLike | None = None,
     image_size: int | None = None,
     fused: bool = True,
@@ -272,7 +277,7 @@ def export(
     which needs none of the options after `weights_dir`. Raises as `train` does.
     """
     huggingface.check_format(format, fused=fused, uint8_input=uint8_input, data_dir=data_dir, engine=engine)
-    source = zoo.source(model, dataset, _path(weights), weights_dir).resized(image_size)
+    source = zoo.source(model, dataset, weights, weights_dir, image_size)
     if format == huggingface.FORMAT:
         huggingface.write(source, fetching.expanded(output))
         return None
@@ -284,22 +289,17 @@ def export(
     return onnx.export_source(source, fetching.expanded(output), images, reference, fused, uint8_input)
 
 
-def _path(place: PathLike | Run) -> PathLike:
-    return place.directory if isinstance(place, Run) else place
-
-
 def _engine(name: str, device: str, fused: bool = True) -> engines.Engine:
     return engines.choose(name, device, fused).engine
 
 
-def _records(what: str | Path | Run | Sequence[str], datasets: Sequence[str] | None) -> list[Record]:
+def _records(what: PathLike | Sequence[str], datasets: Sequence[str] | None) -> list[Record]:
     rows: list[Record] = [*catalog.RECORDS, *runs.bundled()]
     patterns: Sequence[str] = ["*"]
-    path = what.directory if isinstance(what, Run) else what
-    if isinstance(path, Path) or (isinstance(path, str) and os.path.exists(fetching.expanded(path))):
-        rows = [runs.of_run(fetching.expanded(path))]
+    if isinstance(what, os.PathLike) or (isinstance(what, str) and os.path.exists(fetching.expanded(what))):
+        rows = [described.get(fetching.expanded(what))]
     else:
-        patterns = [path] if isinstance(path, str) else path
+        patterns = [what] if isinstance(what, str) else what
     records = catalog.select(patterns, datasets or ["*"], records=rows)
     if not records:
         raise InvalidValueError("no row has both the model and the data set asked for")

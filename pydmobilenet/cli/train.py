@@ -38,7 +38,8 @@ def add_options(parser: ArgumentParser) -> None:
     option("--output", type=Path, metavar="DIR", help="the run's directory (default: runs/MODEL-DATASET)")
     option("--resume", type=Path, metavar="DIR", help="go on with the run in this directory")
     beginning = parser.add_mutually_exclusive_group().add_argument
-    beginning("--weights", "--init", metavar="PATH", help="start from those of a run, a .params file, or published")
+    text = f"start from those of a run, {options.WEIGHTS_FILES}, or published"
+    beginning("--weights", "--init", metavar="PATH", help=text)
     text = "the same as --weights published"
     beginning("--pretrained", action="store_const", dest="weights", const=zoo.PUBLISHED, help=text)
     options.add_weights_dir(parser)
@@ -68,7 +69,7 @@ def run(arguments: Namespace) -> int:
         prepare.check_same(config.given(arguments), recipe)
         name = prepare.engine_of(directory, arguments.engine)
     else:
-        recipe = prepare.configure(config.given(arguments), arguments.config, pretrained=bool(arguments.weights))
+        recipe = prepare.configure(config.given(arguments), arguments.config, arguments.weights)
         directory = fetching.expanded(arguments.output or prepare.default_directory(recipe))
         checkpoint.check_absent(directory)
         name = arguments.engine
