@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
-
-import numpy as np
 
 from . import catalog, data, fetching, huggingface, prediction, validation, zoo
 from . import engine as engines
@@ -227,7 +225,7 @@ def validate(
 
 @hinted
 def predict(
-    images: PathLike | np.ndarray | Sequence[PathLike],
+    images: prediction.Image | Iterable[prediction.Image],
     model: str | None = None,
     dataset: str | None = None,
     *,
@@ -241,19 +239,17 @@ def predict(
 ) -> list[prediction.Prediction]:
     """The likeliest classes of images, as ``pydmobilenet predict`` gives them.
 
-    `images` are files or folders, or pixels as an image file has them, (N, H, W, 3) in uint8; of any size. The network
-    is a `model` with its `weights`: a run (which tells the model itself), a file, or the published ones. It sees the
-    images in `image_size`, by default that which it was trained with. Raises as `train` does.
+    `images` are files or folders, Pillow's images, or arrays of pixels (H, W, 3) in uint8, of any size: one, several,
+    or an array (N, H, W, 3). The network is a `model` with its `weights`: a run (which tells the model itself), a file,
+    or the published ones. It sees the images in `image_size`, by default that which it was trained with. Raises as
+    `train` does.
     """
     source = zoo.source(model, dataset, weights, weights_dir, image_size)
+    given = prediction.collect(images)
     network = _engine(engine, device).load(source.network, source.arrays())
-    if isinstance(images, np.ndarray):
-        return list(prediction.predict(network, source.task, images, top, skip_bad))
-    paths = [images] if isinstance(images, (str, os.PathLike)) else images
-    files, _ = prediction.image_files([str(fetching.expanded(path)) for path in paths])
-    found = list(prediction.predict(network, source.task, files, top, skip_bad))
+    found = list(prediction.predict(network, source.task, given, top, skip_bad))
     if not found:
-        raise BadFileError(f"none of the {len(files)} images can be read")
+        raise BadFileError(f"none of the {len(given)} images can be read")
     return found
 
 
