@@ -5,17 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-import numpy as np
-
 from . import catalog, data, fetching, huggingface, prediction, validation, zoo
 from . import engine as engines
 from .catalog import Record
-from .checkpoints import runs
+from .checkpoints import described, runs
 from .checkpoints.runs import read_metadata
 from .errors import BadFileError, InvalidValueError, nearest
 from .training import prepare
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from .gluon.devices import Context
     from .onnx.export import Difference
 
-PathLike = Union[str, Path]
+PathLike = Union[str, "os.PathLike[str]"]
 
 
 def hinted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,13 +52,13 @@ get_dataset = hinted(data.get_dataset)
 
 @hinted
 def get_model(
-    name: str,
+    name: str | None = None,
     dataset: str | None = None,
     classes: int | None = None,
     pretrained: bool = False,
     device: str | Context | torch.device | None = None,
-    weights: str | Path | None = None,
-    weights_dir: str | Path | None = None,
+    weights: PathLike | None = None,
+    weights_dir: PathLike | None = None,
     engine: str = "auto",
 ) -> HybridBlock | nn.Module:
     """A network of the zoo: normalised images (N, 3, 32, 32) in float32 to logits (N, outputs).
@@ -69,12 +67,14 @@ def get_model(
     where MXNet is there, else PyTorch. (`pydmobilenet.pytorch.get_model` is the latter, with its type.)
 
     `name` is ``resnet-29-0.5``, ``mobilenet-56-1.5``, ``pyd-add-29-0.25``, ``pyd-concat-56-0.75``, ``wrn-28-10`` or any
-    other of that form (`catalog.parse_name`). `dataset`, by default the run's or ``cifar10``, sets the number of
-    outputs, unless `classes` does, and on ``imagenet32`` the wider network.
+    other of that form (`catalog.parse_name`); weights that record their network need none. `dataset`, by default that
+    of the weights or ``cifar10``, sets the number of outputs, unless `classes` does, and on ``imagenet32`` the wider
+    network.
 
-    `weights` is a run of ``train.py``, of which the best parameters are loaded, or a file of parameters. `pretrained`
-    loads the authors' weights, found in `weights_dir` or where `weights.places` says, else downloaded; for ``digits``,
-    the bundled ones. Where `classes` is another number than theirs, the dense layer is drawn anew. Without either, all
+    `weights` is a run of ``train.py``, of which the best parameters are loaded, a file of parameters (also a state dict
+    of PyTorch's), or a directory in Hugging Face's layout. `pretrained` loads the bundled or the authors' weights for
+    the data set, found in `weights_dir` or where `weights.places` says, else downloaded; with `classes`, for a data set
+    without any, those for CIFAR-10. Where the classes are others, the dense layer is drawn anew. Without either, all
     parameters are (He initialisation). `device` is a name, as ``gpu:0``, or the engine's own object; by default MXNet's
     current context, or the CPU.
 
@@ -100,9 +100,12 @@ def _pytorch_model(*arguments: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was trained: its `directory`, and what is in it."""
+    """A run that was trained: its `directory`, and what is in it. It stands for its path."""
 
     directory: Path
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.directory)
 
     @property
     def history(self) -> History:
@@ -119,8 +122,7 @@ class Run:
         """The network with the parameters of the best epoch, as `get_model` gives it. Raises MissingFileError before
         the first one.
         """
-        name = read_metadata(self.directory)["model"]
-        return get_model(name, weights=self.directory, device=device, engine=engine)
+        return get_model(weights=self, device=device, engine=engine)
 
 
 def train(
@@ -128,7 +130,7 @@ def train(
     dataset: PathLike | None = None,
     *,
     output: PathLike | None = None,
-    resume: PathLike | Run | None = None,
+    resume: PathLike | None = None,
     config: PathLike | None = None,
     weights: PathLike | None = None,
     engine: str = "auto",
@@ -145,9 +147,9 @@ def train(
     is the file `config`, or the name of one of ``configs/``, by default that of the data set; any of its keys can be
     given, as ``epochs=4`` or ``val_fraction=0.1``. The run's directory is `output`, by default ``runs/MODEL-DATASET``,
     which must not exist; `resume` goes on with a run instead, and ``resume="auto"`` with that in `output` if there is
-    one. `weights` are those to start from: a file, a run, or ``"published"``. `engine` is ``gluon`` or ``pytorch``;
-    ``auto`` is Gluon where MXNet runs on the device, else PyTorch, and for a run to resume its own. `compile` has
-    PyTorch compile the network. Without `progress`, nothing is printed.
+    one. `weights` are those to start from: a file, a run, whose network is the default then, or ``"published"``.
+    `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon where MXNet runs on the device, else PyTorch, and for a run
+    to resume its own. `compile` has PyTorch compile the network. Without `progress`, nothing is printed.
 
     Any thread can call it. Raises InvalidValueError, MissingFileError, BadFileError and UnusableError. An interruption
     saves the run, and then raises KeyboardInterrupt. What fails before the first batch is done leaves no directory.
@@ -155,9 +157,8 @@ def train(
     arguments = dict(locals())
     given = checked({"model": model, "dataset": dataset, **recipe})
     where = None if data_dir is None else fetching.expanded(data_dir)
-    begun = None if resume is None else _path(resume)
     session = sessions.plan(
-        given, recipe=config, output=output, resume=begun, weights=weights, data_dir=where, engine=engine
+        given, recipe=config, output=output, resume=resume, weights=weights, data_dir=where, engine=engine
     )
     choice = engines.choose_trainer(session.engine, device, session.config.dtype, compile)
     options = prepare.RunOptions(
@@ -185,14 +186,13 @@ def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
         if name == "recipe" or (name in known and value == known[name].default):
             continue
         keyword = "" if name in ("model", "dataset") and position == len(words) else f"{name}="
-        value = _path(value)
         words.append(f"{keyword}{os.fspath(value) if isinstance(value, os.PathLike) else value!r}")
     return f"pydmobilenet.{function.__name__}({', '.join(words)})"
 
 
 @hinted
 def validate(
-    what: str | Path | Run | Sequence[str] = "*",
+    what: PathLike | Sequence[str] = "*",
     dataset: str | Sequence[str] | None = None,
     *,
     engine: str = "auto",
@@ -207,8 +207,9 @@ def validate(
 ) -> list[validation.Result]:
     """Check networks on their test images, as ``run_validation.py`` does: one result per network.
 
-    `what` is a run, its directory, one of its files, or patterns of model names of the published tables and the bundled
-    networks; `dataset` patterns of data sets. Raises as `train` does; what is wrong with one row is its ``reason``.
+    `what` is a run, its directory, one of its files or another path that records its network, or patterns of model
+    names of the published tables and the bundled networks; `dataset` patterns of data sets. Raises as `train` does;
+    what is wrong with one row is its ``reason``.
     """
     records = _records(what, [dataset] if isinstance(dataset, str) else dataset)
     where = None if weights_dir is None else fetching.expanded(weights_dir)
@@ -228,11 +229,11 @@ def validate(
 
 @hinted
 def predict(
-    images: str | Path | np.ndarray | Sequence[PathLike],
+    images: prediction.Image | Iterable[prediction.Image],
     model: str | None = None,
     dataset: str | None = None,
     *,
-    weights: PathLike | Run = zoo.PUBLISHED,
+    weights: PathLike = zoo.PUBLISHED,
     weights_dir: PathLike | None = None,
     top: int = 3,
     image_size: int | None = None,
@@ -242,19 +243,17 @@ def predict(
 ) -> list[prediction.Prediction]:
     """The likeliest classes of images, as ``pydmobilenet predict`` gives them.
 
-    `images` are files or folders, or pixels as an image file has them, (N, H, W, 3) in uint8; of any size. The network
-    is a `model` with its `weights`: a run (which tells the model itself), a file, or the published ones. It sees the
-    images in `image_size`, by default that which it was trained with. Raises as `train` does.
+    `images` are files or folders, Pillow's images, or arrays of pixels (H, W, 3) in uint8, of any size: one, several,
+    or an array (N, H, W, 3). The network is a `model` with its `weights`: a run (which tells the model itself), a file,
+    or the published ones. It sees the images in `image_size`, by default that which it was trained with. Raises as
+    `train` does.
     """
-    source = zoo.source(model, dataset, _path(weights), weights_dir).resized(image_size)
+    source = zoo.source(model, dataset, weights, weights_dir, image_size)
+    given = prediction.collect(images)
     network = _engine(engine, device).load(source.network, source.arrays())
-    if isinstance(images, np.ndarray):
-        return list(prediction.predict(network, source.task, images, top, skip_bad))
-    paths = [images] if isinstance(images, (str, Path)) else images
-    files, _ = prediction.image_files([str(fetching.expanded(path)) for path in paths])
-    found = list(prediction.predict(network, source.task, files, top, skip_bad))
+    found = list(prediction.predict(network, source.task, given, top, skip_bad))
     if not found:
-        raise BadFileError(f"none of the {len(files)} images can be read")
+        raise BadFileError(f"none of the {len(given)} images can be read")
     return found
 
 
@@ -265,7 +264,7 @@ def export(
     dataset: str | None = None,
     *,
     format: str = "onnx",
-    weights: PathLike | Run = zoo.PUBLISHED,
+    weights: PathLike = zoo.PUBLISHED,
     weights_dir: PathLike | None = None,
     image_size: int | None = None,
     fused: bool = True,
@@ -278,7 +277,7 @@ def export(
     which needs none of the options after `weights_dir`. Raises as `train` does.
     """
     huggingface.check_format(format, fused=fused, uint8_input=uint8_input, data_dir=data_dir, engine=engine)
-    source = zoo.source(model, dataset, _path(weights), weights_dir).resized(image_size)
+    source = zoo.source(model, dataset, weights, weights_dir, image_size)
     if format == huggingface.FORMAT:
         huggingface.write(source, fetching.expanded(output))
         return None
@@ -290,22 +289,17 @@ def export(
     return onnx.export_source(source, fetching.expanded(output), images, reference, fused, uint8_input)
 
 
-def _path(place: PathLike | Run) -> PathLike:
-    return place.directory if isinstance(place, Run) else place
-
-
 def _engine(name: str, device: str, fused: bool = True) -> engines.Engine:
     return engines.choose(name, device, fused).engine
 
 
-def _records(what: str | Path | Run | Sequence[str], datasets: Sequence[str] | None) -> list[Record]:
+def _records(what: PathLike | Sequence[str], datasets: Sequence[str] | None) -> list[Record]:
     rows: list[Record] = [*catalog.RECORDS, *runs.bundled()]
     patterns: Sequence[str] = ["*"]
-    path = what.directory if isinstance(what, Run) else what
-    if isinstance(path, Path) or (isinstance(path, str) and os.path.exists(fetching.expanded(path))):
-        rows = [runs.of_run(fetching.expanded(path))]
+    if isinstance(what, os.PathLike) or (isinstance(what, str) and os.path.exists(fetching.expanded(what))):
+        rows = [described.get(fetching.expanded(what))]
     else:
-        patterns = [path] if isinstance(path, str) else path
+        patterns = [what] if isinstance(what, str) else what
     records = catalog.select(patterns, datasets or ["*"], records=rows)
     if not records:
         raise InvalidValueError("no row has both the model and the data set asked for")

@@ -83,7 +83,7 @@ class Record:
 
     model: str
     dataset: str
-    top1_error: float
+    top1_error: float | None
     top5_error: float | None
     params_m: float | None
     flops_m: float | None
@@ -127,12 +127,12 @@ class Record:
 
 @dataclass(frozen=True)
 class TrainedRecord(Record):
-    """A checkpoint trained with this project: `file` is where it is. `top1_error` and `task` (classes, outputs,
-    normalisation, size) were recorded with it, and nothing else is known beforehand.
+    """A checkpoint that records its network: `file` is where it is. `task` (classes, outputs, normalisation, size) and,
+    of a run, `top1_error` were recorded with it. Nothing else is known beforehand.
 
     The error is that of the images of a `split`, ``test`` or ``val``. Of a run, `images_sha256` tells them from others,
     and `fractions` (validation, test) tell how they were put aside. `seen` are the hashes of the images that it has
-    learned or chosen its epoch by.
+    learned or chosen its epoch by. `origin` is the bundled or published row whose weights these are, if there is one.
     """
 
     checkpoint: Checkpoint
@@ -142,6 +142,7 @@ class TrainedRecord(Record):
     images_sha256: str = ""
     fractions: tuple[float, float] = (0.0, 0.0)
     seen: str = field(default="", repr=False)
+    origin: Record | None = None
 
 
 def _number(text: str, kind: type = float) -> Any:

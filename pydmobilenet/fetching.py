@@ -115,7 +115,7 @@ def readable(path: Path) -> BinaryIO:
         raise UnusableError(f"cannot read {path}: {error.strerror}") from None
 
 
-def expanded(path: str | Path) -> Path:
+def expanded(path: str | os.PathLike[str]) -> Path:
     """A path that a user has given, with ``~`` expanded; raises InvalidValueError where there is no such home."""
     try:
         return Path(path).expanduser()

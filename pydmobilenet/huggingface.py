@@ -21,7 +21,7 @@ from .text import printable
 from .zoo import Source
 
 FORMAT = "huggingface"
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+CONFIG, WEIGHTS, CARD = "config.json", safetensors.FILE, "README.md"
 ANY_NETWORK = "pydmobilenet"  # timm's name for networks that are not published; `model_args` say which one it is
 AUTHORS = "https://github.com/thanhhvnqb/pydmobilenet_mxnet"
 
@@ -113,8 +113,9 @@ pipeline_tag: image-classification
 
 # {source.name} for {printable(title)}
 
-A network of PydMobileNet (Hoang and Jo, 2018, [arXiv 1811.07083](https://arxiv.org/abs/1811.07083)): images of 32x32
-pixels to {source.network.outputs} logits, by {counts.parameters:,} parameters and {millions:.1f} million multiply-adds.
+A network of PydMobileNet (Hoang and Jo, 2018, [arXiv 1811.07083](https://arxiv.org/abs/1811.07083)): images of
+{task.image_size}x{task.image_size} pixels to {source.network.outputs} logits, by {counts.parameters:,} parameters and \
+{millions:.1f} million multiply-adds.
 
 - Error: {_error(record)}
 - Weights: {_owner(record)}
@@ -133,7 +134,7 @@ net = timm.create_model("local-dir:DIRECTORY", pretrained=True)
 ```
 
 ```
-pydmobilenet predict IMAGE --weights DIRECTORY/{WEIGHTS}
+pydmobilenet predict IMAGE --weights DIRECTORY
 ```
 """
 
@@ -143,7 +144,7 @@ def _is_bundled(record: Record | None) -> bool:
 
 
 def _error(record: Record | None) -> str:
-    if record is None:
+    if record is None or record.top1_error is None:
         return "not known"
     if record.published:
         return f"{record.top1_error:.2f} % of the test images ({record.labels}), as published"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Union
 
 import numpy as np
 
+from . import fetching
 from .data import Task, folder, images, normalise
 from .engine import Predict
-from .errors import BadFileError, MissingFileError
+from .errors import BadFileError, InvalidValueError, MissingFileError
 from .metrics import softmax
 
+if TYPE_CHECKING:
+    from PIL import Image as Pillow
+
+Image = Union[str, "os.PathLike[str]", np.ndarray, "Pillow.Image"]
 STDIN = "-"
 BATCH = 50  # images answered at once
 
@@ -61,10 +67,39 @@ def image_files(paths: Sequence[str]) -> tuple[list[str], Counter]:
     return files, skipped
 
 
+def collect(given: Image | Iterable[Image]) -> list[str | np.ndarray | Pillow.Image]:
+    """Return one image, or several, as a list for `predict`: the files of paths, and what is no path as it is.
+
+    Raises InvalidValueError for what is no image, and as `image_files` does.
+    """
+    from PIL import Image as Pillow
+
+    single = isinstance(given, (str, os.PathLike, Pillow.Image)) or (isinstance(given, np.ndarray) and given.ndim != 4)
+    collected: list[str | np.ndarray | Pillow.Image] = []
+    for number, image in enumerate([given] if single or not isinstance(given, Iterable) else given):
+        if isinstance(image, (str, os.PathLike)):
+            collected += image_files([str(fetching.expanded(image))])[0]
+        elif isinstance(image, Pillow.Image) or _is_pixels(image):
+            collected.append(image)
+        else:
+            kind = f"{image.shape} in {image.dtype}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+            allowed = "a path, an image of Pillow's, an array (height, width, 3) in uint8"
+            raise InvalidValueError(f"image {number} is {kind} (allowed: {allowed})")
+    return collected
+
+
+def _is_pixels(image: object) -> bool:
+    return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+
+
 def predict(
-    network: Predict, task: Task, files: Sequence[str] | np.ndarray, top: int, skip_bad: bool = False
+    network: Predict,
+    task: Task,
+    files: Sequence[str | np.ndarray | Pillow.Image],
+    top: int,
+    skip_bad: bool = False,
 ) -> Iterator[Prediction]:
-    """The `top` likeliest classes of each image, in the order of the files, or of pixels (N, H, W, 3) in uint8.
+    """The `top` likeliest classes of each image, in their order: files, or what `collect` lets through.
 
     `network` takes normalised images (N, 3, H, W), of the task's size, to logits (N, outputs); others are resized.
     Raises BadFileError for a file that cannot be read as an image, unless `skip_bad`, which warns.
@@ -90,13 +125,13 @@ def predict(
             yield Prediction(name, picture.size, classes, picture.transparent, resized)
 
 
-def _name(file: str | np.ndarray, number: int) -> str:
-    if isinstance(file, np.ndarray):
+def _name(file: str | np.ndarray | Pillow.Image, number: int) -> str:
+    if not isinstance(file, str):
         return f"image {number}"
     return "standard input" if file == STDIN else file
 
 
-def _content(file: str | np.ndarray) -> bytes:
-    if isinstance(file, np.ndarray):
-        return images.png(file)
+def _content(file: str | np.ndarray | Pillow.Image) -> bytes | np.ndarray | Pillow.Image:
+    if not isinstance(file, str):
+        return file
     return sys.stdin.buffer.read(images.MAX_BYTES + 1) if file == STDIN else images.content(Path(file))

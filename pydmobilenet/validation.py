@@ -125,10 +125,10 @@ class Result:
 
     @property
     def differences(self) -> tuple[float, ...]:
-        """Measured less published, or recorded, error, in points: top-1, and top-5 where it was published."""
+        """Measured less published, or recorded, error, in points: top-1 and top-5, where they are known."""
         record = self.record
-        top5 = () if record.top5_error is None else (self.top5_error - record.top5_error,)
-        return (self.error - record.top1_error, *top5)
+        top1 = () if record.top1_error is None else (self.error - record.top1_error,)
+        return top1 if record.top5_error is None else (*top1, self.top5_error - record.top5_error)
 
     @property
     def verdict(self) -> str:
@@ -136,6 +136,8 @@ class Result:
             return "differs: counts"
         if self.counts is None:
             return "not evaluated"
+        if self.record.top1_error is None:
+            return "not judged"
         if self.complete:
             return "differs" if self.differs else "match"
         low, high = self.interval
@@ -236,12 +238,17 @@ def images_of(record: Record, data_dir: Path | None = None, skip_bad: bool = Fal
     """The images that the error of a record is of: the test images or, of a run without them, those of validation.
 
     Of a run, they are `official` where they are the ones that it recorded. Others are those for the test, of class
-    folders alone all, but for those that it has seen. Raises as `get_dataset` does.
+    folders alone all, but for those that it has seen; of a file that records no images, all of them. Raises as
+    `get_dataset` does.
     """
-    if not isinstance(record, TrainedRecord) or not record.images_sha256:
-        return get_dataset(record.dataset, "test", data_dir, skip_bad, record.task)
-    has, split = kinds(located(record.dataset, data_dir)), record.split
+    has = kinds(located(record.dataset, data_dir))
     where = (data_dir, skip_bad, record.task)
+    if not isinstance(record, TrainedRecord) or not record.images_sha256:
+        if has != (folder.ALL,):
+            return get_dataset(record.dataset, "test", *where)
+        dataset = get_dataset(record.dataset, folder.ALL, *where)
+        return replace(dataset, doubt="all images, also those trained on")
+    split = record.split
     if split not in has and "test" in has and record.dataset.startswith("folder:"):
         split = "test"  # of other data
     if split in has:

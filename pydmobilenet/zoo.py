@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -49,35 +51,43 @@ class Request(NamedTuple):
 
 
 def request(
-    name: str,
+    name: str | None = None,
     dataset: str | None = None,
     classes: int | None = None,
     pretrained: bool = False,
-    weights: str | Path | None = None,
-    weights_dir: str | Path | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    weights_dir: str | os.PathLike[str] | None = None,
 ) -> Request:
     """The arguments of an engine's `get_model`, checked, with the weights that they name. Raises as it does."""
-    architecture = catalog.parse_name(name)
     if dataset is not None:
         tell_of_namesake(dataset)
     if weights_dir is not None and not pretrained:
         raise UserError("weights_dir is where published weights are looked for: it needs pretrained=True")
     if weights is not None and pretrained:
         raise UserError("weights and pretrained are two beginnings: give one of them")
-    found = None if weights is None else described.find(fetching.expanded(weights))
-    if found is not None:
+    path = None if weights is None else fetching.expanded(weights)
+    found = path and described.find(path)
+    if found:
         described.check_given(found, name, dataset)
+        name = found.model
+    if name is None:
+        raise UserError(f"{path} does not record its model; pass its name" if path else "no network is named")
+    architecture = catalog.parse_name(name)
     task = found.task if found else get_task(dataset or "cifar10")
     dataset = dataset or task.name
     outputs = task.outputs if classes is None else classes
     if type(outputs) is not int or not 1 <= outputs < 2**31:  # True is no number, and MXNet's have 31 bits
         allowed = f"a whole number from 1 to {2**31 - 1}; nearest: {task.outputs}"
         raise InvalidValueError(f"classes is {repr(outputs)[:100]} (allowed: {allowed})")
-    if not (weights or pretrained):
+    head: checkpoints.Head = "required" if classes is None else "optional"
+    if path:
+        file, head = (runs.verified(found), head) if found else (path, "required")
+    elif pretrained:
+        record = published(architecture.name, dataset) if classes is None else body(architecture.name, dataset)
+        file, head = record_file(record, weights_dir), head if record.dataset == dataset else "fresh"
+    else:
         return Request(architecture, dataset, outputs, {})
-    file = weights_file(architecture.name, dataset, weights, weights_dir)
-    other_head = classes is not None and (pretrained or found is not None)
-    arrays = checkpoints.load(file, describe(architecture, dataset, outputs), other_head)
+    arrays = checkpoints.load(file, describe(architecture, dataset, outputs), head)
     return Request(architecture, dataset, outputs, arrays)
 
 
@@ -91,22 +101,6 @@ class Initial(NamedTuple):
     seen: str = ""
 
 
-def initial(path: Path) -> Initial:
-    """Find the weights of a run or a file to start from, with the task and the images that they record.
-
-    Images are unknown where they may be of a folder: not of other data sets, and not of published weights.
-    """
-    found = described.find(path)
-    file, task = (described.verified(found), found.task) if found else (path, None)
-    seen = found.record.seen if found and found.record else runs.UNKNOWN
-    if seen == runs.UNKNOWN:
-        digests = checkpoints.origins(file)
-        published = any(record.checkpoint and record.checkpoint.sha256 in digests for record in catalog.RECORDS)
-        if published or (task and not task.name.startswith("folder:")):
-            seen = ""
-    return Initial(file, task, seen)
-
-
 class Source(NamedTuple):
     """One network: its name, its task, and the file of its weights, None for the published ones, which are looked for
     first in `weights_dir`.
@@ -117,12 +111,6 @@ class Source(NamedTuple):
     weights: Path | None
     weights_dir: Path | None
 
-    def resized(self, image_size: int | None) -> Source:
-        """The network for images of another size, if one is given. Raises InvalidValueError for an impossible one."""
-        if image_size is None:
-            return self
-        return self._replace(task=replace(self.task, image_size=check_image_size(image_size)))
-
     @property
     def network(self) -> Network:
         """Its description."""
@@ -130,7 +118,10 @@ class Source(NamedTuple):
 
     def file(self) -> Path:
         """The file of its weights, verified."""
-        return weights_file(self.name, self.task.name, self.weights, self.weights_dir)
+        if self.weights is None:
+            return record_file(published(self.name, self.task.name), self.weights_dir)
+        found = described.find(self.weights)
+        return runs.verified(found) if found else self.weights
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Its parameters."""
@@ -139,14 +130,10 @@ class Source(NamedTuple):
     @property
     def record(self) -> Record | None:
         """The run, the bundled network or the published row whose weights these are, if there is one."""
-        rows = [*runs.bundled(), *catalog.RECORDS]
         if self.weights is None:
-            return next((row for row in rows if (row.model, row.dataset) == (self.name, self.task.name)), None)
+            return published(self.name, self.task.name)
         found = described.find(self.weights)
-        if found and found.record:
-            return found.record
-        digests = checkpoints.origins(self.file())
-        return next((row for row in rows if row.checkpoint and row.checkpoint.sha256 in digests), None)
+        return (found.origin or found) if found and found.top1_error is not None else None
 
     def metadata(self) -> dict[str, str]:
         """What a file of its parameters tells: the model, the task, and the file that they come from."""
@@ -158,75 +145,98 @@ class Source(NamedTuple):
 def source(
     model: str | None,
     dataset: str | None = None,
-    weights: str | Path = PUBLISHED,
-    weights_dir: str | Path | None = None,
+    weights: str | os.PathLike[str] = PUBLISHED,
+    weights_dir: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
 ) -> Source:
-    """The network of a model's name, a data set's (default: ``cifar10``) and weights: a file, a run, or ``published``.
+    """The network of a model's name, a data set's (default: ``cifar10``) and weights: a path, or ``published``.
 
-    A run, and a .safetensors file with metadata, tell their model, classes and normalisation themselves; where others
-    are given, they have to be the same. Raises InvalidValueError, MissingFileError and BadFileError.
+    What `described.find` knows tells its model, classes, normalisation and image size itself; a model or data set that
+    is given has to be the same. What is assumed of other files is said in a warning. With `image_size`, the network
+    sees images of that size. Raises InvalidValueError, MissingFileError and BadFileError.
     """
     if dataset is not None:
         tell_of_namesake(dataset)
     path = None if weights == PUBLISHED else fetching.expanded(weights)
     where = None if weights_dir is None else fetching.expanded(weights_dir)
-    if path is not None:
-        if where is not None:
-            raise UserError("--weights and --weights-dir are two places: give one of them")
-        found = described.find(path)
-        if found is not None:
-            described.check_given(found, model, dataset)
-            return Source(found.model, found.task, path, None)
-        if model is None:
-            raise UserError(f"{path} is of no run, which would tell its network: add --model and --dataset")
+    if path and where:
+        raise UserError("--weights and --weights-dir are two places: give one of them")
+    found = path and described.find(path)
+    if found:
+        described.check_given(found, model, dataset)
+        model = found.model
     if model is None:
-        raise UserError("no network is named: add --model NAME, or --weights RUN")
-    return Source(catalog.parse_name(model).name, get_task(dataset or "cifar10"), path, where)
+        raise UserError(
+            f"{path} does not record its model; pass --model and --dataset"
+            if path
+            else "no network is named: add --model NAME, or --weights RUN"
+        )
+    task = found.task if found else get_task(dataset or "cifar10")
+    if image_size is not None:
+        task = replace(task, image_size=check_image_size(image_size))
+    if path and not found:
+        warn_of_assumed(path, task)
+    return Source(catalog.parse_name(model).name, task, path, where)
+
+
+def warn_of_assumed(path: Path, task: Task) -> None:
+    """Say which normalisation and image size are taken for a file that does not record them."""
+    mean, std = ("/".join(f"{value:g}" for value in values) for values in (task.mean, task.std))
+    warnings.warn(
+        f"{path} does not record its data set; assumed: {task.title}, mean {mean}, std {std}, "
+        f"{task.image_size}x{task.image_size} pixels",
+        stacklevel=3,
+    )
+
+
+def published(model: str, dataset: str) -> Record:
+    """The row of the bundled or published weights of a model for a data set: what "published" means, everywhere.
+
+    Raises MissingFileError, which says what there is.
+    """
+    rows = [row for row in (*runs.bundled(), *catalog.RECORDS) if row.checkpoint]
+    record = next((row for row in rows if (row.model, row.dataset) == (model, dataset)), None)
+    if record:
+        return record
+    if dataset == "cifar100":
+        raise MissingFileError(
+            f"no weights of {model} are published for the 100 classes of cifar100: the authors trained their CIFAR-100 "
+            "networks on the 20 superclasses; nearest: dataset='cifar100-coarse'"
+        )
+    names = ", ".join(row.model for row in rows if row.dataset == dataset)
+    raise MissingFileError(f"no weights of {model} are published for {dataset} (published: {names or 'none'})")
+
+
+def body(model: str, dataset: str) -> Record:
+    """The row of weights to train from: those `published` for the data set, else CIFAR-10's, said in a warning.
+
+    The head of the latter is not for the data set. Raises MissingFileError where there are neither.
+    """
+    for name in (dataset, "cifar10") if widths(dataset) == CIFAR else (dataset,):
+        with suppress(MissingFileError):
+            record = published(model, name)
+            if name != dataset:
+                text = f"no weights of {model} are published for {dataset}: starting from the body of those for {name}"
+                warnings.warn(text, stacklevel=3)
+            return record
+    raise MissingFileError(f"no weights of {model} are published for {dataset}: --weights FILE takes any others")
+
+
+def record_file(record: Record, weights_dir: str | os.PathLike[str] | None = None) -> Path:
+    """The verified file of a row's weights; published ones are looked for first in `weights_dir`, and downloaded.
+
+    Raises MissingFileError and BadFileError.
+    """
+    if weights_dir is not None and not os.path.isdir(fetching.expanded(weights_dir)):
+        raise MissingFileError(f"no such directory: {weights_dir}")
+    if isinstance(record, TrainedRecord):
+        return runs.verified(record)
+    checkpoint = record.checkpoint or published(record.model, record.dataset).checkpoint
+    assert checkpoint is not None
+    return checkpoints.obtain(checkpoint, None if weights_dir is None else fetching.expanded(weights_dir))
 
 
 def record_weights(record: Record, weights_dir: Path | None = None) -> dict[str, np.ndarray]:
     """The parameters of a record's network, from its verified file. Raises MissingFileError and BadFileError."""
-    if isinstance(record, TrainedRecord):
-        file = runs.verified(record)
-    else:
-        published = record.checkpoint or _published_checkpoint(record.model, record.dataset)
-        file = checkpoints.obtain(published, weights_dir)
-    return checkpoints.load(file, describe(record.model, record.dataset, record.outputs))
-
-
-def weights_file(
-    name: str,
-    dataset: str,
-    weights: str | Path | None = None,
-    weights_dir: str | Path | None = None,
-) -> Path:
-    """The verified file that `get_model` loads: of the run or the file that `weights` is, else a bundled one, else the
-    authors'. Raises as `get_model` does.
-    """
-    if weights is not None:
-        path = fetching.expanded(weights)
-        found = described.find(path)
-        return described.verified(found) if found else path
-    if weights_dir is not None and not os.path.isdir(fetching.expanded(weights_dir)):
-        raise MissingFileError(f"no such directory: {weights_dir}")
-    for record in runs.bundled():
-        if (record.model, record.dataset) == (name, dataset):
-            return runs.verified(record)
-    published = _published_checkpoint(name, dataset)
-    return checkpoints.obtain(published, fetching.expanded(weights_dir) if weights_dir else None)
-
-
-def _published_checkpoint(name: str, dataset: str) -> catalog.Checkpoint:
-    """The checkpoint that the authors published for a model on a data set; raises where there is none, and says why."""
-    if dataset == "cifar100":
-        raise MissingFileError(
-            f"no weights of {name} are published for the 100 classes of cifar100: the authors trained their CIFAR-100 "
-            "networks on the 20 superclasses; nearest: dataset='cifar100-coarse'"
-        )
-    record = catalog.find(name, dataset)
-    if record is None or record.checkpoint is None:
-        published = [record.model for record in catalog.RECORDS if record.dataset == dataset and record.checkpoint]
-        raise MissingFileError(
-            f"no weights of {name} are published for {dataset} (published: {', '.join(published) or 'none'})"
-        )
-    return record.checkpoint
+    network = describe(record.model, record.dataset, record.outputs)
+    return checkpoints.load(record_file(record, weights_dir), network)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import math
@@ -17,7 +18,7 @@ import yaml
 from helpers import ROOT, archive_of
 
 from pydmobilenet.checkpoints import described, params, runs, safetensors
-from pydmobilenet.data import about, cifar, get_task, imagenet32
+from pydmobilenet.data import about, cifar, decoded, get_task, imagenet32
 from pydmobilenet.training import config
 from pydmobilenet.training.checkpoint import State
 from pydmobilenet.training.history import Epoch, History
@@ -142,6 +143,17 @@ def forged_texts(rng):
     return {key: value if key in as_it_is else json.dumps(value) for key, value in forged.items()}
 
 
+def sidecar(rng=None):
+    values = {**decoded(ABOUT), "sha256": hashlib.sha256(params.dump(arrays())).hexdigest()}
+    return json.dumps(with_another_value(values, rng) if rng else values).encode()
+
+
+def read_sidecar(path):
+    """What is recorded beside parameters."""
+    path.with_suffix(".params").write_bytes(params.dump(arrays()))
+    return described.find(path.rename(path.with_suffix(".json")).with_suffix(".params"))
+
+
 def read_run(path):
     path = path.rename(path.with_name(runs.METADATA))
     record = runs.of_run(path.parent)
@@ -204,6 +216,8 @@ FORMATS = [
         read_state,
         forged=lambda rng: state(with_another_value(progress(), rng)),
     ),
+    Format("sidecar.json", sidecar(), read_sidecar),
+    Format("forged.sidecar", sidecar(), read_sidecar, forged=sidecar),
     Format("run.json", json.dumps(METADATA).encode(), read_run),
     Format(
         "forged.json",

@@ -79,6 +79,40 @@ def test_pixels_of_any_size_are_classified_as_files_are(tmp_path):
     (other,) = pydmobilenet.predict(tmp_path / "digit.png", **options)
     assert one.classes == other.classes
     assert one.size == (96, 96)
+    opened = Image.open(tmp_path / "digit.png")
+    for given in (
+        opened,
+        pixels[0],
+        [opened, opened],
+        [pixels[0]],
+        (pixels[0], opened, tmp_path / "digit.png"),
+        tmp_path.glob("*.png"),
+        [pixels[0], pixels[0][::2, ::3]],
+    ):
+        found = pydmobilenet.predict(given, **options)
+        assert found[0].classes == other.classes
+    assert [each.size for each in found] == [(96, 96), (32, 48)]
+    assert [each.image for each in found] == ["image 0", "image 1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (np.zeros((4, 4), np.uint8), r"image 0 is \(4, 4\) in uint8"),
+        (np.zeros((4, 4, 4), np.uint8), r"image 0 is \(4, 4, 4\) in uint8"),
+        ([np.zeros((4, 4, 3))], r"image 0 is \(4, 4, 3\) in float64"),
+        (np.zeros((2, 4, 4, 3), np.float32), r"image 0 is \(4, 4, 3\) in float32"),
+        (["x.png", 3], "no such image: x.png"),
+        ([b"x"], "image 0 is a bytes"),
+        (3, "image 0 is a int"),
+        ([], "none of the 0 images can be read"),
+    ],
+)
+def test_what_is_no_image_is_named_with_what_is(given, words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as refused:
+        pydmobilenet.predict(given, "pyd-add-29-0.25", "digits", engine="onnxruntime")
+    if "image 0" in words:
+        assert "(allowed: a path, an image of Pillow's, an array (height, width, 3) in uint8)" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +131,11 @@ def test_pixels_of_any_size_are_classified_as_files_are(tmp_path):
         (lambda: pydmobilenet.validate("PydMobileNet-Add-29-0.25"), ValueError, "nearest: pyd-add-29-0.25"),
         (lambda: pydmobilenet.validate("pyd-*", "digit"), ValueError, "nearest: digits"),
         (lambda: pydmobilenet.predict("/nowhere.png", MODEL), FileNotFoundError, "no such image|no weights"),
-        (lambda: pydmobilenet.predict(np.zeros((1, 4, 4)), "pyd-add-29-0.25", "digits"), ValueError, "pixels are"),
+        (
+            lambda: pydmobilenet.predict(np.zeros((1, 4, 4)), "pyd-add-29-0.25", "digits"),
+            ValueError,
+            r"image 0 is \(1, 4, 4\) in",
+        ),
         (lambda: pydmobilenet.predict(np.zeros((1, 4, 4, 3), np.uint8)), UserError, "no network is named"),
         (lambda: pydmobilenet.validate(os.path.dirname(__file__)), MissingFileError, "holds no checkpoint of a run"),
     ],

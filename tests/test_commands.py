@@ -190,9 +190,11 @@ def test_a_checkpoint_is_converted(shared, tmp_path):
     again = run(*convert, "--model", "resnet-29-0.5", script=None)
     assert again.returncode == 2
     assert "exists already" in again.stderr
+    (tmp_path / "resnet.params").unlink()
+    (tmp_path / "resnet.json").unlink()
     wrong = run(*convert, "--model", "resnet-56-0.5", script=None)
     assert wrong.returncode == 2
-    assert "the file is of resnet-29-0.5 with 10 classes" in wrong.stderr
+    assert "is of resnet-29-0.5, not of resnet-56-0.5; nearest: resnet-29-0.5" in wrong.stderr
     assert wrong.stderr.startswith("pydmobilenet: error:")
 
 

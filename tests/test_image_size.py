@@ -63,7 +63,6 @@ def test_a_run_of_larger_images_tells_their_size_to_whatever_takes_it(kind, phot
 
 
 def test_a_network_answers_to_another_size_where_that_is_asked_for(photos):
-    source = zoo.source("pyd-add-29-0.25", "digits")
     by_size = {}
     for size in (None, 32, 64):
         (answer,) = pydmobilenet.predict(
@@ -71,7 +70,7 @@ def test_a_network_answers_to_another_size_where_that_is_asked_for(photos):
         )
         by_size[size] = answer.classes[0][2]
     assert by_size[None] == by_size[32] != by_size[64]
-    assert source.resized(64).task.image == (3, 64, 64)
+    assert zoo.source("pyd-add-29-0.25", "digits", image_size=64).task.image == (3, 64, 64)
 
 
 @pytest.mark.parametrize(("size", "nearest"), [(30, 28), (0, 8), (2000, 1024)])

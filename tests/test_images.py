@@ -341,6 +341,43 @@ def test_threads_decode_in_order_and_leave_the_process_as_it_was(monkeypatch):
     assert os.path.samestat(os.fstat(2), stderr)
 
 
+def turned(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
+    return encoded(Image.fromarray(pixels), kind, exif=exif)
+
+
+FILES = {**{name: content for name, (content, _) in TRANSPARENT.items()}, **DEEP}
+FILES.update((f"turned, {kind}", turned(kind)) for kind in ("JPEG", "TIFF", "PNG"))
+FORGOTTEN = {"2-bit key", "4-bit key", "grey of 12 bits, TIFF"}  # of which Pillow forgets what they mean: refused then
+
+
+def in_memory(*given):
+    """The pictures of images that a caller has, or what is wrong with them."""
+    return images.decode_all(given, [f"image {number}" for number in range(len(given))], lambda image: image)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_an_image_of_pillow_s_becomes_what_its_file_becomes_and_stays_as_it_is(kind):
+    opened, expected = Image.open(io.BytesIO(FILES[kind])), decode(FILES[kind])
+    before = opened.mode, opened.info.get("transparency")
+    first, *others = in_memory(opened, opened, opened)  # of which the first one decodes it
+    for found in [first] if kind in FORGOTTEN else [first, *others]:
+        np.testing.assert_array_equal(found.pixels, expected.pixels)
+        assert found[1:] == expected[1:]
+    assert all(isinstance(found, BadFileError) == (kind in FORGOTTEN) for found in others)
+    assert (opened.mode, opened.info.get("transparency")) == before
+    opened.load()  # it is still open
+
+
+def test_what_is_wrong_with_an_image_in_memory_is_said_as_of_a_file(monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 99)
+    for given in (Image.new("RGB", (10, 10)), np.zeros((10, 10, 3), np.uint8)):
+        assert str(in_memory(given)[0]).startswith("image 0 has 10x10 pixels (allowed: up to 99,")
+    assert str(in_memory(np.zeros((0, 9, 3), np.uint8))[0]) == "image 0 has no pixels"
+
+
 def test_a_file_that_cannot_be_opened_is_named(tmp_path):
     with pytest.raises(BadFileError, match=r"x\.png cannot be read: No such file"):
         images.read(tmp_path / "x.png")

@@ -16,7 +16,7 @@ import pydmobilenet
 from pydmobilenet import catalog, zoo
 from pydmobilenet.checkpoints import params, safetensors, weights
 from pydmobilenet.data import get_task
-from pydmobilenet.errors import InvalidValueError, UnusableError, UserError
+from pydmobilenet.errors import InvalidValueError, MissingFileError, UnusableError, UserError
 
 MODEL = "pyd-add-29-0.25"  # published, and bundled for the digits
 TIMM_NAMES = [catalog.timm_name(catalog.parse_name(model)) for model in CIFAR_MODELS]
@@ -318,5 +318,7 @@ def test_any_network_is_made_by_timm_from_its_name(timm, torch):
     assert net.pretrained_cfg["mean"] == list(get_task("imagenet32").mean)
     with pytest.raises(InvalidValueError, match="unknown model"):
         timm.create_model("pydmobilenet", name="pyd-concat-12-0.125")
+    with pytest.raises(MissingFileError, match="no weights of mobilenet-29-1 are published for digits"):
+        timm.create_model("pydmobilenet", name="mobilenet-29-1", dataset="digits", pretrained=True)
     with pytest.raises(InvalidValueError, match=r"in_chans is 1 \(allowed: 3\)"):
         timm.create_model("pyd_add_29_025", in_chans=1)

@@ -252,7 +252,7 @@ def test_weights_of_a_file_are_loaded_and_another_head_is_left(suffix, tmp_path)
     arrays = get_arrays(source.net)
     arrays["head.dense.weight"], arrays["head.dense.bias"] = np.zeros((7, 128), "f4"), np.zeros(7, "f4")
     params.write(tmp_path / "other.params", arrays)
-    assert trainer.load_weights(tmp_path / "other.params", other_head=True) is True
+    assert trainer.load_weights(tmp_path / "other.params", head="optional") is True
 
 
 def test_what_pytorch_throws_is_one_line():

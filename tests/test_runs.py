@@ -192,7 +192,7 @@ def test_parameters_that_no_run_tells_of_need_a_model(original, call, tmp_path):
     picture = original[0] / "test" / "b" / "0.png"
     code, _, err = call("predict", picture, "--weights", tmp_path / "mine.params")
     assert code == 2
-    assert "is of no run, which would tell its network: add --model and --dataset" in err
+    assert "does not record its model; pass --model and --dataset" in err
     given = ("--model", MODEL, "--dataset", f"folder:{original[0]}")
     code, out, _ = call("predict", picture, "--weights", tmp_path / "mine.params", *given)
     assert code == 0

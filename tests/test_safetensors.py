@@ -14,7 +14,7 @@ import safetensors.numpy as official
 from helpers import ROOT
 
 from pydmobilenet import api, catalog, cli, zoo
-from pydmobilenet.checkpoints import described, safetensors, weights
+from pydmobilenet.checkpoints import described, params, safetensors, weights
 from pydmobilenet.data import get_task
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UserError
 
@@ -156,7 +156,7 @@ def test_a_fresh_head_is_drawn_for_other_classes_than_a_file_tells(file):
 def test_a_file_without_metadata_is_one_of_bare_parameters(arrays, tmp_path):
     safetensors.write(tmp_path / "bare.safetensors", arrays)
     assert described.find(tmp_path / "bare.safetensors") is None
-    with pytest.raises(UserError, match="which would tell its network: add --model"):
+    with pytest.raises(UserError, match="does not record its model; pass --model and --dataset"):
         zoo.source(None, weights=tmp_path / "bare.safetensors")
     assert zoo.source(MODEL, "digits", tmp_path / "bare.safetensors").arrays().keys() == arrays.keys()
 
@@ -211,14 +211,14 @@ def test_a_target_of_another_kind_is_a_mistake_before_anything_is_read(target, t
     assert re.search(r"ends like no parameter file; nearest: net\.(params\.)?safetensors", text)
 
 
-def test_an_existing_target_and_an_unnamed_network_are_mistakes(file, tmp_path, monkeypatch, capsys):
+def test_an_existing_target_and_an_unnamed_network_are_mistakes(file, arrays, tmp_path, monkeypatch, capsys):
     code, text = convert(monkeypatch, capsys, file, file)
     assert (code, "exists already" in text) == (2, True)
     code, text = convert(monkeypatch, capsys, ROOT / "pretrained" / "absent.params", tmp_path / "x.params")
     assert (code, "no such parameter file" in text) == (2, True)
-    (tmp_path / "bare.params").write_bytes(BUNDLED.read_bytes())
+    params.write(tmp_path / "bare.params", arrays)
     code, text = convert(monkeypatch, capsys, tmp_path / "bare.params", tmp_path / "x.params")
-    assert (code, "add --model" in text) == (2, True)
+    assert (code, "pass --model" in text) == (2, True)
 
 
 # Published weights

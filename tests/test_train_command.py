@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -277,18 +278,29 @@ def test_a_run_starts_from_the_weights_of_a_file(finished, folder, tmp_path, beg
 def test_a_head_of_another_size_is_made_anew_which_is_said(finished, tmp_path, begun):
     file = finished[0] / "best.params"
     answer, parameters = begun(tmp_path / "run", "-m", MODEL, "-d", "digits", "--init", file)
-    assert f"{file} has a head of another size: the dense layer for Digits starts anew" in answer.stderr
+    assert f"{file} has other classes: the dense layer for Digits starts anew" in answer.stderr
     given = params.read(file)
     assert all(parameters[name].tobytes() == given[name].tobytes() for name in given if not head(name))
     assert parameters["head.dense.weight"].shape == (10, 128)
     assert parameters["head.dense.weight"].std() > 0.01
 
 
+def test_a_head_of_as_many_but_other_classes_is_made_anew(finished, tmp_path, begun):
+    other = make_folder(tmp_path / "other", classes="wxyz")
+    file = finished[0] / "best.params"
+    answer, parameters = begun(tmp_path / "run", "-d", other, "--batch-size", 8, "--weights", finished[0])
+    assert f"{file} has other classes: the dense layer for other starts anew" in answer.stderr
+    given = params.read(file)  # whose network is taken, as no other is given
+    assert parameters.keys() == given.keys()
+    assert all((parameters[name].tobytes() == given[name].tobytes()) != head(name) for name in given)
+
+
 def test_a_run_starts_from_the_authors_weights_with_a_head_of_its_own(shared, folder, tmp_path, begun):
     start = ("--pretrained", "--weights-dir", shared / "weights")
-    answer, parameters = begun(tmp_path / "run", "-m", "resnet-29-0.5", "-d", folder, "--batch-size", 8, *start)
-    assert f"no weights are published for {folder}: starting from those for cifar10" in answer.stderr
-    assert "has a head of another size" in answer.stderr
+    said = f"no weights of resnet-29-0.5 are published for {folder}: starting from the body of those for cifar10"
+    with pytest.warns(UserWarning, match=re.escape(said)):
+        answer, parameters = begun(tmp_path / "run", "-m", "resnet-29-0.5", "-d", folder, "--batch-size", 8, *start)
+    assert "has other classes" in answer.stderr
     given = weights.read(shared / "weights" / "resnet" / "cifar10_resnet29-0000.params")
     assert parameters.keys() == given.keys()
     assert all(parameters[name].tobytes() == given[name].tobytes() for name in given if not head(name))

@@ -136,7 +136,7 @@ def test_an_export_that_lacks_a_parameter_or_was_fused_is_refused(tmp_path):
 
 def test_a_wide_resnet_gets_a_head_of_another_size_and_is_described(tmp_path):
     file = written(randomised("wrn-10-1"), "save_parameters", tmp_path)
-    assert load_weights(pydmobilenet.get_model("wrn-10-1", classes=3), file, other_head=True)
+    assert load_weights(pydmobilenet.get_model("wrn-10-1", classes=3), file, head="optional")
     with pytest.raises(BadFileError, match="the file is of wrn-10-1 with 7 classes"):
         load_weights(pydmobilenet.get_model("wrn-16-2", classes=7), file)
     weights.write(tmp_path / "copy.params", weights.load(file, zoo.describe("wrn-10-1", outputs=7)), {})
@@ -375,7 +375,7 @@ def test_a_parameter_that_is_not_finite_is_refused_wherever_it_is_read(value, ne
     for read in (
         lambda: params.read(path),
         lambda: load_weights(net, path),
-        lambda: load_weights(net, path, other_head=True),
+        lambda: load_weights(net, path, head="optional"),
         lambda: weights.write(target, weights.load(path, net.description), {}),
     ):
         with pytest.raises(BadFileError, match=rf"bad\.params holds numbers that are not finite: in '{name}'$"):
@@ -395,4 +395,9 @@ def test_a_conversion_leaves_a_file_of_the_users_own_alone(net, file, tmp_path):
     (tmp_path / "x.params.part").write_text("mine")
     weights.write(tmp_path / "x.params", weights.load(file, net.description), {})
     assert (tmp_path / "x.params.part").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["authors.params", "x.params", "x.params.part"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "authors.params",
+        "x.json",
+        "x.params",
+        "x.params.part",
+    ]

@@ -24,6 +24,20 @@ CPU = 1  # the device type that an array is loaded to
 TYPES = ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8")  # by MXNet's number for them
 
 
+def sidecar(path: Path) -> Path:
+    """Return the file beside parameters that records their network: the format has no place for metadata."""
+    return path.with_suffix(".json")
+
+
+def recognised(path: Path) -> bool:
+    """Return whether a file begins as this format does; not where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(8) == LIST_MAGIC.to_bytes(8, "little")
+    except OSError:
+        return False
+
+
 class _Reader:
     def __init__(self, content: bytes):
         self.content = memoryview(content)

@@ -84,10 +84,11 @@ def command(record: Record) -> str:
 
 
 def _metadata(record: Record) -> dict:
-    """What the run of a record says of itself; nothing of a published or a bundled one."""
+    """What the run of a record says of itself; nothing of any other record."""
     if record.file is None or not os.path.isfile(record.file.parent / METADATA):
         return {}
-    return read_metadata(record.file.parent)
+    metadata = read_metadata(record.file.parent)
+    return metadata if record.file.name in metadata["checkpoints"] else {}
 
 
 def check_put_aside(record: TrainedRecord) -> None:

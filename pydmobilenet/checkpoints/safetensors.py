@@ -21,6 +21,7 @@ from ..text import encodable
 from .params import check_finite
 
 SUFFIX = ".safetensors"
+FILE = f"model{SUFFIX}"  # of a directory in Hugging Face's layout
 LARGEST_HEADER = 100_000_000  # bytes, as the format has it
 BEGINNING = 9  # bytes: the header's length, and the brace that it begins with
 

@@ -4,20 +4,27 @@ structural names (``net.save_parameters``) and those of its scopes (``net.export
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from .. import fetching
+from .. import fetching, files
 from ..catalog import Architecture, Checkpoint
+from ..data import decoded
 from ..errors import BadFileError, InvalidValueError, MissingFileError, UnusableError
 from ..network import BatchNorm, Convolution, Dense, Layer, Network
 from ..resources import PRETRAINED
-from . import params, safetensors
+from . import params, runs, safetensors
+
+Head = Literal["required", "optional", "fresh"]
+"""Whether a file's dense layer has to fit the network, is loaded where it fits, or is never loaded."""
 
 # The authors' repository at the commit whose files were hashed. A mirror needs the same paths below its address.
 AUTHORS_REPOSITORY = (
@@ -92,12 +99,6 @@ def _converted(path: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
-def origins(path: Path) -> set[str]:
-    """The SHA-256 of a file of parameters, and of the file that it was converted from, if it tells that."""
-    told = safetensors.read(path).metadata if safetensors.recognised(path) else {}
-    return {fetching.digest(path, "sha256").partition(":")[2], told.get("source_sha256", "")} - {""}
-
-
 def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
     """The verified file of a checkpoint, downloaded if it is not on this machine: to `root`, ``$PYDMOBILENET_HOME`` or
     MXNet's home, never into the package.
@@ -124,9 +125,10 @@ def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
 def read(path: Path, network: Network | None = None) -> dict[str, np.ndarray]:
     """The named arrays of a parameter file, under our structural names; those of Gluon's scopes need the network.
 
-    Raises MissingFileError, and BadFileError for what is no parameter file or has names that are none of ours.
+    Raises MissingFileError, and BadFileError for what is no parameter file or has names that are none of ours; for a
+    file of PyTorch's, UnusableError where PyTorch cannot be imported.
     """
-    arrays = safetensors.read(path).arrays if safetensors.recognised(path) else params.read(path)
+    arrays = _arrays(path)
     scoped = {} if network is None else _scoped_names(arrays, network)
     translated = {}
     for name, array in arrays.items():
@@ -139,6 +141,28 @@ def read(path: Path, network: Network | None = None) -> dict[str, np.ndarray]:
             raise BadFileError(f"{path} has {ours} twice")
         translated[ours] = array
     return translated
+
+
+def _arrays(path: Path) -> Mapping[str, np.ndarray]:
+    if safetensors.recognised(path):
+        return safetensors.read(path).arrays
+    if not _is_of_pytorch(path):
+        return params.read(path)
+    try:
+        from ..pytorch import state_dict
+    except Exception as error:  # its shared libraries may be missing, or not fit together
+        why = " ".join(str(error).split())[:200]
+        raise UnusableError(f"{path} needs PyTorch ({why}): pip install 'pydmobilenet[torch]'") from None
+    return state_dict.read(path)
+
+
+def _is_of_pytorch(path: Path) -> bool:
+    """Return whether a file begins as those of ``torch.save``: as a zip archive or, in the old format, as a pickle."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4).startswith((b"PK\3\4", b"\x80"))
+    except OSError:
+        return False
 
 
 def structural_name(name: str) -> str | None:
@@ -198,15 +222,16 @@ def _places(names: Iterable[str]) -> dict[str, tuple[str, int]]:
     return {name: (kind, place) for kind, alike in kinds.items() for place, name in enumerate(alike)}
 
 
-def load(path: Path, network: Network, other_head: bool = False) -> dict[str, np.ndarray]:
+def load(path: Path, network: Network, head: Head = "required") -> dict[str, np.ndarray]:
     """The parameters of a file in float32, checked both ways against the network that they are for.
 
-    Raises BadFileError unless the file has every parameter of the network in its shape and no other. With `other_head`,
-    the dense layer may be of another size: its parameters are left out then.
+    A dense layer that is not loaded, as `head` says, is left out. Raises BadFileError unless the file has every other
+    parameter of the network in its shape and no other.
     """
     arrays, wanted = read(path, network), dict(network.parameters)
     dense = [f"{network.head.name}.{name}" for name in network.head.parameters]
-    if other_head and any(name in arrays and arrays[name].shape != wanted[name] for name in dense):
+    differs = any(name in arrays and arrays[name].shape != wanted[name] for name in dense)
+    if head == "fresh" or (head == "optional" and differs):
         wanted = {name: shape for name, shape in wanted.items() if name not in dense}
         arrays = {name: array for name, array in arrays.items() if name not in dense}
     missing = [name for name in wanted if name not in arrays]
@@ -247,24 +272,31 @@ def describe(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def check_target(target: Path) -> None:
-    """Raises InvalidValueError for a file whose name ends like none that `write` knows."""
+    """Raises InvalidValueError for a file whose name is none that `write` knows, UnusableError where it exists."""
     if target.suffix not in (params.SUFFIX, safetensors.SUFFIX):
         likely = target.with_suffix(safetensors.SUFFIX)
         allowed = f"{params.SUFFIX}, {safetensors.SUFFIX}"
         raise InvalidValueError(f"{target} ends like no parameter file; nearest: {likely.name} (allowed: {allowed})")
+    sidecar = [params.sidecar(target)] if target.suffix == params.SUFFIX else []
+    if any(path.name == runs.METADATA for path in sidecar):
+        raise InvalidValueError(f"{target} would make its directory look like a run; choose another name")
+    for path in (target, *sidecar):
+        if os.path.lexists(path):
+            raise UnusableError(f"{path} exists already; choose another name, or move it away")
 
 
 def write(target: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write parameters under their structural names, in the format that the target's name ends with: ``.params``, for
-    Gluon's ``net.load_parameters``, which has no place for metadata, or ``.safetensors``.
+    """Write parameters under their structural names, in the format that the target's name ends with: ``.safetensors``,
+    or ``.params`` for Gluon's ``net.load_parameters``, whose metadata go into a `params.sidecar`.
 
-    Raises as `check_target` does, and UnusableError where the target exists already or cannot be written; it is put in
-    place whole or not at all.
+    Raises as `check_target` does, and UnusableError where the files cannot be written; they are put in place whole or
+    not at all.
     """
     check_target(target)
-    if os.path.exists(target):
-        raise UnusableError(f"{target} exists already; choose another name, or move it away")
-    if target.suffix == params.SUFFIX:
-        params.write(target, arrays)
-    else:
+    if target.suffix == safetensors.SUFFIX:
         safetensors.write(target, arrays, metadata)
+        return
+    content = params.dump(arrays)
+    record = {**decoded(metadata), "sha256": hashlib.sha256(content).hexdigest()}
+    # The sidecar first: an interruption leaves no parameters behind that would be taken for those of another task.
+    files.write_together({params.sidecar(target): json.dumps(record, indent=1) + "\n", target: content})

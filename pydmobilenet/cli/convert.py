@@ -12,7 +12,7 @@ from . import options
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, help="a .params file, of the authors too, a .safetensors file, or a run")
+    parser.add_argument("source", type=Path, help=f"a run, {options.WEIGHTS_FILES}")
     parser.add_argument("target", type=Path, help="the file to write, .params or .safetensors")
     parser.add_argument(
         "-m", "--model", metavar="NAME", help="as pyd-concat-56-0.5; of a source that tells it, its own"

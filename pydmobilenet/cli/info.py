@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from .. import catalog, zoo
+from .. import catalog, fetching, zoo
 from ..checkpoints import described, params, runs, safetensors
 from ..data import get_task
 from ..reporting.listing import layer_table
@@ -19,10 +18,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    path = Path(arguments.model)
+    path = fetching.expanded(arguments.model)
     # A folder may have a network's name too.
-    is_file = path.suffix in (params.SUFFIX, safetensors.SUFFIX) or (path / runs.METADATA).exists()
-    found = described.find(path) if is_file else None
+    is_file = path.is_file() or path.suffix in (params.SUFFIX, safetensors.SUFFIX)
+    is_directory = any((path / name).exists() for name in (runs.METADATA, safetensors.FILE))
+    found = described.get(path) if is_file or is_directory else None
     if found:
         described.check_given(found, None, arguments.dataset)
     name = found.model if found else catalog.parse_name(arguments.model).name
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     if found:
         print(printable(f"classes: {', '.join(task.classes)}"))
         print(f"images: {task.image_size}x{task.image_size} pixels")
-        for name_of_row, text in runs.origin(found.record) if found.record else ():
+        for name_of_row, text in runs.origin(found):
             print(printable(f"{name_of_row}: {text}"))
     print(layer_table(zoo.describe(name, task.name, task.outputs), task.image))
     return 0

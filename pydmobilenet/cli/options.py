@@ -24,6 +24,7 @@ from ..text import printable
 # Seconds. All processes that torchrun has started on a machine meet a mistake. The first one tells of it, whereupon
 # torchrun ends the others; one that has met it alone tells of it after this time.
 FIRST_SPEAKS = 5
+WEIGHTS_FILES = "a .params, .safetensors or .pth file, a directory in Hugging Face's layout"
 
 
 class Parser(argparse.ArgumentParser):
@@ -120,7 +121,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     """Options that name one network and its weights; `source` understands them."""
     parser.add_argument("-m", "--model", metavar="NAME", help="as pyd-concat-56-0.5; of a run, its own")
     add_dataset(parser)
-    text = "a run, a .params or .safetensors file, or published (default): the authors' weights, or the bundled ones"
+    text = f"a run, {WEIGHTS_FILES}, or published (default): the authors' weights, or the bundled ones"
     parser.add_argument("--weights", default=zoo.PUBLISHED, metavar="PATH", help=text)
     text = "pixels, wide and high, that images are resized to (default: those it was trained with)"
     parser.add_argument("--image-size", type=positive, metavar="N", help=text)
@@ -129,8 +130,8 @@ def add_network(parser: argparse.ArgumentParser) -> None:
 
 def source(arguments: argparse.Namespace) -> zoo.Source:
     """The network that the options name."""
-    found = zoo.source(arguments.model, arguments.dataset, arguments.weights, arguments.weights_dir)
-    return found.resized(arguments.image_size)
+    where = arguments.weights, arguments.weights_dir
+    return zoo.source(arguments.model, arguments.dataset, *where, arguments.image_size)
 
 
 def choose_engine(arguments: argparse.Namespace, fused: bool = True) -> engine.Choice:

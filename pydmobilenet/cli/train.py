@@ -40,7 +40,8 @@ def add_options(parser: ArgumentParser) -> None:
     option("--output", type=Path, metavar="DIR", help="the run's directory (default: runs/MODEL-DATASET)")
     option("--resume", metavar="DIR", help="go on with this run; auto: with that in --output, or begin it")
     beginning = parser.add_mutually_exclusive_group().add_argument
-    beginning("--weights", "--init", metavar="PATH", help="start from those of a run, a .params file, or published")
+    text = f"start from those of a run, {options.WEIGHTS_FILES}, or published"
+    beginning("--weights", "--init", metavar="PATH", help=text)
     text = "the same as --weights published"
     beginning("--pretrained", action="store_const", dest="weights", const=zoo.PUBLISHED, help=text)
     options.add_weights_dir(parser)

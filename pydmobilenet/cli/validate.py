@@ -16,8 +16,8 @@ from typing import Any
 
 from .. import catalog, fetching, validation, zoo
 from ..catalog import Record
-from ..checkpoints import runs
-from ..data import dataset_name
+from ..checkpoints import described, runs
+from ..data import dataset_name, get_task
 from ..errors import InvalidValueError, UserError
 from ..reporting import classes, html, tables
 from ..reporting.listing import layer_table
@@ -27,13 +27,13 @@ from . import options
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
-    option("runs", nargs="*", metavar="RUN", help="runs of train.py, as --weights (default: the tables)")
+    option("runs", nargs="*", metavar="RUN", help="as --weights (default: the tables)")
     several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
     option("-d", "--dataset", **several, metavar="NAME", help="cifar10, cifar100-coarse, imagenet32, digits")
     option("-m", "--model", **several, metavar="PATTERN", help="names or wildcards, as 'pyd-concat-*'")
     text = "29, 56 or 28 (the Wide ResNets)"
     option("-l", "--depth", **several, type=options.positive, metavar="N", help=text)
-    text = "runs, .params files of them, or published (default): the tables and the bundled networks"
+    text = "runs, files that record their network, or published (default): the tables and the bundled networks"
     option("--weights", "-r", "--run", **several, metavar="PATH", help=text)
     options.add_device(parser)
     options.add_data_dir(parser)
@@ -80,7 +80,8 @@ def selected(arguments: argparse.Namespace) -> list[Record]:
     chosen = [*arguments.runs, *arguments.weights]
     if set(chosen) == {zoo.PUBLISHED}:
         chosen = []
-    rows: list[Record] = [runs.of_run(Path(path)) for path in chosen] or [*catalog.RECORDS, *runs.bundled()]
+    own = [described.get(fetching.expanded(path)) for path in chosen]
+    rows: list[Record] = [*own] or [*catalog.RECORDS, *runs.bundled()]
     if chosen:
         arguments.data_dir = folder_of_runs(arguments) or arguments.data_dir
     records = catalog.select(arguments.model or ["*"], arguments.dataset or ["*"], arguments.depth, rows)
@@ -102,7 +103,8 @@ def folder_of_runs(arguments: argparse.Namespace) -> Path | None:
 def print_networks(records: Sequence[Record]) -> None:
     for record in records:
         print(printable(f"{record.model} on {record.dataset}"))
-        print(layer_table(zoo.describe(record.model, record.dataset, record.outputs)))
+        task = record.task or get_task(record.dataset)
+        print(layer_table(zoo.describe(record.model, task.name, task.outputs), task.image))
 
 
 def show(found: validation.Found, arguments: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 from .batching import batches
 from .dataset import IMAGE_SIZES, Dataset, Task, normalise
-from .datasets import DATASETS, about, dataset_name, get_task, of_metadata, recorded_task
+from .datasets import DATASETS, about, dataset_name, decoded, get_task, of_metadata, recorded_task
 from .splits import Fractions, Splits, get_dataset, get_splits
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "about",
     "batches",
     "dataset_name",
+    "decoded",
     "get_dataset",
     "get_splits",
     "get_task",

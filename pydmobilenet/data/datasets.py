@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .. import fetching
 from ..errors import BadFileError, InvalidValueError, unknown
@@ -76,7 +77,7 @@ def recorded_task(name: str, record: Mapping[str, object]) -> Task:
     InvalidValueError for an unknown name.
     """
     if name.startswith("folder:"):
-        known = Task(name, folder.title(name), (), 0, IMAGENET_MEAN, IMAGENET_STD, image_size=_size(record))
+        known = Task(name, folder.title(name), (), 0, IMAGENET_MEAN, IMAGENET_STD)
     else:
         known = get_task(name)
     classes, outputs = record.get("classes", known.classes), record.get("outputs", known.outputs)
@@ -87,14 +88,15 @@ def recorded_task(name: str, record: Mapping[str, object]) -> Task:
     mean, std = (_channels(record.get(key, getattr(known, key))) for key in ("mean", "std"))
     if min(std) <= 0:
         raise ValueError("a standard deviation is not above 0")
-    return replace(known, classes=tuple(classes), outputs=outputs, mean=mean, std=std)
+    size = _size(record, known.image_size)
+    return replace(known, classes=tuple(classes), outputs=outputs, mean=mean, std=std, image_size=size)
 
 
 RECORDED = ("outputs", "classes", "mean", "std", "image_size")
 
 
-def _size(record: Mapping[str, object]) -> int:
-    size = record.get("image_size", images.SIDE)  # files of earlier versions do not tell it
+def _size(record: Mapping[str, object], known: int) -> int:
+    size = record.get("image_size", known)  # files of earlier versions do not tell it
     if type(size) is not int or size not in IMAGE_SIZES:
         raise ValueError(f"an image_size of {str(size)[:20]} cannot be")
     return size
@@ -117,8 +119,12 @@ def about(task: Task) -> dict[str, str]:
 
 def of_metadata(metadata: Mapping[str, str]) -> Task:
     """The task that a file tells as `about` has it. Raises KeyError without a data set, else as `recorded_task`."""
-    recorded = {key: json.loads(metadata[key]) for key in RECORDED if key in metadata}
-    return recorded_task(metadata["dataset"], recorded)
+    return recorded_task(metadata["dataset"], decoded(metadata))
+
+
+def decoded(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return what `about` has written as texts with the numbers and lists that they stand for."""
+    return {key: json.loads(text) if key in RECORDED else text for key, text in metadata.items()}
 
 
 def _channels(values: object) -> tuple[float, float, float]:
@@ -153,7 +159,7 @@ def read_split(
     allowed = (*folder.SPLITS, folder.ALL) if name.startswith("folder:") else ("train", "test")
     if split not in allowed:
         raise unknown("split", split, allowed)
-    own = get_task(name)
+    own = get_task(name, task.image_size if task else None)
     if task is not None and sorted(task.classes) != sorted(own.classes):
         raise BadFileError(_other_classes(own, task))
     task = task or own

@@ -25,7 +25,6 @@ from .dataset import content_hash
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
-    from PIL.ImageFile import ImageFile
 
 SIDE = 32  # pixels, unless another size is asked for
 FORMATS = {
@@ -51,6 +50,7 @@ ORIENTATION = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # keywords of co
 # Drawings and logos are cut out to be put on a page, which is white; on black their ink would vanish.
 BACKGROUND = "white"
 
+_GIVEN = threading.Lock()  # held while a caller's image is decoded, which may be given several times
 _LIBTIFF = threading.Lock()  # held while standard error leads nowhere, which is so for the whole process
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it says of damaged files would go to standard error
@@ -68,6 +68,7 @@ class Picture(NamedTuple):
 
 
 PictureOrError = Union[Picture, BadFileError]
+Content = Union[bytes, np.ndarray, "Pillow.Image"]
 
 
 def read(path: Path, resize: bool = True, side: int = SIDE) -> Picture:
@@ -85,17 +86,6 @@ def content(path: Path) -> bytes:
         raise BadFileError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """Pixels (H, W, 3) in uint8 as a PNG file; raises BadFileError for pixels of another form."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise BadFileError(f"pixels are {pixels.shape} in {pixels.dtype} (allowed: (height, width, 3) in uint8)")
-    from PIL import Image
-
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
-    return content.getvalue()
-
-
 def decode(content: bytes, name: str, resize: bool = True, side: int = SIDE) -> Picture:
     """The picture that a file's content holds: turned upright, put on white, resized by area-weighted bilinear.
 
@@ -107,11 +97,11 @@ def decode(content: bytes, name: str, resize: bool = True, side: int = SIDE) -> 
 
 
 def decode_all(
-    files: Sequence[Any] | np.ndarray, names: Sequence[str], content: Callable[[Any], bytes], side: int = SIDE
+    files: Sequence[Any], names: Sequence[str], content: Callable[[Any], Content], side: int = SIDE
 ) -> list[PictureOrError]:
     """The picture of each file, or the error that `decode` raises for it, by several threads.
 
-    `content` gives what a file holds.
+    `content` gives what a file holds, pixels (H, W, 3) in uint8, or an image of Pillow's.
     """
 
     def attempt(file: Any, name: str) -> PictureOrError:
@@ -125,11 +115,14 @@ def decode_all(
         return list(pool.map(attempt, files, names))
 
 
-def _decode(content: bytes, name: str, resize: bool, side: int) -> Picture:
+def _decode(content: Content, name: str, resize: bool, side: int) -> Picture:
     from PIL import Image
 
     try:
-        image, transparent = _on_background(_upright(content, None if resize else side))
+        ours = not isinstance(content, Image.Image)
+        opened = _open(content) if isinstance(content, bytes) else content
+        image = Image.fromarray(opened) if isinstance(opened, np.ndarray) else opened
+        image, transparent = _on_background(_upright(image, None if resize else side, ours))
         size = image.size
         if size != (side, side):
             image = image.resize((side, side), Image.Resampling.BILINEAR)  # Pillow's takes in all pixels
@@ -141,9 +134,9 @@ def _decode(content: bytes, name: str, resize: bool, side: int) -> Picture:
         raise BadFileError(f"{name} cannot be read as an image: {reason[:200]}") from None
 
 
-def _upright(content: bytes, side: int | None) -> Pillow.Image:
-    """A picture in RGB or RGBA, as the camera noted which way is up; with a `side`, one of that size alone."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+def _open(content: bytes) -> Pillow.Image:
+    """The image that a file's content holds, not yet decoded."""
+    from PIL import Image, UnidentifiedImageError
 
     if len(content) > MAX_BYTES:
         raise BadFileError(f"is larger than {MAX_BYTES:,} bytes, which is the most allowed")
@@ -153,21 +146,33 @@ def _upright(content: bytes, side: int | None) -> Pillow.Image:
         raise BadFileError(f"cannot be read as an image (allowed: {', '.join(FORMATS)})") from None
     except Image.DecompressionBombError:
         raise BadFileError(f"has more than {MAX_PIXELS:,} pixels, which are the most allowed") from None
+    # By mere chance, what stands beside the pixels (a film, a thumbnail) has a scan's two bytes once in 65,536.
+    if content[:2] == b"\xff\xd8" and content.count(b"\xff\xda") > MAX_SCANS + len(content) // 16_384:
+        raise BadFileError(f"has more than {MAX_SCANS} scans, which are the most allowed")
+    return image
+
+
+def _upright(image: Pillow.Image, side: int | None, ours: bool) -> Pillow.Image:
+    """A picture in RGB or RGBA, as the camera noted which way is up; with a `side`, one of that size alone. One of
+    `ours` is closed.
+    """
+    from PIL import ImageOps
+
     tags = getattr(image, "tag_v2", {})  # which a TIFF alone has
     for width, height in (image.size, (tags.get(322, 1), tags.get(323, 1))):  # of a TIFF's tiles, each decoded whole
         if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
             allowed = f"{MAX_PIXELS:,}, and {MAX_SIDE:,} a side"
             raise BadFileError(f"has {width:,}x{height:,} pixels (allowed: up to {allowed})")
+    if not all(image.size):
+        raise BadFileError("has no pixels")
     if side and image.size != (side, side):
         raise BadFileError(f"has {image.width}x{image.height} pixels (allowed: {side}x{side})")
-    # By mere chance, what stands beside the pixels (a film, a thumbnail) has a scan's two bytes once in 65,536.
-    if content[:2] == b"\xff\xd8" and content.count(b"\xff\xda") > MAX_SCANS + len(content) // 16_384:
-        raise BadFileError(f"has more than {MAX_SCANS} scans, which are the most allowed")
-    raw_mode = _raw_mode(image)  # which Pillow forgets as it decodes
     negative = bool(tags) and tags.get(262, 0) == 0  # PhotometricInterpretation: 0 is white
-    with _no_standard_error() if tags else nullcontext():
+    with nullcontext() if ours else _GIVEN, _no_standard_error() if tags else nullcontext():
+        raw_mode = _raw_mode(image)  # which Pillow forgets as it decodes
         upright = ImageOps.exif_transpose(image)
-    image.close()  # frees its pixels
+    if ours:
+        image.close()  # frees its pixels
     return _colours(upright, raw_mode, negative)
 
 
@@ -226,11 +231,12 @@ def _no_standard_error() -> Iterator[None]:
             os.close(nowhere)
 
 
-def _raw_mode(image: ImageFile) -> str:
-    """How a file has its pixels, in Pillow's words, as RGB;16B; empty where that does not matter."""
-    if not image.tile:
+def _raw_mode(image: Pillow.Image) -> str:
+    """How a file has its pixels, in Pillow's words, as RGB;16B; empty where that does not matter or is not known."""
+    tile = getattr(image, "tile", None)  # which an image that is decoded has no longer
+    if not tile:
         return ""
-    arguments = image.tile[0][3]
+    arguments = tile[0][3]
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
 
@@ -253,6 +259,8 @@ def _colours(image: Pillow.Image, raw_mode: str, negative: bool) -> Pillow.Image
     elif deep and key is not None:
         raise BadFileError("has a transparent colour of 16 bits, of which 8 are read: save it with alpha instead")
     elif key is not None and image.mode in ("1", "L"):
+        if image.mode == "L" and not raw_mode and 0 < key < 16:
+            raise BadFileError("is decoded already, which hides its transparent grey: pass its file")
         scale = {"L;2": 85, "L;4": 17}.get(raw_mode, 1)  # pixels have been scaled to 8 bits, their key has not
         image, key = image.convert("L"), 255 * bool(key) if image.mode == "1" else key * scale
         clear = np.asarray(image) == key

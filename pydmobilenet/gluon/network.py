@@ -111,7 +111,7 @@ class WideResNet(HybridBlock):
 
 
 def get_model(
-    name: str,
+    name: str | None = None,
     dataset: str | None = None,
     classes: int | None = None,
     pretrained: bool = False,
@@ -159,12 +159,12 @@ def set_arrays(net: HybridBlock, arrays: Mapping[str, np.ndarray]) -> None:
         parameters[name].set_data(mx.nd.array(array, dtype=parameters[name].dtype))
 
 
-def load_weights(net: HybridBlock, path: Path, other_head: bool = False) -> bool:
+def load_weights(net: HybridBlock, path: Path, head: weights.Head = "required") -> bool:
     """Load a parameter file into a network, checked by `checkpoints.weights.load`. Nothing is changed where it raises.
 
     The answer is whether the dense layer was left as it is.
     """
-    arrays = weights.load(path, net.description, other_head)
+    arrays = weights.load(path, net.description, head)
     set_arrays(net, arrays)
     return len(arrays) < len(net.description.parameters)
 

@@ -11,6 +11,7 @@ from mxnet import gluon, nd
 from mxnet.contrib import amp
 from mxnet.gluon.block import HybridBlock
 
+from ..checkpoints.weights import Head
 from ..data import Dataset, Task
 from ..errors import UnusableError
 from ..training.config import Config
@@ -164,9 +165,9 @@ class GluonTrainer:
                     updater.states[index] = nd.array(momentum[name], context)
                     updater.states_synced[index] = True
 
-    def load_weights(self, path: Path, other_head: bool = False) -> bool:
-        """Load the parameters of a file. Returns whether the dense layer kept its own: the file's had another size."""
-        return load_weights(self.net, path, other_head)
+    def load_weights(self, path: Path, head: Head = "required") -> bool:
+        """Load the parameters of a file. Returns whether the dense layer kept its own, as `head` says."""
+        return load_weights(self.net, path, head)
 
     def _wait(self) -> None:
         """Let the last backward pass end: MXNet does not know that it still writes the moving statistics."""

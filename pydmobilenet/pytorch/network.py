@@ -311,7 +311,7 @@ class WideResNet(Classifier):
 
 
 def get_model(
-    name: str,
+    name: str | None = None,
     dataset: str | None = None,
     classes: int | None = None,
     pretrained: bool = False,

@@ -46,13 +46,13 @@ def _create(variant: str, pretrained: bool, name: str, dataset: str | None = Non
         lambda **arguments: _make(name, dataset, **arguments), variant, of_timm, cfg.to_dict(), **options
     )
     if pretrained and not of_timm:
-        _load(net, name, dataset)
+        _load(net, name, dataset, options.get("num_classes") or None)
     return net
 
 
-def _load(net: Classifier, name: str, dataset: str) -> None:
-    """Load the authors' weights, but for a head of another size."""
-    arrays = zoo.request(name, dataset, net.num_classes or None, pretrained=True).arrays
+def _load(net: nn.Module, name: str, dataset: str, classes: int | None) -> None:
+    """Load the published weights; where so many classes are asked for, perhaps without those of the head."""
+    arrays = zoo.request(name, dataset, classes, pretrained=True).arrays
     set_arrays(net, {key: array for key, array in arrays.items() if key in net.state_dict()})
 
 

@@ -201,8 +201,8 @@ class PyTorchTrainer:
             values = {"scale": float(scale[0]), "_growth_tracker": int(scale[1])}
             self.scaler.load_state_dict({**self.scaler.state_dict(), **values})
 
-    def load_weights(self, path: Path, other_head: bool = False) -> bool:
-        """Load the parameters of a file. Returns whether the dense layer kept its own: the file's had another size."""
-        arrays = weights.load(path, self.net.description, other_head)
+    def load_weights(self, path: Path, head: weights.Head = "required") -> bool:
+        """Load the parameters of a file. Returns whether the dense layer kept its own, as `head` says."""
+        arrays = weights.load(path, self.net.description, head)
         set_arrays(self.net, arrays)
         return len(arrays) < len(self.net.description.parameters)

@@ -40,7 +40,7 @@ def zoo_table(records: Sequence[Record], root: Path | None = None, width: int | 
     return grid(rows, [*columns[:-1], "here"], alignment)
 
 
-def layer_table(described: network.Network, image: tuple[int, int, int] = (3, 32, 32)) -> str:
+def layer_table(described: network.Network, image: tuple[int, int, int]) -> str:
     """A network, layer by layer: names as in the checkpoints, output for one image of a shape (3, H, W), parameters,
     multiply-adds.
     """

@@ -38,7 +38,7 @@ def points(results: Iterable[Result], cost: str) -> list[Point]:
     for result in results:
         record = result.record
         published = record.params_m if cost == "parameters" else record.flops_m
-        if record.published and published:
+        if record.published and published and record.top1_error is not None:
             found.append(Point(record.model, False, published, record.top1_error))
         if result.counts and result.complexity:
             interval = None if result.complete else result.interval

@@ -188,7 +188,7 @@ def _cells(results: Sequence[Result], reasons: Sequence[int]) -> tuple[list[str]
     expected = "published" if published else "recorded"
     counted = ["params, M", "published", "mult-adds, M", "published"] if published else ["params, M", "mult-adds, M"]
     columns = ["model", *([] if published else ["checkpoint"]), *counted, "error, %", expected]
-    with_interval = any(result.counts and (not result.complete or runs.is_run(result.record)) for result in results)
+    with_interval = any(result.counts and not _is_judged_alone(result) for result in results)
     with_top5 = results[0].record.top5_error is not None
     columns[-1:-1] = ["95 % interval"] if with_interval else []
     columns += ["top-5, %", expected] if with_top5 else []
@@ -208,13 +208,18 @@ def _cells(results: Sequence[Result], reasons: Sequence[int]) -> tuple[list[str]
         row.append(f"{result.error:.2f}" if counts else "")
         if with_interval:
             row.append("{:.2f} to {:.2f}".format(*result.interval) if counts else "")
-        row.append(f"{record.top1_error:.2f}")
+        row.append("" if record.top1_error is None else f"{record.top1_error:.2f}")
         if with_top5:
             row += [f"{result.top5_error:.2f}" if counts else "", f"{record.top5_error:.2f}"]
         row.append(" / ".join(f"{points:+.2f}" for points in result.differences) if counts else "")
         row.append(result.verdict + (f" [{reason}]" if reason else ""))
         rows.append(row)
     return columns, rows
+
+
+def _is_judged_alone(result: Result) -> bool:
+    """Return whether the verdict says all: a run's own images are few, and other rows are not judged."""
+    return result.complete and result.record.top1_error is not None and not runs.is_run(result.record)
 
 
 def to_dict(result: Result) -> dict[str, object]:

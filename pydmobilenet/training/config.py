@@ -143,7 +143,7 @@ NEW_KEYS = {
 OLD_KEYS = {"accumulate": "accumulation_steps", "plain_epochs": "mixup_off_epochs"}
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The values of a YAML file under the keys of today, each of them checked on its own.
 
     Raises MissingFileError, UnusableError, BadFileError and InvalidValueError.

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import catalog, fetching, processes, provenance, zoo
-from ..checkpoints import params, runs
-from ..checkpoints import weights as checkpoints
+from .. import fetching, processes, provenance, zoo
+from ..checkpoints import described, params, runs
 from ..checkpoints.runs import METADATA, read_metadata
 from ..data import Fractions, Splits, Task, dataset_name, folder, get_splits, get_task, recorded_task
 from ..data.datasets import located
@@ -54,21 +53,31 @@ class RunOptions:
     command: str = field(default_factory=provenance.command)
 
 
-def check_places(dataset: str | Path | None, data_dir: Path | None) -> None:
+def check_places(dataset: str | os.PathLike[str] | None, data_dir: Path | None) -> None:
     """Raises UserError where a new run's data set and its directory are two places."""
     if dataset and dataset_name(dataset).startswith("folder:") and data_dir:
         raise UserError("a folder and --data-dir name two places of the data: give one of them")
 
 
-def configure(given: Mapping[str, Any], recipe: str | Path | None = None, pretrained: bool = False) -> Config:
+def configure(
+    given: Mapping[str, Any],
+    recipe: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+) -> Config:
     """The configuration of a recipe, a file or the name of one in configs/, and over its values those `given`.
 
-    By default it is the recipe of the data set; that of a folder depends on whether weights are loaded (`pretrained`).
-    A warm-up that the recipe has and the epochs given leave no room for keeps its share of the epochs, with a warning.
+    By default it is the recipe of the data set; that of a folder depends on whether `weights` are loaded. The model of
+    weights that record it replaces that of a default recipe. A warm-up that the recipe has and the epochs given leave
+    no room for keeps its share of the epochs, with a warning.
+
     Raises MissingFileError, BadFileError and InvalidValueError.
     """
     dataset = dataset_name(str(given.get("dataset", "cifar10")))
     get_task(dataset)  # first of all: what is wrong with it explains the rest
+    pretrained = weights is not None
+    if recipe is None and "model" not in given and weights is not None and weights != zoo.PUBLISHED:
+        found = described.find(fetching.expanded(weights))
+        given = {"model": found.model, **given} if found else given
     recipe = recipe or default_recipe(dataset, pretrained)
     bundled = CONFIGS / f"{recipe}.yaml"  # by its mere name
     values = configuration.read(bundled if bundled.is_file() else recipe)
@@ -137,8 +146,12 @@ def start(config: Config, directory: Path, options: RunOptions, init: zoo.Initia
     if most := listing.most_training_images(name, task):
         updates_per_epoch(config, most)  # raises where even all of them are too few
     trainer = options.make_trainer(config, task)
-    if init is not None and trainer.load_weights(init.file, other_head=True):
-        _say(f"{init.file} has a head of another size: the dense layer for {task.title} starts anew")
+    if init is not None:
+        other_classes = init.task is not None and init.task.classes != task.classes
+        if trainer.load_weights(init.file, "fresh" if other_classes else "optional"):
+            _say(f"{init.file} has other classes: the dense layer for {task.title} starts anew")
+        if init.task is None:
+            zoo.warn_of_assumed(init.file, task)
     if init and init.task and init.task.image_size != config.image_size and config.body_rate < 1:
         size, body_rate = init.task.image_size, config.body_rate
         _say(
@@ -357,26 +370,22 @@ def default_directory(config: Config) -> Path:
     return Path("runs") / name.encode(errors="surrogateescape")[:LONGEST_NAME].decode(errors="ignore").rstrip("- .")
 
 
-def initial_weights(config: Config, weights: str | Path, root: Path | None = None) -> zoo.Initial:
-    """The weights to start from: those of a run, a file, or the published ones; with their normalisation, if it is
-    known.
+def initial_weights(config: Config, weights: str | os.PathLike[str], root: Path | None = None) -> zoo.Initial:
+    """The weights to start from: the published ones (`zoo.body`), or those of a path; with their task, if it is known.
+
+    Raises InvalidValueError where they are of another model.
     """
     if weights == zoo.PUBLISHED:
-        return published_weights(config, root)
-    return zoo.initial(fetching.expanded(weights))
-
-
-def published_weights(config: Config, root: Path | None = None) -> zoo.Initial:
-    """The authors' weights to start from: those for this data set, or else those for CIFAR-10."""
-    own, other = (catalog.find(config.model, name) for name in (config.dataset, "cifar10"))
-    record = own or other
-    if record is None or record.checkpoint is None:
-        raise MissingFileError(
-            f"no weights of {config.model} are published for {config.dataset}: --weights FILE takes any others"
-        )
-    if own is None:
-        _say(f"no weights are published for {config.dataset}: starting from those for cifar10")
-    return zoo.Initial(checkpoints.obtain(record.checkpoint, root), get_task(record.dataset))
+        record = zoo.body(config.model, config.dataset)
+        return zoo.Initial(zoo.record_file(record, root), record.task or get_task(record.dataset))
+    path = fetching.expanded(weights)
+    found = described.find(path)
+    if found is None:
+        return zoo.Initial(path, None, runs.UNKNOWN)
+    described.check_given(found, config.model, None)
+    # Images of other data sets than folders are divided once and for all.
+    harmless = found.seen == runs.UNKNOWN and not found.task.name.startswith("folder:")
+    return zoo.Initial(runs.verified(found), found.task, "" if harmless else found.seen)
 
 
 def _data_set(

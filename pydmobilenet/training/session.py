@@ -28,16 +28,16 @@ class Session(NamedTuple):
     engine: str
     directory: Path
     resumed: bool
-    weights: str | Path | None = None
+    weights: str | os.PathLike[str] | None = None
     weights_dir: Path | None = None
 
 
 def plan(
     given: Mapping[str, Any],
-    recipe: str | Path | None = None,
-    output: str | Path | None = None,
-    resume: str | Path | None = None,
-    weights: str | Path | None = None,
+    recipe: str | os.PathLike[str] | None = None,
+    output: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
     weights_dir: Path | None = None,
     data_dir: Path | None = None,
     engine: str = "auto",
@@ -55,7 +55,7 @@ def plan(
         prepare.check_same(given, config)
         return Session(config, prepare.engine_of(directory, engine), directory, resumed=True)
     prepare.check_places(given.get("dataset"), data_dir)
-    config = prepare.configure(given, recipe, pretrained=weights is not None)
+    config = prepare.configure(given, recipe, weights)
     directory = fetching.expanded(output or prepare.default_directory(config))
     if (resume == AUTO or processes.restarted()) and os.path.isfile(directory / CONFIG):
         run = prepare.read_config(directory)
@@ -66,7 +66,7 @@ def plan(
     return Session(config, engine, directory, False, weights, weights_dir)
 
 
-def _initial(config: Config, weights: str | Path | None, weights_dir: Path | None) -> zoo.Initial | None:
+def _initial(config: Config, weights: str | os.PathLike[str] | None, weights_dir: Path | None) -> zoo.Initial | None:
     return None if weights is None else prepare.initial_weights(config, weights, weights_dir)
 
 

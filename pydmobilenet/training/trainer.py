@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..checkpoints.weights import Head
 from ..data import Dataset, batches
 from ..errors import BadFileError, InvalidValueError
 from ..metrics import count_wrong
@@ -78,10 +79,10 @@ class Trainer(Protocol):
         Raises BadFileError for the state of another network.
         """
 
-    def load_weights(self, path: Path, other_head: bool = False) -> bool:
-        """Load the parameters of a file. With `other_head`, a dense layer of another size keeps its own parameters.
+    def load_weights(self, path: Path, head: Head = "required") -> bool:
+        """Load the parameters of a file, those of the dense layer as `head` says.
 
-        Returns whether the dense layer kept them. Raises MissingFileError and BadFileError.
+        Returns whether the dense layer kept its own. Raises MissingFileError and BadFileError.
         """
 
 
