@@ -7,6 +7,7 @@ and `run(arguments)`, whose answer is the exit code. ``run_validation.py`` is ``
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
@@ -49,7 +50,8 @@ def _run(command: str, program: str) -> int:
         commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
         for name in COMMANDS:
             _describe(commands.add_parser(name, help=_help(name)), name)
-    parser.add_argument("--version", action="version", version=f"pydmobilenet {__version__}")
+    text = argparse.SUPPRESS if command else "print the version"  # a script's help has to fit one screen
+    parser.add_argument("--version", action="version", version=f"pydmobilenet {__version__}", help=text)
     arguments = parser.parse_args()
     return arguments.run(arguments)
 
