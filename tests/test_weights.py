@@ -395,9 +395,5 @@ def test_a_conversion_leaves_a_file_of_the_users_own_alone(net, file, tmp_path):
     (tmp_path / "x.params.part").write_text("mine")
     weights.write(tmp_path / "x.params", weights.load(file, net.description), {})
     assert (tmp_path / "x.params.part").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "authors.params",
-        "x.json",
-        "x.params",
-        "x.params.part",
-    ]
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"authors.params", "x.json", "x.params", "x.params.part"}

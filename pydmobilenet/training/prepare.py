@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 import warnings
@@ -21,11 +20,11 @@ from ..checkpoints.runs import METADATA, read_metadata
 from ..data import Fractions, Splits, Task, dataset_name, folder, get_splits, get_task, recorded_task
 from ..data.datasets import located
 from ..data.splits import kinds
-from ..errors import BadFileError, InvalidValueError, MissingFileError, UnusableError, UserError
+from ..errors import InvalidValueError, MissingFileError, UnusableError, UserError
 from ..resources import CONFIGS
 from ..text import printable
+from . import checks, schedule
 from . import config as configuration
-from . import listing, schedule
 from .checkpoint import CONFIG, STATE, Run, State
 from .config import AUTO, FEWEST, Config
 from .history import Events, History
@@ -143,7 +142,7 @@ def start(config: Config, directory: Path, options: RunOptions, init: zoo.Initia
     if options.tensorboard:
         Events.check()
     name, task = _data_set(config, options, init=init)
-    if most := listing.most_training_images(name, task):
+    if most := checks.most_training_images(name, task):
         updates_per_epoch(config, most)  # raises where even all of them are too few
     trainer = options.make_trainer(config, task)
     if init is not None:
@@ -230,17 +229,17 @@ def resume(directory: Path, options: RunOptions) -> Iterator[Loop]:
         Events.check()
     config = read_config(directory)
     metadata = _metadata(directory)
-    check_config(config, metadata, directory)
+    checks.check_config(config, metadata, directory)
     name, task = _data_set(config, options, metadata)
-    listing.check(name, task, metadata, options.skip_bad)
+    checks.check_counts(name, task, metadata, options.skip_bad)
     trainer = options.make_trainer(config, task)
-    check_engine(trainer, metadata, directory)
+    checks.check_engine(trainer, metadata, directory)
     run: AbstractContextManager[Run | None] = Run(directory) if trainer.rank == 0 else nullcontext()
     with run as output:  # from here on, no other process writes to it
         state = State.read(directory / STATE)
         trainer.load_state(state.parameters, state.momentum)
         splits = _read(name, task, config, options)
-        check_data(splits, metadata)
+        checks.check_data(splits, metadata)
         progress = Progress.from_dict(state.progress, config, len(splits.train))
         rates = schedule.make(config, updates_per_epoch(config, len(splits.train)))
         if output is not None:
@@ -275,56 +274,8 @@ def engine_of(directory: Path, asked: str = "auto") -> str:
 def _metadata(directory: Path) -> dict[str, Any]:
     """What a run says of itself, if it is of this version. Raises BadFileError."""
     metadata = read_metadata(directory) if (directory / METADATA).exists() else {}
-    check_version(metadata, directory)
+    checks.check_version(metadata, directory)
     return metadata
-
-
-def check_version(metadata: Mapping[str, Any], directory: Path) -> None:
-    """Raises BadFileError for a run of version 0.2 or earlier, whose momentum is that of MXNet's own update, and for
-    one of version 0.4 whose images were put aside by another rule.
-    """
-    if not {"engine", "config", "data", "sessions"} <= metadata.keys():
-        raise BadFileError(
-            f"{directory} was begun by version 0.2 or earlier, whose update this version does not compute: to train "
-            "on, start a run with --weights on its last.params"
-        )
-    if runs.SEEN not in metadata and any(metadata["config"].get(f"{part}_fraction") for part in ("val", "test")):
-        raise BadFileError(
-            f"{directory} was begun by version 0.4, which split images by their position: to train on, start a run "
-            "with --weights on its last.params"
-        )
-
-
-def check_engine(trainer: Trainer, metadata: Mapping[str, Any], directory: Path) -> None:
-    """Raises BadFileError where the state of a run is of another engine than the trainer."""
-    engine = metadata["engine"]
-    if engine != trainer.name:
-        raise BadFileError(
-            f"{directory / STATE} is of the engine {engine!r}, not of {trainer.name!r}: resume with --engine {engine}, "
-            "or start a run with --weights on its last.params"
-        )
-
-
-def check_config(config: Config, metadata: Mapping[str, Any], directory: Path) -> None:
-    """Raises BadFileError where a run's configuration is not the one that it began with."""
-    begun = {**configuration.NEW_KEYS, **metadata["config"]}
-    for key, value in json.loads(json.dumps(vars(config))).items():
-        if value != begun.get(key):
-            raise BadFileError(
-                f"{directory / CONFIG} has {key} {value!r}, but the run began with {begun.get(key)!r}: put it back; to "
-                "train on with another recipe, start a run with --weights on its last.params"
-            )
-
-
-def check_data(splits: Splits, metadata: Mapping[str, Any]) -> None:
-    """Raises BadFileError where the data is not what a run began with."""
-    for split, recorded in metadata["data"].items():
-        dataset = getattr(splits, split)
-        difference = "there is none"
-        if dataset:
-            difference = provenance.data_difference(recorded, provenance.of_data(dataset), dataset.task.classes)
-        if difference:
-            raise listing.other_data(splits.train.source, f"{split} data", difference)
 
 
 def read_config(directory: Path) -> Config:
