@@ -23,7 +23,9 @@ from .training.config import checked
 from .training.history import History
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch  # noqa: TID251  for its types alone
+    from PIL.Image import Image
     from torch import nn  # noqa: TID251
 
     from .gluon.blocks import HybridBlock
@@ -229,7 +231,7 @@ def validate(
 
 @hinted
 def predict(
-    images: prediction.Image | Iterable[prediction.Image],
+    images: PathLike | np.ndarray | Image | Iterable[PathLike | np.ndarray | Image],
     model: str | None = None,
     dataset: str | None = None,
     *,
