@@ -219,7 +219,7 @@ def test_an_onnx_file_has_the_classes_exactly(call, folder, run):
     assert_lines(out, 2)
     metadata = {each.key: each.value for each in onnx.load_from_string(output.read_bytes()).metadata_props}
     assert json.loads(metadata["classes"]) == CLASSES
-    assert metadata["dataset"] == encodable(f"folder:{folder}")
+    assert metadata["dataset"] == encodable(f"folder:{folder.name}")  # and no path
 
 
 def test_curves_have_any_title(tmp_path):
