@@ -94,6 +94,12 @@ def test_the_sidecar_of_another_file_is_refused(run, command, arrays, tmp_path):
         answers(tmp_path / "x.params")
 
 
+def test_a_sidecar_is_of_the_params_file_alone(run, command, arrays, tmp_path):
+    command("convert", run, tmp_path / "x.params")
+    safetensors.write(tmp_path / "x.safetensors", arrays, {})
+    assert described.find(tmp_path / "x.safetensors") is None
+
+
 @pytest.mark.parametrize("wrong", [{"model": "resnet-28-1"}, {"dataset": 3}, {"std": [0, 1, 1]}, {"image_size": 30}])
 def test_a_sidecar_that_describes_no_network_is_refused(wrong, run, command, tmp_path):
     command("convert", run, tmp_path / "x.params")

@@ -56,7 +56,7 @@ def _of_safetensors(path: Path) -> TrainedRecord | None:
 
 def _of_sidecar(path: Path) -> TrainedRecord | None:
     file = params.sidecar(path)
-    metadata = _read_json(file) if os.path.isfile(path) and os.path.isfile(file) else {}
+    metadata = _read_json(file) if params.recognised(path) and os.path.isfile(file) else {}
     if not {"model", "dataset", "sha256"} <= metadata.keys():  # somebody else's
         return None
     if metadata["sha256"] != _sha256(path):
