@@ -97,6 +97,29 @@ def home(tmp_path_factory, monkeypatch) -> Path:
     return home
 
 
+@pytest.fixture
+def at_update(monkeypatch):
+    """Something happens, once, when the learning rate of an update is asked for."""
+    from pydmobilenet.training import prepare
+
+    def arrange(number, happening):
+        make, pending = prepare.schedule.make, [happening]
+
+        def made(*arguments):
+            rate = make(*arguments)
+
+            def asked(update):
+                if update == number and pending:
+                    pending.pop()()
+                return rate(update)
+
+            return asked
+
+        monkeypatch.setattr(prepare.schedule, "make", made)
+
+    return arrange
+
+
 class Server:
     """A local HTTP server. `files` maps paths to contents; `fault` says what goes wrong, `requests` what was asked."""
 

@@ -65,28 +65,6 @@ def trained(made, directory):
         return run.run(), content(directory)
 
 
-@pytest.fixture
-def at_update(monkeypatch):
-    """Something happens, once, when the learning rate of an update is asked for."""
-
-    def arrange(number, happening):
-        make, pending = prepare.schedule.make, [happening]
-
-        def made(*arguments):
-            rate = make(*arguments)
-
-            def asked(update):
-                if update == number and pending:
-                    pending.pop()()
-                return rate(update)
-
-            return asked
-
-        monkeypatch.setattr(prepare.schedule, "make", made)
-
-    return arrange
-
-
 @pytest.fixture(scope="module")
 def left_alone(small, tmp_path_factory):
     """The content of a run of a recipe that nothing disturbs."""

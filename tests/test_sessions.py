@@ -241,22 +241,6 @@ def test_a_run_that_has_passed_over_pictures_goes_on(tmp_path, inside):
 
 
 @pytest.fixture
-def at_update(monkeypatch):
-    """Something happens, once, at an update."""
-
-    def arrange(number, happening):
-        make, pending = prepare.schedule.make, [happening]
-
-        def made(*arguments):
-            rate = make(*arguments)
-            return lambda update: (pending.pop()() if update == number and pending else None, rate(update))[1]
-
-        monkeypatch.setattr(prepare.schedule, "make", made)
-
-    return arrange
-
-
-@pytest.fixture
 def unhandled():
     """SIGHUP and SIGUSR1 are nobody's, even where nohup has started the tests."""
     earlier = {number: signal.signal(number, signal.SIG_DFL) for number in signals.POLITE}
