@@ -1,4 +1,4 @@
-"""Names and published figures: the only home of both. Knows no network, no data and no engine.
+"""Names and published figures: the only home of both. Knows no data and no engine.
 
 `catalog.csv` holds one row for each figure of the two published tables (README of the authors' repository, and
 arXiv 1811.07083): the error rates in %, parameters in millions, multiply-adds ("FLOPs") in millions, the exact counts
@@ -13,9 +13,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidValueError, unknown
+from .network import FAMILIES, Architecture, Complexity
 
 if TYPE_CHECKING:
     from .data import Task
@@ -25,24 +26,6 @@ NAME_FORM = "FAMILY-DEPTH-MULTIPLIER, as pyd-concat-56-0.5, or wrn-DEPTH-WIDTH, 
 LABEL_SETS = {"cifar10": "10 classes", "cifar100-coarse": "20 superclasses", "imagenet32": "1,000 classes"}
 # The published parameters are those of the 10-way head; for CIFAR-100, says the authors' README, add this.
 HEAD_DIFFERENCE = (128 + 1) * (100 - 10)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """What a model's name says: `family`, `depth` and `multiplier` (of a Wide ResNet: its width factor)."""
-
-    family: str
-    depth: int
-    multiplier: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.family}-{self.depth}-{float(self.multiplier)!r}".removesuffix(".0")
-
-    @property
-    def blocks(self) -> int:
-        """The residual blocks of each of the three stages."""
-        return (self.depth - 4) // 6 if self.family == "wrn" else (self.depth - 2) // 9
 
 
 @dataclass(frozen=True)
@@ -62,15 +45,6 @@ class Checkpoint:
     def digest(self) -> str:
         """The strongest digest known, as `fetching.digest` writes it."""
         return f"sha256:{self.sha256}" if self.sha256 else f"git:{self.git_blob_sha1}"
-
-
-class Complexity(NamedTuple):
-    """`parameters`: every weight, bias, scale and shift, trained or fixed; moving statistics do not count.
-    `multiply_adds`: of the convolutions and dense layers, for one image.
-    """
-
-    parameters: int
-    multiply_adds: int
 
 
 @dataclass(frozen=True)
@@ -186,33 +160,33 @@ def parse_name(name: str) -> Architecture:
 
     Raises InvalidValueError, which names the nearest valid names.
     """
-    match = re.fullmatch(
-        r"(resnet|mobilenet|pyd-add|pyd-concat|wrn)-([1-9]\d{,3})-(0|[1-9]\d{,3})(\.\d{1,9})?", str(name)
-    )
+    families = "|".join(map(re.escape, FAMILIES))
+    match = re.fullmatch(rf"({families})-([1-9]\d{{,3}})-((?:0|[1-9]\d{{,3}})(?:\.\d{{1,9}})?)", str(name))
     if match is None:
         spoken = re.sub("pyd(mobile)?net", "pyd", str(name).lower()).replace("_", "-")  # as papers write it
         if spoken in list_models():
             raise InvalidValueError(f"unknown model {name!r}; nearest: {spoken}")
         raise unknown("model", name, list_models(), NAME_FORM)
-    family, depth, multiplier = match[1], int(match[2]), float(match[3] + (match[4] or ""))
-    step, offset = (6, 4) if family == "wrn" else (9, 2)
+    key, depth, multiplier = match[1], int(match[2]), float(match[3])
+    family = FAMILIES[key]
+    step, offset = family.layers_per_block, family.other_layers
     if depth < step + offset or (depth - offset) % step:
         valid = offset + step * max(1, round((depth - offset) / step))
         raise InvalidValueError(
-            f"unknown model {name!r}: the depth of {family} is {step}n + {offset}; "
-            f"nearest: {Architecture(family, valid, multiplier).name}"
+            f"unknown model {name!r}: the depth of {key} is {step}n + {offset}; "
+            f"nearest: {Architecture(key, valid, multiplier).name}"
         )
-    if family == "wrn" and (multiplier < 1 or multiplier % 1):
-        nearest = Architecture(family, depth, max(1, round(multiplier)))
+    if family.whole_multiplier and (multiplier < 1 or multiplier % 1):
+        nearest = Architecture(key, depth, max(1, round(multiplier)))
         raise InvalidValueError(
             f"unknown model {name!r}: a width factor is a whole number from 1; nearest: {nearest.name}"
         )
     if int(32 * multiplier) < 1:
         raise InvalidValueError(
             f"unknown model {name!r}: the multiplier leaves no channel of 32; "
-            f"nearest: {Architecture(family, depth, 1 / 32).name}"
+            f"nearest: {Architecture(key, depth, 1 / 32).name}"
         )
-    return Architecture(family, depth, multiplier)
+    return Architecture(key, depth, multiplier)
 
 
 def timm_name(architecture: Architecture) -> str:
@@ -221,9 +195,9 @@ def timm_name(architecture: Architecture) -> str:
     >>> timm_name(parse_name("pyd-concat-56-0.5"))
     'pyd_concat_56_050'
     """
-    family, multiplier = architecture.family.replace("-", "_"), architecture.multiplier
-    ending = f"{multiplier:.0f}" if family == "wrn" else f"{round(100 * multiplier):03}"
-    return f"{family}_{architecture.depth}_{ending}"
+    family, multiplier = architecture.family, architecture.multiplier
+    ending = f"{multiplier:.0f}" if FAMILIES[family].whole_multiplier else f"{round(100 * multiplier):03}"
+    return f"{family.replace('-', '_')}_{architecture.depth}_{ending}"
 
 
 def list_models(pattern: str = "*", dataset: str | None = None) -> list[str]:

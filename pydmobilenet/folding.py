@@ -1,4 +1,4 @@
-"""Folding: the same function in fewer layers, for inference.
+"""The same function in other layers: pyramids lowered to convolutions, and networks folded for inference.
 
 A batch normalisation that follows a convolution is a scale and a shift of its output channels: it goes into the
 convolution's weights and bias. PydMobileNet-Add sums three convolutions of the same input, so one convolution by the
@@ -9,18 +9,48 @@ float64. Concat's three convolutions stay three: as one 7x7 with three outputs a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from .network import EPSILON, Add, BatchNorm, Concat, Convolution, Layer, Network, ReLU, uses
+from .network import EPSILON, Add, BatchNorm, Concat, Convolution, Layer, Maximum, Network, Pyramid, ReLU
 
 Arrays = Mapping[str, np.ndarray]
+JOINS: dict[str, type[Layer]] = {"add": Add, "concat": Concat, "max": Maximum}
+
+
+def lower(network: Network) -> Network:
+    """Replace pyramids by convolutions, and the sum, concatenation or maximum of their maps."""
+    layers: list[Layer] = []
+    alias: dict[str, str] = {}  # from a pyramid of one kernel to its convolution
+    for layer in network.layers:
+        layer = replace(layer, inputs=tuple(alias.get(name, name) for name in layer.inputs))
+        if not isinstance(layer, Pyramid):
+            layers.append(layer)
+            continue
+        shape = layer.channels, layer.channels
+        maps = [
+            Convolution(f"{layer.name}.conv{kernel}", layer.inputs, *shape, kernel, layer.stride, layer.channels)
+            for kernel in layer.kernels
+        ]
+        layers += maps
+        if len(maps) > 1:
+            layers.append(JOINS[layer.join](layer.name, tuple(each.name for each in maps)))
+        else:
+            alias[layer.name] = maps[0].name
+    return Network(tuple(layers))
+
+
+def num_consumers(layers: Iterable[Layer]) -> dict[str, int]:
+    """Count the layers that use each output."""
+    return Counter(name for layer in layers for name in layer.inputs)
 
 
 def fold(network: Network, arrays: Arrays) -> tuple[Network, dict[str, np.ndarray]]:
-    """The folded network and its arrays, in float64, of a network and its `arrays` by their full names."""
+    """Return the folded network and its arrays, in float64, of a network and its `arrays` by their full names."""
+    network = lower(network)
     folding = _Folding(network, arrays)
     for layer in network.layers:
         folding.add(layer)
@@ -34,15 +64,15 @@ class _Folding:
 
     def __init__(self, network: Network, arrays: Arrays):
         self.arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
-        self.uses = uses(network.layers)
+        self.consumers = num_consumers(network.layers)
         self.layers: dict[str, Layer] = {}
-        self.stands_for: dict[str, str] = {}  # from a layer that is folded away to the one that gives its output now
+        self.alias: dict[str, str] = {}  # from a layer that is folded away to the one that gives its output now
 
     def add(self, layer: Layer) -> None:
-        layer = replace(layer, inputs=tuple(self.stands_for.get(name, name) for name in layer.inputs))
+        layer = replace(layer, inputs=tuple(self.alias.get(name, name) for name in layer.inputs))
         before = [self.layers.get(name) for name in layer.inputs]
         first = before[0]
-        alone = all(self.uses[name] == 1 for name in layer.inputs)  # no other layer needs the inputs as they are
+        alone = all(self.consumers[name] == 1 for name in layer.inputs)  # no other layer needs the inputs as they are
         convolutions = self._convolutions(first) if alone else []
         if isinstance(layer, BatchNorm) and first and convolutions:
             self._scale(convolutions, layer)
@@ -56,8 +86,8 @@ class _Folding:
 
     def _replace(self, layer: Layer, other: Layer) -> None:
         """Leave a layer out, as another one gives its output."""
-        self.stands_for[layer.name] = other.name
-        self.uses[other.name] = self.uses[layer.name]
+        self.alias[layer.name] = other.name
+        self.consumers[other.name] = self.consumers[layer.name]
 
     def _convolutions(self, layer: Layer | None) -> list[Convolution]:
         """The convolutions that give a layer's output: itself, or those that it concatenates if nobody else uses them.
@@ -67,7 +97,7 @@ class _Folding:
             return [layer]
         if isinstance(layer, Concat):
             before = [self.layers.get(name) for name in layer.inputs]
-            found = [each for each in before if isinstance(each, Convolution) and self.uses[each.name] == 1]
+            found = [each for each in before if isinstance(each, Convolution) and self.consumers[each.name] == 1]
             return found if len(found) == len(before) else []
         return []
 

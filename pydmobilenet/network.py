@@ -1,8 +1,11 @@
-"""The networks, described: layers in the order of computing, without an engine.
+"""The networks: lists of layers, without an engine. The file to open first.
 
-A `Network` is a list of layers. Each has a name, the names of its inputs, and its attributes; from them come the shapes
-of its output and of its parameters. Layers with parameters have the names that the checkpoints have. The input of the
-network is called ``images``. Every engine computes what stands here, and a test holds each engine against it.
+The layer that the paper adds is the `Pyramid`: depthwise convolutions of one input by kernels of several sizes. A
+`Network` is a list of layers in the order of computing. Each layer has a name, the names of its inputs, and attributes;
+from them follow the shapes of its output and of its parameters. The names are those of the checkpoints. The input of
+the network is called ``images``. Every engine computes what stands here, and the tests hold each engine against it.
+
+A family of networks is a function that is registered in `FAMILIES`: names, engines, exports and tests follow from it.
 
 All feature maps are (channels, height, width), of one image. A convolution is square, and padded so that a stride of 1
 keeps the size of the map.
@@ -11,16 +14,26 @@ keeps the size of the map.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-
-from .catalog import Architecture, Complexity
+from functools import cached_property, partial
+from typing import Literal, NamedTuple
 
 IMAGES = "images"
 EPSILON = 1e-5  # of every batch normalisation
 MOVING_STATISTICS = ("running_mean", "running_var")
 Shape = tuple[int, ...]
+Join = Literal["add", "concat", "max"]
+"""How a pyramid makes one map of several: their sum, one after the other along the channels, or the largest value."""
+
+
+class Complexity(NamedTuple):
+    """`parameters`: every weight, bias, scale and shift, trained or fixed; moving statistics do not count.
+    `multiply_adds`: of the convolutions and dense layers, for one image.
+    """
+
+    parameters: int
+    multiply_adds: int
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,31 @@ class Convolution(Layer):
 
 
 @dataclass(frozen=True)
+class Pyramid(Layer):
+    """Depthwise convolutions of one input, one for each of the `kernels`, whose maps are joined (arXiv 1811.07083).
+
+    MobileNet's depthwise convolution is the pyramid of one kernel.
+    """
+
+    channels: int
+    kernels: tuple[int, ...] = (3, 5, 7)
+    stride: int = 1
+    join: Join = "add"
+
+    @property
+    def parameters(self) -> dict[str, Shape]:
+        return {f"conv{kernel}.weight": (self.channels, 1, kernel, kernel) for kernel in self.kernels}
+
+    def output(self, *inputs: Shape) -> Shape:
+        _, height, width = inputs[0]
+        channels = self.channels * (len(self.kernels) if self.join == "concat" else 1)
+        return (channels, -(-height // self.stride), -(-width // self.stride))
+
+    def multiply_adds(self, output: Shape) -> int:
+        return math.prod((self.channels, *output[1:])) * sum(kernel**2 for kernel in self.kernels)
+
+
+@dataclass(frozen=True)
 class BatchNorm(Layer):
     """Without `scale`, a scale of 1 stands for the one in the checkpoint."""
 
@@ -90,6 +128,11 @@ class ReLU(Layer):
 @dataclass(frozen=True)
 class Add(Layer):
     """The sum of all inputs."""
+
+
+@dataclass(frozen=True)
+class Maximum(Layer):
+    """The largest value of all inputs, pixel by pixel."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +182,7 @@ class Network:
     def head(self) -> Dense:
         """The dense layer, which is all that depends on the number of classes."""
         last = self.layers[-1]
-        assert isinstance(last, Dense)  # as `_Builder.finish` ends every network
+        assert isinstance(last, Dense)  # as `Builder.finish` ends every network
         return last
 
     @cached_property
@@ -169,6 +212,25 @@ def count(layer: Layer) -> int:
 
 
 @dataclass(frozen=True)
+class Architecture:
+    """What a model's name says: `family`, `depth` and `multiplier` (of a Wide ResNet: its width factor)."""
+
+    family: str
+    depth: int
+    multiplier: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}-{self.depth}-{float(self.multiplier)!r}".removesuffix(".0")
+
+    @property
+    def blocks(self) -> int:
+        """The residual blocks of each of the three stages."""
+        family = FAMILIES[self.family]
+        return (self.depth - family.other_layers) // family.layers_per_block
+
+
+@dataclass(frozen=True)
 class Widths:
     """The channels of the stem and of the three stages, and of the head's 1x1 convolution (0: the head has none)."""
 
@@ -181,28 +243,60 @@ CIFAR = Widths(stem=32, stages=(32, 64, 128), features=0)
 IMAGENET32 = Widths(stem=64, stages=(64, 128, 256), features=1280)
 
 
-def describe(architecture: Architecture, outputs: int, widths: Widths = CIFAR) -> Network:
-    """The network of an architecture with so many outputs. A Wide ResNet has one form for every data set.
+@dataclass(frozen=True)
+class Family:
+    """Networks that differ in depth and width alone, made by `describe`.
 
-    As the authors' graphs have it (arXiv 1811.07083): stem, three stages of residual blocks, head.
+    Their depth is a multiple of `layers_per_block`, for a block in each of the three stages, and `other_layers`. With
+    `whole_multiplier`, they are widened by whole factors.
     """
-    if architecture.family == "wrn":
-        return _wide_resnet(architecture, outputs)
-    net = _Builder()
+
+    describe: Callable[[Architecture, int, Widths], Network]
+    layers_per_block: int = 9
+    other_layers: int = 2
+    whole_multiplier: bool = False
+
+
+FAMILIES: dict[str, Family] = {}
+"""All families by the name that their models' names begin with."""
+
+
+def describe(architecture: Architecture, outputs: int, widths: Widths = CIFAR) -> Network:
+    """The network of an architecture with so many outputs. A Wide ResNet has one form for every data set."""
+    return FAMILIES[architecture.family].describe(architecture, outputs, widths)
+
+
+Spatial = Callable[["Builder", str, str, int, int], str]
+"""Adds the spatial part of a block: the builder, the part's name, its input, its channels and its stride."""
+
+
+def register_family(name: str) -> Callable[[Spatial], Spatial]:
+    """Register the family of residual networks that have the decorated function's spatial part in their blocks."""
+
+    def register(spatial: Spatial) -> Spatial:
+        FAMILIES[name] = Family(partial(_residual_network, spatial))
+        return spatial
+
+    return register
+
+
+def _residual_network(spatial: Spatial, architecture: Architecture, outputs: int, widths: Widths) -> Network:
+    """Stem, three stages of residual blocks, head, as the authors' graphs have them (arXiv 1811.07083)."""
+    net = Builder()
     x = net.batch_norm("stem.norm", IMAGES, scale=False)  # standardises the image
     x = net.conv("stem.conv", x, widths.stem, kernel=3)
     for stage, channels in enumerate(widths.stages):
         for block in range(architecture.blocks):
             stride = 2 if stage > 0 and block == 0 else 1
             width = int(channels * architecture.multiplier)
-            x = _residual_block(net, f"stages.{stage}.{block}", architecture.family, x, channels, width, stride)
+            x = _residual_block(net, f"stages.{stage}.{block}", spatial, x, channels, width, stride)
     if widths.features:
         x = net.batch_norm_relu("head.norm", "head.relu", x)
         x = net.conv("head.features", x, widths.features, kernel=1, bias=True)
     return net.finish("head.pool", "head.dense", x, outputs)
 
 
-def _residual_block(net: _Builder, name: str, family: str, x: str, channels: int, width: int, stride: int) -> str:
+def _residual_block(net: Builder, name: str, spatial: Spatial, x: str, channels: int, width: int, stride: int) -> str:
     """Reduce by 1x1 to `width`, the spatial part, expand by 1x1, add the input.
 
     Pre-activation, but with a batch normalisation after the last convolution and nothing after the addition.
@@ -210,7 +304,7 @@ def _residual_block(net: _Builder, name: str, family: str, x: str, channels: int
     y = net.batch_norm_relu(f"{name}.norm1", f"{name}.relu1", x)
     y = net.conv(f"{name}.reduce", y, width, kernel=1)
     y = net.batch_norm_relu(f"{name}.norm2", f"{name}.relu2", y)
-    y = _spatial(net, f"{name}.spatial", family, y, width, stride)
+    y = spatial(net, f"{name}.spatial", y, width, stride)
     y = net.batch_norm_relu(f"{name}.norm3", f"{name}.relu3", y)
     y = net.conv(f"{name}.expand", y, channels, kernel=1)
     y = net.batch_norm(f"{name}.norm4", y)
@@ -220,23 +314,34 @@ def _residual_block(net: _Builder, name: str, family: str, x: str, channels: int
     return net.add(Add(f"{name}.add", (y, x)))
 
 
-def _spatial(net: _Builder, name: str, family: str, x: str, width: int, stride: int) -> str:
-    """What tells the families apart: the convolutions that see more than one pixel."""
-    if family == "resnet":
-        return net.conv(f"{name}.conv3", x, width, 3, stride)
-    kernels = (3,) if family == "mobilenet" else (3, 5, 7)
-    maps = [net.conv(f"{name}.conv{kernel}", x, width, kernel, stride, groups=width) for kernel in kernels]
-    if family == "pyd-add":
-        return net.add(Add(f"{name}.add", tuple(maps)))
-    if family == "pyd-concat":
-        return net.add(Concat(f"{name}.concat", tuple(maps)))
-    return maps[0]
+@register_family("resnet")
+def _resnet(net: Builder, name: str, x: str, channels: int, stride: int) -> str:
+    """A 3x3 convolution: every output channel sees every input channel."""
+    return net.conv(f"{name}.conv3", x, channels, 3, stride)
 
 
-def _wide_resnet(architecture: Architecture, outputs: int) -> Network:
+@register_family("mobilenet")
+def _mobilenet(net: Builder, name: str, x: str, channels: int, stride: int) -> str:
+    """A depthwise 3x3 convolution: one filter a channel."""
+    return net.add(Pyramid(name, (x,), channels, (3,), stride))
+
+
+@register_family("pyd-add")
+def _pyd_add(net: Builder, name: str, x: str, channels: int, stride: int) -> str:
+    """PydMobileNet-Add: the maps of 3x3, 5x5 and 7x7 are summed, so that the width stays."""
+    return net.add(Pyramid(name, (x,), channels, (3, 5, 7), stride, "add"))
+
+
+@register_family("pyd-concat")
+def _pyd_concat(net: Builder, name: str, x: str, channels: int, stride: int) -> str:
+    """PydMobileNet-Concat: the maps of 3x3, 5x5 and 7x7 stand side by side, so that the width triples."""
+    return net.add(Pyramid(name, (x,), channels, (3, 5, 7), stride, "concat"))
+
+
+def _wide_resnet(architecture: Architecture, outputs: int, widths: Widths) -> Network:
     """A Wide ResNet (Zagoruyko and Komodakis, 2016, arXiv 1605.07146) as GluonCV has it, and under its names."""
     factor = int(architecture.multiplier)
-    net = _Builder()
+    net = Builder()
     x = net.batch_norm("features.0", IMAGES, scale=False)
     x = net.conv("features.1", x, 16, kernel=3)
     x = net.batch_norm("features.2", x)
@@ -248,7 +353,7 @@ def _wide_resnet(architecture: Architecture, outputs: int) -> Network:
     return net.finish("features.8", "output", x, outputs)
 
 
-def _basic_block(net: _Builder, name: str, x: str, channels: int, stride: int) -> str:
+def _basic_block(net: Builder, name: str, x: str, channels: int, stride: int) -> str:
     """Two 3x3 convolutions, pre-activation. The shortcut, where it projects, starts from the activation."""
     activated = net.batch_norm_relu(f"{name}.bn1", f"{name}.relu1", x)
     y = net.conv(f"{name}.conv1", activated, channels, 3, stride)
@@ -259,7 +364,10 @@ def _basic_block(net: _Builder, name: str, x: str, channels: int, stride: int) -
     return net.add(Add(f"{name}.add", (y, x)))
 
 
-class _Builder:
+FAMILIES["wrn"] = Family(_wide_resnet, layers_per_block=6, other_layers=4, whole_multiplier=True)
+
+
+class Builder:
     """Layers under construction. Each method adds one or two and returns the name of the last."""
 
     def __init__(self) -> None:
@@ -287,12 +395,3 @@ class _Builder:
         x = self.add(GlobalAveragePool(pool, (x,)))
         self.add(Dense(dense, (x,), self.channels[x], outputs))
         return Network(tuple(self.layers))
-
-
-def uses(layers: Iterable[Layer]) -> dict[str, int]:
-    """How many layers use each output."""
-    found: dict[str, int] = {}
-    for layer in layers:
-        for name in layer.inputs:
-            found[name] = found.get(name, 0) + 1
-    return found

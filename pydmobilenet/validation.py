@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from . import progress, provenance, zoo
-from .catalog import Complexity, Record, TrainedRecord
+from .catalog import Record, TrainedRecord
 from .checkpoints import runs
 from .data import Dataset, Fractions, batches, folder, get_dataset, get_splits
 from .data.datasets import located
@@ -28,7 +28,7 @@ from .data.splits import kinds, put_aside
 from .engine import Arrays, Engine, Predict
 from .errors import BadFileError, InvalidValueError, UserError
 from .metrics import count_wrong, softmax, wilson
-from .network import Network
+from .network import Complexity, Network
 from .processes import WorkerPool
 from .text import printable
 

@@ -12,14 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 from . import catalog, fetching
-from .catalog import Architecture, Record, TrainedRecord
+from .catalog import Record, TrainedRecord
 from .checkpoints import described, runs
 from .checkpoints import weights as checkpoints
 from .data import Task, about, get_task
 from .data.dataset import check_image_size
 from .data.datasets import tell_of_namesake
 from .errors import InvalidValueError, MissingFileError, UserError
-from .network import CIFAR, IMAGENET32, Network, Widths
+from .network import CIFAR, IMAGENET32, Architecture, Network, Widths
 from .network import describe as describe_architecture
 
 PUBLISHED = "published"  # in the place of a file of weights: the authors', or the bundled ones

@@ -3,9 +3,13 @@
 import numpy as np
 
 from pydmobilenet.network import EPSILON, IMAGES, Convolution, Dense, GlobalAveragePool, Network
+from pydmobilenet.network import FAMILIES as REGISTRY
 
 # A small network of each family.
-FAMILIES = ["resnet-11-0.25", "mobilenet-11-0.5", "pyd-add-11-0.25", "pyd-concat-11-0.25", "wrn-10-2"]
+FAMILIES = [
+    f"{name}-{family.layers_per_block + family.other_layers}-{2 if family.whole_multiplier else 0.25}"
+    for name, family in REGISTRY.items()
+]
 
 
 def logits(network, arrays, images):
@@ -38,6 +42,20 @@ def convolution(layer, own, x):
     return y + own["bias"][:, None, None] if layer.bias else y
 
 
+def depthwise(x, weight, stride):
+    """Each channel of x (N, C, H, W) by its own square kernel, of the weight (C, 1, k, k)."""
+    size = weight.shape[-1]
+    margin = size // 2
+    padded = np.pad(x, ((0, 0), (0, 0), (margin, margin), (margin, margin)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(2, 3))
+    return np.einsum("nchwij,cij->nchw", windows[:, :, ::stride, ::stride], weight[:, 0], optimize=True)
+
+
+def pyramid(layer, own, x):
+    maps = [depthwise(x, own[f"conv{kernel}.weight"], layer.stride) for kernel in layer.kernels]
+    return {"add": sum, "concat": lambda maps: np.concatenate(maps, axis=1), "max": np.maximum.reduce}[layer.join](maps)
+
+
 def batch_norm(layer, own, x):
     gamma, beta, mean, variance = (
         own[name][:, None, None] for name in ("gamma", "beta", "running_mean", "running_var")
@@ -48,9 +66,11 @@ def batch_norm(layer, own, x):
 
 OPERATORS = {
     "Convolution": convolution,
+    "Pyramid": pyramid,
     "BatchNorm": batch_norm,
     "ReLU": lambda layer, own, x: np.maximum(x, 0),
     "Add": lambda layer, own, *inputs: sum(inputs),
+    "Maximum": lambda layer, own, *inputs: np.maximum.reduce(inputs),
     "Concat": lambda layer, own, *inputs: np.concatenate(inputs, axis=1),
     "GlobalAveragePool": lambda layer, own, x: x.mean(axis=(2, 3)),
     "Dense": lambda layer, own, x: x @ own["weight"].T + own["bias"],

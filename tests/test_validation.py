@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pydmobilenet import catalog, validation
-from pydmobilenet.catalog import Complexity
 from pydmobilenet.data import Dataset, get_task
 from pydmobilenet.errors import BadFileError, UnusableError
 from pydmobilenet.metrics import count_wrong, wilson
+from pydmobilenet.network import Complexity
 from pydmobilenet.reporting import tables as report
 from pydmobilenet.validation import Counts, Result, evaluate, exit_code
 

@@ -16,10 +16,11 @@ from typing import Literal
 import numpy as np
 
 from .. import fetching, files
-from ..catalog import Architecture, Checkpoint
+from ..catalog import Checkpoint
 from ..data import decoded
 from ..errors import BadFileError, InvalidValueError, MissingFileError, UnusableError
-from ..network import BatchNorm, Convolution, Dense, Layer, Network
+from ..folding import lower
+from ..network import Architecture, BatchNorm, Convolution, Dense, Layer, Network
 from ..resources import PRETRAINED
 from . import params, runs, safetensors
 
@@ -192,7 +193,7 @@ def _scoped_names(names: Iterable[str], network: Network) -> dict[str, str]:
     for scope in (lambda layer: "", _scope_of_gluoncv):
         ours = {}
         numbers: Counter[str] = Counter()
-        for layer in (layer for layer in network.layers if layer.parameters):
+        for layer in (layer for layer in lower(network).layers if layer.parameters):
             kind = scope(layer) + kinds[type(layer)]
             for name in layer.parameters:
                 ours[f"{kind}_{name}", numbers[kind]] = f"{layer.name}.{name}"

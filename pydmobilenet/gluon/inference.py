@@ -15,7 +15,7 @@ import numpy as np
 from mxnet.gluon.block import HybridBlock
 
 from ..errors import engine_words
-from ..folding import fold
+from ..folding import fold, lower
 from ..network import IMAGES, Add, BatchNorm, Layer, Network, ReLU
 from ..processes import processors
 from . import devices
@@ -86,7 +86,7 @@ def fused(network: Network, arrays: Mapping[str, np.ndarray], context: mx.Contex
 def literal(network: Network, arrays: Mapping[str, np.ndarray], context: mx.Context) -> mx.gluon.SymbolBlock:
     """A network on a device, operation by operation."""
     images = mx.sym.var(IMAGES, dtype="float32")
-    block = mx.gluon.SymbolBlock(_logits(network.layers, images), images)
+    block = mx.gluon.SymbolBlock(_logits(lower(network).layers, images), images)
     for name, parameter in block.collect_params().items():
         value = mx.nd.array(arrays[name], ctx=context, dtype="float32")
         parameter.shape = value.shape

@@ -11,11 +11,11 @@ from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
 
 from .. import machine, zoo
-from ..catalog import Architecture, parse_name
+from ..catalog import parse_name
 from ..checkpoints import weights
 from ..data import get_task
 from ..errors import BadFileError
-from ..network import CIFAR, Widths, describe
+from ..network import CIFAR, Architecture, Widths, describe
 from . import devices
 from .blocks import SPATIAL, BasicBlock, ResidualBlock, batch_norm, convolution, relu
 

@@ -31,6 +31,7 @@ from mxnet.gluon.block import HybridBlock
 
 from .. import processor
 from ..errors import engine_words
+from ..folding import lower
 from ..network import IMAGES, Add, Convolution, Layer
 from .blocks import Pyramid, PyramidAdd
 from .network import Network
@@ -153,7 +154,7 @@ class PyramidStep:
 
     def __init__(self, net: Network, loss: Loss):
         self.pyramids = [PyramidGradient(block.spatial) for stage in net.stages for block in stage]
-        self.pieces = [traced(net, piece) for piece in pieces(net.description.layers)]
+        self.pieces = [traced(net, piece) for piece in pieces(lower(net.description).layers)]
         for each in self.pieces:
             each.hybridize(static_alloc=True, static_shape=True)
         self.loss = loss
@@ -208,7 +209,7 @@ class Piece(NamedTuple):
 
 def whole(net: HybridBlock) -> Piece:
     """All of a network."""
-    return Piece(net.description.layers, [IMAGES], [net.description.head.name])
+    return Piece(lower(net.description).layers, [IMAGES], [net.description.head.name])
 
 
 def pieces(layers: Sequence[Layer]) -> list[Piece]:
@@ -231,7 +232,9 @@ def pieces(layers: Sequence[Layer]) -> list[Piece]:
 
 def is_pyramid(layer: Layer) -> bool:
     """Whether a layer is one of a pyramid's convolutions, or their sum."""
-    return ".spatial." in layer.name and isinstance(layer, (Convolution, Add))
+    if isinstance(layer, Convolution):
+        return ".spatial." in layer.name
+    return isinstance(layer, Add) and layer.name.endswith(".spatial")
 
 
 def traced(net: HybridBlock, piece: Piece) -> HybridBlock:

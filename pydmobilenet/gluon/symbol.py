@@ -8,7 +8,8 @@ from typing import Any
 
 import mxnet as mx
 
-from ..network import EPSILON, Add, BatchNorm, Concat, Convolution, Dense, GlobalAveragePool, Layer, ReLU, uses
+from ..folding import num_consumers
+from ..network import EPSILON, Add, BatchNorm, Concat, Convolution, Dense, GlobalAveragePool, Layer, Maximum, ReLU
 
 
 def symbols(
@@ -41,8 +42,15 @@ def symbols(
 
 def joined_norms(layers: Sequence[Layer]) -> dict[str, BatchNorm]:
     """The batch normalisation before each ReLU that nobody else follows, by the ReLU's name."""
-    used = uses(layers)
-    norms = {layer.name: layer for layer in layers if isinstance(layer, BatchNorm) and used.get(layer.name) == 1}
+    used = num_consumers(layers)
+    makers = {layer.name: type(layer) for layer in layers}
+    norms = {
+        layer.name: layer
+        for layer in layers
+        if isinstance(layer, BatchNorm)
+        and used.get(layer.name) == 1
+        and makers.get(layer.inputs[0], Convolution) is not Maximum  # behind which its gradients are wrong
+    }
     return {
         layer.name: norms[layer.inputs[0]] for layer in layers if isinstance(layer, ReLU) and layer.inputs[0] in norms
     }
@@ -73,6 +81,13 @@ def _convolution(layer: Convolution, inputs: list, parameters: list) -> mx.sym.S
     )
 
 
+def _maximum(layer: Maximum, inputs: list, parameters: list) -> mx.sym.Symbol:
+    first, *others = inputs
+    for other in others:
+        first = mx.sym.broadcast_maximum(first, other)
+    return first
+
+
 def _add(layer: Add, inputs: list, parameters: list) -> mx.sym.Symbol:
     first, *others = inputs
     for other in others:
@@ -85,6 +100,7 @@ OPERATORS: dict[type, Callable[[Any, list, list], mx.sym.Symbol]] = {
     BatchNorm: _batch_norm,
     ReLU: lambda layer, inputs, parameters: mx.sym.Activation(inputs[0], act_type="relu", name=layer.name),
     Add: _add,
+    Maximum: _maximum,
     Concat: lambda layer, inputs, parameters: mx.sym.concat(*inputs, dim=1, name=layer.name),
     GlobalAveragePool: lambda layer, inputs, parameters: mx.sym.Pooling(
         inputs[0], pool_type="avg", global_pool=True, kernel=(1, 1), name=layer.name

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from .. import __version__
 from ..data import Task, about
 from ..errors import BadFileError
+from ..folding import lower
 from ..network import EPSILON, IMAGES, BatchNorm, Convolution, Layer, Network
 from ..text import encodable
 
@@ -39,7 +40,7 @@ def convert(
         if task is None:
             raise ValueError("uint8_input needs a task, which tells how the pixels are normalised")
         graph.names[IMAGES] = graph.pixels(task)
-    for layer in network.layers:
+    for layer in lower(network).layers:
         graph.add(layer)
     graph.node("Identity", [network.head.name], LOGITS)
     kind = TensorProto.UINT8 if uint8_input else TensorProto.FLOAT
@@ -131,6 +132,9 @@ class _Graph:
     def addition(self, layer: Layer, inputs: list[str]) -> None:
         self.node("Sum" if len(inputs) > 2 else "Add", inputs, layer.name)
 
+    def maximum(self, layer: Layer, inputs: list[str]) -> None:
+        self.node("Max", inputs, layer.name)
+
     def concat(self, layer: Layer, inputs: list[str]) -> None:
         self.node("Concat", inputs, layer.name, axis=1)
 
@@ -146,6 +150,7 @@ OPERATORS: dict[str, Callable[[_Graph, Any, list[str]], None]] = {
     "BatchNorm": _Graph.batch_norm,
     "ReLU": _Graph.relu,
     "Add": _Graph.addition,
+    "Maximum": _Graph.maximum,
     "Concat": _Graph.concat,
     "GlobalAveragePool": _Graph.pool,
     "Dense": _Graph.dense,

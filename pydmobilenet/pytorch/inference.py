@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import machine
-from ..folding import fold
+from ..folding import fold, lower
 from ..network import (
     EPSILON,
     IMAGES,
@@ -36,6 +36,7 @@ from ..network import (
     Dense,
     GlobalAveragePool,
     Layer,
+    Maximum,
     Network,
     ReLU,
 )
@@ -111,6 +112,7 @@ class Step(NamedTuple):
 
 def steps(network: Network, arrays: Mapping[str, np.ndarray], device: torch.device) -> list[Step]:
     """The layers of a network in the order of computing, with their parameters on a device, in float32."""
+    network = lower(network)
     last_use = {name: layer.name for layer in network.layers for name in layer.inputs}
     found = []
     for layer in network.layers:
@@ -181,6 +183,7 @@ OPERATORS: dict[type, Callable[[Any, list[Tensor], list[Tensor], bool], Tensor]]
     BatchNorm: _batch_norm,
     ReLU: lambda layer, inputs, parameters, spare: F.relu(inputs[0], inplace=spare),
     Add: _add,
+    Maximum: lambda layer, inputs, parameters, spare: torch.stack(inputs).amax(dim=0),
     Concat: lambda layer, inputs, parameters, spare: torch.cat(inputs, dim=1),
     GlobalAveragePool: lambda layer, inputs, parameters, spare: inputs[0].mean(dim=(2, 3)),
     Dense: _dense,

@@ -17,8 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .. import machine, zoo
-from ..catalog import Architecture
-from ..network import CIFAR, EPSILON, Widths, describe
+from ..network import CIFAR, EPSILON, Architecture, Widths, describe
 from ..network import Network as Description
 from . import devices
 from .depthwise import DepthwiseConv2d, depthwise_conv2d
