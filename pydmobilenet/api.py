@@ -19,7 +19,7 @@ from .errors import BadFileError, InvalidValueError, nearest
 from .training import prepare
 from .training import session as sessions
 from .training.checkpoint import read_history
-from .training.config import checked
+from .training.config import parse
 from .training.history import History
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def train(
     saves the run, and then raises KeyboardInterrupt. What fails before the first batch is done leaves no directory.
     """
     arguments = dict(locals())
-    given = checked({"model": model, "dataset": dataset, **recipe})
+    given = parse({"model": model, "dataset": dataset, **recipe})
     where = None if data_dir is None else fetching.expanded(data_dir)
     session = sessions.plan(
         given, recipe=config, output=output, resume=resume, weights=weights, data_dir=where, engine=engine

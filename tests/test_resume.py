@@ -184,7 +184,11 @@ def of_another_model(path):
         ("last.state", of_another_model, "the state is of another network"),
         ("run.json", cut_short, "run.json does not describe a run: "),
         ("config.yaml", Path.unlink, "holds no run: it has no config.yaml"),
-        ("config.yaml", lambda path: path.write_text("model: ["), "config.yaml, line 1, column 9: no valid YAML: "),
+        (
+            "config.yaml",
+            lambda path: path.write_text("model: ["),
+            "config.yaml: no valid YAML: while parsing a flow node",
+        ),
         ("config.yaml", lambda path: path.write_text("seed: 1\n"), "no model is given: "),
         ("", shutil.rmtree, "holds no run: it has no config.yaml"),
     ],

@@ -322,7 +322,7 @@ def test_a_directory_may_be_called_auto(tmp_path, monkeypatch, inside):
 def test_a_process_that_torchrun_has_started_again_goes_on_by_itself(count, resumed, run, folder, monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "TORCHELASTIC_RESTART_COUNT": count}.items():
         monkeypatch.setenv(name, value)
-    given = config.checked({**TINY, "dataset": folder})
+    given = config.parse({**TINY, "dataset": folder})
     if resumed:
         assert session.plan(given, output=run).resumed
         return

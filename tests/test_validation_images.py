@@ -16,7 +16,7 @@ from pydmobilenet.checkpoints import runs
 from pydmobilenet.data import get_splits, get_task
 from pydmobilenet.data.splits import DEFAULT
 from pydmobilenet.training import loop as loops
-from pydmobilenet.training import prepare
+from pydmobilenet.training import recipes
 from pydmobilenet.training.checkpoint import read_history
 from pydmobilenet.training.history import Epoch, History
 from pydmobilenet.training.loop import Loop, class_weights
@@ -155,8 +155,8 @@ def test_the_authors_way_stays_the_default_of_other_data_sets(train, tmp_path):
         ("three", ["--val-fraction", 0.2], "val_fraction 0.2 cannot be used: the data has validation images"),
         ("photos", ["--val-fraction", 0, "--test-fraction", 0], "leaves no image to choose the best epoch by"),
         ("photos", ["--val-fraction", 0, "--patience", 3], "patience 3 cannot be used"),
-        ("photos", ["--val-fraction", 0.6], "argument --val-fraction: '0.6' (allowed: a number from 0 to 0.5)"),
-        ("photos", ["--image-size", 30], "argument --image-size: '30' (allowed: a multiple of 4 from 8 to 1024)"),
+        ("photos", ["--val-fraction", 0.6], "val_fraction: '0.6' (allowed: a number from 0 to 0.5)"),
+        ("photos", ["--image-size", 30], "image_size: '30' (allowed: a multiple of 4 from 8 to 1024)"),
     ],
 )
 def test_what_was_given_and_cannot_be_used_is_refused(data, given, words, photos, train, tmp_path):
@@ -264,6 +264,6 @@ def test_the_warm_up_of_a_folder_s_recipe_has_room_in_a_single_epoch(tmp_path):
     with pytest.warns(
         UserWarning, match=r"warmup_epochs 2 does not fit into --epochs 1: shortened to 0\.2, its share of"
     ):
-        made = prepare.configure({"dataset": str(tmp_path), "epochs": 1})
+        made = recipes.configure({"dataset": str(tmp_path), "epochs": 1})
     assert (made.epochs, made.warmup_epochs) == (1, 0.2)
-    assert prepare.configure({"model": MODEL, "dataset": "digits", "epochs": "auto"}).warmup_epochs == 3
+    assert recipes.configure({"model": MODEL, "dataset": "digits", "epochs": "auto"}).warmup_epochs == 3

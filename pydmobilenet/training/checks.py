@@ -46,7 +46,7 @@ def check_engine(trainer: Trainer, metadata: Mapping[str, Any], directory: Path)
 
 def check_config(config: Config, metadata: Mapping[str, Any], directory: Path) -> None:
     """Raises BadFileError where a run's configuration is not the one that it began with."""
-    begun = {**configuration.NEW_KEYS, **metadata["config"]}
+    begun = {**configuration.DEFAULTS, **metadata["config"]}
     for key, value in json.loads(json.dumps(vars(config))).items():
         if value != begun.get(key):
             raise BadFileError(

@@ -19,20 +19,17 @@ from ..checkpoints import described, params, runs
 from ..checkpoints.runs import METADATA, read_metadata
 from ..data import Fractions, Splits, Task, dataset_name, folder, get_splits, get_task, recorded_task
 from ..data.datasets import located
-from ..data.splits import kinds
 from ..errors import InvalidValueError, MissingFileError, UnusableError, UserError
-from ..resources import CONFIGS
 from ..text import printable
-from . import checks, schedule
+from . import checks, recipes, schedule
 from . import config as configuration
 from .checkpoint import CONFIG, STATE, Run, State
-from .config import AUTO, FEWEST, Config
+from .config import Config
 from .history import Events, History
 from .loop import Loop, Progress, updates_per_epoch
 from .trainer import Trainer
 
 LONGEST_NAME = 140  # bytes: where names are encrypted, 143 is the limit, elsewhere 255
-RECIPES = {"imagenet32": "imagenet32.yaml", "digits": "digits.yaml"}  # of CIFAR: cifar.yaml
 
 
 @dataclass(frozen=True)
@@ -56,80 +53,6 @@ def check_places(dataset: str | os.PathLike[str] | None, data_dir: Path | None) 
     """Raises UserError where a new run's data set and its directory are two places."""
     if dataset and dataset_name(dataset).startswith("folder:") and data_dir:
         raise UserError("a folder and --data-dir name two places of the data: give one of them")
-
-
-def configure(
-    given: Mapping[str, Any],
-    recipe: str | os.PathLike[str] | None = None,
-    weights: str | os.PathLike[str] | None = None,
-) -> Config:
-    """The configuration of a recipe, a file or the name of one in configs/, and over its values those `given`.
-
-    By default it is the recipe of the data set; that of a folder depends on whether `weights` are loaded. The model of
-    weights that record it replaces that of a default recipe. A warm-up that the recipe has and the epochs given leave
-    no room for keeps its share of the epochs, with a warning.
-
-    Raises MissingFileError, BadFileError and InvalidValueError.
-    """
-    dataset = dataset_name(str(given.get("dataset", "cifar10")))
-    get_task(dataset)  # first of all: what is wrong with it explains the rest
-    pretrained = weights is not None
-    if recipe is None and "model" not in given and weights is not None and weights != zoo.PUBLISHED:
-        found = described.find(fetching.expanded(weights))
-        given = {"model": found.model, **given} if found else given
-    recipe = recipe or default_recipe(dataset, pretrained)
-    bundled = CONFIGS / f"{recipe}.yaml"  # by its mere name
-    values = configuration.read(bundled if bundled.is_file() else recipe)
-    if "warmup_epochs" not in given:
-        _shorten_warmup(values, given.get("epochs", AUTO))
-    config = configuration.make({**values, **given})
-    get_task(config.dataset, config.image_size)  # of a folder too, which has to be there
-    return _without_needless(config, given, pretrained)
-
-
-def _shorten_warmup(values: dict[str, Any], epochs: int) -> None:
-    """Shorten the warm-up of a recipe's `values`, where so many epochs leave no room for it, to its share of them."""
-    own, total = values.get("warmup_epochs", 0), values.get("epochs")
-    if epochs == AUTO or total is None or own < epochs:
-        return
-    total = FEWEST if total == AUTO else total
-    values["warmup_epochs"] = own * epochs / total
-    shorter = f"{values['warmup_epochs']:g}, its share of the recipe's {total} epochs"
-    warnings.warn(f"warmup_epochs {own:g} does not fit into --epochs {epochs}: shortened to {shorter}", stacklevel=3)
-
-
-def default_recipe(dataset: str, pretrained: bool) -> Path:
-    """The file of the recipe of a data set."""
-    if dataset.startswith("folder:"):
-        return CONFIGS / ("finetune.yaml" if pretrained else "folder.yaml")
-    return CONFIGS / RECIPES.get(dataset, "cifar.yaml")
-
-
-def _without_needless(config: Config, given: Mapping[str, Any], pretrained: bool) -> Config:
-    """The configuration without what a recipe has and this run cannot use; raises InvalidValueError where it was given,
-    and where no image is left to choose the best epoch by.
-    """
-    has = kinds(config.dataset)
-    alone = has == (folder.ALL,)
-    found = ", ".join(has)
-    needless = {
-        "val_fraction": "val" in has and f"the data has validation images (it has: {found})",
-        "test_fraction": not alone and f"it is for class folders alone (the data has: {found})",
-        "body_rate": not pretrained and "it is for loaded weights, as --pretrained or --weights loads them",
-    }
-    validated = "val" in has or config.val_fraction > 0
-    needless["patience"] = not validated and "it waits for the validation error: add --val-fraction, or a folder val/"
-    for key, why in needless.items():
-        unused = configuration.NEW_KEYS[key]
-        if why and getattr(config, key) != unused:
-            if key in given:
-                raise InvalidValueError(f"{key} {given[key]:g} cannot be used: {why}; nearest: {unused:g}")
-            config = replace(config, **{key: type(getattr(config, key))(unused)})
-    if not (validated or "test" in has or config.test_fraction):
-        raise InvalidValueError(
-            f"{config.dataset} leaves no image to choose the best epoch by; nearest: --val-fraction 0.2"
-        )
-    return config
 
 
 @contextmanager
@@ -160,7 +83,7 @@ def start(config: Config, directory: Path, options: RunOptions, init: zoo.Initia
     if init is not None:
         check_unseen(splits, init)
     train = splits.train
-    config = trainer.config = configuration.with_epochs(config, len(train), pretrained=init is not None)
+    config = trainer.config = recipes.with_epochs(config, len(train), pretrained=init is not None)
     progress = Progress(history=History(config.epochs))
     rates = schedule.make(config, updates_per_epoch(config, len(train)))
     run: AbstractContextManager[Run | None] = nullcontext()

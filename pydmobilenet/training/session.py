@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from .. import fetching, processes, zoo
 from ..errors import UserError
-from . import prepare
+from . import prepare, recipes
 from .checkpoint import CONFIG, check_new
 from .config import Config
 from .loop import Loop
@@ -55,7 +55,7 @@ def plan(
         prepare.check_same(given, config)
         return Session(config, prepare.engine_of(directory, engine), directory, resumed=True)
     prepare.check_places(given.get("dataset"), data_dir)
-    config = prepare.configure(given, recipe, weights)
+    config = recipes.configure(given, recipe, weights)
     directory = fetching.expanded(output or prepare.default_directory(config))
     if (resume == AUTO or processes.restarted()) and os.path.isfile(directory / CONFIG):
         run = prepare.read_config(directory)
