@@ -15,7 +15,7 @@ from ..data.splits import kinds
 from ..errors import InvalidValueError
 from .config import AUTO, DEFAULTS, Config, make, read
 
-SEEN, FROM_RANDOM, FEWEST, MOST = 20_000, 5, 10, 100  # the images and epochs that auto stands for
+SEEN, FROM_RANDOM, FEWEST, MOST = 20_000, 5, 10, 100  # images and epochs that auto stands for
 
 
 def configure(
@@ -82,10 +82,8 @@ def _without_needless(config: Config, given: Mapping[str, Any], pretrained: bool
 
 
 def with_epochs(config: Config, images: int, pretrained: bool) -> Config:
-    """The configuration with a number of epochs: for ``auto``, that of so many training images.
-
-    A network sees `SEEN` images in all, from random weights `FROM_RANDOM` times as many, within `FEWEST` and `MOST`
-    epochs. Raises InvalidValueError for a warm-up that leaves no room.
+    """Replace ``auto`` by the epochs in which a network sees `SEEN` of so many training images, within `FEWEST` and
+    `MOST`; from random weights `FROM_RANDOM` times as many. Raises InvalidValueError for a warm-up without room.
     """
     if config.epochs != AUTO:
         return config
