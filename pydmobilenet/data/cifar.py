@@ -260,14 +260,14 @@ def parse_binary(layout: Layout, path: Path, content: bytes) -> tuple[np.ndarray
 
 def parse_pickle(layout: Layout, path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """The same of a pickled batch's content."""
-    batch = pickles.load(io.BytesIO(content), path)
     columns = ("labels",) if layout.label_bytes == 1 else ("coarse_labels", "fine_labels")
     try:
-        labels = np.stack([np.asarray(batch[column]) for column in columns], axis=1)
-        pixels = np.asarray(batch["data"])
+        batch = pickles.load(io.BytesIO(content))
+        labels = np.stack([batch[column] for column in columns], axis=1)
+        pixels = batch["data"]
         if pixels.dtype != np.uint8 or labels.dtype.kind not in "iu" or pixels.shape != (len(labels), PIXELS):
             raise ValueError(f"data {pixels.dtype} {pixels.shape} beside {labels.dtype} labels {labels.shape}")
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError) as error:
         raise BadFileError(f"{path} is no pickled batch of {layout.title}: {error}") from None
     return pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64)
 

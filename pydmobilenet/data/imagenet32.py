@@ -30,7 +30,6 @@ CLASSES = tuple(
 )
 PIXELS = 3 * 32 * 32
 OFFICIAL_IMAGES = {"train": 1_281_167, "test": 50_000}  # no hash of the files is published: their number has to do
-LARGEST = 1 << 29  # bytes that an .npz unpacks to: a tenth of the training images has 394 MB
 FILES = {"train": tuple(f"train_data_batch_{number}" for number in range(1, 11)), "test": ("val_data",)}
 FOLDERS = ("", "imagenet32", "Imagenet32_train", "Imagenet32_val", "Imagenet32_train_npz", "Imagenet32_val_npz")
 ROWS = 8192  # images written at a time
@@ -239,10 +238,11 @@ def load(source: Path) -> tuple[np.ndarray, np.ndarray]:
 
     Raises BadFileError for anything else.
     """
-    with fetching.readable(source) as file:
-        batch = _load_npz(file, source) if source.suffix == ".npz" else pickles.load(file, source)
     try:
-        pixels, labels = np.asarray(batch["data"]), np.asarray(batch["labels"])
+        with fetching.readable(source) as file:
+            npz = source.suffix == ".npz"
+            batch = archives.read_npz(file, ("data", "labels")) if npz else pickles.load(file)
+        pixels, labels = batch["data"], batch["labels"]
     except (KeyError, ValueError) as error:
         raise BadFileError(f"{source} is no batch of ImageNet32: {error}") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or labels.dtype.kind not in "iu" or labels.ndim != 1:
@@ -260,10 +260,3 @@ def load(source: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{source} has labels from {labels.min()} to {labels.max()} (allowed: 1 to {TASK.outputs}){counted}"
         )
     return pixels, labels
-
-
-def _load_npz(file, source: Path) -> dict[str, np.ndarray]:
-    try:
-        return archives.read_npz(file, LARGEST, ("data", "labels"))
-    except ValueError as error:
-        raise BadFileError(f"{source} is no batch of ImageNet32: {error}") from None

@@ -12,8 +12,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..errors import BadFileError
-
 
 class _Type:
     """``numpy.dtype`` of a plain number."""
@@ -65,10 +63,10 @@ def _text(value: str | bytes) -> str:
     return value.decode("latin1") if isinstance(value, bytes) else value
 
 
-def load(file: BinaryIO, path: object) -> dict[str, np.ndarray]:
+def load(file: BinaryIO) -> dict[str, np.ndarray]:
     """Return the arrays, and the lists of whole numbers as arrays, of the dict that a pickled batch holds.
 
-    Raises BadFileError, which names `path`, for anything else.
+    Raises ValueError for anything else.
     """
     try:
         batch = _Reader(file, encoding="bytes").load()  # Python 2's strings, in the official CIFAR files, are bytes
@@ -82,5 +80,4 @@ def load(file: BinaryIO, path: object) -> dict[str, np.ndarray]:
                 arrays[_text(key)] = np.array(value)
         return arrays
     except Exception as error:  # a damaged pickle raises nearly anything
-        words = " ".join(str(error).split())
-        raise BadFileError(f"{path} is no pickled batch of images: {words[:100]}") from None
+        raise ValueError(" ".join(str(error).split())[:100] or type(error).__name__) from None
