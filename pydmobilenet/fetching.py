@@ -162,7 +162,6 @@ def locked(directory: Path, make: bool = False) -> Iterator[None]:
         warnings.warn(f"waiting for another process that is at work in {directory}", stacklevel=3)
         lock.acquire()
     try:
-        files.sweep(directory)
         yield
     finally:
         lock.release()
@@ -188,7 +187,7 @@ def fetch(sources: Sequence[Source], target: Path) -> Path:
                 if not size:
                     _remove([part])
                 continue
-            files.place(part, target)
+            os.replace(part, target)
             parts.remove(part)
             _remove(parts)
             return target

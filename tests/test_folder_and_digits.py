@@ -289,7 +289,7 @@ def test_the_picture_replaces_no_other_file_and_nothing_that_is_none(folder, tmp
     os.mkfifo(tmp_path / "pipe.png")
     answer = show("--dataset", f"folder:{folder}", "--output", tmp_path / "pipe.png")
     assert (answer.returncode, answer.stderr.count("\n")) == (2, 1)
-    assert f"cannot write {tmp_path}/pipe.png: it is a pipe" in answer.stderr
+    assert f"cannot write {tmp_path}/pipe.png: it is a pipe, a socket or a device" in answer.stderr
     (tmp_path / "grid.jpg.part.jpg").write_text("mine")
     assert show("--dataset", f"folder:{folder}", "--output", tmp_path / "grid.jpg", "--images", 3).returncode == 0
     assert Image.open(tmp_path / "grid.jpg").format == "JPEG"
