@@ -138,7 +138,7 @@ def test_where_there_are_no_locks_a_lock_is_gone_without_with_a_warning(number, 
     with pytest.warns(UserWarning, match=words) as warned:
         files.acquire(FileLock(tmp_path / "lock"), timeout=0)
     assert len(warned) == 1
-    with pytest.warns(UserWarning, match=words), fetching.locked(tmp_path / "new", make=True):
+    with pytest.warns(UserWarning, match=words), fetching.locked(tmp_path / "new"):
         files.write(tmp_path / "new" / "file", "content")
 
 

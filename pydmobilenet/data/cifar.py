@@ -132,9 +132,7 @@ def read(layout: Layout, split: str, root: Path | None = None, coarse: bool = Fa
     places = fetching.search_path(f"datasets/{layout.name}", root)
     target = root / layout.name if root else places[0]
     for place in places:
-        with fetching.locked(target if place == root else place):  # a download may be under way there
-            found = find_files(layout, split, place)
-        if found:
+        if found := find_files(layout, split, place):
             return _decode(layout, found, coarse, named=place == root)
         if place == root and (folder := _image_folder(layout, split, place)):
             raw = images_by_class(layout.classes, folder)
@@ -206,7 +204,7 @@ def download(layout: Layout, directory: Path) -> None:
     Raises MissingFileError where neither gives them, and UnusableError where the directory cannot be written.
     """
     names = layout.binary["train"] + layout.binary["test"]
-    with fetching.locked(directory, make=True):
+    with fetching.locked(directory):
         if all((directory / name).is_file() for name in names):  # another process was faster
             return
         archive = fetching.fetch(layout.sources(), directory / layout.archives[0])

@@ -173,7 +173,7 @@ def convert(sources: list[Path], arrays: Arrays) -> Arrays:
     What was written is read again and compared before it counts. Raises BadFileError and UnusableError.
     """
     try:
-        with fetching.locked(arrays.directory, make=True):
+        with fetching.locked(arrays.directory):
             state = arrays.state()
             done = state["sources"]
             if not _known(sources[: len(done)], done) or not arrays.holds(sum(one["images"] for one in done)):
