@@ -56,11 +56,14 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             yield file
         return
     target = Path(os.path.realpath(path))
-    part, mode = _beside(target), stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+    part, old = _beside(target), target.stat() if target.exists() else None
+    mode = stat.S_IMODE(old.st_mode) if old else 0o666
     try:
         with _naming(path):
-            with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode or 0o666)) as file:
-                if mode is not None:
+            with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+                if old:
+                    with suppress(OSError, AttributeError):  # not everybody may, and Windows has none
+                        os.chown(part, old.st_uid, old.st_gid)
                     os.chmod(part, mode)  # of which the process's mask may have taken away some
                 yield file
                 _sync(file)
