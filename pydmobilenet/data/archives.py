@@ -34,9 +34,15 @@ def read_npz(file: BinaryIO, names: Collection[str] | None = None) -> dict[str, 
     """Return the arrays in a ``.npz``, or the named ones. Raises ValueError where it is damaged or holds objects."""
     try:
         with zipfile.ZipFile(file) as archive:
-            chosen = [name for name in archive.namelist() if names is None or name.removesuffix(".npy") in names]
-            # Each is read to its end, where the checksum is compared. `np.load` stops where the array ends.
-            contents = {name.removesuffix(".npy"): archive.read(name) for name in chosen}
-        return {name: np.lib.format.read_array(io.BytesIO(content)) for name, content in contents.items()}
+            stems = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            return {stem: _array(archive, name) for stem, name in stems.items() if names is None or stem in names}
     except Exception as error:  # a damaged zip file raises a dozen kinds
         raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(name) as file:
+        array = np.lib.format.read_array(file)
+        if file.read(1):  # at the end, the checksum has been compared
+            raise ValueError(f"{name} goes on behind its array")
+    return array
