@@ -134,4 +134,4 @@ def _name(file: str | np.ndarray | Pillow.Image, number: int) -> str:
 def _content(file: str | np.ndarray | Pillow.Image) -> bytes | np.ndarray | Pillow.Image:
     if not isinstance(file, str):
         return file
-    return sys.stdin.buffer.read(images.MAX_BYTES + 1) if file == STDIN else images.content(Path(file))
+    return sys.stdin.buffer.read() if file == STDIN else images.content(Path(file))

@@ -126,7 +126,7 @@ class Server:
     def __init__(self):
         self.files: dict[str, bytes] = {}
         self.fault = ""
-        self.requests: list[tuple[str, str]] = []
+        self.requests: list[str] = []
         self.sent = 0
         server = self
 
@@ -142,58 +142,33 @@ class Server:
         threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
 
     def answer(self, handler):
-        wanted = handler.headers.get("Range", "")
-        self.requests.append((handler.path, wanted))
+        self.requests.append(handler.path)
         content = self.files.get(handler.path)
         if self.fault == "silent":
             time.sleep(3)
-            return
-        if self.fault == "drips in its headers":
-            handler.wfile.write(b"HTTP/1.0 200 OK\r\n")
-            self.drip(handler, b"X-Nothing: x\r\n")
-            return
-        if self.fault == "nothing to send":
-            handler.send_error(416)
             return
         if self.fault == "error page":
             content = b"<html>Not here any more</html>"
         if content is None:
             handler.send_error(404)
             return
-        start = int(wanted[6:-1]) if wanted and self.fault != "no ranges" else 0
-        if start >= len(content) > 0 and wanted:
-            handler.send_error(416)
-            return
-        handler.send_response(206 if start else 200)
+        handler.send_response(200)
         if self.fault == "packs it":
             content = gzip.compress(content, mtime=0)
             handler.send_header("Content-Encoding", "gzip")
         if self.fault != "has no end":
-            handler.send_header("Content-Length", str(len(content) - start + 10**9 * (self.fault == "claims more")))
+            handler.send_header("Content-Length", str(len(content) + 10**9 * (self.fault == "claims more")))
         handler.end_headers()
-        content = content[start:]
-        if self.fault == "has no end":
-            self.drip(handler, bytes(1 << 16), seconds=0)
-        if self.fault == "drips":
-            self.drip(handler, b"x")
-            return
-        if self.fault == "breaks off soon":
-            content = b""
-        if self.fault.startswith("breaks off"):
+        with suppress(OSError):  # nobody listens any more
+            while self.fault == "has no end":
+                handler.wfile.write(bytes(1 << 16))
+                self.sent += 1 << 16
+        if self.fault == "breaks off":
             handler.wfile.write(content[: len(content) // 2])
             handler.wfile.flush()
             handler.connection.shutdown(socket.SHUT_RDWR)
             return
         handler.wfile.write(content)
-
-    def drip(self, handler, piece, seconds=0.02):
-        """Send a piece again and again, until nobody listens any more."""
-        fault = self.fault
-        with suppress(OSError):
-            while self.fault == fault:
-                handler.wfile.write(piece)
-                self.sent += len(piece)
-                time.sleep(seconds)
 
 
 def _running():

@@ -133,13 +133,6 @@ def test_a_binary_file_of_a_wrong_size_is_refused(content, tmp_path):
     assert f"{tmp_path}/test_batch.bin is truncated, or no file of CIFAR-10" in str(caught.value)
 
 
-def test_a_file_that_is_larger_than_any_of_cifar_is_not_read(tmp_path, monkeypatch):
-    with open(tmp_path / "test_batch.bin", "wb") as file:
-        file.truncate(1 << 40)  # a hole
-    with pytest.raises(BadFileError, match=r"test_batch\.bin is no file of CIFAR: it has more than 268435456 bytes"):
-        pydmobilenet.get_dataset("cifar10", "test", tmp_path)
-
-
 def test_a_label_out_of_range_is_named_with_its_image(tmp_path):
     images, labels = batch(cifar.CIFAR10)
     labels[17] = 10
@@ -174,7 +167,7 @@ class Malicious:
         (pickle.dumps({"data": Malicious(), "labels": []}), "posix.system"),
         (pickle.dumps(Malicious(), protocol=0), "posix.system"),
         (b"cbuiltins\neval\n(S'1'\ntR.", "builtins.eval"),
-        (b"c_codecs\nencode\n(Vx\nVzip\ntR.", "encoding 'zip'"),
+        (b"c_codecs\nencode\n(Vx\nVzip\ntR.", "encoded as 'zip'"),
         # Two that would have NumPy's own classes take bytes for pointers:
         (b"cnumpy\nndarray\n((K\x01tcnumpy\ndtype\n(S'O8'\nI00\nI01\ntRC\x08AAAAAAAAtR.", "no pickled batch"),
         (
@@ -182,12 +175,12 @@ class Malicious:
             b"(S'O8'\nI00\nI01\ntR(K\x03S'|'\nNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbI00\nC\x08AAAAAAAAtb.",
             "no plain number",
         ),
-        (pickle.dumps({"data": np.zeros((1, 3072), ">u2"), "labels": [1]}), "big-endian"),
+        (pickle.dumps({"data": np.zeros((1, 3072), ">u2"), "labels": [1]}), ">u2"),
         (pickle.dumps({"data": np.array([None]), "labels": [1]}), "no plain number"),
-        (b"}" + b")" + b"\x85" * 100_000 + b"K\x01s.", "tuples that no"),  # a hash so deep ends the process
-        (b"}K\x00r\xff\xff\xff\x7fs.", "no pickled batch"),  # a memo of 34 GB
-        (b"c_codecs\nencode\n}X\x0c\x00\x00\x00__defaults__K\x01sb.", "it changes what it may not change"),
-        (b"\x80\x04\x8f.", "no pickled batch"),  # a set
+        (b"c_codecs\nencode\n}X\x0c\x00\x00\x00__defaults__K\x01sb.", "it holds a function"),
+        (b"\x80\x04\x8f.", "holds a set"),
+        (b"c" + b"m" * 100_000 + b"\nx\n.", "it calls mmm"),  # on one line all the same
+        (b"B" + (3_500_000_000).to_bytes(4, "little") + b"..", "no pickled batch"),
         (pickle.dumps([1, 2]), "holds a list"),
         (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}), "no pickled batch of CIFAR-10"),
         (pickle.dumps({"data": np.zeros((1, 3072), np.float32), "labels": [1]}), "float32"),
@@ -203,6 +196,7 @@ def test_a_bad_or_malicious_pickle_is_refused(content, words, tmp_path):
         pydmobilenet.get_dataset("cifar10", "test", tmp_path)
     assert words in str(caught.value)
     assert f"{tmp_path}/test_batch" in str(caught.value)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 250
     assert not os.path.exists("/tmp/pydmobilenet-was-here")
 
 

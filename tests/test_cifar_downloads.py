@@ -40,7 +40,7 @@ def test_the_official_data_is_downloaded_once_from_whoever_has_it(path, official
         dataset = pydmobilenet.get_dataset("cifar10", split)
         assert dataset.official
         assert len(dataset) == (30 if split == "test" else 150)
-    assert [asked for asked, _ in server.requests if asked == path] == [path]
+    assert [asked for asked in server.requests if asked == path] == [path]
     folder = home / "project" / "datasets" / "cifar10"
     assert sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")) == [
         *(f"data_batch_{number}.bin" for number in range(1, 6)),

@@ -62,23 +62,15 @@ def test_a_bad_answer_is_named_and_nothing_is_put_in_place(source, server, tmp_p
     assert not (tmp_path / "file").exists()
 
 
-@pytest.mark.parametrize("fault", ["drips", "drips in its headers"])
-def test_a_transfer_that_is_too_slow_is_given_up(fault, source, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "PATIENCE", 0.5)
-    server.fault = fault
-    other = fetching.Source(f"{server.url.replace('127.0.0.1', 'localhost')}/nothing", DIGEST)
-    words = r"127\.0\.0\.1:\d+: less than 65536 bytes came in 0\.5 s: given up; .*localhost"
-    with pytest.raises(MissingFileError, match=words):
-        fetching.fetch([source, other], tmp_path / "file")
-    assert server.sent > 1  # it was never silent
-
-
-@pytest.mark.parametrize("fault", ["has no end", "claims more"])
-def test_no_more_is_taken_than_the_file_can_have(fault, source, server, tmp_path):
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("has no end", f"has more than the {len(CONTENT)} bytes that file can"), ("claims more", "broke off")],
+)
+def test_no_more_is_taken_than_the_file_can_have(fault, words, source, server, tmp_path):
     limit = len(CONTENT)
     source = fetching.Source(source.url, DIGEST, limit)
     server.fault = fault
-    with pytest.raises(MissingFileError, match=f"has more than the {limit} bytes that file can have$"):
+    with pytest.raises(MissingFileError, match=words):
         fetching.fetch([source], tmp_path / "file")
     assert server.sent < limit + 100 * fetching.CHUNK  # what the system holds on the way
     assert list(tmp_path.iterdir()) == []
@@ -97,68 +89,16 @@ def test_nothing_is_unpacked_on_the_way(source, server, tmp_path):
     assert target.read_bytes() == packed
 
 
-@pytest.mark.parametrize(("fault", "kept"), [("breaks off", True), ("breaks off soon", False)])
-def test_what_has_arrived_is_said_to_be_kept_only_where_it_is(fault, kept, source, server, tmp_path):
-    server.fault = fault
-    with pytest.raises(MissingFileError, match="broke off") as caught:
-        fetching.fetch([source], tmp_path / "file")
-    parts = [path.stat().st_size for path in tmp_path.iterdir()]
-    assert len(parts) == kept
-    assert ("kept" in str(caught.value)) == kept
-    assert all(f"; {size} bytes have arrived and are kept" in str(caught.value) for size in parts)
-
-
-def test_where_a_fresh_request_has_nothing_to_send_the_next_source_is_asked(source, another_server, tmp_path):
-    another_server.fault = "nothing to send"
-    sources = [fetching.Source(f"{another_server.url}/file", DIGEST), source]
-    assert fetching.fetch(sources, tmp_path / "file").read_bytes() == CONTENT
-    with pytest.raises(MissingFileError, match=r"HTTP status 416$"):
-        fetching.fetch(sources[:1], tmp_path / "other")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_what_another_source_has_sent_of_a_file_is_not_left_behind(source, server, tmp_path):
-    server.fault = "breaks off"
-    with pytest.raises(MissingFileError):
-        fetching.fetch([source], tmp_path / "file")
-    server.fault = ""
-    server.files["/elsewhere"] = server.files.pop("/file")
-    fetching.fetch([source, fetching.Source(f"{server.url}/elsewhere", DIGEST)], tmp_path / "file")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
 def test_an_absent_file_is_named_with_its_status(server, tmp_path):
     with pytest.raises(MissingFileError, match="404"):
         fetching.fetch([fetching.Source(f"{server.url}/nothing", DIGEST)], tmp_path / "file")
 
 
-def test_a_download_goes_on_where_it_broke_off(source, server, tmp_path):
+def test_a_download_that_broke_off_leaves_nothing_and_succeeds_when_run_again(source, server, tmp_path):
     server.fault = "breaks off"
-    with pytest.raises(MissingFileError):
+    with pytest.raises(MissingFileError, match="broke off"):
         fetching.fetch([source], tmp_path / "file")
-    server.fault = ""
-    assert fetching.fetch([source], tmp_path / "file").read_bytes() == CONTENT
-    start = int(server.requests[-1][1].strip("bytes=-"))
-    assert len(CONTENT) // 2 - fetching.CHUNK <= start <= len(CONTENT) // 2
-
-
-@pytest.mark.parametrize("fault", ["", "no ranges"])
-def test_a_wrong_piece_from_an_earlier_try_does_no_harm(source, server, tmp_path, fault):
-    server.fault = "breaks off"
-    with pytest.raises(MissingFileError):
-        fetching.fetch([source], tmp_path / "file")
-    (part,) = tmp_path.glob("*.part")
-    part.write_bytes(b"something else")
-    server.fault = fault
-    assert fetching.fetch([source], tmp_path / "file").read_bytes() == CONTENT
-
-
-def test_a_whole_piece_from_an_earlier_try_is_taken(source, server, tmp_path):
-    server.fault = "breaks off"
-    with pytest.raises(MissingFileError):
-        fetching.fetch([source], tmp_path / "file")
-    (part,) = tmp_path.glob("*.part")
-    part.write_bytes(CONTENT)  # the last byte had arrived, the renaming had not
+    assert list(tmp_path.iterdir()) == []
     server.fault = ""
     assert fetching.fetch([source], tmp_path / "file").read_bytes() == CONTENT
 
@@ -224,7 +164,6 @@ LOGIN = "it wants a name and a password, as http://NAME:PASSWORD@HOST:PORT"
         ("HTTPS_PROXY", "http://:80", "https://x.test/f", "not a valid address"),
         ("HTTPS_PROXY", "http://127.0.0.1:{port}", "https://x.test/f", LOGIN),
         ("HTTPS_PROXY", "http://me:secret@127.0.0.1:{port}", "https://x.test/f", LOGIN),
-        ("HTTP_PROXY", "http://127.0.0.1:{port}", "http://x.test/f", LOGIN),
     ],
 )
 def test_of_a_proxy_that_fails_its_address_and_variable_are_named(
@@ -236,7 +175,7 @@ def test_of_a_proxy_that_fails_its_address_and_variable_are_named(
         fetching.fetch([fetching.Source(url, DIGEST)], tmp_path / "file")
     shown = value.replace("me:secret@", "")
     assert str(caught.value).endswith(f": the proxy {shown} ({variable}): {words}")
-    assert "x.test" in str(caught.value)
+    assert str(caught.value).startswith("x.test: ")
 
 
 @pytest.fixture
@@ -271,10 +210,10 @@ def test_of_certificates_it_is_said_what_is_wrong_and_what_rules_them(environmen
     source = fetching.Source(f"https://localhost:{https_server}/file", DIGEST)
     (tmp_path / "empty.pem").touch()
     for variables, words in (
-        ({}, r"localhost:\d+: its certificate is refused \(self.signed certificate\); trusted are those of certifi, "),
-        ({"CURL_CA_BUNDLE": "/nowhere"}, "/file': no file of certificates: CURL_CA_BUNDLE=/nowhere$"),
-        ({"REQUESTS_CA_BUNDLE": "/nowhere"}, "/file': no file of certificates: REQUESTS_CA_BUNDLE=/nowhere$"),
-        ({"REQUESTS_CA_BUNDLE": str(tmp_path / "empty.pem")}, "no file of certificates: REQUESTS_CA_BUNDLE=.*/empty"),
+        ({}, r"localhost:\d+: its certificate is refused; \$REQUESTS_CA_BUNDLE names a file of trusted ones$"),
+        ({"CURL_CA_BUNDLE": "/nowhere"}, r": no file of certificates: see \$REQUESTS_CA_BUNDLE and \$CURL_CA_BUNDLE$"),
+        ({"REQUESTS_CA_BUNDLE": "/nowhere"}, r": no file of certificates: see \$REQUESTS_CA_BUNDLE and \$CURL_CA"),
+        ({"REQUESTS_CA_BUNDLE": str(tmp_path / "empty.pem")}, r"no certificates in the file of \$REQUESTS_CA_BUNDLE"),
     ):
         environment(variables)
         fetching._unreachable.clear()
@@ -326,7 +265,7 @@ def test_weights_are_never_downloaded_into_the_package(server, monkeypatch, home
 
 def test_two_at_once_download_once(source, server, tmp_path):
     def one():
-        with fetching.locked(tmp_path / "new", make=True):
+        with fetching.locked(tmp_path / "new"):
             if not (tmp_path / "new" / "file").exists():
                 fetching.fetch([source], tmp_path / "new" / "file")
 

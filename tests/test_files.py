@@ -81,55 +81,54 @@ def test_a_file_of_the_users_own_is_left_alone(own, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "directory"])
-def test_what_a_killed_writer_has_left_is_removed_by_the_next_one(kind, tmp_path):
-    command = [sys.executable, "-c", KILLED, tmp_path / "target", kind]
+def test_a_killed_writer_leaves_the_target_as_it_was(kind, tmp_path):
+    (tmp_path / "file").write_text("old")
+    target = tmp_path / ("file" if kind == "file" else "directory")
+    command = [sys.executable, "-c", KILLED, target, kind]
     killed = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
     assert killed.returncode == -signal.SIGKILL
-    (left,) = names(tmp_path)
-    assert left.startswith(".target.")
-    files.write(tmp_path / "other", "content")
-    assert names(tmp_path) == ["other"]
+    assert (tmp_path / "file").read_text() == "old"
+    assert not (tmp_path / "directory").exists()
+    files.write(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new"
 
 
-def test_what_a_killed_extraction_has_left_is_removed_where_the_data_is_looked_for_again(tmp_path):
-    command = [sys.executable, "-c", KILLED, tmp_path / "data_batch_1.bin", "file"]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60)
-    assert len(names(tmp_path)) == 1
-    with fetching.locked(tmp_path):
-        assert names(tmp_path) == [".download.lock"]
+def test_several_files_are_put_in_place_in_their_order_once_all_are_written(tmp_path, monkeypatch):
+    placed, replace = [], os.replace
+    monkeypatch.setattr(
+        os, "replace", lambda part, path: placed.append((path.name, names(tmp_path))) or replace(part, path)
+    )
+    files.write_together({tmp_path / name: name for name in "abc"})
+    assert [name for name, _ in placed] == ["a", "b", "c"]
+    assert [len(there) for _, there in placed] == [3, 3, 3]
+    assert names(tmp_path) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("directory", [False, True])
-def test_what_a_living_writer_is_at_is_left_alone(directory, tmp_path):
-    with files._part(tmp_path / "target", directory) as (part, _):
-        files.write(tmp_path / "other", "content")
-        files.sweep(tmp_path)
-        assert part.exists()
-    assert names(tmp_path) == ["other"]
+def test_where_one_of_several_files_cannot_be_written_none_is(tmp_path):
+    for name in "ab":
+        (tmp_path / name).write_text("old")
+    with pytest.raises(UnusableError, match=f"^cannot write {tmp_path}/no/c: no such directory"):
+        files.write_together({tmp_path / "a": "new", tmp_path / "no" / "c": "new", tmp_path / "b": "new"})
+    assert [(tmp_path / name).read_text() for name in names(tmp_path)] == ["old", "old"]
 
 
-@pytest.mark.parametrize("directory", [False, True])
-def test_a_part_that_was_swept_before_it_was_locked_is_made_again(directory, tmp_path, monkeypatch):
-    flock, swept = fcntl.flock, []
-
-    def slow(descriptor, operation):
-        if not swept:
-            swept.append(True)
-            files.sweep(tmp_path)
-        flock(descriptor, operation)
-
-    monkeypatch.setattr(fcntl, "flock", slow)
-    with files._part(tmp_path / "target", directory) as (part, _):
-        assert swept
-        assert names(tmp_path) == [part.name]
+def half_written(path, error):
+    with files.writing(path) as file:
+        file.write(b"half")
+        raise error
 
 
-def test_where_there_are_no_locks_files_are_written_and_nothing_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(fcntl, "flock", failing(OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
-    with files._part(tmp_path / "file") as (part, _):
-        files.write(tmp_path / "file", "content")
-        assert names(tmp_path) == [part.name, "file"]
-    assert names(tmp_path) == ["file"]
+def test_what_is_raised_while_a_file_is_written_leaves_it_as_it_was(tmp_path):
+    (tmp_path / "file").write_text("old")
+    for error, words in (
+        (ZeroDivisionError("mine"), "^mine$"),
+        (UnusableError("mine"), "^mine$"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), f"^cannot write {tmp_path}/file: No space left on device$"),
+    ):
+        with pytest.raises((ZeroDivisionError, UnusableError), match=words):
+            half_written(tmp_path / "file", error)
+        assert (tmp_path / "file").read_text() == "old"
+        assert names(tmp_path) == ["file"]
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
@@ -139,17 +138,12 @@ def test_where_there_are_no_locks_a_lock_is_gone_without_with_a_warning(number, 
     with pytest.warns(UserWarning, match=words) as warned:
         files.acquire(FileLock(tmp_path / "lock"), timeout=0)
     assert len(warned) == 1
-    with pytest.warns(UserWarning, match=words), fetching.locked(tmp_path / "new", make=True):
+    with pytest.warns(UserWarning, match=words), fetching.locked(tmp_path / "new"):
         files.write(tmp_path / "new" / "file", "content")
 
 
-def test_a_lock_that_an_earlier_filelock_waits_for_in_vain_is_gone_without(tmp_path, monkeypatch):
-    monkeypatch.setattr(FileLock, "acquire", failing(Timeout(str(tmp_path / "lock"))))
-    (tmp_path / "lock").touch()
-    with pytest.raises(Timeout):  # another process has it
-        files.acquire(FileLock(tmp_path / "lock"), timeout=0)
-    monkeypatch.setattr(fcntl, "flock", failing(OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
-    with pytest.warns(UserWarning, match="has no locks"):
+def test_a_lock_that_another_has_is_waited_for_in_vain(tmp_path):
+    with FileLock(tmp_path / "lock"), pytest.raises(Timeout):
         files.acquire(FileLock(tmp_path / "lock"), timeout=0)
 
 
@@ -173,24 +167,21 @@ def test_a_temporary_file_is_never_more_readable_than_what_it_replaces(tmp_path,
     made, opened = [], os.open
     monkeypatch.setattr(os, "open", lambda path, *rest: made.append((str(path), *rest[1:])) or opened(path, *rest))
     (tmp_path / "file").write_text("old")
+    (tmp_path / "file").chmod(0o640)
     files.write(tmp_path / "file", "new")
-    assert [rest for path, *rest in made if path.endswith(".part")] == [[0o600]]
+    assert [rest for path, *rest in made if path.endswith(".part")] == [[0o640]]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
-def test_a_file_that_is_overwritten_keeps_its_owner_or_is_closed_to_another_group(tmp_path, monkeypatch):
+def test_a_file_that_is_overwritten_keeps_its_owner_where_that_is_allowed(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    for refused in (False, True):
-        path.write_text("old")
-        path.chmod(0o664)
-        os.chown(path, 12345, 23456)
-        if refused:
-            monkeypatch.setattr(os, "chown", failing(PermissionError()))
-        files.write(path, "new")
-        found = path.stat()
-        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (
-            (0, 0, 0o604) if refused else (12345, 23456, 0o664)
-        )
+    path.write_text("old")
+    os.chown(path, 12345, 23456)
+    files.write(path, "new")
+    assert (path.stat().st_uid, path.stat().st_gid) == (12345, 23456)
+    monkeypatch.setattr(os, "chown", failing(PermissionError()))
+    files.write(path, "newer")
+    assert (path.read_text(), path.stat().st_uid) == ("newer", 0)
 
 
 def test_a_read_only_file_is_refused_and_stays(tmp_path):
@@ -228,7 +219,8 @@ def test_what_is_no_file_is_refused_and_not_replaced(kind, link, tmp_path, monke
     if link:
         (tmp_path / "link").symlink_to(path)
         path = tmp_path / "link"
-    with pytest.raises(UnusableError, match=rf"^cannot write {path}: it is a {kind} \(allowed: a file\)$"):
+    words = "a directory" if kind == "directory" else "a pipe, a socket or a device"
+    with pytest.raises(UnusableError, match=rf"^cannot write {path}: it is {words} \(allowed: a file\)$"):
         files.write(path, "content")
     assert path.stat().st_ino == before
     assert names(tmp_path) == (["link", "x"] if link else ["x"])

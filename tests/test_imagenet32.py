@@ -85,9 +85,9 @@ def test_once_converted_the_official_files_are_not_read_again(folder, monkeypatc
     assert len(pydmobilenet.get_dataset("imagenet32", "train", folder)) == 10 * EACH
 
 
-@pytest.mark.parametrize("after", [0, 1, 5, 9])
-def test_an_interrupted_conversion_goes_on_where_it_left_off(folder, monkeypatch, after):
-    real, loaded = imagenet32.load, []
+@pytest.mark.parametrize("after", [0, 1, 9])
+def test_an_interrupted_conversion_leaves_nothing_and_begins_again(folder, monkeypatch, after):
+    real, loaded, there = imagenet32.load, [], set(folder.iterdir())
 
     def interrupted(source):
         if len(loaded) == after:
@@ -99,14 +99,22 @@ def test_an_interrupted_conversion_goes_on_where_it_left_off(folder, monkeypatch
         patch.setattr(imagenet32, "load", interrupted)
         with pytest.raises(KeyboardInterrupt):
             pydmobilenet.get_dataset("imagenet32", "train", folder)
-    with open(folder / "imagenet32-train-images.u8", "ab") as file:
-        file.write(b"half an image")  # what a crash in the midst of a file leaves
-    with monkeypatch.context() as patch:
-        patch.setattr(imagenet32, "load", lambda source: loaded.append(source.name) or real(source))
-        dataset = pydmobilenet.get_dataset("imagenet32", "train", folder)
-    assert len(loaded) == 10  # none twice
+    assert {path.name for path in set(folder.iterdir()) - there} <= {".download.lock"}
+    dataset = pydmobilenet.get_dataset("imagenet32", "train", folder)
     np.testing.assert_array_equal(dataset.images, expected("train")[0])
     np.testing.assert_array_equal(dataset.labels, expected("train")[1])
+
+
+def test_what_an_earlier_version_has_converted_is_opened(folder, monkeypatch):
+    pydmobilenet.get_dataset("imagenet32", "test", folder)
+    path = folder / "imagenet32-test.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "sources": [{**one, "crc32": 1} for one in record["sources"]]}))
+    monkeypatch.setattr(imagenet32, "load", lambda *_: pytest.fail("read again"))
+    np.testing.assert_array_equal(pydmobilenet.get_dataset("imagenet32", "test", folder).images, expected("test")[0])
+    path.write_text(json.dumps({**record, "complete": False}))  # which was interrupted
+    with pytest.raises(pytest.fail.Exception, match="read again"):
+        pydmobilenet.get_dataset("imagenet32", "test", folder)
 
 
 def test_arrays_that_were_cut_short_are_refused(folder):
@@ -117,21 +125,6 @@ def test_arrays_that_were_cut_short_are_refused(folder):
         pydmobilenet.get_dataset("imagenet32", "test", folder)
     arrays.path(".json").unlink()
     assert len(pydmobilenet.get_dataset("imagenet32", "test", folder)) == EACH
-
-
-def test_what_was_written_is_read_again_before_it_counts(folder, monkeypatch):
-    real = imagenet32._verify
-
-    def damaged(arrays, done):
-        with open(arrays.images, "r+b") as file:
-            file.write(bytes([file.read(1)[0] ^ 1]) if file.seek(0) == 0 else b"")
-        real(arrays, done)
-
-    monkeypatch.setattr(imagenet32, "_verify", damaged)
-    with pytest.raises(BadFileError, match="not what was written"):
-        pydmobilenet.get_dataset("imagenet32", "test", folder)
-    monkeypatch.setattr(imagenet32, "_verify", real)
-    np.testing.assert_array_equal(pydmobilenet.get_dataset("imagenet32", "test", folder).images, expected("test")[0])
 
 
 def test_a_damaged_record_means_to_convert_again(folder):
@@ -159,23 +152,10 @@ def test_files_that_have_changed_are_converted_again(folder, form):
 def test_a_conversion_that_was_interrupted_again_never_counts_as_the_old_one(folder, form, monkeypatch):
     pydmobilenet.get_dataset("imagenet32", "test", folder)
     save(folder / "val_data", batch(99), form)
-    monkeypatch.setattr(imagenet32, "_append", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(imagenet32, "load", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         pydmobilenet.get_dataset("imagenet32", "test", folder)
-    assert not Arrays(folder, "test").state()["complete"]
-
-
-@pytest.mark.parametrize("ending", ["-labels.i16", "-images.u8"])
-def test_an_interrupted_conversion_that_has_lost_a_file_begins_again(folder, monkeypatch, ending):
-    real = imagenet32.load
-    with monkeypatch.context() as patch:
-        patch.setattr(imagenet32, "load", lambda path: pytest.fail("stop") if "6" in path.name else real(path))
-        with pytest.raises(pytest.fail.Exception):
-            pydmobilenet.get_dataset("imagenet32", "train", folder)
-    os.truncate(Arrays(folder, "train").path(ending), 10)
-    dataset = pydmobilenet.get_dataset("imagenet32", "train", folder)
-    np.testing.assert_array_equal(dataset.images, expected("train")[0])
-    np.testing.assert_array_equal(dataset.labels, expected("train")[1])
+    assert not Arrays(folder, "test").sources()
 
 
 def test_two_read_only_directories_are_not_taken_for_each_other(folder, form, tmp_path, monkeypatch):
@@ -210,7 +190,7 @@ def test_beside_a_read_only_directory_the_home_is_used(folder, home, monkeypatch
 
 def test_a_directory_that_cannot_be_written_is_named(folder, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(UnusableError, match=f"cannot write to {tmp_path}/file"):
+    with pytest.raises(UnusableError, match=f"cannot write {tmp_path}/file"):
         convert(find_sources(folder, "test"), Arrays(tmp_path / "file" / "x", "test"))
 
 

@@ -104,13 +104,8 @@ def test_a_black_drawing_on_a_transparent_ground_is_black_on_white(kind):
     assert decode(content).transparent
 
 
-def test_grey_that_was_multiplied_with_its_alpha_is_read_or_by_older_pillows_refused():
-    content = tiff(np.dstack([BLACK, SHAPE]).tobytes(), 8, 1, extra=(1,))
-    try:
-        picture = decode(content)
-    except BadFileError:
-        return
-    np.testing.assert_array_equal(picture.pixels[0], 255 - SHAPE)
+def test_grey_that_was_multiplied_with_its_alpha_is_refused():
+    refused(tiff(np.dstack([BLACK, SHAPE]).tobytes(), 8, 1, extra=(1,)), "it cannot be read as an image")
 
 
 def test_a_colour_key_of_16_bits_is_refused_as_pillow_reads_8_of_them():
@@ -129,24 +124,16 @@ def test_alpha_that_hides_nothing_is_no_transparency():
     assert not decode(encoded(opaque, "PNG")).transparent
 
 
-TWELVE = np.array([[(a >> 4), (a & 15) << 4 | b >> 8, b & 255] for a, b in (RAMP * 4 + 3).reshape(-1, 2)], np.uint8)
 DEEP = {
     "grey, PNG": encoded(Image.fromarray(WIDE), "PNG"),
     "grey, TIFF": encoded(Image.fromarray(WIDE), "TIFF"),
     "grey, compressed TIFF": encoded(Image.fromarray(WIDE), "TIFF", compression="tiff_lzw"),
     "grey, big-endian TIFF": encoded(Image.frombytes("I;16B", (32, 32), WIDE.astype(">u2").tobytes()), "TIFF"),
-    "grey, 0 is white, TIFF": tiff((65535 - WIDE).tobytes(), 16, 0),
-    "grey of 12 bits, TIFF": tiff(TWELVE.tobytes(), 12, 1),
     "grey and alpha, PNG": png(np.dstack([WIDE, WIDE * 0 + 65535]).astype(">u2").reshape(32, 64).view(np.uint8), 16, 4),
     "colours, PNG": png(np.dstack([WIDE] * 3).astype(">u2").reshape(32, 96).view(np.uint8), 16, 2),
     "colours and alpha, PNG": png(
         np.dstack([WIDE] * 3 + [WIDE * 0 + 65535]).astype(">u2").reshape(32, 128).view(np.uint8), 16, 6
     ),
-    "whole numbers to 65535": encoded(Image.fromarray(WIDE.astype(np.int32)), "TIFF"),
-    "whole numbers to 255": encoded(Image.fromarray((WIDE >> 8).astype(np.int32)), "TIFF"),
-    "fractions to 1": encoded(Image.fromarray(((WIDE >> 8) / 255).astype(np.float32)), "TIFF"),
-    "fractions to 255": encoded(Image.fromarray((WIDE >> 8).astype(np.float32)), "TIFF"),
-    "fractions, 0 is white": tiff((1 - (WIDE >> 8) / 255).astype(np.float32).tobytes(), 32, 0, sample_format=3),
 }
 
 
@@ -156,30 +143,38 @@ def test_grey_of_more_than_8_bits_is_scaled_to_8(kind):
     np.testing.assert_array_equal(grey(DEEP[kind]), WIDE >> 8)
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
-def test_all_black_stays_black(dtype):
-    assert (grey(encoded(Image.fromarray(np.zeros((32, 32), dtype)), "TIFF")) == 0).all()
+def test_all_black_stays_black():
+    assert (grey(encoded(Image.fromarray(np.zeros((32, 32), np.uint16)), "TIFF")) == 0).all()
+
+
+TWELVE = np.array([[(a >> 4), (a & 15) << 4 | b >> 8, b & 255] for a, b in (RAMP * 4 + 3).reshape(-1, 2)], np.uint8)
 
 
 @pytest.mark.parametrize(
-    "values",
+    "content",
     [
-        RAMP.astype(np.uint16),  # 10 bits, which would be almost black
-        (RAMP // 4).astype(np.uint16),  # 8 bits
-        RAMP.astype(np.int32),
-        (RAMP * 100).astype(np.int32),  # to 102300, which would be clipped
-        (RAMP - 500).astype(np.int32),
-        (RAMP // 128).astype(np.int32),  # numbers of classes, say
-        (RAMP / 1e6).astype(np.float32),
-        (RAMP / 100).astype(np.float32),
-        (RAMP / 1023 - 0.5).astype(np.float32),
-        np.where(RAMP == 7, np.nan, RAMP / 1023).astype(np.float32),
-        np.where(RAMP == 7, np.inf, RAMP / 1023).astype(np.float32),
-        (RAMP * 1e6).astype(np.float32),
+        encoded(Image.fromarray(RAMP.astype(np.uint16)), "TIFF"),  # 10 bits
+        encoded(Image.fromarray((RAMP // 4).astype(np.uint16)), "PNG"),  # 8 bits
+        tiff(TWELVE.tobytes(), 12, 1),
     ],
 )
-def test_grey_values_that_do_not_tell_what_is_white_are_refused(values):
-    refused(encoded(Image.fromarray(values), "TIFF"), "it has grey values from .* do not tell how bright white is")
+def test_grey_of_16_bits_that_uses_fewer_does_not_turn_black(content):
+    refused(content, "it has grey of 16 bits that is almost black, or uses fewer bits: save it with 8 bits")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        tiff((65535 - WIDE).tobytes(), 16, 0),  # 0 is white
+        tiff((RAMP * 31).astype("<i2").tobytes(), 16, 1, sample_format=2),  # with a sign
+        encoded(Image.fromarray(WIDE.astype(np.int32)), "TIFF"),
+        encoded(Image.fromarray((RAMP / 1023).astype(np.float32)), "TIFF"),
+        encoded(Image.fromarray(np.where(RAMP == 7, np.nan, RAMP / 1023).astype(np.float32)), "TIFF"),
+        tiff((RAMP / 1023).astype(np.float32).tobytes(), 32, 0, sample_format=3),
+    ],
+)
+def test_grey_of_which_it_is_not_certain_what_is_white_is_refused(content):
+    refused(content, "it has grey of which it is not certain what is white: save it with 8 bits")
 
 
 def test_colours_of_16_bits_that_use_fewer_do_not_turn_black():
@@ -193,10 +188,6 @@ def test_a_bmp_of_16_bits_a_pixel_may_be_black():
     masks = (0xF800, 0x07E0, 0x001F)
     sizes = (66 + 2048, 0, 66, 40, 32, 32, 1, 16, 3, 2048, 0, 0, 0, 0)
     assert (grey(struct.pack("<2sIIIIiiHHIIiiII3I", b"BM", *sizes, *masks) + bytes(2048)) == 0).all()
-
-
-def test_with_a_sign_16_bits_are_not_taken_for_those_without():
-    refused(tiff((RAMP * 31).astype("<i2").tobytes(), 16, 1, sample_format=2), "grey values from 0 to 31713")
 
 
 def test_colours_of_other_kinds_are_those_that_pillow_makes_of_them():
@@ -255,42 +246,12 @@ def test_a_large_jpeg_is_decoded_in_full_and_resized_over_all_pixels():
     assert expected.std() < 10  # a mean of many pixels
 
 
-@pytest.mark.parametrize(
-    ("size", "words"),
-    [
-        ((13_000, 13_000), r"it has 13,000x13,000 pixels \(allowed: up to 50,000,000, and 65,535 a side\)"),
-        ((60_000, 60_000), "it has more than 50,000,000 pixels"),
-        ((65_536, 1), "it has 65,536x1 pixels"),
-    ],
-)
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(size, words, monkeypatch):
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(Image.Image, "load", None)
-    refused(png([], 1, 0, size=size), words)
+    refused(png([], 1, 0, size=(60_000, 60_000)), "it cannot be read as an image: Image size .* exceeds limit")
 
 
-def test_a_tiff_of_one_huge_tile_is_refused_before_it_is_decoded(monkeypatch):
-    monkeypatch.setattr(Image.Image, "load", None)
-    tags = {256: 32, 257: 32, 258: 8, 259: 8, 262: 1, 277: 1, 322: 40_000, 323: 40_000, 324: 8, 325: 1}
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
-    content = b"II*\0" + struct.pack("<IQH", 16, 0, len(tags)) + entries + bytes(4)
-    refused(content, "it has 40,000x40,000 pixels .allowed: up to 50,000,000")
-
-
-def test_a_progressive_jpeg_of_many_scans_is_refused():
-    content = encoded(Image.new("L", (64, 64), 90), "JPEG", progressive=True)
-    start = content.rindex(b"\xff\xda")
-    assert decode(content).size == (64, 64)
-    refused(content[:-2] + 120 * content[start:-2] + content[-2:], "it has more than 100 scans")
-
-
-def test_a_film_behind_a_photograph_is_not_taken_for_scans():
-    film = np.random.default_rng(0).integers(0, 256, 16 << 20, np.uint8).tobytes()
-    assert film.count(b"\xff\xda") > images.MAX_SCANS
-    assert decode(encoded(Image.new("RGB", (64, 64)), "JPEG") + film).size == (64, 64)
-
-
-LARGE = zlib.compress(bytes(2 << 20))  # unpacked more than Pillow takes
-XMP = b"XML:com.adobe.xmp"
+LARGE = zlib.compress(bytes(20 << 20))  # unpacked more than Pillow takes
 
 
 @pytest.mark.parametrize(
@@ -299,9 +260,8 @@ XMP = b"XML:com.adobe.xmp"
         chunk(b"iCCP", b"a profile\0\0" + LARGE),
         chunk(b"zTXt", b"workflow\0\0" + LARGE),
         chunk(b"iTXt", b"workflow\0\1\0\0\0" + LARGE),
-        70 * chunk(b"tEXt", b"workflow\0" + bytes(1 << 20)),
     ],
-    ids=["iCCP", "zTXt", "iTXt", "tEXt"],
+    ids=["iCCP", "zTXt", "iTXt"],
 )
 def test_a_png_with_a_large_profile_or_comment_is_read(comment):
     content = png([[value] * 32 for value in range(32)], 8, 0, comment)
@@ -309,19 +269,10 @@ def test_a_png_with_a_large_profile_or_comment_is_read(comment):
         np.testing.assert_array_equal(grey(each)[:, 0], range(32))
 
 
-def test_a_comment_that_tells_which_way_is_up_is_heeded_within_pillow_s_limits():
+def test_a_comment_that_tells_which_way_is_up_is_heeded():
     comment = b'<x:xmpmeta xmlns:tiff="t" tiff:Orientation="6"/>'
-    rows = [[90] * 40] * 30
-    turned = png(rows, 8, 0, chunk(b"iTXt", XMP + bytes(5) + comment), size=(40, 30))
+    turned = png([[90] * 40] * 30, 8, 0, chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + comment), size=(40, 30))
     assert decode(turned).size == (30, 40)
-    refused(png(rows, 8, 0, chunk(b"iTXt", XMP + b"\0\1\0\0\0" + LARGE), size=(40, 30)), "too large")
-
-
-def test_no_more_of_a_file_is_read_than_the_largest_picture_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_BYTES", 1000)
-    (tmp_path / "x.png").write_bytes(encoded(Image.new("RGB", (32, 32)), "BMP"))
-    with pytest.raises(BadFileError, match=r"x\.png is larger than 1,000 bytes"):
-        images.read(tmp_path / "x.png")
 
 
 def test_threads_decode_in_order_and_leave_the_process_as_it_was(monkeypatch):
@@ -350,7 +301,7 @@ def turned(kind):
 
 FILES = {**{name: content for name, (content, _) in TRANSPARENT.items()}, **DEEP}
 FILES.update((f"turned, {kind}", turned(kind)) for kind in ("JPEG", "TIFF", "PNG"))
-FORGOTTEN = {"2-bit key", "4-bit key", "grey of 12 bits, TIFF"}  # of which Pillow forgets what they mean: refused then
+FORGOTTEN = {"2-bit key", "4-bit key"}  # of which Pillow forgets what they mean: refused then
 
 
 def in_memory(*given):
@@ -371,10 +322,7 @@ def test_an_image_of_pillow_s_becomes_what_its_file_becomes_and_stays_as_it_is(k
     opened.load()  # it is still open
 
 
-def test_what_is_wrong_with_an_image_in_memory_is_said_as_of_a_file(monkeypatch):
-    monkeypatch.setattr(images, "MAX_PIXELS", 99)
-    for given in (Image.new("RGB", (10, 10)), np.zeros((10, 10, 3), np.uint8)):
-        assert str(in_memory(given)[0]).startswith("image 0 has 10x10 pixels (allowed: up to 99,")
+def test_what_is_wrong_with_an_image_in_memory_is_said_as_of_a_file():
     assert str(in_memory(np.zeros((0, 9, 3), np.uint8))[0]) == "image 0 has no pixels"
 
 

@@ -74,17 +74,14 @@ def test_a_file_that_a_stream_is_redirected_to_keeps_its_earlier_and_later_lines
     assert told.startswith(b"wrote /") if command != "predict" else not told
 
 
-@pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}", "/proc/thread-self/fd/{}", "link"])
+@pytest.mark.parametrize("name", ["/dev/fd/{}", "/proc/self/fd/{}"])
 @pytest.mark.parametrize("kind", ["file", "pipe"])
 def test_a_descriptor_is_written_to_and_not_replaced(kind, name, tmp_path):
     (tmp_path / "file").touch()
     reader, writer = os.pipe() if kind == "pipe" else (None, os.open(tmp_path / "file", os.O_RDWR))
     try:
         os.write(writer, b"before ")
-        path = tmp_path / "link" if name == "link" else tmp_path / name.format(writer)
-        if name == "link":
-            path.symlink_to(f"/dev/fd/{writer}")
-        files.write(path, "content")
+        files.write(tmp_path / name.format(writer), "content")
         os.write(writer, b" after")
         content = os.read(reader, 100) if reader else (tmp_path / "file").read_bytes()
         assert content == b"before content after"
@@ -98,8 +95,6 @@ def test_what_cannot_be_written_to_is_refused_first(picture, tmp_path):
         for path in (f"/dev/fd/{file.fileno()}", "/dev/fd/987"):
             with pytest.raises(UnusableError, match=rf"^cannot write {path}: Bad file descriptor$"):
                 files.check(type(tmp_path)(path))
-    with pytest.raises(UnusableError, match=r"^cannot write /proc/1/fd/1: /proc/1/fd holds no files$"):
-        files.check(type(tmp_path)("/proc/1/fd/1"))
     with pytest.raises(UnusableError, match="cannot write a directory to /dev/stdout"):
         pydmobilenet.export("pyd-add-29-0.25", files.STDOUT, "digits", format="huggingface")
 

@@ -113,7 +113,7 @@ def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
     target = fetching.search_path("models", root)[0] / checkpoint.filename
     source = fetching.Source(f"{base}/{checkpoint.path}", checkpoint.digest, checkpoint.bytes or fetching.LARGEST)
     try:
-        with fetching.locked(target.parent, make=True):
+        with fetching.locked(target.parent):
             return find(checkpoint, root) or fetching.fetch([source], target)  # another process may have been faster
     except MissingFileError as error:
         looked = ", ".join(str(place) for place in places(root))

@@ -22,7 +22,7 @@ from .dataset import Raw
 from .folder import images_by_class
 
 PIXELS = 3 * 32 * 32  # bytes of an image: the red, the green, then the blue plane, each row by row
-LARGEST = 1 << 28  # bytes of a file, and of all that an archive unpacks to: the official ones have up to 186 MB
+LARGEST = 1 << 28  # bytes that an archive unpacks to: the official ones have up to 186 MB
 TORONTO = "https://www.cs.toronto.edu/~kriz"
 MXNET_REPOSITORY = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com"
 
@@ -132,9 +132,7 @@ def read(layout: Layout, split: str, root: Path | None = None, coarse: bool = Fa
     places = fetching.search_path(f"datasets/{layout.name}", root)
     target = root / layout.name if root else places[0]
     for place in places:
-        with fetching.locked(target if place == root else place):  # a download may be under way there
-            found = find_files(layout, split, place)
-        if found:
+        if found := find_files(layout, split, place):
             return _decode(layout, found, coarse, named=place == root)
         if place == root and (folder := _image_folder(layout, split, place)):
             raw = images_by_class(layout.classes, folder)
@@ -178,10 +176,7 @@ def find_files(layout: Layout, split: str, place: Path) -> list[tuple[Path, byte
 
 def _content(path: Path) -> bytes:
     with fetching.readable(path) as file:
-        content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise BadFileError(f"{path} is no file of CIFAR: it has more than {LARGEST} bytes")
-    return content
+        return file.read()
 
 
 def members(archive: Path, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
@@ -206,7 +201,7 @@ def download(layout: Layout, directory: Path) -> None:
     Raises MissingFileError where neither gives them, and UnusableError where the directory cannot be written.
     """
     names = layout.binary["train"] + layout.binary["test"]
-    with fetching.locked(directory, make=True):
+    with fetching.locked(directory):
         if all((directory / name).is_file() for name in names):  # another process was faster
             return
         archive = fetching.fetch(layout.sources(), directory / layout.archives[0])
@@ -260,14 +255,14 @@ def parse_binary(layout: Layout, path: Path, content: bytes) -> tuple[np.ndarray
 
 def parse_pickle(layout: Layout, path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """The same of a pickled batch's content."""
-    batch = pickles.load(io.BytesIO(content), path)
     columns = ("labels",) if layout.label_bytes == 1 else ("coarse_labels", "fine_labels")
     try:
-        labels = np.stack([np.asarray(batch[column]) for column in columns], axis=1)
-        pixels = np.asarray(batch["data"])
+        batch = pickles.load(io.BytesIO(content))
+        labels = np.stack([batch[column] for column in columns], axis=1)
+        pixels = batch["data"]
         if pixels.dtype != np.uint8 or labels.dtype.kind not in "iu" or pixels.shape != (len(labels), PIXELS):
             raise ValueError(f"data {pixels.dtype} {pixels.shape} beside {labels.dtype} labels {labels.shape}")
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError) as error:
         raise BadFileError(f"{path} is no pickled batch of {layout.title}: {error}") from None
     return pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64)
 

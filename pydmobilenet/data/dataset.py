@@ -109,21 +109,15 @@ class Dataset:
 
     def head(self, number: int | None) -> Dataset:
         """The first `number` images; all of them for None."""
-        return replace(
-            self,
-            images=self.images[:number],
-            labels=self.labels[:number],
-            files=self.files[:number],
-            hashes=self.hashes[:number],
-        )
+        return self._at(slice(number))
 
     def take(self, positions: np.ndarray, split: str) -> Dataset:
         """The images at some positions (n,), as a split of their own."""
-        files, hashes = (
-            tuple(each[position] for position in positions) if each else () for each in (self.files, self.hashes)
-        )
-        images, labels = self.images[positions], self.labels[positions]
-        return replace(self, split=split, images=images, labels=labels, files=files, hashes=hashes)
+        return replace(self._at(positions), split=split)
+
+    def _at(self, where: slice | np.ndarray) -> Dataset:
+        files, hashes = (tuple(np.array(each, object)[where]) if each else () for each in (self.files, self.hashes))
+        return replace(self, images=self.images[where], labels=self.labels[where], files=files, hashes=hashes)
 
     def normalised(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """The images from `start` to `stop` as a network wants them: float32, scaled to [0, 1], less mean, by std."""

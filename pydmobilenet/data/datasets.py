@@ -80,26 +80,24 @@ def recorded_task(name: str, record: Mapping[str, object]) -> Task:
         known = Task(name, folder.title(name), (), 0, IMAGENET_MEAN, IMAGENET_STD)
     else:
         known = get_task(name)
-    classes, outputs = record.get("classes", known.classes), record.get("outputs", known.outputs)
+    values: dict[str, Any] = {key: record.get(key, getattr(known, key)) for key in RECORDED}
+    classes, outputs, size = values["classes"], values["outputs"], values["image_size"]
     if not isinstance(classes, (list, tuple)) or not all(isinstance(each, str) for each in classes):
-        raise TypeError("classes are no list of names")
+        raise ValueError("classes is no list of names")
     if type(outputs) is not int or not max(1, len(classes)) <= outputs < 2**31 or len(set(classes)) < len(classes):
         raise ValueError(f"{len(classes)} classes and {str(outputs)[:20]} outputs cannot be")
-    mean, std = (_channels(record.get(key, getattr(known, key))) for key in ("mean", "std"))
-    if min(std) <= 0:
+    for key in ("mean", "std"):
+        if len(values[key]) != 3 or not all(type(each) in (int, float) and math.isfinite(each) for each in values[key]):
+            raise ValueError(f"{key} is not of three numbers")
+        values[key] = tuple(map(float, values[key]))
+    if min(values["std"]) <= 0:
         raise ValueError("a standard deviation is not above 0")
-    size = _size(record, known.image_size)
-    return replace(known, classes=tuple(classes), outputs=outputs, mean=mean, std=std, image_size=size)
+    if type(size) is not int or size not in IMAGE_SIZES:
+        raise ValueError(f"an image_size of {str(size)[:20]} cannot be")
+    return replace(known, **{**values, "classes": tuple(classes)})
 
 
 RECORDED = ("outputs", "classes", "mean", "std", "image_size")
-
-
-def _size(record: Mapping[str, object], known: int) -> int:
-    size = record.get("image_size", known)  # files of earlier versions do not tell it
-    if type(size) is not int or size not in IMAGE_SIZES:
-        raise ValueError(f"an image_size of {str(size)[:20]} cannot be")
-    return size
 
 
 def about(task: Task) -> dict[str, str]:
@@ -125,15 +123,6 @@ def of_metadata(metadata: Mapping[str, str]) -> Task:
 def decoded(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return what `about` has written as texts with the numbers and lists that they stand for."""
     return {key: json.loads(text) if key in RECORDED else text for key, text in metadata.items()}
-
-
-def _channels(values: object) -> tuple[float, float, float]:
-    if not isinstance(values, (list, tuple)) or len(values) != 3:
-        raise TypeError("mean and std have three numbers each")
-    if not all(type(value) in (int, float) and math.isfinite(value) for value in values):
-        raise ValueError("mean or std is no number")
-    red, green, blue = map(float, values)
-    return red, green, blue
 
 
 @functools.cache  # it is said once

@@ -121,9 +121,8 @@ def find(folder: Path) -> Found:
     files: list[Path] = []
     skipped: Counter[str] = Counter()
     for place, folders, names in os.walk(folder, onerror=_refuse):
-        kinds = {name: _folder_kind(Path(place, name)) for name in folders}
+        kinds = {name: _skipped(Path(place, name)) for name in folders + names}
         folders[:] = [name for name in folders if not kinds[name]]  # those that are walked through
-        kinds.update((name, _file_kind(Path(place, name))) for name in names)
         files += [Path(place, name) for name in names if not kinds[name]]
         skipped.update(filter(None, kinds.values()))
     return Found(sorted(files), skipped)
@@ -250,7 +249,7 @@ def per_class(classes: Sequence[str], labels: np.ndarray) -> str:
 def _class_folders(folder: Path, skipped: Counter | None = None) -> list[Path]:
     """List the folders in a folder that are not passed over, in order; count the other entries in `skipped`."""
     try:
-        kinds = {path: _class_kind(path) for path in sorted(folder.iterdir())}
+        kinds = {path: _hidden(path.name) or _no_class(path) for path in sorted(folder.iterdir())}
     except OSError as error:
         _refuse(error)
     if skipped is not None:
@@ -258,10 +257,8 @@ def _class_folders(folder: Path, skipped: Counter | None = None) -> list[Path]:
     return [path for path, kind in kinds.items() if not kind]
 
 
-def _class_kind(path: Path) -> str | None:
+def _no_class(path: Path) -> str | None:
     """Return why an entry is no class and no split; None where it may be one."""
-    if kind := _hidden(path.name):
-        return kind
     if not path.is_dir():
         return "outside of classes"
     return "empty folder" if _is_empty(path) else None
@@ -282,22 +279,17 @@ def _hidden(name: str) -> str | None:
     return "hidden" if name.startswith(".") else None
 
 
-def _refuse(error: OSError) -> NoReturn:
-    raise UnusableError(f"cannot read {error.filename}: {error.strerror}")
-
-
-def _folder_kind(path: Path) -> str | None:
-    """Why a folder is not walked through; None where it is."""
-    return _hidden(path.name) or ("linked folder" if path.is_symlink() else None)
-
-
-def _file_kind(path: Path) -> str | None:
-    """Which kind of file this is that no image is read from; None for the file of an image."""
+def _skipped(path: Path) -> str | None:
+    """Return why a folder is not walked through, or an image not read from a file; None where it is."""
     if kind := _hidden(path.name):
         return kind
+    if path.is_dir():
+        return "linked folder" if path.is_symlink() else None
     suffix = path.suffix.lower()
     if suffix not in images.SUFFIXES:
         return suffix if suffix[1:].isalnum() and len(suffix) < 10 else "of no known kind"
-    if not os.path.exists(path):
-        return "broken link"
-    return None if os.path.isfile(path) else "special file"  # as a pipe, which would be waited for
+    return None if path.is_file() else "broken link or special file"  # as a pipe, which would be waited for
+
+
+def _refuse(error: OSError) -> NoReturn:
+    raise UnusableError(f"cannot read {error.filename}: {error.strerror}")

@@ -3,8 +3,8 @@
 Both official forms are read: the pickled batches and the ``.npz`` ones. They are 3.9 GB of pixels, so they are
 converted once into plain arrays on disk, which open at once and are mapped into memory rather than read.
 
-The arrays of a split are three files: ``imagenet32-<split>-images.u8`` (N, 3, 32, 32), ``…-labels.i16`` (N,) and
-``….json``, which says how far a conversion has come. The arrays are valid only once it says ``complete``.
+The arrays of a split are ``imagenet32-<split>-images.u8`` (N, 3, 32, 32) and ``…-labels.i16`` (N,). They are valid only
+with ``….json``, which is written last and says which official files they were made of.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zlib
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,17 +30,13 @@ CLASSES = tuple(
 )
 PIXELS = 3 * 32 * 32
 OFFICIAL_IMAGES = {"train": 1_281_167, "test": 50_000}  # no hash of the files is published: their number has to do
-LARGEST = 1 << 29  # bytes that an .npz unpacks to: a tenth of the training images has 394 MB
 FILES = {"train": tuple(f"train_data_batch_{number}" for number in range(1, 11)), "test": ("val_data",)}
 FOLDERS = ("", "imagenet32", "Imagenet32_train", "Imagenet32_val", "Imagenet32_train_npz", "Imagenet32_val_npz")
-ROWS = 8192  # images written at a time
-COUNTED = ("images", "crc32", "labels_crc32")  # what is recorded of each official file, besides its identity
 
 TASK = Task("imagenet32", "ImageNet32", CLASSES, len(CLASSES), IMAGENET_MEAN, IMAGENET_STD, sized=True)
 
 
-@dataclass(frozen=True)
-class Arrays:
+class Arrays(NamedTuple):
     """The files of a converted split in a directory."""
 
     directory: Path
@@ -57,22 +53,27 @@ class Arrays:
     def labels(self) -> Path:
         return self.path("-labels.i16")
 
-    def state(self) -> dict:
-        """What the conversion has recorded; an empty one where there was none, or its record is damaged."""
+    def sources(self) -> list[dict]:
+        """Return what is recorded of the official files; nothing where there is no record of a whole conversion."""
         try:
-            state = json.loads(self.path(".json").read_text(encoding="utf-8"))
-            sources = [{key: source[key] for key in ("name", "size", "mtime", *COUNTED)} for source in state["sources"]]
-            return {"complete": state["complete"] is True and bool(sources), "sources": sources}
+            record = json.loads(self.path(".json").read_text(encoding="utf-8"))
+            keys = ("name", "size", "mtime", "images")
+            return [{key: one[key] for key in keys} for one in record["sources"]] if record["complete"] is True else []
         except (OSError, ValueError, TypeError, KeyError):
-            return {"complete": False, "sources": []}
+            return []
 
-    def record(self, state: dict) -> None:
-        files.write(self.path(".json"), json.dumps(state, indent=1))
+    def are_of(self, sources: list[Path]) -> bool:
+        """Whether these official files are the ones that were converted."""
+        recorded = [{**one, "images": None} for one in self.sources()]
+        return recorded == [{**_identity(path), "images": None} for path in sources]
 
     def open(self) -> Raw:
-        """The split, its images mapped into memory. Raises BadFileError where the files are not what was recorded."""
-        number = sum(source["images"] for source in self.state()["sources"])
-        if not self.holds(number, exactly=True):
+        """Return the split, its images mapped into memory. Raises BadFileError for files of another size than
+        recorded.
+        """
+        number = sum(source["images"] for source in self.sources())
+        sizes = [os.path.getsize(path) if os.path.isfile(path) else 0 for path in (self.images, self.labels)]
+        if sizes != [number * PIXELS, number * 2]:
             raise BadFileError(
                 f"{self.images} or {self.labels.name} is not of the size that its conversion has recorded; "
                 f"delete {self.path('.json')} to convert again"
@@ -83,14 +84,6 @@ class Arrays:
         except OSError as error:
             raise UnusableError(f"cannot read {self.directory}: {error.strerror}") from None
         return Raw(images, labels, number == OFFICIAL_IMAGES[self.split], source=str(self.directory))
-
-    def holds(self, number: int, exactly: bool = False) -> bool:
-        """Whether both files have room for so many images, and with `exactly` for no more."""
-        for path, size in ((self.images, number * PIXELS), (self.labels, number * 2)):
-            found = path.stat().st_size if os.path.isfile(path) else 0
-            if found < size or (exactly and found != size):
-                return False
-        return True
 
 
 def read(split: str, root: Path | None = None) -> Raw:
@@ -124,27 +117,22 @@ def _read_from(place: Path, split: str, home: Path) -> Raw | None:
         try:
             sources = find_sources(directory, split)
         except BadFileError:
-            if not beside.state()["complete"]:
+            if not beside.sources():
                 raise
-            sources = []  # once they are converted, the official files may go
+            sources = []
         if not sources:
-            if beside.state()["complete"]:
+            if beside.sources():  # once they are converted, the official files may go
                 return beside.open()
             continue
         # What is converted at home is of one directory alone: others have files of the same names.
         key = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
         target = beside if os.access(directory, os.W_OK) else Arrays(home / f"converted-{key}", split)
         for arrays in (beside, target):
-            if arrays.state()["complete"] and _known(sources, arrays.state()["sources"]):
+            if arrays.are_of(sources):
                 return arrays.open()
-        return convert(sources, target).open()
+        convert(sources, target)
+        return target.open()
     return None
-
-
-def _known(sources: list[Path], recorded: list[dict]) -> bool:
-    return [_identity(path) for path in sources] == [
-        {key: one[key] for key in ("name", "size", "mtime")} for one in recorded
-    ]
 
 
 def _identity(source: Path) -> dict:
@@ -168,70 +156,26 @@ def find_sources(directory: Path, split: str) -> list[Path]:
     return []
 
 
-def convert(sources: list[Path], arrays: Arrays) -> Arrays:
-    """Convert the official files of a split; goes on where an interrupted conversion has left off.
-
-    What was written is read again and compared before it counts. Raises BadFileError and UnusableError.
-    """
-    try:
-        with fetching.locked(arrays.directory, make=True):
-            state = arrays.state()
-            done = state["sources"]
-            if not _known(sources[: len(done)], done) or not arrays.holds(sum(one["images"] for one in done)):
-                done = []  # it was of other files, or has lost some of what was written
-            elif state["complete"] and len(done) == len(sources):  # another process was faster
-                return arrays
-            if state["complete"]:  # before the first byte of it is written over
-                arrays.record({"complete": False, "sources": done})
-            for source in sources[len(done) :]:
-                done.append(_append(source, arrays, sum(one["images"] for one in done)))
-                arrays.record({"complete": False, "sources": done})
-            _verify(arrays, done)
-            arrays.record({"complete": True, "sources": done})
-    except OSError as error:
-        if isinstance(error, UnusableError):
-            raise
-        raise UnusableError(f"cannot write to {arrays.directory}: {error.strerror or error}") from None
-    return arrays
-
-
-def _append(source: Path, arrays: Arrays, before: int) -> dict:
-    """Write one official file's images and labels behind the `before` images that are there already."""
+def convert(sources: list[Path], arrays: Arrays) -> None:
+    """Convert the official files of a split. Raises BadFileError, and UnusableError for a full disk."""
     from ..progress import bar as progress_bar
 
-    identity = _identity(source)
-    pixels, labels = load(source)
-    checksum = 0
-    for path in (arrays.images, arrays.labels):
-        path.touch()
-    with open(arrays.images, "r+b") as images, open(arrays.labels, "r+b") as numbers:
-        images.truncate(before * PIXELS)  # what an interruption has left half-written
-        numbers.truncate(before * 2)
-        images.seek(before * PIXELS)
-        numbers.seek(before * 2)
-        with progress_bar(len(pixels), f"converting {source.name}", "images") as bar:
-            for start in range(0, len(pixels), ROWS):
-                rows = np.ascontiguousarray(pixels[start : start + ROWS]).data
-                checksum = zlib.crc32(rows, checksum)
-                images.write(rows)
-                bar.update(len(rows))
-        classes = (labels - 1).astype("<i2").tobytes()
-        numbers.write(classes)
-        for file in (images, numbers):
-            file.flush()
-            os.fsync(file.fileno())
-    return {**identity, "images": len(pixels), "crc32": checksum, "labels_crc32": zlib.crc32(classes)}
-
-
-def _verify(arrays: Arrays, done: list[dict]) -> None:
-    with open(arrays.images, "rb") as images, open(arrays.labels, "rb") as labels:
-        for one in done:
-            checksum, left = 0, one["images"] * PIXELS
-            while left and (piece := images.read(min(left, ROWS * PIXELS))):
-                checksum, left = zlib.crc32(piece, checksum), left - len(piece)
-            if left or [checksum, zlib.crc32(labels.read(one["images"] * 2))] != [one["crc32"], one["labels_crc32"]]:
-                arrays.path(".json").unlink()
-                raise BadFileError(f"{arrays.images} is not what was written to it; run again to convert again")
+    with fetching.locked(arrays.directory):
+        if arrays.are_of(sources):  # another process was faster
+            return
+        with suppress(OSError):  # what it says is true no longer
+            arrays.path(".json").unlink()
+        record = []
+        progress = progress_bar(len(sources), f"converting ImageNet32, {arrays.split}", "files")
+        with files.writing(arrays.images) as images, files.writing(arrays.labels) as labels, progress as bar:
+            for source in sources:
+                identity = _identity(source)
+                pixels, numbers = load(source)
+                images.write(np.ascontiguousarray(pixels).data)
+                labels.write((numbers - 1).astype("<i2").tobytes())
+                record.append({**identity, "images": len(pixels)})
+                bar.update()
+        files.write(arrays.path(".json"), json.dumps({"complete": True, "sources": record}, indent=1))
 
 
 def load(source: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -239,10 +183,11 @@ def load(source: Path) -> tuple[np.ndarray, np.ndarray]:
 
     Raises BadFileError for anything else.
     """
-    with fetching.readable(source) as file:
-        batch = _load_npz(file, source) if source.suffix == ".npz" else pickles.load(file, source)
     try:
-        pixels, labels = np.asarray(batch["data"]), np.asarray(batch["labels"])
+        with fetching.readable(source) as file:
+            npz = source.suffix == ".npz"
+            batch = archives.read_npz(file, ("data", "labels")) if npz else pickles.load(file)
+        pixels, labels = batch["data"], batch["labels"]
     except (KeyError, ValueError) as error:
         raise BadFileError(f"{source} is no batch of ImageNet32: {error}") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or labels.dtype.kind not in "iu" or labels.ndim != 1:
@@ -260,10 +205,3 @@ def load(source: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{source} has labels from {labels.min()} to {labels.max()} (allowed: 1 to {TASK.outputs}){counted}"
         )
     return pixels, labels
-
-
-def _load_npz(file, source: Path) -> dict[str, np.ndarray]:
-    try:
-        return archives.read_npz(file, LARGEST, ("data", "labels"))
-    except ValueError as error:
-        raise BadFileError(f"{source} is no batch of ImageNet32: {error}") from None

@@ -65,8 +65,8 @@ class State:
         numbers that are not finite.
         """
         try:
-            with open(path, "rb") as file:  # nothing in it is packed
-                arrays = archives.read_npz(file, largest=os.fstat(file.fileno()).st_size)
+            with open(path, "rb") as file:
+                arrays = archives.read_npz(file)
             progress = json.loads(arrays.pop("position").tobytes())
             parts: dict[str, dict[str, np.ndarray]] = {"parameter": {}, "momentum": {}}
             for name, array in arrays.items():
