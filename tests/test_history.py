@@ -14,7 +14,7 @@ import pytest
 from helpers import epoch, history_of
 
 from pydmobilenet.errors import UnusableError
-from pydmobilenet.training.curves import draw
+from pydmobilenet.plots import draw
 from pydmobilenet.training.history import Events, History, write_csv
 
 TENTH = 0.1 + 0.2  # takes all 17 digits

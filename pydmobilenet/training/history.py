@@ -22,7 +22,6 @@ from ..errors import UnusableError
 OPTIMISM = (
     "The best epoch is chosen by the test set, so its error leans optimistic; the published figures are of that kind."
 )
-RATE_DECADES = 4  # of learning rates on a logarithmic axis; a cosine ends at 0
 
 
 @dataclass(frozen=True)
@@ -157,13 +156,6 @@ def _checked(row: Epoch, number: int) -> Epoch:
 
 def _best(rows: Sequence[Epoch]) -> Epoch:
     return min(rows, key=lambda row: row.error if math.isfinite(row.error) else math.inf)
-
-
-def differ_in_order(values: Sequence[float], decades: float = math.inf) -> bool:
-    """Whether an axis of the values should be logarithmic: all are above 0, and differ by more than a factor of 10, but
-    by no more than so many `decades`.
-    """
-    return bool(values) and 0 < 10 * min(values) <= max(values) <= 10**decades * min(values)
 
 
 def write_csv(history: History, path: str | os.PathLike[str]) -> None:

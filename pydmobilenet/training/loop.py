@@ -18,11 +18,11 @@ from ..checkpoints.runs import BEST
 from ..data import Dataset, Splits, batches
 from ..errors import BadFileError, InvalidValueError, UserError, of_engine
 from ..metrics import wilson
+from ..plots import draw
 from ..progress import bar as progress_bar
 from . import mixup, signals
 from .checkpoint import Run, State
 from .config import Config
-from .curves import draw
 from .history import Epoch, Events, History, csv_text, write_csv
 from .trainer import Score, Trainer
 
