@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import operator
 import os
 import platform
 import shlex
@@ -113,21 +114,13 @@ def data_difference(recorded: Mapping[str, Any], found: Mapping[str, Any], class
 
 
 def check(metadata: Mapping[str, Any]) -> None:
-    """Raises ValueError, KeyError or TypeError where what a run tells of its origin cannot be."""
-    if not isinstance(metadata.get("config", {}), dict):
-        raise TypeError("a configuration has keys")
-    texts = [metadata.get("engine", "")]
-    for split in metadata.get("data", {}).values():
-        numbers = split["images_per_class"]
-        if not all(type(number) is int and number >= 0 for number in numbers) or sum(numbers) != split["images"]:
+    """Raises one of `checkpoints.runs.WRONG` where what a run tells of its origin cannot be."""
+    rows(metadata)
+    dict(metadata.get("config", {}))
+    "".join([metadata.get("engine", ""), *(each["command"] for each in metadata.get("sessions", []))])
+    for data in metadata.get("data", {}).values():
+        if sum(map(operator.index, data["images_per_class"])) != data["images"]:
             raise ValueError("its images are not those of its classes together")
-        texts.append(split["sha256"])
-    if "initial_weights" in metadata:
-        texts += [metadata["initial_weights"]["source"], metadata["initial_weights"]["sha256"]]
-    for each in metadata.get("sessions", []):
-        texts += [each["begun"], each["command"], each["device"], *each["environment"].values()]
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError("engine, sessions and initial weights are described by texts")
 
 
 def rows(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:

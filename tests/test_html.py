@@ -14,7 +14,7 @@ from pydmobilenet import catalog, validation
 from pydmobilenet.catalog import Record
 from pydmobilenet.data import Dataset, Task, get_task
 from pydmobilenet.metrics import confusion
-from pydmobilenet.reporting import page as pages
+from pydmobilenet.reporting import html
 from pydmobilenet.reporting.classes import mistakes
 from pydmobilenet.validation import NO_CLASS, Answers, Counts, Result, evaluate
 
@@ -79,8 +79,8 @@ def answered(record, dataset, seed=1, error=0.1):
 
 
 def page_of(*validated):
-    sections = [pages.section(dataset, results, number) for number, (dataset, results) in enumerate(validated)]
-    return pages.page(sections, [result for _, results in validated for result in results])
+    sections = [html.section(dataset, results, number) for number, (dataset, results) in enumerate(validated)]
+    return html.page(sections, [result for _, results in validated for result in results])
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from pydmobilenet.cli import options
 from pydmobilenet.data import get_dataset, get_task
 from pydmobilenet.errors import BadFileError, UserError
 from pydmobilenet.plots import draw
-from pydmobilenet.reporting import page as pages
+from pydmobilenet.reporting import html
 from pydmobilenet.reporting import tables as report
 from pydmobilenet.text import encodable, printable
 from pydmobilenet.training.history import History
@@ -201,7 +201,7 @@ def test_reasons_and_classes_are_printable_in_tables_and_on_the_page():
         Result(record, record.exact, Counts(10, 10, 5), answers=answers),
         Result(record, record.exact, reason=f"no {HOSTILE}"),
     ]
-    page = pages.page([pages.section(dataset, rows, 0)], rows)
+    page = html.page([html.section(dataset, rows, 0)], rows)
     for text in (report.markdown(dataset, rows), page):
         assert text.replace("\n", "").isprintable()
         assert f"no {SHOWN}" in text

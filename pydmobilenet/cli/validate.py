@@ -19,7 +19,7 @@ from ..catalog import Record
 from ..checkpoints import described, runs
 from ..data import dataset_name, get_task
 from ..errors import InvalidValueError, UserError
-from ..reporting import classes, page, tables
+from ..reporting import classes, html, tables
 from ..reporting.listing import layer_table
 from ..text import printable
 from . import options
@@ -110,7 +110,7 @@ def print_networks(records: Sequence[Record]) -> None:
 def show(found: validation.Found, arguments: argparse.Namespace) -> int:
     """Print and write the results as they come; the exit code."""
     shown: list[str] = []
-    sections: list[page.Section] = []
+    sections: list[html.Section] = []
     results: list[validation.Result] = []
     width = options.terminal_width()
     for dataset, rows in found:
@@ -120,8 +120,8 @@ def show(found: validation.Found, arguments: argparse.Namespace) -> int:
         shown += [tables.markdown(dataset, rows, origins=True), *own]
         results += rows
         if arguments.output:  # after each data set: an interruption loses no more than the one under way
-            sections.append(page.section(dataset, rows, len(sections)))
-            tables.write(arguments.output, shown, results, page.page(sections, results))
+            sections.append(html.section(dataset, rows, len(sections)))
+            tables.write(arguments.output, shown, results, html.page(sections, results))
         if arguments.quiet:
             print(tables.summary(rows), flush=True)
         else:
