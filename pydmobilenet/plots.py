@@ -63,7 +63,7 @@ def draw(history: History, path: str | os.PathLike[str], title: str) -> None:
     escaped. Raises UnusableError where the file cannot be written.
     """
     title, image = printable(title), io.BytesIO()
-    with _figure(12, 4.5, (0.045, 0.11, 0.99, 0.82), len(KINDS)) as (figure, fields):
+    with drawing(12, 4.5, (0.045, 0.11, 0.99, 0.82), len(KINDS)) as (figure, fields):
         figure.suptitle(title if len(title) <= LONGEST else f"{title[:LONGEST]}…", parse_math=False)
         for axes, kind in zip(fields, KINDS):
             _draw_curves(axes, history, kind)
@@ -77,7 +77,7 @@ def curves(history: History) -> list[str]:
     """The same three pictures as markup; none where no epoch is finished."""
     found, best = [], history.best
     for kind in KINDS if best else ():
-        with _figure(4, 3.6, (0.13, 0.14, 0.98, 0.85)) as (figure, (axes,)):
+        with drawing(4, 3.6, (0.13, 0.14, 0.98, 0.85)) as (figure, (axes,)):
             _draw_curves(axes, history, kind)
             label = f"{kind.replace('_', ' ')} of {len(history.rows)} epochs"
             found.append(_markup(figure, label + (f", of which {best.epoch} is the best" if best else "")))
@@ -147,7 +147,7 @@ def costs(results: Sequence[Result], title: str) -> list[str]:
             if part:
                 about = f"{depth} layers, top-1 error" if depth else "top-1 error"
                 label = f"{title}: {about} against {COSTS[cost]}, {len(part)} points; the table has all their figures."
-                with _figure(4.8, 4, (0.09, 0.12, 0.98, 0.86)) as (figure, (axes,)):
+                with drawing(4.8, 4, (0.09, 0.12, 0.98, 0.86)) as (figure, (axes,)):
                     axes.set_title(f"{about}, %")
                     draw_costs(axes, part, points, cost)
                     found.append(_markup(figure, label))
@@ -196,7 +196,7 @@ def draw_costs(axes: Axes, part: Iterable[Point], points: Sequence[Point], cost:
 
 
 @contextmanager
-def _figure(
+def drawing(
     width: float, height: float, edges: tuple[float, float, float, float], fields: int = 1
 ) -> Iterator[tuple[Figure, Sequence[Axes]]]:
     """Yield a figure of so many inches and its fields, which stand beside each other, while the style is set."""

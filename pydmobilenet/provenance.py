@@ -18,7 +18,6 @@ import numpy as np
 
 from . import processor
 from .data import Dataset
-from .data.batching import file_offset
 from .processes import launched
 
 ENGINES = ("mxnet", "mxnet-cu112", "mxnet-cu115", "mxnet-cu117", "torch", "onnxruntime")
@@ -80,25 +79,11 @@ def now() -> str:
 def of_data(dataset: Dataset) -> dict[str, Any]:
     """What tells images from others: how many of each label there are, and the SHA-256 of pixels and labels."""
     digest = hashlib.sha256()
-    for piece in _pieces(dataset.images):
-        digest.update(piece)
+    for start in range(0, len(dataset), PIECE):
+        digest.update(np.ascontiguousarray(dataset.images[start : start + PIECE]).data)
     digest.update(dataset.labels.astype("<i8").tobytes())
     numbers = np.bincount(dataset.labels, minlength=len(dataset.task.classes))
     return {"images": len(dataset), "images_per_class": numbers.tolist(), "sha256": digest.hexdigest()}
-
-
-def _pieces(images: np.ndarray) -> Iterator[memoryview | bytes]:
-    """Images a piece at a time; those of a memory-mapped file are read from it, so that they do not become resident."""
-    if not isinstance(images, np.memmap) or images.filename is None:
-        for start in range(0, len(images), PIECE):
-            yield np.ascontiguousarray(images[start : start + PIECE]).data
-        return
-    left = images.nbytes
-    with open(images.filename, "rb", buffering=0) as file:
-        file.seek(file_offset(images))
-        while left and (piece := file.read(min(left, PIECE * images[0].nbytes))):
-            yield piece
-            left -= len(piece)
 
 
 def data_difference(recorded: Mapping[str, Any], found: Mapping[str, Any], classes: Sequence[str]) -> str:

@@ -70,9 +70,6 @@ class History:
     epochs: int = 0
     rows: list[Epoch] = field(default_factory=list)
 
-    def append(self, row: Epoch) -> None:
-        self.rows.append(row)
-
     @property
     def last(self) -> Epoch | None:
         """The last epoch, or None where there is none yet."""

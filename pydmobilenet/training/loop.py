@@ -266,7 +266,7 @@ class Loop:
                 f"{split}_error": 100 * score.wrong / score.images,
             },
         )
-        progress.history.append(done)
+        progress.history.rows.append(done)
         self.progress = Progress(progress.epochs + 1, history=progress.history)
         if self.output is None:
             return
