@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import operator
 import os
 import platform
 import shlex
@@ -17,7 +18,6 @@ import numpy as np
 
 from . import processor
 from .data import Dataset
-from .data.batching import file_offset
 from .processes import launched
 
 ENGINES = ("mxnet", "mxnet-cu112", "mxnet-cu115", "mxnet-cu117", "torch", "onnxruntime")
@@ -79,25 +79,11 @@ def now() -> str:
 def of_data(dataset: Dataset) -> dict[str, Any]:
     """What tells images from others: how many of each label there are, and the SHA-256 of pixels and labels."""
     digest = hashlib.sha256()
-    for piece in _pieces(dataset.images):
-        digest.update(piece)
+    for start in range(0, len(dataset), PIECE):
+        digest.update(np.ascontiguousarray(dataset.images[start : start + PIECE]).data)
     digest.update(dataset.labels.astype("<i8").tobytes())
     numbers = np.bincount(dataset.labels, minlength=len(dataset.task.classes))
     return {"images": len(dataset), "images_per_class": numbers.tolist(), "sha256": digest.hexdigest()}
-
-
-def _pieces(images: np.ndarray) -> Iterator[memoryview | bytes]:
-    """Images a piece at a time; those of a memory-mapped file are read from it, so that they do not become resident."""
-    if not isinstance(images, np.memmap) or images.filename is None:
-        for start in range(0, len(images), PIECE):
-            yield np.ascontiguousarray(images[start : start + PIECE]).data
-        return
-    left = images.nbytes
-    with open(images.filename, "rb", buffering=0) as file:
-        file.seek(file_offset(images))
-        while left and (piece := file.read(min(left, PIECE * images[0].nbytes))):
-            yield piece
-            left -= len(piece)
 
 
 def data_difference(recorded: Mapping[str, Any], found: Mapping[str, Any], classes: Sequence[str]) -> str:
@@ -113,21 +99,13 @@ def data_difference(recorded: Mapping[str, Any], found: Mapping[str, Any], class
 
 
 def check(metadata: Mapping[str, Any]) -> None:
-    """Raises ValueError, KeyError or TypeError where what a run tells of its origin cannot be."""
-    if not isinstance(metadata.get("config", {}), dict):
-        raise TypeError("a configuration has keys")
-    texts = [metadata.get("engine", "")]
-    for split in metadata.get("data", {}).values():
-        numbers = split["images_per_class"]
-        if not all(type(number) is int and number >= 0 for number in numbers) or sum(numbers) != split["images"]:
+    """Raises one of `checkpoints.runs.WRONG` where what a run tells of its origin cannot be."""
+    rows(metadata)
+    dict(metadata.get("config", {}))
+    "".join([metadata.get("engine", ""), *(each["command"] for each in metadata.get("sessions", []))])
+    for data in metadata.get("data", {}).values():
+        if sum(map(operator.index, data["images_per_class"])) != data["images"]:
             raise ValueError("its images are not those of its classes together")
-        texts.append(split["sha256"])
-    if "initial_weights" in metadata:
-        texts += [metadata["initial_weights"]["source"], metadata["initial_weights"]["sha256"]]
-    for each in metadata.get("sessions", []):
-        texts += [each["begun"], each["command"], each["device"], *each["environment"].values()]
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError("engine, sessions and initial weights are described by texts")
 
 
 def rows(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -218,7 +218,7 @@ def history_of(number, epochs=0):
     for index in range(number):
         error = 5 + 65 / (1 + index / 3) + float(noise[index])
         rate = 0.1 / 10 ** (index * 4 // 320)
-        history.append(Epoch(index + 1, rate, error / 50, error, error / 40, error + 2, 1234.4, 41.2))
+        history.rows.append(Epoch(index + 1, rate, error / 50, error, error / 40, error + 2, 1234.4, 41.2))
     return history
 
 

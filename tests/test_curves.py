@@ -10,8 +10,8 @@ import pytest
 from helpers import ROOT, epoch, history_of
 from PIL import Image
 
-from pydmobilenet.training import curves
-from pydmobilenet.training.curves import draw
+from pydmobilenet import plots
+from pydmobilenet.plots import draw
 from pydmobilenet.training.history import Epoch, History
 
 
@@ -23,20 +23,19 @@ def pixels(path, colour):
 
 
 @pytest.mark.parametrize("number", [1, 8, 320])
-def test_curves_are_drawn_in_both_panels(tmp_path, number):
+def test_errors_and_losses_have_curves_of_their_own(tmp_path, number):
     draw(history_of(number, 320), tmp_path / "curves.png", "pyd-add-56-1.0 on CIFAR-10")
     with Image.open(tmp_path / "curves.png") as image:
         assert image.format == "PNG"
         assert image.size == (1440, 540)
-    for colour in (curves.TRAIN, curves.TEST):
-        left, right = np.split(pixels(tmp_path / "curves.png", colour)[65:490], 2, axis=1)  # below the legends
-        assert left.sum() > 8
-        assert right.sum() > 8
+    for colour, drawn in ((plots.TRAIN, "110"), (plots.HELD_OUT, "110"), (plots.RATE, "001")):
+        panels = np.split(pixels(tmp_path / "curves.png", colour)[97:481], 3, axis=1)  # below the legends
+        assert [panel.sum() > 8 for panel in panels] == [each == "1" for each in drawn]
 
 
 @pytest.mark.parametrize("number", [1, 4, 320])
 @pytest.mark.parametrize("split", ["test", "val"])
-def test_the_best_epoch_is_marked_in_both_panels(tmp_path, number, split):
+def test_the_best_epoch_is_marked_among_errors_and_losses(tmp_path, number, split):
     history = history_of(number)
     if split == "val":
         nothing = {"test_loss": None, "test_error": None}
@@ -45,9 +44,8 @@ def test_the_best_epoch_is_marked_in_both_panels(tmp_path, number, split):
             for row in history.rows
         ]
     draw(history, tmp_path / "curves.png", "a run")
-    black = pixels(tmp_path / "curves.png", "#000000")[70:470]
-    for left, right in ((70, 680), (770, 1350)):  # the fields inside their axes, where only the star is black
-        assert black[:, left:right].sum() > 8
+    black = pixels(tmp_path / "curves.png", plots.INK)[97:481]  # the fields, where only the star is black
+    assert [panel.sum() > 8 for panel in np.split(black, 3, axis=1)] == [True, True, False]
 
 
 @pytest.mark.parametrize("rates", [[0.05] * 3, [0.1, 0.01, 0.0001], [0.02, 0.015, 0.0]])
@@ -90,20 +88,20 @@ def test_values_that_are_not_finite_are_left_out(tmp_path):
         history.rows[20:30] = [dataclasses.replace(row, **dict.fromkeys(columns, value)) for row in history.rows[20:30]]
         draw(history, tmp_path / name, "a run")
     assert (tmp_path / "nan.png").read_bytes() == (tmp_path / "inf.png").read_bytes()
-    for panel in np.split(pixels(tmp_path / "nan.png", curves.TEST)[65:490], 2, axis=1):
+    for panel in np.split(pixels(tmp_path / "nan.png", plots.HELD_OUT)[97:481], 3, axis=1)[:2]:
         crossed = panel.any(axis=0).nonzero()[0]
-        assert np.diff(crossed).max() > 60  # of some 150 pixels without a curve, where ten of 40 epochs are
+        assert np.diff(crossed).max() > 60  # of some 100 pixels without a curve, where ten of 40 epochs are
 
 
 @pytest.mark.parametrize("rates", [[0.1, 0.05, 0.01, 0.0], [0.1, 0.05, 1e-9, 1e-12], [0.0, 0.0, 0.0, 0.0]])
 def test_a_learning_rate_of_0_or_next_to_it_has_its_point(rates, tmp_path):
     rows = [epoch(number, learning_rate=rate) for number, rate in enumerate(rates, 1)]
     draw(History(rows=rows), tmp_path / "curves.png", "a run")
-    field = pixels(tmp_path / "curves.png", curves.RATE)[65:481, 748:1361]  # of the losses, below the legend
+    field = pixels(tmp_path / "curves.png", plots.RATE)[97:490, 1018:1427]
     assert field.sum(axis=0).max() < 150  # no line that is upright
     crossed = np.flatnonzero(field.any(axis=0))
     assert crossed[0] < 80  # from the first of the four epochs
-    assert crossed[-1] > 533  # to the last
+    assert crossed[-1] > 330  # to the last
 
 
 @pytest.mark.filterwarnings("error", "ignore::DeprecationWarning")  # Matplotlib 3.9 uses old names of pyparsing
@@ -125,7 +123,8 @@ def test_odd_histories_are_drawn_without_a_warning(tmp_path, rows):
 
 def test_curves_need_neither_mxnet_nor_a_display(tmp_path):
     program = (
-        "import sys; from pydmobilenet.training.curves import *; draw(History(), sys.argv[1], 'a run'); "
+        "import sys; from pydmobilenet import plots; from pydmobilenet.training.history import History; "
+        "plots.draw(History(), sys.argv[1], 'a run'); "
         "assert not {'mxnet', 'matplotlib.pyplot', 'tensorboardX'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "curves.png")], check=True, cwd=ROOT)

@@ -14,7 +14,7 @@ from pydmobilenet import catalog, validation
 from pydmobilenet.catalog import Record
 from pydmobilenet.data import Dataset, Task, get_task
 from pydmobilenet.metrics import confusion
-from pydmobilenet.reporting import html, svg
+from pydmobilenet.reporting import html
 from pydmobilenet.reporting.classes import mistakes
 from pydmobilenet.validation import NO_CLASS, Answers, Counts, Result, evaluate
 
@@ -112,7 +112,7 @@ def test_the_page_needs_nothing_but_itself(text):
     for tag, attributes, _ in page.elements:
         assert tag == "a" or attributes.get("href", "#").startswith(("#", "data:image/png;base64,"))
         assert not any(name.startswith("on") for name in attributes)
-    assert not re.search(r"url\(|@import", text)
+    assert not re.search(r"url\((?!#)|@import", text)
     assert "default-src 'none'" in text
 
 
@@ -188,8 +188,8 @@ def test_the_matrix_shows_each_count(cifar):
 
 
 def test_an_answer_that_is_no_class_has_a_column_of_its_own():
-    dataset = images_of(get_task("cifar100-coarse"), 60)
-    result = answered(catalog.find("resnet-29-0.5", "cifar100-coarse"), dataset)
+    dataset = images_of(get_task("cifar10"), 60)
+    result = answered(catalog.find("resnet-29-0.5", "cifar10"), dataset)
     assert "none of these" not in page_of((dataset, [result]))
     result.answers.classes[:2] = 57, NO_CLASS
     result.answers.confidences[:2] = 1, 0
@@ -215,7 +215,7 @@ def test_of_a_thousand_classes_the_most_frequent_confusions_are_listed():
 
 def test_the_most_confident_mistakes_are_shown_first(cifar):
     answers = answered(catalog.RECORDS[0], cifar, error=0.9).answers
-    found = mistakes(cifar, answers, 12)
+    found = mistakes(cifar, answers)
     wrong = [place for place in range(len(cifar)) if answers.classes[place] != cifar.labels[place]]
     assert [each.place for each in found] == sorted(wrong, key=lambda place: -answers.confidences[place])[:12]
     perfect = answers._replace(classes=cifar.labels.astype(np.uint16))
@@ -226,7 +226,7 @@ def test_a_network_without_mistakes_has_its_matrix_and_no_pictures(cifar):
     page = Page(page_of((cifar, [answered(catalog.find("resnet-29-0.5", "cifar10"), cifar, error=0)])))
     assert page.errors == []
     assert page.of("table", "matrix")
-    assert not page.of("use")
+    assert not page.of("image")
     assert not page.of("ul", "mistakes")
 
 
@@ -235,9 +235,9 @@ def test_a_picture_is_the_image_itself_and_embedded_once(cifar):
     one = answered(record, cifar)
     page = Page(page_of((cifar, [one, one, one])))
     pictures = [attributes for tag, attributes, _ in page.elements if tag == "image"]
-    places = [each.place for each in mistakes(cifar, one.answers, html.MISTAKES)]
+    places = [each.place for each in mistakes(cifar, one.answers)]
     assert len(pictures) == len(places)
-    uses = [attributes["href"] for tag, attributes, _ in page.elements if tag == "use"]
+    uses = [attributes["href"] for tag, attributes, _ in page.elements if tag == "use" and "href" in attributes]
     assert uses == [f"#s0i{place}" for place in places] * 3
     for picture in pictures:
         png = base64.b64decode(picture["href"].partition(",")[2])
@@ -264,21 +264,6 @@ def test_both_plots_show_the_measured_and_the_published_points(text):
 def test_results_of_no_published_table_have_no_plot(cifar, tmp_path):
     record = Record("resnet-29-0.5", "digits", 5.0, None, None, None, None, None, "", tmp_path / "best.params")
     assert "<h3>Error and cost" not in page_of((cifar, [answered(record, cifar)]))
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.05, 0.5), (0.09, 0.11), (10, 100), (1.5, 40), (100, 6000), (0.15, 0.17)])
-def test_ticks_are_inside_the_axis_and_enough(low, high):
-    ticks = svg.log_ticks(low, high)
-    assert 3 <= len(ticks) <= 12
-    assert ticks == sorted(ticks)
-    assert low <= ticks[0] <= ticks[-1] <= high
-    assert 4 <= len(svg.linear_ticks(low, high)) <= 11
-
-
-def test_equal_factors_are_equally_far_on_the_axis_of_costs():
-    x, y = svg.Axis(0.1, 10, svg.LEFT, svg.RIGHT, logarithmic=True), svg.Axis(0, 10, svg.BOTTOM, svg.TOP)
-    assert x.place(1) - x.place(0.1) == pytest.approx(x.place(10) - x.place(1))
-    assert (x.place(0.1), x.place(10), y.place(0), y.place(10)) == (svg.LEFT, svg.RIGHT, svg.BOTTOM, svg.TOP)
 
 
 def test_the_page_of_the_whole_table_stays_small():

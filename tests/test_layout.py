@@ -21,7 +21,7 @@ LAYERS = [
     {"training", "huggingface"},
     {"zoo"},
     {"checkpoints"},
-    {"provenance"},
+    {"provenance", "plots"},
     {"network", "folding", "data"},
 ]
 

@@ -20,10 +20,10 @@ from pydmobilenet.checkpoints import params
 from pydmobilenet.cli import options
 from pydmobilenet.data import get_dataset, get_task
 from pydmobilenet.errors import BadFileError, UserError
+from pydmobilenet.plots import draw
 from pydmobilenet.reporting import html
 from pydmobilenet.reporting import tables as report
 from pydmobilenet.text import encodable, printable
-from pydmobilenet.training.curves import draw
 from pydmobilenet.training.history import History
 from pydmobilenet.validation import Answers, Counts, Result
 

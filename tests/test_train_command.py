@@ -137,7 +137,6 @@ def test_what_is_missing_or_does_not_fit_is_one_line_and_exit_code_2(arguments, 
 
 
 def test_events_without_tensorboardx_are_refused_before_anything_is_written(tmp_path, inside, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     answer = inside("-m", MODEL, "-d", "digits", "--output", tmp_path / "run", "--tensorboard")
     assert_mistake(answer, "pip install '.[tensorboard]' in the checkout")

@@ -1,1 +1,1 @@
-"""Results as people read them: tables, a web page, plots."""
+"""Results as people read them: tables, a web page, the zoo."""

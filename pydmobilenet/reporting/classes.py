@@ -14,9 +14,8 @@ from ..validation import NO_CLASS, Answers, Result
 from .tables import grid
 
 LISTED = 20  # so many classes have a row each; of more, those of the lowest recall
-WORST = 10  # of these, so many
-MATRIX = 10  # so many classes have a confusion matrix in a text
-MISTAKES = 10  # names of files
+MATRIX = 10  # so many classes have a confusion matrix; of more, the most frequent confusions are listed
+WORST = 12  # of which so many, and so many mistakes
 
 
 class Class(NamedTuple):
@@ -38,6 +37,25 @@ class Mistake(NamedTuple):
     confidence: float
 
 
+class Matrix(NamedTuple):
+    """A confusion matrix: the names of its columns, and a row for each class. Answers of no class have a column too."""
+
+    columns: list[str]
+    counts: list[list[int]]
+
+
+class Details(NamedTuple):
+    """The answers of one network: a `matrix`, or the most frequent `confusions` (class, what it was taken for, how
+    often), `classes` one by one (`some` where there are more), and the most confident `mistakes`.
+    """
+
+    classes: list[Class]
+    some: bool
+    matrix: Matrix | None
+    confusions: list[tuple[str, str, str]]
+    mistakes: list[Mistake]
+
+
 def headline(result: Result) -> str:
     """What a run comes to, in a line: its error and accuracy, with the interval; empty where nothing was counted."""
     if not runs.is_run(result.record) or result.counts is None:
@@ -49,39 +67,51 @@ def headline(result: Result) -> str:
     )
 
 
-def name_of(task: Task, label: int) -> str:
+def details(dataset: Dataset, answers: Answers) -> Details:
+    """What the answers to a data set, or to its first images, tell of its classes."""
+    task, labels = dataset.task, dataset.labels[: len(answers.classes)]
+    counts = confusion(labels, answers.classes, len(task.classes) or task.outputs)
+    names = [_name(task, label) for label in range(len(counts))]
+    shares = [[None if np.isnan(share) else float(share) for share in row] for row in recall_precision(counts)]
+    classes = [Class(name, int(row.sum()), *both) for name, row, *both in zip(names, counts, *shares)]
+    some = len(classes) > LISTED
+    if some:
+        classes = sorted((row for row in classes if row.recall is not None), key=lambda row: row.recall or 0.0)[:LISTED]
+    found = mistakes(dataset, answers)
+    if len(counts) > MATRIX:
+        return Details(classes, some, None, _confusions(counts, [*names, "none of the classes"]), found)
+    columns = [*names, "none of these"] if counts[:, -1].any() else names
+    return Details(classes, some, Matrix(columns, counts[:, : len(columns)].tolist()), [], found)
+
+
+def _name(task: Task, label: int) -> str:
     """A class's name, as people see it."""
     return "no class (not a number)" if label == NO_CLASS else printable(task.class_name(label))
 
 
-def counts_of(dataset: Dataset, answers: Answers) -> np.ndarray:
-    """The confusion matrix of the images that were answered (`metrics.confusion`)."""
-    labels = dataset.labels[: len(answers.classes)]
-    return confusion(labels, answers.classes, len(dataset.task.classes) or dataset.task.outputs)
-
-
-def per_class(task: Task, counts: np.ndarray, most: int = WORST) -> list[Class]:
-    """The classes in their order; of more than `LISTED`, so many, that of the lowest recall first."""
-    rows = [
-        Class(name_of(task, label), int(counts[label].sum()), *(None if np.isnan(x) else float(x) for x in shares))
-        for label, shares in enumerate(zip(*recall_precision(counts)))
+def _confusions(counts: np.ndarray, names: list[str]) -> list[tuple[str, str, str]]:
+    """The most frequent confusions, the most frequent first."""
+    wrong = counts.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:WORST]
+    return [
+        (names[row], names[column], f"{wrong[row, column]} of {counts[row].sum()}")
+        for row, column in zip(*np.unravel_index(order, wrong.shape))
+        if wrong[row, column]
     ]
-    if len(rows) <= LISTED:
-        return rows
-    return sorted((row for row in rows if row.recall is not None), key=lambda row: row.recall or 0.0)[:most]
 
 
-def mistakes(dataset: Dataset, answers: Answers, number: int = MISTAKES) -> list[Mistake]:
-    """The most confident wrong answers, at most so many, the most confident first."""
+def mistakes(dataset: Dataset, answers: Answers) -> list[Mistake]:
+    """The most confident wrong answers, the most confident first."""
     labels = dataset.labels[: len(answers.classes)]
     wrong = np.flatnonzero(answers.classes != labels)
-    found = wrong[np.argsort(-answers.confidences[wrong], kind="stable")[:number]].tolist()
+    found = wrong[np.argsort(-answers.confidences[wrong], kind="stable")[:WORST]].tolist()
     return [
         Mistake(
             place,
             printable(dataset.files[place]) if dataset.files else "",
-            name_of(dataset.task, int(labels[place])),
-            name_of(dataset.task, int(answers.classes[place])),
+            _name(dataset.task, int(labels[place])),
+            _name(dataset.task, int(answers.classes[place])),
             100 * float(answers.confidences[place]),
         )
         for place in found
@@ -89,35 +119,34 @@ def mistakes(dataset: Dataset, answers: Answers, number: int = MISTAKES) -> list
 
 
 def markdown(dataset: Dataset, result: Result) -> str:
-    """A run's error and accuracy, recall and precision of each class, the confusion matrix of a few classes, and the
-    worst mistakes, as text; empty where the answers were not kept.
-    """
+    """A run's error and accuracy and the `details` of its answers as text; empty where the answers were not kept."""
     if result.answers is None:
         return ""
-    answers = result.answers
-    counts = counts_of(dataset, answers)
-    rows = per_class(dataset.task, counts)
-    kind = f"The {len(rows)} classes of the lowest recall" if len(rows) < len(counts) else "Class by class"
-    table = [[row.name, f"{row.images:,}", _percent(row.recall), _percent(row.precision)] for row in rows]
+    found = details(dataset, result.answers)
+    rows = [
+        [row.name, f"{row.images:,}", *("" if share is None else f"{share:.1f}" for share in row[2:])]
+        for row in found.classes
+    ]
     parts = [
         headline(result),
-        f"{kind}:",
-        grid(table, ["class", "images", "recall, %", "precision, %"], ["left", *["right"] * 3]),
+        f"The {len(rows)} classes of the lowest recall:" if found.some else "Class by class:",
+        _grid(["class", "images", "recall, %", "precision, %"], rows),
     ]
-    if len(counts) <= MATRIX:
-        names = [name_of(dataset.task, label) for label in range(len(counts))]
-        numbers = [[name, *map(str, row[: len(names)])] for name, row in zip(names, counts)]
-        matrix = grid(numbers, [r"is \ taken for", *names], ["left", *["right"] * len(names)])
+    if found.matrix:
+        columns, counts = found.matrix
+        matrix = _grid([r"is \ taken for", *columns], [[name, *map(str, row)] for name, row in zip(columns, counts)])
         parts += ["Confusion matrix, in images:", matrix]
-    if found := mistakes(dataset, answers):
-        lines = [f"- {each.file or f'image {each.place}'}: {_told(each)}" for each in found]
+    elif found.confusions:
+        lines = [f"- {own}, taken for {taken}: {images}" for own, taken, images in found.confusions]
+        parts += ["The most frequent confusions:", "\n".join(lines)]
+    if found.mistakes:
+        lines = [
+            f"- {each.file or f'image {each.place}'}: is {each.own}, taken for {each.answer} ({each.confidence:.1f} %)"
+            for each in found.mistakes
+        ]
         parts += ["The most confident mistakes:", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
-def _told(mistake: Mistake) -> str:
-    return f"is {mistake.own}, taken for {mistake.answer} ({mistake.confidence:.1f} %)"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.1f}"
+def _grid(columns: list[str], rows: list[list[str]]) -> str:
+    return grid(rows, columns, ["left", *["right"] * (len(columns) - 1)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -19,49 +20,32 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from .. import provenance
+from .. import plots, provenance
 from ..catalog import Record
 from ..checkpoints import runs
-from ..data import Dataset, Task
+from ..data import Dataset
 from ..errors import UserError
 from ..text import printable
 from ..training.checkpoint import read_history
-from ..validation import Answers, Result
-from . import curves, plots
-from .classes import Class, Mistake, counts_of, headline, mistakes, name_of, per_class
+from ..validation import Result
+from .classes import Details, details, headline
 from .tables import Table, table
 
 PUBLISHED = "PydMobileNet: published and measured"
 TRAINED = "PydMobileNet: networks trained with this project"
-CLASSES = 100  # so many have a row each; of more, those of the lowest recall
-MATRIX = 20  # so many classes have a matrix; of more, the most frequent confusions are listed
-CONFUSIONS = 15  # of which so many
-MISTAKES = 12  # pictures for each network
 SHADES = 5  # of the cells of a matrix; the style has a colour for each
 
 
-class Matrix(NamedTuple):
-    """A confusion matrix: the names of its columns, and each row's counts and shades."""
-
-    columns: list[str]
-    counts: list[list[int]]
-    shades: list[list[int]]
-
-
 class Network(NamedTuple):
-    """What the page tells of the network in the table's row `place`: a `matrix`, or the most frequent `confusions`
-    (class, what it was taken for, how often), `classes` one by one, and the worst `mistakes`. Of a run, its `curves` as
-    markup, and the `command` that began it.
+    """What the page tells of the network in the table's row `place`. Of a run, also its `curves` as markup, and the
+    `command` that began it.
     """
 
     place: int
     result: Result
     checkpoint: str
-    matrix: Matrix | None
-    confusions: list[tuple[str, str, str]]
-    classes: list[Class]
-    mistakes: list[Mistake]
-    curves: str
+    details: Details
+    curves: list[str]
     command: str
 
 
@@ -73,10 +57,8 @@ class Section(NamedTuple):
     anchor: str
     table: Table
     headline: str
-    column_names: list[str]
     results: Sequence[Result]
     figures: list[str]
-    legend: str
     networks: list[Network]
     pictures: dict[int, str]
 
@@ -91,7 +73,9 @@ def page(sections: Sequence[Section], results: Sequence[Result]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(breakable=_breakable, references=_references, strong=_strong, zip=zip)
+    environment.filters.update(
+        alone=_alone, breakable=_breakable, references=_references, shade=_shade, strong=_strong, zip=zip
+    )
     template = environment.get_template("report.html.j2")
     title = _title(sections, results)
     verdicts = Counter(result.verdict for result in results)
@@ -111,18 +95,48 @@ def _title(sections: Sequence[Section], results: Sequence[Result]) -> str:
 def section(dataset: Dataset | None, results: Sequence[Result], number: int) -> Section:
     """The part of the page on one data set; the `number` tells its anchors from those of the other sections."""
     content = table(dataset, results)
-    figures = plots.figures(results, content.title) if results[0].record.published else []
+    figures = plots.costs(results, content.title) if results[0].record.published else []
     networks: list[Network] = []
     pictures: dict[int, str] = {}
     if dataset is not None:
-        answered = [(place, result, result.answers) for place, result in enumerate(results) if result.answers]
-        networks = [_network(dataset, result, answers, place) for place, result, answers in answered]
-        shown = sorted({mistake.place for network in networks for mistake in network.mistakes})
+        networks = [_network(dataset, result, place) for place, result in enumerate(results) if result.answers]
+        shown = sorted({mistake.place for network in networks for mistake in network.details.mistakes})
         pictures = {index: _png(dataset.images[index]) for index in shown}
-    legend = plots.legend(results) if figures else ""
-    names = _alone(content.columns)
     line = headline(results[0]) if len(results) == 1 else ""
-    return Section(f"s{number}", content, line, names, results, figures, legend, networks, pictures)
+    return Section(f"s{number}", content, line, results, figures, networks, pictures)
+
+
+def _network(dataset: Dataset, result: Result, place: int) -> Network:
+    record = result.record
+    assert result.answers is not None
+    return Network(
+        place,
+        result,
+        "" if record.published else printable(f", {record.place}"),
+        details(dataset, result.answers),
+        _curves(record),
+        printable(runs.command(record)),
+    )
+
+
+def _curves(record: Record) -> list[str]:
+    """A run's curves; none where its history cannot be read, as of a run of which someone has sent the best alone."""
+    if record.file is None or not runs.is_run(record):
+        return []
+    try:
+        return plots.curves(read_history(record.file.parent))
+    except UserError:
+        return []
+
+
+def _png(image: np.ndarray) -> str:
+    """An image (3, H, W) uint8 as the address of a PNG that holds its own bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, "png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+# The template's filters. What they take is escaped, what they give is markup.
 
 
 def _alone(columns: Sequence[str]) -> list[str]:
@@ -135,67 +149,9 @@ def _alone(columns: Sequence[str]) -> list[str]:
     return names
 
 
-def _network(dataset: Dataset, result: Result, answers: Answers, place: int) -> Network:
-    record, task = result.record, dataset.task
-    counts = counts_of(dataset, answers)
-    few = len(counts) <= MATRIX
-    return Network(
-        place,
-        result,
-        "" if record.published else printable(f", {record.place}"),
-        _matrix(counts, task) if few else None,
-        [] if few else _confusions(counts, task),
-        per_class(task, counts, CLASSES),
-        mistakes(dataset, answers, MISTAKES),
-        _curves(record),
-        printable(runs.command(record)),
-    )
-
-
-def _curves(record: Record) -> str:
-    """A run's curves; empty where its history cannot be read, as of a run of which someone has sent the best alone."""
-    if record.file is None or not runs.is_run(record):
-        return ""
-    try:
-        return curves.drawn(read_history(record.file.parent))
-    except UserError:
-        return ""
-
-
-def _matrix(counts: np.ndarray, task: Task) -> Matrix:
+def _shade(count: int, images: int) -> int:
     """A cell's shade grows with the root of its share of the class's images, so that the few that are wrong show."""
-    shares = np.sqrt(counts / np.maximum(1, counts.sum(axis=1, keepdims=True)))
-    shades = np.ceil(shares * SHADES).astype(int)
-    names = [name_of(task, label) for label in range(len(counts))]
-    if counts[:, -1].any():  # answers that are none of the classes
-        names.append("none of these")
-    return Matrix(names, counts[:, : len(names)].tolist(), shades.tolist())
-
-
-def _confusions(counts: np.ndarray, task: Task) -> list[tuple[str, str, str]]:
-    """The most frequent confusions of many classes, the most frequent first."""
-    wrong = counts.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSIONS]
-    return [
-        (
-            name_of(task, row),
-            name_of(task, column) if column < len(counts) else "none of the classes",
-            f"{wrong[row, column]} of {counts[row].sum()}",
-        )
-        for row, column in zip(*np.unravel_index(order, wrong.shape))
-        if wrong[row, column]
-    ]
-
-
-def _png(image: np.ndarray) -> str:
-    """An image (3, H, W) uint8 as the address of a PNG that holds its own bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, "png", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-# The template's filters. What they take is escaped, what they give is markup.
+    return math.ceil(SHADES * math.sqrt(count / max(1, images)))
 
 
 def _breakable(name: str) -> Markup:

@@ -1,17 +1,14 @@
-"""The zoo and its networks as tables, and their files ahead of time."""
+"""The zoo and its networks as tables."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 from .. import network, zoo
 from ..catalog import Record, TrainedRecord
 from ..checkpoints import runs, weights
-from ..data import get_dataset, get_task
 from ..errors import UserError
 from ..text import printable
 from .tables import grid
@@ -59,38 +56,6 @@ def layer_table(described: network.Network, image: tuple[int, int, int]) -> str:
     columns = ["layer", "operator", "output", "params", "mult-adds"]
     alignment = ["left", "left", "left", "right", "right"]
     return grid(rows, columns, alignment)
-
-
-def fetch(records: Sequence[Record], data_dir: Path | None = None, weights_dir: Path | None = None) -> int:
-    """Bring the data sets and published weights of some records to this machine, and print where each is.
-
-    The answer is how many could not be had; their reasons are printed on standard error.
-    """
-    missing = 0
-    for dataset in dict.fromkeys(record.dataset for record in records):
-        for split in ("train", "test"):
-            title = f"{get_task(dataset).title}, {split} images"
-            missing += _obtained(title, partial(_source, dataset, split, data_dir))
-    for record in records:
-        if record.published and record.checkpoint:
-            title = f"{record.model} for {record.dataset}"
-            missing += _obtained(title, partial(weights.obtain, record.checkpoint, weights_dir))
-    return missing
-
-
-def _source(dataset: str, split: str, data_dir: Path | None) -> str:
-    """Where a split is, once it is on this machine."""
-    return get_dataset(dataset, split, data_dir).source
-
-
-def _obtained(title: str, obtain: Callable[[], object]) -> bool:
-    """Whether something could not be had."""
-    try:
-        print(printable(f"{title}: {obtain()}"), flush=True)
-    except (UserError, OSError) as error:
-        print(printable(f"{title}: {error}"), file=sys.stderr, flush=True)
-        return True
-    return False
 
 
 def _place(record: Record, root: Path | None) -> str:

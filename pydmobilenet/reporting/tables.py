@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,16 +41,16 @@ class Table(NamedTuple):
         """``left`` or ``right``, of each column."""
         return ["left" if name in ("model", "checkpoint", "verdict") else "right" for name in self.columns]
 
-    def without(self, needless: str | slice) -> Table:
-        """The table without the column of that name, or those at these places."""
-        places = range(len(self.columns))
-        gone = places[needless] if isinstance(needless, slice) else [i for i in places if self.columns[i] == needless]
-        columns, *rows = ([row[i] for i in places if i not in gone] for row in (self.columns, *self.rows))
-        return self._replace(columns=columns, rows=rows)
+    @property
+    def grid(self) -> str:
+        """The table itself, in Markdown."""
+        return grid(self.rows, self.columns, self.alignment)
 
 
-def table(dataset: Dataset | None, results: Sequence[Result]) -> Table:
-    """The table of one data set, with a heading, and below it what a reader has to know."""
+def table(dataset: Dataset | None, results: Sequence[Result], without: int = 0) -> Table:
+    """The table of one data set, with a heading, and below it what a reader has to know; `without` so many of the three
+    groups of columns that are needed least.
+    """
     task = results[0].record.task or get_task(results[0].record.dataset)
     reasons, numbers = _reasons(results)
     caveats = [f"{result.record.model}: {result.record.note}." for result in results if result.record.note]
@@ -65,9 +65,11 @@ def table(dataset: Dataset | None, results: Sequence[Result]) -> Table:
         for result in results
         for name, text in runs.origin(result.record)
     ]
+    columns = [(name, cells) for rank, name, cells in _columns(results, numbers) if rank > without]
     return Table(
         printable(_title(task.title, results)),
-        *_cells(results, numbers),
+        [name for name, _ in columns],
+        [list(row) for row in zip(*(cells for _, cells in columns))],
         notes,
         *(list(map(printable, texts)) for texts in (reasons, origins)),
     )
@@ -113,13 +115,10 @@ def markdown(
     `origins`, what runs tell of where they come from stands below.
     """
     content = table(dataset, results)
-    figures = content.columns.index("error, %")
-    narrower = content
-    for needless in (slice(1, figures), "95 % interval", "difference"):
-        if width is None or len(_grid(narrower).partition("\n")[0]) <= width:
+    for without in range(4):
+        lines = table(dataset, results, without).grid
+        if width is None or len(lines.partition("\n")[0]) <= width:
             break
-        narrower = narrower.without(needless)
-    lines = _grid(narrower)
     numbered = [f"[{number}] {reason}" for number, reason in enumerate(content.reasons, 1)]
     told = ["\n".join(f"- {text}" for text in content.origins)] if origins and content.origins else []
     return "\n\n".join([f"## {content.title}", lines, *content.notes, *numbered, *told]) + "\n"
@@ -154,10 +153,6 @@ def grid(rows: Sequence[Sequence[str]], columns: Sequence[str], alignment: Seque
     return tabulate(rows, columns, tablefmt="github", disable_numparse=True, colalign=alignment)
 
 
-def _grid(content: Table) -> str:
-    return grid(content.rows, content.columns, content.alignment)
-
-
 def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:
     """Which images were answered, and what the verdicts mean."""
     counts = next((result.counts for result in results if result.counts), None)
@@ -182,39 +177,34 @@ def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:
     return f"Measured on {kind}, {images}; a match is within {TOLERANCE} points."
 
 
-def _cells(results: Sequence[Result], reasons: Sequence[int]) -> tuple[list[str], list[list[str]]]:
-    """The names of the columns, and the rows, of which each has the number of its reason, or 0."""
-    published = results[0].record.published
-    expected = "published" if published else "recorded"
-    counted = ["params, M", "published", "mult-adds, M", "published"] if published else ["params, M", "mult-adds, M"]
-    columns = ["model", *([] if published else ["checkpoint"]), *counted, "error, %", expected]
-    with_interval = any(result.counts and not _is_judged_alone(result) for result in results)
-    with_top5 = results[0].record.top5_error is not None
-    columns[-1:-1] = ["95 % interval"] if with_interval else []
-    columns += ["top-5, %", expected] if with_top5 else []
-    columns += ["difference", "verdict"]
-    rows = []
-    for result, reason in zip(results, reasons):
-        record, counts, count = result.record, result.counts, result.complexity
-        row = [record.model]
-        if not published:
-            row.append(printable(record.place))
-        row.append(f"{count.parameters / 1e6:.6f}" if count else "")
-        if published:
-            row.append(f"{record.params_m:.{3 if record.params_m < 1 else 2}f}" if record.params_m else "")
-        row.append(f"{count.multiply_adds / 1e6:.2f}" if count else "")
-        if published:
-            row.append(f"{record.flops_m:g}" if record.flops_m else "")
-        row.append(f"{result.error:.2f}" if counts else "")
-        if with_interval:
-            row.append("{:.2f} to {:.2f}".format(*result.interval) if counts else "")
-        row.append("" if record.top1_error is None else f"{record.top1_error:.2f}")
-        if with_top5:
-            row += [f"{result.top5_error:.2f}" if counts else "", f"{record.top5_error:.2f}"]
-        row.append(" / ".join(f"{points:+.2f}" for points in result.differences) if counts else "")
-        row.append(result.verdict + (f" [{reason}]" if reason else ""))
-        rows.append(row)
-    return columns, rows
+def _columns(results: Sequence[Result], reasons: Sequence[int]) -> Iterator[tuple[int, str, list[str]]]:
+    """The rank, from 1 for what is needed least, the name and the cells of each column; a row has the number of its
+    reason, or 0.
+    """
+    first = results[0].record
+    records, expected = [result.record for result in results], "published" if first.published else "recorded"
+    counted = [result.complexity for result in results]
+    yield 4, "model", [record.model for record in records]
+    if not first.published:
+        yield 1, "checkpoint", [printable(record.place) for record in records]
+    yield 1, "params, M", [f"{count.parameters / 1e6:.6f}" if count else "" for count in counted]
+    if first.published:
+        yield 1, expected, [f"{n:.{3 if n < 1 else 2}f}" if (n := record.params_m) else "" for record in records]
+    yield 1, "mult-adds, M", [f"{count.multiply_adds / 1e6:.2f}" if count else "" for count in counted]
+    if first.published:
+        yield 1, expected, [f"{record.flops_m:g}" if record.flops_m else "" for record in records]
+    yield 4, "error, %", [f"{result.error:.2f}" if result.counts else "" for result in results]
+    if any(result.counts and not _is_judged_alone(result) for result in results):
+        cells = ["{:.2f} to {:.2f}".format(*result.interval) if result.counts else "" for result in results]
+        yield 2, "95 % interval", cells
+    yield 4, expected, ["" if record.top1_error is None else f"{record.top1_error:.2f}" for record in records]
+    if first.top5_error is not None:
+        yield 4, "top-5, %", [f"{result.top5_error:.2f}" if result.counts else "" for result in results]
+        yield 4, expected, [f"{record.top5_error:.2f}" for record in records]
+    differences = [result.differences if result.counts else () for result in results]
+    yield 3, "difference", [" / ".join(f"{points:+.2f}" for points in each) for each in differences]
+    verdicts = [result.verdict + (f" [{reason}]" if reason else "") for result, reason in zip(results, reasons)]
+    yield 4, "verdict", verdicts
 
 
 def _is_judged_alone(result: Result) -> bool:
@@ -256,15 +246,10 @@ def write(directory: Path, tables: Sequence[str], results: Sequence[Result], pag
     Names are exact in the JSON, and in the CSV too, but for the bytes of those that are no UTF-8; in the Markdown and
     on the page they are printable.
     """
-    rows = [to_dict(result) for result in results]
-    contents = ("\n".join(tables), encodable(_csv(rows)), json.dumps(rows, indent=1) + "\n", page)
-    for name, text in zip(FILES, contents):
-        files.write(directory / name, text)
-
-
-def _csv(rows: Sequence[dict[str, object]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+    rows, sheet = [to_dict(result) for result in results], io.StringIO()
+    writer = csv.DictWriter(sheet, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    return buffer.getvalue()
+    contents = ("\n".join(tables), encodable(sheet.getvalue()), json.dumps(rows, indent=1) + "\n", page)
+    for name, text in zip(FILES, contents):
+        files.write(directory / name, text)

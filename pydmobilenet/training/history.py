@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from ..errors import UnusableError
 OPTIMISM = (
     "The best epoch is chosen by the test set, so its error leans optimistic; the published figures are of that kind."
 )
-RATE_DECADES = 4  # of learning rates on a logarithmic axis; a cosine ends at 0
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,6 @@ class History:
 
     epochs: int = 0
     rows: list[Epoch] = field(default_factory=list)
-
-    def append(self, row: Epoch) -> None:
-        self.rows.append(row)
 
     @property
     def last(self) -> Epoch | None:
@@ -123,47 +119,32 @@ class History:
 
     @classmethod
     def from_dicts(cls, rows: Iterable[Mapping[str, Any]], epochs: int = 0) -> History:
-        """The history from what `to_dicts` gave.
-
-        Raises TypeError where a field is missing, unknown or no number; ValueError or OverflowError where the epochs
-        are not 1, 2, 3 … or a number is impossible.
-        """
-        history = cls(epochs, [_checked(_epoch(row), number) for number, row in enumerate(rows, 1)])
-        if len({row.split for row in history.rows}) > 1:
-            raise ValueError("some epochs have a validation error, and others a test error")
+        """The history from what `to_dicts` gave. Raises TypeError, ValueError or OverflowError for anything else."""
+        history = cls(epochs, [Epoch(**{"test_loss": None, "test_error": None, **row}) for row in rows])
+        for number, row in enumerate(history.rows, 1):
+            check_types(row)
+            values = [getattr(row, name) for name in columns(history.split)]
+            possible = 0 <= row.learning_rate < math.inf and row.seconds >= 0 and None not in values
+            wrong = any(error < 0 or error > 100 for error in (row.train_error, row.error))  # but not NaN
+            if row.epoch != number or row.split != history.split or wrong or not possible:
+                raise ValueError(f"what it tells of epoch {number} cannot be")
         return history
 
 
-def _epoch(values: Mapping[str, Any]) -> Epoch:
-    others: dict[str, Any] = {"test_loss": None, "test_error": None} if "val_error" in values else {}
-    if set(values) != set(columns("val" if others else "test")):
-        raise TypeError("an epoch has other fields")
-    return Epoch(**others, **values)
-
-
-def _checked(row: Epoch, number: int) -> Epoch:
-    values = [getattr(row, name) for name in columns(row.split)]
-    for value in values:
-        if type(value) not in (int, float):
-            raise TypeError(f"a value of epoch {number} is no number")
-        float(value)  # a whole number may be too large
-    outside = [error for error in (row.train_error, row.error) if error < 0 or error > 100]
-    if type(row.epoch) is not int or row.epoch != number or outside:
-        raise ValueError(f"epoch {row.epoch} with {outside or 'its errors'} is not epoch {number}")
-    if not (0 <= row.learning_rate < math.inf and row.seconds >= 0):
-        raise ValueError(f"epoch {number} has a learning rate of {row.learning_rate}, and took {row.seconds} s")
-    return row
+def check_types(instance: Any) -> None:
+    """Raises TypeError or OverflowError where a number of a dataclass is none of its type, as what comes from JSON."""
+    for each in fields(instance):
+        value = getattr(instance, each.name)
+        if each.type == "int" and type(value) is not int:
+            raise TypeError(f"{each.name} is no whole number")
+        if each.type == "float" or (each.type == "float | None" and value is not None):
+            if type(value) not in (int, float):
+                raise TypeError(f"{each.name} is no number")
+            float(value)  # a whole number may be too large
 
 
 def _best(rows: Sequence[Epoch]) -> Epoch:
     return min(rows, key=lambda row: row.error if math.isfinite(row.error) else math.inf)
-
-
-def differ_in_order(values: Sequence[float], decades: float = math.inf) -> bool:
-    """Whether an axis of the values should be logarithmic: all are above 0, and differ by more than a factor of 10, but
-    by no more than so many `decades`.
-    """
-    return bool(values) and 0 < 10 * min(values) <= max(values) <= 10**decades * min(values)
 
 
 def write_csv(history: History, path: str | os.PathLike[str]) -> None:
@@ -181,33 +162,22 @@ def csv_text(history: History) -> str:
 
 
 class Events:
-    """TensorBoard's event files, one step an epoch: `with Events(directory) as events: events.add(row)`.
+    """TensorBoard's event files, one step an epoch, with single precision.
 
-    Each writer has a file of its own. Its first epoch hides that epoch and all later ones in earlier files, so that a
-    resumed run shows each epoch once. Raises UnusableError without tensorboardX, or where the directory cannot be
-    written.
+    A writer's first epoch hides that epoch and all later ones in earlier files, so that a resumed run shows each epoch
+    once. Raises UnusableError without tensorboardX, or where the directory cannot be written.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.check()
-        # Not SummaryWriter: it writes from a thread, which waits for ever once the disk is full. Its `purge_step` makes
-        # the same mark as `add`, but takes the step here, and a resumed run may yet have to show its last epoch again.
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2, summary_pb2
-
-        self._event, self._session, self._summary = event_pb2.Event, event_pb2.SessionLog, summary_pb2.Summary
         self._directory = Path(directory)
-        self._is_first = True
-        with self._writing():
-            self._directory.mkdir(parents=True, exist_ok=True)
-            # The library names a file by the second, and would write over that of a run which has just ended.
-            self._writer = EventsWriter(str(self._directory / "events"), f".{time.time_ns()}")
+        self._writer: Any = None
 
     @staticmethod
     def check() -> None:
         """Raises UnusableError without tensorboardX."""
         try:
-            import tensorboardX.event_file_writer  # noqa: F401
+            import tensorboardX  # noqa: F401
         except ImportError as error:
             raise UnusableError(
                 f"event files are written with tensorboardX, which cannot be imported ({error}): "
@@ -215,39 +185,27 @@ class Events:
             ) from None
 
     def add(self, row: Epoch) -> None:
-        """Write an epoch; it is on the disk when this returns. The format has single precision."""
-        if self._is_first:
-            self._write(row, session_log=self._session(status=self._session.START))  # hides earlier events from here on
-            self._is_first = False
-        scalars = {
-            "train/loss": row.train_loss,
-            "train/error": row.train_error,
-            f"{row.split}/loss": row.loss,
-            f"{row.split}/error": row.error,
-            "learning_rate": row.learning_rate,
-            "images_per_second": row.images_per_second,
-        }
-        values = [self._summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._write(row, summary=self._summary(value=values))
+        """Write an epoch."""
+        from tensorboardX import SummaryWriter
+
         with self._writing():
+            if self._writer is None:
+                # The library names a file by the second, and would write over that of a run which has just ended. Its
+                # queue is without bounds: a full disk ends the thread that empties it.
+                options = {"filename_suffix": f".{time.time_ns()}", "max_queue": 0}
+                self._writer = SummaryWriter(str(self._directory), purge_step=row.epoch, **options)
+            for tag in ("train/loss", "train/error", f"{row.split}/loss", f"{row.split}/error"):
+                self._writer.add_scalar(tag, getattr(row, tag.replace("/", "_")), row.epoch)
+            for tag in ("learning_rate", "images_per_second"):
+                self._writer.add_scalar(tag, getattr(row, tag), row.epoch)
             self._writer.flush()
 
     def close(self) -> None:
-        """Close the file; once more does nothing."""
+        """Write what is left; once more does nothing."""
         writer, self._writer = self._writer, None
         if writer:
             with self._writing():
                 writer.close()
-
-    def __enter__(self) -> Events:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _write(self, row: Epoch, **content: object) -> None:
-        with self._writing():
-            self._writer.write_event(self._event(wall_time=time.time(), step=row.epoch, **content))
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -18,12 +18,12 @@ from ..checkpoints.runs import BEST
 from ..data import Dataset, Splits, batches
 from ..errors import BadFileError, InvalidValueError, UserError, of_engine
 from ..metrics import wilson
+from ..plots import draw
 from ..progress import bar as progress_bar
 from . import mixup, signals
 from .checkpoint import Run, State
 from .config import Config
-from .curves import draw
-from .history import Epoch, Events, History, csv_text, write_csv
+from .history import Epoch, Events, History, check_types, csv_text, write_csv
 from .trainer import Score, Trainer
 
 SAVE_SECONDS = 600.0  # what a crash in the middle of a long epoch may cost
@@ -62,23 +62,20 @@ class Progress:
         epochs, batches = config.epochs, updates_per_epoch(config, images) * config.accumulation_steps
         try:
             progress = cls(**{**values, "history": History.from_dicts(values["history"], epochs)})
-            counts = (progress.epochs, progress.batches, progress.wrong, progress.images)
-            if not all(type(count) is int and count >= 0 for count in counts):
-                raise ValueError("it counts something other than whole numbers")
-            for total in (progress.loss, progress.seconds):
-                if type(total) not in (int, float) or not math.isfinite(total):
-                    raise ValueError("a sum is no number")
-            if progress.seconds < 0:
-                raise ValueError("it took less than no time")
-            if not len(progress.history.rows) == progress.epochs <= epochs:
-                raise ValueError(f"{progress.epochs} of {epochs} epochs cannot be finished")
-            if progress.batches >= batches or progress.batches % config.accumulation_steps:
-                raise ValueError(f"{progress.batches} of an epoch's {batches} batches cannot be done")
-            if progress.images != progress.batches * config.batch_size or progress.wrong > progress.images:
-                raise ValueError(f"{progress.wrong} of {progress.images} images cannot be wrong")
-            return progress
+            check_types(progress)
+            possible = (
+                len(progress.history.rows) == progress.epochs <= epochs
+                and 0 <= progress.batches < batches
+                and progress.batches % config.accumulation_steps == 0
+                and 0 <= progress.wrong <= progress.images == progress.batches * config.batch_size
+                and math.isfinite(progress.loss)
+                and 0 <= progress.seconds < math.inf
+            )
         except (TypeError, KeyError, ValueError, OverflowError) as error:
             raise BadFileError(f"the state is damaged, or of another version: {error}") from None
+        if not possible:
+            raise BadFileError("the state is damaged, or of another version: its numbers cannot be")
+        return progress
 
 
 class Loop:
@@ -122,6 +119,8 @@ class Loop:
             with signals.handled(self._stop):
                 self._show_again()
                 code = self._train()
+                if self.events:
+                    self.events.close()
                 self.trainer.close()  # no worker goes on before the first one has written all
         except Exception as error:
             failure = of_engine(error)
@@ -267,7 +266,7 @@ class Loop:
                 f"{split}_error": 100 * score.wrong / score.images,
             },
         )
-        progress.history.append(done)
+        progress.history.rows.append(done)
         self.progress = Progress(progress.epochs + 1, history=progress.history)
         if self.output is None:
             return

@@ -1,0 +1,240 @@
+"""Pictures by Matplotlib: the curves of a run, as a file and on the web page, and there also error against cost."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from . import catalog, files
+from .text import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .training.history import History
+    from .validation import Result
+
+LONGEST = 100  # characters of a title, which the picture has room for
+DOTTED = 30  # so many epochs have a dot each: a single one has no line, hundreds have no room
+RATE_DECADES = 4  # of learning rates on a logarithmic axis; a cosine ends at 0
+KINDS = {"error": "error, %", "loss": "loss", "learning_rate": "learning rate"}
+COSTS = {"parameters": "parameters, millions", "multiply_adds": "multiply-adds, millions"}
+TRAIN, HELD_OUT, RATE = "#1d5fd1", "#b45309", "#0f766e"  # told apart by the colour-blind too
+INK, FAINT, LINE, PAPER = "#1b1f24", "#59626d", "#d5dae0", "#ffffff"
+# The families are told apart without their colours too.
+FAMILIES = {
+    "resnet": ("#59626e", "o"),
+    "mobilenet": ("#b45309", "s"),
+    "pyd-add": ("#1d5fd1", "^"),
+    "pyd-concat": ("#b0197e", "D"),
+    "wrn": ("#0f766e", "v"),
+}
+# The page's style has a variable for each colour, with another value in its dark mode.
+VARIABLES = {INK: "ink", FAINT: "faint", LINE: "line", PAPER: "paper"}
+VARIABLES.update((colour, family) for family, (colour, _) in FAMILIES.items())
+STYLE: dict[str, Any] = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), FAINT),
+    **{"axes.edgecolor": LINE, "axes.spines.top": False, "axes.spines.right": False},
+    **{"axes.grid": True, "axes.axisbelow": True, "grid.color": LINE},
+    **{"axes.titlelocation": "left", "axes.titlepad": 24},  # above the legend
+    **{"legend.frameon": False, "legend.fontsize": 9, "legend.borderpad": 0, "legend.borderaxespad": 0.3},
+    **{"legend.handlelength": 1.5, "legend.handletextpad": 0.4, "legend.columnspacing": 1},
+    **{"svg.fonttype": "none", "font.sans-serif": "DejaVu Sans"},
+}
+# The numbers on a logarithmic axis whose ends differ by less than a factor; of the smallest, those of a linear one.
+DIGITS = {4: (), 12: (1, 1.5, 2, 3, 5, 7), 1e3: (1, 2, 5), math.inf: (1,)}
+PICTURES = itertools.count()  # their numbers: no two on a page shall have an id in common
+
+
+def draw(history: History, path: str | os.PathLike[str], title: str) -> None:
+    """Draw the errors, the losses and the learning rate of a run as a PNG of 1440 x 540 pixels.
+
+    Leaves out values that no axis has room for, as infinite ones. Characters of the title that cannot be printed are
+    escaped. Raises UnusableError where the file cannot be written.
+    """
+    title, image = printable(title), io.BytesIO()
+    with drawing(12, 4.5, (0.045, 0.11, 0.99, 0.82), len(KINDS)) as (figure, fields):
+        figure.suptitle(title if len(title) <= LONGEST else f"{title[:LONGEST]}…", parse_math=False)
+        for axes, kind in zip(fields, KINDS):
+            _draw_curves(axes, history, kind)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph")  # that the font lacks: it is drawn as a box
+            figure.savefig(image, format="png", dpi=120)
+    files.write(Path(path), image.getvalue())
+
+
+def curves(history: History) -> list[str]:
+    """The same three pictures as markup; none where no epoch is finished."""
+    found, best = [], history.best
+    for kind in KINDS if best else ():
+        with drawing(4, 3.6, (0.13, 0.14, 0.98, 0.85)) as (figure, (axes,)):
+            _draw_curves(axes, history, kind)
+            label = f"{kind.replace('_', ' ')} of {len(history.rows)} epochs"
+            found.append(_markup(figure, label + (f", of which {best.epoch} is the best" if best else "")))
+    return found
+
+
+def _draw_curves(axes: Axes, history: History, kind: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    lines = {f"train_{kind}": TRAIN, f"{history.split}_{kind}": HELD_OUT} if kind != "learning_rate" else {kind: RATE}
+    epochs, best, shown = len(history.rows), history.best, []
+    for column, colour in lines.items():
+        values = [value if _has_room(value) else math.nan for value in (getattr(row, column) for row in history.rows)]
+        marker = "o" if epochs <= DOTTED else ""
+        axes.plot(range(1, epochs + 1), values, color=colour, marker=marker, ms=4, label=column.partition("_")[0])
+        shown += [value for value in values if math.isfinite(value)]
+    if kind != "learning_rate":
+        if best and _has_room(getattr(best, kind)):
+            text = f"best epoch, {best.epoch}" + (f": {best.error:.2f} %" if kind == "error" else "")
+            star: dict[str, Any] = {"marker": "*", "ls": "", "color": HELD_OUT, "mec": INK, "ms": 12, "zorder": 3}
+            axes.plot(best.epoch, getattr(best, kind), label=text, **star)
+        _show_legend(axes)
+    axes.set_title(KINDS[kind])
+    axes.set_xlabel("epoch")
+    axes.set_xlim(1 - max(0.5, epochs / 50), max(1, epochs) + max(0.5, epochs / 50))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if kind != "error" and _differ_in_order(shown, RATE_DECADES if kind == "learning_rate" else math.inf):
+        _make_logarithmic(axes, "y", min(shown) / 1.5, max(shown) * 1.5)
+    elif kind != "loss" or not shown:
+        axes.set_ylim(0, 1.08 * max(shown, default=1) or 1)
+
+
+def _has_room(value: float) -> bool:
+    """Whether an axis has room for a value."""
+    return 1e-100 < value < 1e100 or value == 0
+
+
+def _differ_in_order(values: Sequence[float], decades: float) -> bool:
+    """Whether an axis of the values should be logarithmic: all are above 0, and differ by more than a factor of 10, but
+    by no more than so many `decades`.
+    """
+    return bool(values) and 0 < 10 * min(values) <= max(values) <= 10**decades * min(values)
+
+
+class Point(NamedTuple):
+    """One figure: `cost` in millions, `error` in %, and of a part of the test set the 95 % interval of the error."""
+
+    model: str
+    measured: bool
+    cost: float
+    error: float
+    interval: tuple[float, float] | None = None
+
+
+def costs(results: Sequence[Result], title: str) -> list[str]:
+    """Error against each cost as markup. Where families have networks of several depths, each depth has a picture of
+    its own, in the same scale: together, their lines cross each other.
+    """
+    architectures = {catalog.parse_name(result.record.model) for result in results}
+    lines = {(each.family, each.depth) for each in architectures}
+    alone = len({family for family, _ in lines}) == len(lines)
+    found = []
+    for cost in COSTS:
+        points = _points(results, cost)
+        for depth in [None] if alone else sorted({depth for _, depth in lines}):
+            part = [point for point in points if depth in (None, catalog.parse_name(point.model).depth)]
+            if part:
+                about = f"{depth} layers, top-1 error" if depth else "top-1 error"
+                label = f"{title}: {about} against {COSTS[cost]}, {len(part)} points; the table has all their figures."
+                with drawing(4.8, 4, (0.09, 0.12, 0.98, 0.86)) as (figure, (axes,)):
+                    axes.set_title(f"{about}, %")
+                    draw_costs(axes, part, points, cost)
+                    found.append(_markup(figure, label))
+    return found
+
+
+def _points(results: Iterable[Result], cost: str) -> list[Point]:
+    """The published and the measured figures of some rows: the published error at the published cost."""
+    found = []
+    for result in results:
+        record = result.record
+        published = record.params_m if cost == "parameters" else record.flops_m
+        if record.published and published and record.top1_error is not None:
+            found.append(Point(record.model, False, published, record.top1_error))
+        if result.counts and result.complexity:
+            interval = None if result.complete else result.interval
+            found.append(Point(record.model, True, getattr(result.complexity, cost) / 1e6, result.error, interval))
+    return found
+
+
+def draw_costs(axes: Axes, part: Iterable[Point], points: Sequence[Point], cost: str) -> None:
+    """Draw a part of some points, in the scale of all of them: families as lines, as in the paper."""
+
+    def line(point: Point) -> tuple[str, int, bool]:
+        architecture = catalog.parse_name(point.model)
+        return architecture.family, architecture.depth, not point.measured
+
+    for (family, _, published), found in itertools.groupby(sorted(part, key=lambda p: (line(p), p.cost)), key=line):
+        members, (colour, marker) = list(found), FAMILIES[family]
+        style: dict[str, Any] = {"color": colour, "zorder": 2 if published else 3}
+        label = "" if family in axes.get_legend_handles_labels()[1] else family
+        path = [point.cost for point in members], [point.error for point in members]
+        axes.plot(*path, lw=1.5, ls="--" if published else "-", **style)
+        for point in members:
+            if point.interval:
+                axes.plot([point.cost] * 2, point.interval, color=colour, lw=1, alpha=0.45)
+            text = f"{point.model}: {point.error:.2f} % {'published' if published else 'measured'}, {point.cost:.4g} M"
+            style.update(marker=marker, ms=7, mfc=PAPER if published else colour, ls="", gid=f"title {text}")
+            axes.plot(point.cost, point.error, label=label, **style)
+            label = ""
+    heights = [height for point in points for height in (point.error, *(point.interval or ()))]
+    axes.set_ylim(min(heights) - 0.5, max(heights) + 0.5)
+    _make_logarithmic(axes, "x", min(point.cost for point in points) / 1.2, max(point.cost for point in points) * 1.2)
+    axes.set_xlabel(COSTS[cost])
+    _show_legend(axes)
+
+
+@contextmanager
+def drawing(
+    width: float, height: float, edges: tuple[float, float, float, float], fields: int = 1
+) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+    """Yield a figure of so many inches and its fields, which stand beside each other, while the style is set."""
+    from matplotlib import rc_context  # slow to import, and few commands draw
+    from matplotlib.figure import Figure
+
+    style: Any = {**STYLE, "svg.hashsalt": str(next(PICTURES))}
+    with rc_context(style):
+        figure = Figure(figsize=(width, height))
+        figure.subplots_adjust(*edges, wspace=0.17)  # a layout engine doubles the time
+        yield figure, figure.subplots(1, fields, squeeze=False)[0]
+
+
+def _show_legend(axes: Axes) -> None:
+    """Show the legend above the field, where it hides no curve."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=5)
+
+
+def _make_logarithmic(axes: Axes, which: str, low: float, high: float) -> None:
+    """Make an axis logarithmic, with plain numbers: 0.1 and 0.05, which need less room than powers of ten."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    axis = getattr(axes, f"{which}axis")
+    digits = next(digits for span, digits in DIGITS.items() if high < span * low)
+    axis.set_major_locator(LogLocator(subs=digits) if digits else MaxNLocator(5))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
+
+
+def _markup(figure: Figure, label: str) -> str:
+    """The figure as SVG in the page's colours, with words for those who do not see it, and texts where one points."""
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = re.sub(r'<g id="title ([^"]*)">', r"<g><title>\1</title>", buffer.getvalue())
+    text = re.sub(r' id="[\w.]+_\d+"', "", text)  # of groups, which nothing refers to
+    text = re.sub("|".join(VARIABLES), lambda found: f"var(--{VARIABLES[found[0]]})", text)
+    box, content = re.findall(r'<svg [^>]*(viewBox="[^"]*")[^>]*>(.*)', text, re.DOTALL)[0]
+    return f'<figure class="plot"><svg role="img" aria-label="{escape(label)}" {box}>{content}</figure>'
