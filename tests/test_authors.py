@@ -15,7 +15,7 @@ from pydmobilenet.checkpoints import weights
 from pydmobilenet.data import Dataset, get_task, normalise
 from pydmobilenet.gluon.inference import fuse, predictor
 from pydmobilenet.gluon.network import build_for, load_weights
-from pydmobilenet.validation import Answers, evaluate
+from pydmobilenet.metrics import Answers, evaluate
 
 
 def checkpoint_here(record):
