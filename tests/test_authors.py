@@ -67,7 +67,7 @@ def test_logits_are_those_of_the_authors_graph(record, weights_dir, batch):
 def test_every_engine_has_the_logits_of_the_authors_graph(record, fused, name, weights_dir, batch):
     expected = authors_network(record)(mx.nd.array(batch)).asnumpy()
     network, arrays = zoo.describe(record.model, record.dataset), zoo.record_weights(record, weights_dir)
-    found = engine.choose(name, "cpu", fused).engine.load(network, arrays)(batch)
+    found = engine.choose(name, "cpu", fused=fused).engine.load(network, arrays)(batch)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.ptp(expected))
 
 
