@@ -133,38 +133,25 @@ def validate(
     skip_bad: bool = False,
     shown: bool | None = None,
 ) -> Found:
-    """Check records against what `engine` answers, `batch_size` images a call (by default what is fastest for it);
-    yields, a data set at a time, its images and its results. `weights` gives the parameters of a record's network.
+    """Check records against what `engine` answers, `batch_size` images a call (by default what is fastest for it).
 
-    What is wrong with a data set or with one row (no checkpoint, a corrupt file) stands in the results as their reason,
-    and the other rows go on. Each row is logged as soon as it is finished. Up to so many `processes` work on different
-    rows at once, where that is worth their start; a row on which one dies says so. With `keep_answers`, the results
-    have the answer to each image; with `skip_bad`, images of a folder that cannot be read are passed over.
-    Progress bars are `shown` as `progress.bar` has it.
+    Yields, a data set at a time, its images and its results. `weights` gives the parameters of a record's network. What
+    is wrong with a data set or with one row (no checkpoint, a corrupt file, a process that died) is the reason in their
+    results, and the other rows go on. Each row is logged once it is finished. Up to so many `processes` work on
+    different rows, where that is worth their start. With `keep_answers`, results have the answer to each image; with
+    `skip_bad`, unreadable images of a folder are passed over. Progress bars are `shown` as `progress.bar` has it.
     """
-    options = _Options(engine, weights, data_dir, batch_size or engine.batch_size, limit, keep_answers, skip_bad)
+    row = partial(_row, engine, weights, batch_size or engine.batch_size, limit, keep_answers)
     for _, group in groupby(records, key=_same_images):
         rows = list(group)
         published = any(record.checkpoint for record in rows)  # of no network, no images are needed
         dataset, reason = _dataset(rows[0], data_dir, skip_bad) if published else (None, "")
         size = min(processes, len(rows))
         if dataset and size > 1 and len(dataset.head(limit)) * len(rows) >= WORTH_PROCESSES:
-            yield dataset, _together(rows, options, size, dataset.task.title, shown)
+            answer = partial(_worker_row, row, rows[0], data_dir, skip_bad)
+            yield dataset, _together(rows, answer, size, dataset.task.title, shown)
         else:
-            yield dataset, [_told(_row(record, options, dataset, reason, record.model, shown)) for record in rows]
-
-
-@dataclass(frozen=True)
-class _Options:
-    """How each row is evaluated, as `validate` is told. It can be pickled."""
-
-    engine: Engine
-    weights: Callable[[Record], Arrays]
-    data_dir: Path | None
-    batch_size: int
-    limit: int | None
-    keep_answers: bool
-    skip_bad: bool
+            yield dataset, [_told(row(record, dataset, reason, record.model, shown)) for record in rows]
 
 
 def _dataset(record: Record, data_dir: Path | None, skip_bad: bool) -> tuple[Dataset | None, str]:
@@ -225,11 +212,12 @@ def _without_seen(dataset: Dataset, record: TrainedRecord) -> Dataset:
     return replace(dataset.take(np.array(fresh), dataset.split), doubt=f"{known:,} that it has seen are left out")
 
 
-def _together(rows: Sequence[Record], options: _Options, size: int, title: str, shown: bool | None) -> list[Result]:
+def _together(
+    rows: Sequence[Record], answer: Callable[[Record], Result], size: int, title: str, shown: bool | None
+) -> list[Result]:
     """Evaluate rows in so many processes, the costliest first, so that all end at about the same time."""
     costliest_first = sorted(rows, key=lambda record: -described(record).complexity().multiply_adds)
     results = {}
-    answer = partial(_worker_row, options=options, first=rows[0])
     finished = run_each(answer, costliest_first, size)
     with closing(finished), progress.bar(len(rows), title, "networks", shown) as bar:
         for record, future in finished:
@@ -239,14 +227,16 @@ def _together(rows: Sequence[Record], options: _Options, size: int, title: str, 
     return [results[record] for record in rows]
 
 
-def _worker_row(record: Record, options: _Options, first: Record) -> Result:
-    """Evaluate a row in a process of its own."""
-    return _row(record, options, *_worker_dataset(first, options.data_dir, options.skip_bad))
+def _worker_row(
+    row: Callable[..., Result], first: Record, data_dir: Path | None, skip_bad: bool, record: Record
+) -> Result:
+    """Evaluate a record in a process of its own."""
+    return row(record, *_worker_dataset(first, data_dir, skip_bad))
 
 
 @lru_cache(maxsize=1)
 def _worker_dataset(first: Record, data_dir: Path | None, skip_bad: bool) -> tuple[Dataset | None, str]:
-    """Read the images in a process of its own, once, as its parent has. That has warned, too."""
+    """Read the images once a process, without the warnings that its parent has had."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _dataset(first, data_dir, skip_bad)
@@ -275,14 +265,18 @@ def _same_images(record: Record) -> tuple[object, ...]:
 
 
 def _row(
+    engine: Engine,
+    weights: Callable[[Record], Arrays],
+    batch_size: int,
+    limit: int | None,
+    keep_answers: bool,
     record: Record,
-    options: _Options,
     dataset: Dataset | None,
     reason: str,
     title: str = "",
     shown: bool | None = False,
 ) -> Result:
-    """Evaluate a record; with a progress bar if it is `shown`."""
+    """Evaluate a record, or say why not. Can be called in another process."""
     result = Result(record)
     try:
         network = described(record)
@@ -291,11 +285,11 @@ def _row(
             raise UserError("no checkpoint is published")
         if dataset is None:
             raise UserError(reason)
-        images = dataset.head(options.limit)
-        answers = Answers.empty(len(images)) if options.keep_answers else None
-        predict = options.engine.load(network, options.weights(record))
+        images = dataset.head(limit)
+        answers = Answers.empty(len(images)) if keep_answers else None
+        predict = engine.load(network, weights(record))
         with progress.bar(len(images), title, "images", shown) as bar:
-            counts = evaluate(predict, images, options.batch_size, answers=answers, report=bar.update)
+            counts = evaluate(predict, images, batch_size, answers=answers, report=bar.update)
     except UserError as error:
         return replace(result, reason=str(error))
     except Exception as error:  # of one row (a GPU that is full, say): the others go on, and nothing measured is lost
