@@ -189,7 +189,7 @@ def obstacle(engine: str) -> str:
     """Say why an engine cannot be used here, or nothing. Imports it."""
     if engine == "gluon":
         return runtime.obstacle()
-    package, extra = ("torch", "pydmobilenet[torch]") if engine == "pytorch" else ("onnxruntime", "pydmobilenet")
+    package, extra = ("torch", "pydmobilenet[torch]") if engine == "pytorch" else ("onnxruntime", "onnxruntime")
     if importlib.util.find_spec(package) is None:
         return f"{TITLES[engine]} is not installed: pip install '{extra}'"
     try:
