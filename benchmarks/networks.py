@@ -37,7 +37,7 @@ def main() -> None:
 
     runtime.use_all_instructions()
     names = [record.model for record in catalog.select(arguments.model, ["cifar10"])]
-    usable = [name for name in engine.ENGINES if name not in engine.TRAINERS or not engine.obstacle(name)]
+    usable = [name for name in engine.ENGINES if not engine.obstacle(name)]
     engines = [engine.choose(name, "cpu").engine for name in usable]
     images = np.random.default_rng(0).standard_normal((arguments.images, 3, 32, 32), dtype=np.float32)
     print(provenance.summary())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from . import catalog, data, fetching, huggingface, prediction, validation, zoo
 from . import engine as engines
-from .catalog import Record
+from .catalog import Record, parse_name
 from .checkpoints import described, runs
 from .checkpoints.runs import read_metadata
 from .errors import BadFileError, InvalidValueError, nearest
@@ -25,11 +25,11 @@ from .training.history import History
 if TYPE_CHECKING:
     import numpy as np
     import torch  # noqa: TID251  for its types alone
+    from mxnet import Context  # noqa: TID251
     from PIL.Image import Image
     from torch import nn  # noqa: TID251
 
     from .gluon.blocks import HybridBlock
-    from .gluon.devices import Context
     from .onnx.export import Difference
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -83,21 +83,16 @@ def get_model(
     Raises InvalidValueError, MissingFileError, BadFileError or UnusableError, which are ValueError, FileNotFoundError,
     ValueError and OSError; UnusableError too where the engine is not installed.
     """
-    # Engines take seconds to import: each is left until a network is asked for.
-    made = {"gluon": _gluon_model, "pytorch": _pytorch_model}[engines.choose_framework(engine)]
-    return made(name, dataset, classes, pretrained, device, weights, weights_dir)
+    choice = engines.choose(engine, "cpu", "networks", _family(name, weights))
+    return choice.get_model(name, dataset, classes, pretrained, device, weights, weights_dir)
 
 
-def _gluon_model(*arguments: Any) -> HybridBlock:
-    from .gluon import network
-
-    return network.get_model(*arguments)
-
-
-def _pytorch_model(*arguments: Any) -> nn.Module:
-    from .pytorch import network
-
-    return network.get_model(*arguments)
+def _family(name: str | None, weights: PathLike | None) -> str | None:
+    """Return the family of a model's name, or of weights that record it."""
+    if name is None and weights is not None:
+        found = described.find(fetching.expanded(weights))
+        name = found.model if found else None
+    return parse_name(name).family if name else None
 
 
 @dataclass(frozen=True)
@@ -162,7 +157,8 @@ def train(
     session = sessions.plan(
         given, recipe=config, output=output, resume=resume, weights=weights, data_dir=where, engine=engine
     )
-    choice = engines.choose_trainer(session.engine, device, session.config.dtype, compile)
+    family, dtype = parse_name(session.config.model).family, session.config.dtype
+    choice = engines.choose(session.engine, device, "training", family, dtype, compiled=compile)
     options = prepare.RunOptions(
         choice.make_trainer,
         where,
@@ -292,7 +288,7 @@ def export(
 
 
 def _engine(name: str, device: str, fused: bool = True) -> engines.Engine:
-    return engines.choose(name, device, fused).engine
+    return engines.choose(name, device, fused=fused).engine
 
 
 def _records(what: PathLike | Sequence[str], datasets: Sequence[str] | None) -> list[Record]:

@@ -1,23 +1,32 @@
-"""The engines beside each other: what each of them does, and which one is taken."""
+"""What an engine does, and which one is taken."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-import re
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from . import machine, processes
+from . import devices, gluon, machine, processes
+from .devices import Device
 from .errors import UnusableError, unknown
 from .gluon import runtime
 from .network import Network
 
-ENGINES = ("gluon", "pytorch", "onnxruntime")
+if TYPE_CHECKING:
+    from .data import Task
+    from .training.config import Config
+    from .training.trainer import Trainer
+
+TITLES = {"gluon": "Gluon", "pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+ENGINES = tuple(TITLES)
 TRAINERS = ("gluon", "pytorch")
+Purpose = Literal["answers", "networks", "training"]
 Arrays = Mapping[str, np.ndarray]
 """Parameters by their full names."""
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -34,209 +43,162 @@ class Engine(Protocol):
     @property
     def batch_size(self) -> int:
         """How many images a call are fastest."""
-        ...
 
     @property
     def processes(self) -> int:
         """How many processes may work at once."""
-        ...
 
     def load(self, network: Network, arrays: Arrays) -> Predict:
-        """The network with these parameters."""
-        ...
+        """Return the network with these parameters."""
 
 
-class Choice(NamedTuple):
-    """An engine, and in words why it was chosen."""
+@dataclass(frozen=True)
+class Choice:
+    """An engine by its `name`, the devices that it takes, and in words `why` it was chosen."""
 
-    engine: Engine
+    name: str
+    devices: list[Device]
     why: str
+    fused: bool = True
+    compiled: bool = False
+
+    @property
+    def device(self) -> str:
+        """The devices in words, with the reason for the choice."""
+        return "; ".join(each.why for each in self.devices)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What answers; networks are folded (`folding.fold`) if `fused`."""
+        if self.name == "gluon":
+            from .gluon.inference import GluonEngine
+
+            return GluonEngine(self.devices[0], self.fused)
+        if self.name == "pytorch":
+            from .pytorch.inference import PyTorchEngine
+
+            return PyTorchEngine(self.devices[0], self.fused)
+        from .onnx.session import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(self.devices[0], self.fused)
+
+    def get_model(self, *arguments: Any) -> Any:
+        """Make a network that a user handles, from the arguments of `pydmobilenet.get_model`."""
+        return importlib.import_module(f".{self.name}.network", __package__).get_model(*arguments)
+
+    def make_trainer(self, config: Config, task: Task) -> Trainer:
+        """Make a trainer with fresh parameters."""
+        if self.name == "gluon":
+            from .gluon import trainer
+
+            return trainer.make(config, task, [each.device for each in self.devices])
+        from .pytorch import trainer as pytorch
+
+        return pytorch.make(config, task, self.devices[0].device, self.compiled)
 
 
-def choose(engine: str = "auto", device: str = "auto", fused: bool = True) -> Choice:
-    """The engine of a name, on a device.
+def choose(
+    engine: str = "auto",
+    device: str = "auto",
+    purpose: Purpose = "answers",
+    family: str | None = None,
+    dtype: str = "float32",
+    fused: bool = True,
+    compiled: bool = False,
+) -> Choice:
+    """Choose an engine for answers, for networks of one `family` that a user handles, or for their training.
 
-    ``auto`` is Gluon, the reference, where MXNet can be used on that device; PyTorch where it alone can use the GPU;
-    else ONNX Runtime. Engines fold the networks (`folding.fold`) unless `fused` says otherwise. Raises
-    InvalidValueError for an unknown engine or device, UnusableError for one that this machine does not have.
+    ``auto`` is Gluon, the reference, where MXNet can be used on that device and does what is asked for; PyTorch where
+    it alone can; else, for answers, ONNX Runtime. Training with Gluon takes several devices too: ``gpu:0,1``. `fused`
+    is for answers, `dtype` and `compiled` are for training. Raises InvalidValueError for an unknown engine or device,
+    UnusableError for one that this machine does not have, or that cannot do it.
     """
-    if engine not in ("auto", *ENGINES):
-        raise unknown("engine", engine, ("auto", *ENGINES))
-    name, why = (engine, "as asked for") if engine != "auto" else _best(device)
-    return Choice(_MAKE[name](device, fused), f"{_TITLES[name]}, {why}")
+    engines = ENGINES if purpose == "answers" else TRAINERS
+    if engine not in ("auto", *engines):
+        raise unknown("engine" if purpose == "answers" else f"engine for {purpose}", engine, ("auto", *engines))
+    wanted = devices.parse(device)
+    lack = "" if purpose == "answers" else _gluon_lacks(purpose, family, dtype, compiled)
+    name, why = (engine, "as asked for") if engine != "auto" else _best(wanted, purpose, lack)
+    if reason := obstacle(name):
+        nearest = next((f"; nearest: {other}" for other in engines[::-1] if other != name and not obstacle(other)), "")
+        raise UnusableError(f"engine {name!r}: {reason}{nearest}")
+    if name == "gluon" and lack:
+        raise UnusableError(f"engine 'gluon' {lack}; nearest: pytorch")
+    return Choice(name, _devices(name, device, purpose), f"{TITLES[name]}, {why}", fused, compiled)
 
 
-def _best(device: str) -> tuple[str, str]:
-    """The engine for a device, and why."""
-    no_gluon = obstacle("gluon")
-    if device == "mps":
-        return "pytorch", "which alone can use Apple's GPU"
-    if _needs_pytorch(device, no_gluon):
-        return "pytorch", "which alone can use the GPU"
-    return ("onnxruntime", f"as {no_gluon}") if no_gluon else ("gluon", "the reference")
-
-
-def _needs_pytorch(device: str, no_gluon: str) -> bool:
-    """Whether a device, if it is or may be a GPU, is one that PyTorch can use and MXNet, with its obstacle, cannot.
-
-    PyTorch is imported, which takes seconds, where there is such a GPU alone.
-    """
-    match = re.fullmatch(r"auto|(?:gpu|cuda)(?::(\d+))?", device)
-    gpus = range(len(machine.compute_capabilities()))
-    if match is None or not (gpus or sys.platform == "darwin") or importlib.util.find_spec("torch") is None:
-        return False
-    if not no_gluon:
-        from .gluon import devices as gluon
-
-        wanted = gpus if device == "auto" else [int(match[1] or 0)]
-        if not all(gluon.gpu_obstacle(number) for number in wanted):
-            return False
-    if obstacle("pytorch"):
-        return False
-    from .pytorch import devices as pytorch
-
-    try:
-        return pytorch.choose(device).device.type != "cpu"
-    except UnusableError:
-        return False
-
-
-def choose_framework(engine: str = "auto") -> str:
-    """The engine whose networks a user handles: ``gluon`` or ``pytorch``. ``auto`` is Gluon where MXNet can be used.
-
-    Raises InvalidValueError for another name, UnusableError for an engine that this machine does not have.
-    """
-    if engine not in ("auto", *TRAINERS):
-        raise unknown("engine of networks", engine, ("auto", *TRAINERS))
-    reasons = []
-    for name in TRAINERS if engine == "auto" else [engine]:
-        reason = obstacle(name)
-        if not reason:
-            return name
-        reasons.append(reason)
-    raise UnusableError("; ".join(reasons))
-
-
-class TrainerChoice(NamedTuple):
-    """What makes a trainer of a configuration for a task, on which device, and in words why."""
-
-    make_trainer: Callable
-    device: str
-    why: str
-
-
-def choose_trainer(
-    engine: str = "auto", device: str = "auto", dtype: str = "float32", compiled: bool = False
-) -> TrainerChoice:
-    """The engine that trains, on a device; Gluon also on several of a kind: ``gpu:0,1``.
-
-    ``auto`` is Gluon where MXNet can be used on that device, and PyTorch where it alone can use the GPU or compute in
-    the `dtype`, where MXNet is not installed, and in a process that ``torchrun`` has started. `compiled` has PyTorch
-    compile the network.
-
-    Raises InvalidValueError for an engine that does not train, UnusableError for one that this machine does not have,
-    and as `choose` does for the device.
-    """
-    if engine not in ("auto", *TRAINERS):
-        raise unknown("engine for training", engine, ("auto", *TRAINERS))
-    name, why = (engine, "as asked for") if engine != "auto" else _best_trainer(device, dtype)
-    make, where = (_gluon_trainer if name == "gluon" else _pytorch_trainer)(device, dtype, compiled)
-    return TrainerChoice(make, where, f"{_TITLES[name]}, {why}")
-
-
-def _best_trainer(device: str, dtype: str) -> tuple[str, str]:
-    """The engine that trains on a device, and why."""
-    if processes.launched():
-        return "pytorch", "as torchrun has started this process"
-    no_gluon = obstacle("gluon")
+def _gluon_lacks(purpose: Purpose, family: str | None, dtype: str, compiled: bool) -> str:
+    """Say what Gluon, unlike PyTorch, cannot do, as the end of a sentence; or nothing."""
+    if family not in (None, *gluon.FAMILIES):
+        return f"has no network of family {family!r}"
     if dtype == "bfloat16":
-        return "pytorch", f"which alone computes in {dtype}"
-    if device == "mps" or _needs_pytorch(device, no_gluon):
+        return "has no bfloat16 (allowed: float32, on a GPU float16)"
+    if compiled:
+        return "has no --compile"
+    return "does not support torchrun" if purpose == "training" and processes.launched() else ""
+
+
+def _best(wanted: devices.Wanted, purpose: Purpose, lack: str) -> tuple[str, str]:
+    """Return the engine for a device, and why."""
+    if lack:
+        if no_pytorch := obstacle("pytorch"):
+            raise UnusableError(f"Gluon {lack}, and {no_pytorch}")
+        return "pytorch", f"as Gluon {lack}"
+    if _pytorch_alone(wanted):
         return "pytorch", "which alone can use the GPU"
+    no_gluon = obstacle("gluon")
     if not no_gluon:
         return "gluon", "the reference"
+    if purpose == "answers":
+        return "onnxruntime", f"as {no_gluon}"
     if no_pytorch := obstacle("pytorch"):
-        raise UnusableError(f"training needs MXNet or PyTorch: {no_gluon}; {no_pytorch}")
+        what = "training needs" if purpose == "training" else "networks need"
+        raise UnusableError(f"{what} MXNet or PyTorch: {no_gluon}; {no_pytorch}")
     return "pytorch", f"as {no_gluon}"
 
 
-def _gluon_trainer(device: str, dtype: str, compiled: bool) -> tuple[Callable, str]:
-    _check("gluon", nearest="pytorch")
-    if processes.launched():
-        raise UnusableError("engine 'gluon' does not know torchrun, which has started this process; nearest: pytorch")
-    if dtype == "bfloat16":
-        raise UnusableError("engine 'gluon' has no bfloat16 (allowed: float32, on a GPU float16); nearest: pytorch")
-    if compiled:
-        raise UnusableError("engine 'gluon' compiles its networks anyway: --compile is of engine pytorch")
-    from .gluon import devices, trainer
-
-    chosen = devices.choose_several(device)
-    make = partial(trainer.make, contexts=[each.context for each in chosen])
-    return make, "; ".join(each.why for each in chosen)
+def _pytorch_alone(wanted: devices.Wanted) -> bool:
+    """Tell whether PyTorch can use a GPU that is wanted, and MXNet cannot. Only where there is one, import PyTorch."""
+    if wanted.kind == "mps":
+        return True
+    gpu = wanted.kind != "cpu" and (machine.compute_capabilities() or sys.platform == "darwin")
+    if not gpu or importlib.util.find_spec("torch") is None:
+        return False
+    return not _uses_gpu("gluon", wanted) and _uses_gpu("pytorch", wanted)
 
 
-def _pytorch_trainer(device: str, dtype: str, compiled: bool) -> tuple[Callable, str]:
-    _check("pytorch", nearest="" if obstacle("gluon") else "gluon")
-    from .pytorch import distributed, trainer
+def _uses_gpu(engine: str, wanted: devices.Wanted) -> bool:
+    if obstacle(engine):
+        return False
+    own = _module(engine)
+    return any(not own.obstacle(*each) for each in wanted.candidates(own.gpus()))
 
-    chosen = distributed.choose_device(device)
-    return partial(trainer.make, device=chosen.device, compiled=compiled), chosen.why
+
+def _devices(engine: str, device: str, purpose: Purpose) -> list[Device]:
+    """Choose the devices of an engine. Raises InvalidValueError and UnusableError."""
+    if purpose != "training":
+        return [_module(engine).choose(device)]
+    if engine == "gluon":
+        return _module(engine).choose_several(device)
+    from .pytorch.distributed import choose_device
+
+    return [choose_device(device)]
 
 
 def obstacle(engine: str) -> str:
-    """Why ``gluon`` or ``pytorch`` cannot be used here, in words; an empty string where it can. Imports it."""
-    return runtime.obstacle() if engine == "gluon" else pytorch_obstacle()
-
-
-def _check(engine: str, nearest: str) -> None:
-    """Raises UnusableError where ``gluon`` or ``pytorch`` cannot be used, with the `nearest` engine if there is one."""
-    if reason := obstacle(engine):
-        raise UnusableError(f"engine {engine!r}: {reason}" + (f"; nearest: {nearest}" if nearest else ""))
-
-
-def pytorch_obstacle() -> str:
-    """Why PyTorch cannot be used here, in words; an empty string where it can. Imports it."""
-    if importlib.util.find_spec("torch") is None:
-        return "PyTorch is not installed: pip install 'pydmobilenet[torch]'"
+    """Say why an engine cannot be used here, or nothing. Imports it."""
+    if engine == "gluon":
+        return runtime.obstacle()
+    package, extra = ("torch", "pydmobilenet[torch]") if engine == "pytorch" else ("onnxruntime", "onnxruntime")
+    if importlib.util.find_spec(package) is None:
+        return f"{TITLES[engine]} is not installed: pip install '{extra}'"
     try:
-        from .pytorch import devices  # noqa: F401
+        _module(engine)
     except Exception as error:  # its shared libraries may be missing, or not fit together
-        return f"PyTorch cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        return runtime.not_imported(TITLES[engine], error)
     return ""
 
 
-def check_onnxruntime() -> None:
-    """Raises UnusableError where ONNX or ONNX Runtime cannot be imported."""
-    try:
-        from .onnx import session  # noqa: F401
-    except ImportError as error:
-        raise UnusableError(f"ONNX Runtime cannot be imported ({error}): pip install onnx onnxruntime") from error
-
-
-def _gluon(device: str, fused: bool) -> Engine:
-    _check("gluon", nearest="onnxruntime")
-    from .gluon.inference import GluonEngine
-
-    return GluonEngine(device, fused)
-
-
-def _pytorch(device: str, fused: bool) -> Engine:
-    _check("pytorch", nearest="onnxruntime")
-    from .pytorch.inference import PyTorchEngine
-
-    return PyTorchEngine(device, fused)
-
-
-def _onnxruntime(device: str, fused: bool) -> Engine:
-    check_onnxruntime()
-    from .onnx.session import OnnxRuntimeEngine
-
-    return OnnxRuntimeEngine(device, fused)
-
-
-_MAKE: dict[str, Callable[[str, bool], Engine]] = {
-    "gluon": _gluon,
-    "pytorch": _pytorch,
-    "onnxruntime": _onnxruntime,
-}
-_TITLES = {"gluon": "Gluon", "pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
+def _module(engine: str) -> Any:
+    """Import the module of an engine that chooses its devices."""
+    return importlib.import_module(".onnx.session" if engine == "onnxruntime" else f".{engine}.devices", __package__)

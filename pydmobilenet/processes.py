@@ -7,39 +7,36 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from typing import Any
+
+from tqdm import tqdm
 
 from .machine import available_processors
 
 
-def threads(processes: int) -> str:
-    """OpenMP's threads of each of so many processes: what the user has set, or else a share of the processors."""
-    value, processors = os.environ.get("OMP_NUM_THREADS"), available_processors()
-    # Where nothing was set, the package has set all processors: which is too many for more than one anyway.
-    return str(max(1, processors // processes)) if value in (None, str(processors)) else value
-
-
 def launched() -> bool:
-    """Whether ``torchrun`` has started this process, beside others that train the same network."""
+    """Tell whether ``torchrun`` has started this process, beside others that train the same network."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def restarted() -> bool:
-    """Whether ``torchrun`` has started this process again, after another one has failed."""
+    """Tell whether ``torchrun`` has started this process again, after another one has failed."""
     return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def rank() -> int:
-    """The number of this process among those that ``torchrun`` has started; 0 for one that stands alone."""
+    """Return the number of this process among torchrun's; 0 for one that stands alone."""
     return int(os.environ["RANK"]) if launched() else 0
 
 
 def local_rank() -> int:
-    """The number of this process among those that ``torchrun`` has started on this machine; 0 for one alone."""
+    """Return the number of this process among torchrun's on this machine; 0 for one that stands alone."""
     return int(os.environ["LOCAL_RANK"]) if launched() else 0
 
 
@@ -52,81 +49,59 @@ def die_with(parent: int) -> None:
 
 
 def processors() -> int:
-    """How many processors this process is to use: as many as OpenMP's threads are to be, if there are so many; all
-    where nothing says so, as where MXNet was imported before this package.
+    """Count the processors to use: as many as OpenMP's threads are to be; all where nothing says so, as where MXNet was
+    imported before this package.
     """
     value = os.environ.get("OMP_NUM_THREADS", str(available_processors()))
     return min(int(value), available_processors()) if value.isdigit() else 1  # OpenMP also takes lists
 
 
-class WorkerPool:
-    """So many processes of Python, each begun by ``begin(*arguments)``; what goes to and fro has to be picklable.
+def run_each(
+    function: Callable[..., Any], values: Iterable[Any], size: int
+) -> Generator[tuple[Any, Future], None, None]:
+    """Run ``function(value)`` for each value, in so many processes; yield a value with its future once it is finished.
 
-    A context: whatever ends it, also an interruption, ends the processes.
+    The values are begun in their order. Where a process dies, the future of its value raises BrokenProcessPool, and a
+    new process takes its place. To close the iterator ends the processes, and so does an interruption.
     """
+    waiting = deque(values)
+    working: dict[Future, tuple[ProcessPoolExecutor, Any]] = {}
+    with _threads(max(1, processors() // size)), ExitStack() as stack:
 
-    def __init__(self, size: int, begin: Callable[..., None], *arguments: Any):
-        self.threads = str(max(1, processors() // size))
-        self.beginning = os.getpid(), begin, arguments
-        # A pool a process: one that dies breaks its whole pool, and so no more than the value that it worked on.
-        self.pools = [self._pool() for _ in range(size)]
+        def pool() -> ProcessPoolExecutor:  # of one process: one that dies breaks its whole pool
+            context = multiprocessing.get_context("spawn")  # MXNet's threads do not survive a fork
+            return stack.enter_context(ProcessPoolExecutor(1, context, _begin, (os.getpid(),)))
 
-    def __enter__(self) -> WorkerPool:
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is not None:
-            for process in multiprocessing.active_children():
-                process.terminate()
-        for pool in self.pools:
-            pool.shutdown(cancel_futures=True)
-
-    def run(self, function: Callable[..., Any], values: Iterable[Any]) -> Iterator[tuple[Any, Future]]:
-        """Each value with the finished future of ``function(value)``, as soon as it is finished.
-
-        They are begun in their order. A value on which a process dies is tried once more, by a new process and after
-        all the others; the future of one on which that dies too raises BrokenProcessPool.
-        """
-        waiting = deque((value, True) for value in values)
-        idle = list(range(len(self.pools)))
-        working: dict[Future, tuple[int, Any, bool]] = {}
-        while waiting or working:
-            while waiting and idle:
-                place, (value, again) = idle.pop(), waiting.popleft()
-                working[self._submit(place, function, value)] = place, value, again
-            finished, _ = wait(working, return_when=FIRST_COMPLETED)
-            for future in finished:
-                place, value, again = working.pop(future)
-                idle.append(place)
-                died = isinstance(future.exception(), BrokenProcessPool)
-                if died:
-                    self.pools[place].shutdown()
-                    self.pools[place] = self._pool()
-                if died and again:
-                    waiting.append((value, False))
-                else:
-                    yield value, future
-
-    def _pool(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")  # MXNet's threads do not survive a fork
-        return ProcessPoolExecutor(1, context, _begin, self.beginning)
-
-    def _submit(self, place: int, function: Callable[..., Any], value: Any) -> Future:
-        own = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = self.threads  # for the process, which starts now unless it has already
+        idle = [pool() for _ in range(size)]
         try:
-            return self.pools[place].submit(function, value)
-        except BrokenProcessPool:  # it died while it had nothing to do
-            self.pools[place] = self._pool()
-            return self.pools[place].submit(function, value)
+            while waiting or working:
+                while waiting and idle:
+                    own, value = idle.pop(), waiting.popleft()
+                    working[own.submit(function, value)] = own, value
+                finished, _ = wait(working, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    own, value = working.pop(future)
+                    idle.append(pool() if isinstance(future.exception(), BrokenProcessPool) else own)
+                    yield value, future
         finally:
-            if own is None:
-                del os.environ["OMP_NUM_THREADS"]
-            else:
-                os.environ["OMP_NUM_THREADS"] = own
+            for process in multiprocessing.active_children() if working else ():
+                process.terminate()
 
 
-def _begin(parent: int, begin: Callable[..., None], arguments: tuple) -> None:
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Give each process that is started meanwhile so many of OpenMP's threads."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(number)
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _begin(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to deal with
     die_with(parent)
-    begin(*arguments)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that is killed leaves behind

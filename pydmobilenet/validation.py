@@ -1,20 +1,17 @@
-"""Validation: wrong answers, top-1 and top-5 error, interval, and the verdict against the published record.
-
-The arithmetic speaks NumPy; what computes the logits is handed in.
-"""
+"""Validation: top-1 and top-5 error, interval, and the verdict against the published record."""
 
 from __future__ import annotations
 
 import logging
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Union
 
 import numpy as np
 from tqdm import tqdm
@@ -22,45 +19,21 @@ from tqdm import tqdm
 from . import progress, provenance, zoo
 from .catalog import Record, TrainedRecord
 from .checkpoints import runs
-from .data import Dataset, Fractions, batches, folder, get_dataset, get_splits
+from .data import Dataset, Fractions, folder, get_dataset, get_splits
 from .data.datasets import located
 from .data.splits import kinds, put_aside
-from .engine import Arrays, Engine, Predict
+from .engine import Arrays, Engine
 from .errors import BadFileError, InvalidValueError, UserError
-from .metrics import count_wrong, softmax, wilson
+from .metrics import Answers, Score, evaluate, wilson
 from .network import Complexity, Network
-from .processes import WorkerPool
+from .processes import run_each
 from .text import printable
 
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 0.05  # points: how far the error on the whole official test set may be from the expected one
-NO_CLASS = np.iinfo(np.uint16).max  # stands for the class of an answer that is not a number
-DIED = "a process died on it, and a second one: perhaps for want of memory, of which OMP_NUM_THREADS=1 takes less"
+DIED = "its process died: perhaps for want of memory, of which OMP_NUM_THREADS=1 takes less"
 WORTH_PROCESSES = 10_000  # answers, about ten seconds of work: what it takes to start a process is gained back
-
-
-class Counts(NamedTuple):
-    """How many images were answered, how many labels were not at the first place, and not among the first five."""
-
-    images: int
-    wrong: int
-    wrong_top5: int
-
-
-class Answers(NamedTuple):
-    """What a network says of each image: the class (N,) as uint16, and its softmax, from 0 to 1, (N,) as float32.
-
-    Where the logits are not all finite, the class is `NO_CLASS` and the confidence 0.
-    """
-
-    classes: np.ndarray
-    confidences: np.ndarray
-
-    @classmethod
-    def empty(cls, images: int) -> Answers:
-        """Room for so many answers."""
-        return cls(np.full(images, NO_CLASS, np.uint16), np.zeros(images, np.float32))
 
 
 @dataclass(frozen=True)
@@ -73,7 +46,7 @@ class Result:
 
     record: Record
     complexity: Complexity | None = None
-    counts: Counts | None = None
+    counts: Score | None = None
     complete: bool = False
     reason: str = ""
     answers: Answers | None = field(default=None, compare=False, repr=False)
@@ -85,7 +58,7 @@ class Result:
         return f"{self.record.model} on {self.record.dataset}: {found}: {self.verdict}"
 
     @property
-    def _counted(self) -> Counts:
+    def _counted(self) -> Score:
         """The counts of a row that was evaluated; no other has an error."""
         if self.counts is None:
             raise ValueError(f"{self.record.model} on {self.record.dataset} was not evaluated: {self.reason}")
@@ -148,42 +121,6 @@ Found = Iterator[tuple[Union[Dataset, None], list[Result]]]
 """A data set at a time: its images, and its results."""
 
 
-def most_likely(logits: np.ndarray) -> Answers:
-    """The answers that logits (N, outputs) give; of equal ones the lower class wins."""
-    finite = np.isfinite(logits).all(axis=1)
-    logits = np.where(finite[:, None], logits, 0)
-    classes = np.where(finite, logits.argmax(axis=1), NO_CLASS).astype(np.uint16)
-    return Answers(classes, (finite * softmax(logits).max(axis=1)).astype(np.float32))
-
-
-def evaluate(
-    predict: Predict,
-    dataset: Dataset,
-    batch_size: int,
-    limit: int | None = None,
-    title: str = "",
-    answers: Answers | None = None,
-    shown: bool | None = None,
-) -> Counts:
-    """Answer the first `limit` images of a data set; with a `title`, a progress bar is `shown` (`progress.bar`).
-
-    Room for `answers` to as many images, if given, is filled with them.
-    """
-    dataset = dataset.head(limit)
-    answered = wrong = wrong_top5 = 0
-    with progress.bar(len(dataset), title, "images", shown if title else False) as bar:
-        for images, labels in batches(dataset, batch_size, train=False, threads=1):
-            logits = predict(images)
-            first, five = count_wrong(logits, labels)
-            wrong, wrong_top5 = wrong + first, wrong_top5 + five
-            if answers is not None:
-                here = slice(answered, answered + len(labels))
-                answers.classes[here], answers.confidences[here] = most_likely(logits)
-            answered += len(labels)
-            bar.update(len(labels))
-    return Counts(answered, wrong, wrong_top5)
-
-
 def validate(
     records: Iterable[Record],
     engine: Engine,
@@ -196,40 +133,31 @@ def validate(
     skip_bad: bool = False,
     shown: bool | None = None,
 ) -> Found:
-    """Check records against what `engine` answers, `batch_size` images a call (by default what is fastest for it);
-    yields, a data set at a time, its images and its results. `weights` gives the parameters of a record's network.
+    """Check records against what `engine` answers, `batch_size` images a call (by default what is fastest for it).
 
-    What is wrong with a data set or with one row (no checkpoint, a corrupt file) stands in the results as their reason,
-    and the other rows go on. Each row is logged as soon as it is finished. Up to so many `processes` work on different
-    rows at once, where that is worth their start; a row on which one dies is tried once more. With `keep_answers`, the
-    results have the answer to each image; with `skip_bad`, images of a folder that cannot be read are passed over.
-    Progress bars are `shown` as `progress.bar` has it.
+    Yields, a data set at a time, its images and its results. `weights` gives the parameters of a record's network. What
+    is wrong with a data set or with one row (no checkpoint, a corrupt file, a process that died) is the reason in their
+    results, and the other rows go on. Each row is logged once it is finished. Up to so many `processes` work on
+    different rows, where that is worth their start. With `keep_answers`, results have the answer to each image; with
+    `skip_bad`, unreadable images of a folder are passed over. Progress bars are `shown` as `progress.bar` has it.
     """
-    options = weights, batch_size or engine.batch_size, limit, keep_answers
-    with ExitStack() as stack:
-        pool = None
-        for _, group in groupby(records, key=_same_images):
-            rows = list(group)
-            dataset, reason = _dataset(rows, data_dir, skip_bad)
-            several = min(processes, len(rows)) > 1
-            if dataset and several and len(dataset.head(limit)) * len(rows) >= WORTH_PROCESSES:
-                pool = pool or stack.enter_context(
-                    WorkerPool(min(processes, len(rows)), _Worker.begin, engine, data_dir, skip_bad, *options)
-                )
-                yield dataset, _together(pool, rows, dataset.task.title, shown)
-            else:
-                yield (
-                    dataset,
-                    [_told(_row(record, engine, dataset, reason, *options, record.model, shown)) for record in rows],
-                )
+    row = partial(_row, engine, weights, batch_size or engine.batch_size, limit, keep_answers)
+    for _, group in groupby(records, key=_same_images):
+        rows = list(group)
+        published = any(record.checkpoint for record in rows)  # of no network, no images are needed
+        dataset, reason = _dataset(rows[0], data_dir, skip_bad) if published else (None, "")
+        size = min(processes, len(rows))
+        if dataset and size > 1 and len(dataset.head(limit)) * len(rows) >= WORTH_PROCESSES:
+            answer = partial(_worker_row, row, rows[0], data_dir, skip_bad)
+            yield dataset, _together(rows, answer, size, dataset.task.title, shown)
+        else:
+            yield dataset, [_told(row(record, dataset, reason, record.model, shown)) for record in rows]
 
 
-def _dataset(rows: Sequence[Record], data_dir: Path | None, skip_bad: bool) -> tuple[Dataset | None, str]:
-    """The test images of a data set, or why they cannot be had; none where no row has a checkpoint anyway."""
-    if not any(record.checkpoint for record in rows):
-        return None, ""
+def _dataset(record: Record, data_dir: Path | None, skip_bad: bool) -> tuple[Dataset | None, str]:
+    """Return the test images of a record, or why they cannot be had."""
     try:
-        return images_of(rows[0], data_dir, skip_bad), ""
+        return images_of(record, data_dir, skip_bad), ""
     except (UserError, OSError) as error:
         return None, str(error)
 
@@ -284,19 +212,34 @@ def _without_seen(dataset: Dataset, record: TrainedRecord) -> Dataset:
     return replace(dataset.take(np.array(fresh), dataset.split), doubt=f"{known:,} that it has seen are left out")
 
 
-def _together(pool: WorkerPool, rows: Sequence[Record], title: str, shown: bool | None) -> list[Result]:
-    """The results of rows that a pool works on, the costliest first, so that all end at about the same time."""
+def _together(
+    rows: Sequence[Record], answer: Callable[[Record], Result], size: int, title: str, shown: bool | None
+) -> list[Result]:
+    """Evaluate rows in so many processes, the costliest first, so that all end at about the same time."""
     costliest_first = sorted(rows, key=lambda record: -described(record).complexity().multiply_adds)
     results = {}
-    with progress.bar(len(rows), title, "networks", shown) as bar:
-        for record, future in pool.run(_Worker.answer, costliest_first):
-            try:
-                result = future.result()
-            except BrokenProcessPool:
-                result = Result(record, reason=DIED)
-            results[record] = _told(result)
+    finished = run_each(answer, costliest_first, size)
+    with closing(finished), progress.bar(len(rows), title, "networks", shown) as bar:
+        for record, future in finished:
+            died = isinstance(future.exception(), BrokenProcessPool)
+            results[record] = _told(Result(record, reason=DIED) if died else future.result())
             bar.update()
     return [results[record] for record in rows]
+
+
+def _worker_row(
+    row: Callable[..., Result], first: Record, data_dir: Path | None, skip_bad: bool, record: Record
+) -> Result:
+    """Evaluate a record in a process of its own."""
+    return row(record, *_worker_dataset(first, data_dir, skip_bad))
+
+
+@lru_cache(maxsize=1)
+def _worker_dataset(first: Record, data_dir: Path | None, skip_bad: bool) -> tuple[Dataset | None, str]:
+    """Read the images once a process, without the warnings that its parent has had."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _dataset(first, data_dir, skip_bad)
 
 
 def described(record: Record) -> Network:
@@ -321,41 +264,19 @@ def _same_images(record: Record) -> tuple[object, ...]:
     return (record.dataset, record.published, record.task, *own)
 
 
-class _Worker:
-    """What a process of a pool works with."""
-
-    engine: Engine
-    where: tuple[Path | None, bool]
-    options: tuple[Any, ...]  # of `_row`
-    datasets: dict[tuple[object, ...], tuple[Dataset | None, str]]
-
-    @classmethod
-    def begin(cls, engine: Engine, data_dir: Path | None, skip_bad: bool, *options: Any) -> None:
-        cls.engine, cls.where, cls.options, cls.datasets = engine, (data_dir, skip_bad), options, {}
-        tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that is killed leaves behind
-
-    @classmethod
-    def answer(cls, record: Record) -> Result:
-        key = _same_images(record)
-        if key not in cls.datasets:  # which is on this machine, as the parent has read it
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the parent has had them
-                cls.datasets[key] = _dataset([record], *cls.where)
-        return _row(record, cls.engine, *cls.datasets[key], *cls.options)
-
-
 def _row(
-    record: Record,
     engine: Engine,
-    dataset: Dataset | None,
-    reason: str,
     weights: Callable[[Record], Arrays],
     batch_size: int,
     limit: int | None,
     keep_answers: bool,
+    record: Record,
+    dataset: Dataset | None,
+    reason: str,
     title: str = "",
-    shown: bool | None = None,
+    shown: bool | None = False,
 ) -> Result:
+    """Evaluate a record, or say why not. Can be called in another process."""
     result = Result(record)
     try:
         network = described(record)
@@ -364,9 +285,11 @@ def _row(
             raise UserError("no checkpoint is published")
         if dataset is None:
             raise UserError(reason)
-        answers = Answers.empty(len(dataset.head(limit))) if keep_answers else None
+        images = dataset.head(limit)
+        answers = Answers.empty(len(images)) if keep_answers else None
         predict = engine.load(network, weights(record))
-        counts = evaluate(predict, dataset, batch_size, limit, title, answers, shown)
+        with progress.bar(len(images), title, "images", shown) as bar:
+            counts = evaluate(predict, images, batch_size, answers=answers, report=bar.update)
     except UserError as error:
         return replace(result, reason=str(error))
     except Exception as error:  # of one row (a GPU that is full, say): the others go on, and nothing measured is lost

@@ -61,7 +61,7 @@ def pytest_collection_modifyitems(items):
     if not NO_GLUON:
         from pydmobilenet.gluon import devices
 
-        obstacles["gpu"] = devices.gpu_obstacle()
+        obstacles["gpu"] = devices.obstacle()
     no_gpu = "" if machine.compute_capabilities() else "NVIDIA's driver lists no GPU here"
     for item in items:
         own = {"gpu": no_gpu} if item.get_closest_marker("pytorch") else {}

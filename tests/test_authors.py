@@ -15,7 +15,7 @@ from pydmobilenet.checkpoints import weights
 from pydmobilenet.data import Dataset, get_task, normalise
 from pydmobilenet.gluon.inference import fuse, predictor
 from pydmobilenet.gluon.network import build_for, load_weights
-from pydmobilenet.validation import Answers, evaluate
+from pydmobilenet.metrics import Answers, evaluate
 
 
 def checkpoint_here(record):
@@ -67,7 +67,7 @@ def test_logits_are_those_of_the_authors_graph(record, weights_dir, batch):
 def test_every_engine_has_the_logits_of_the_authors_graph(record, fused, name, weights_dir, batch):
     expected = authors_network(record)(mx.nd.array(batch)).asnumpy()
     network, arrays = zoo.describe(record.model, record.dataset), zoo.record_weights(record, weights_dir)
-    found = engine.choose(name, "cpu", fused).engine.load(network, arrays)(batch)
+    found = engine.choose(name, "cpu", fused=fused).engine.load(network, arrays)(batch)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.ptp(expected))
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pydmobilenet import catalog, validation
+from pydmobilenet import catalog
 from pydmobilenet.catalog import Record
 from pydmobilenet.data import Dataset, Task, get_task
-from pydmobilenet.metrics import confusion
+from pydmobilenet.metrics import NO_CLASS, Answers, Score, confusion, evaluate, most_likely
 from pydmobilenet.reporting import html
 from pydmobilenet.reporting.classes import mistakes
-from pydmobilenet.validation import NO_CLASS, Answers, Counts, Result, evaluate
+from pydmobilenet.validation import Result
 
 VOID = {"meta", "br", "wbr"}
 
@@ -74,7 +74,7 @@ def answered(record, dataset, seed=1, error=0.1):
     rng = np.random.default_rng(seed)
     classes = np.where(rng.random(len(dataset)) < error, rng.integers(0, 10, len(dataset)), dataset.labels)
     answers = Answers(classes.astype(np.uint16), rng.random(len(dataset), np.float32))
-    counts = Counts(len(dataset), int((classes != dataset.labels).sum()), 0)
+    counts = Score(0.0, int((classes != dataset.labels).sum()), len(dataset))
     return Result(record, record.exact, counts, complete=True, answers=answers)
 
 
@@ -204,7 +204,7 @@ def test_of_a_thousand_classes_the_most_frequent_confusions_are_listed():
     result = answered(record, dataset, error=0)
     dataset.labels[:9], result.answers.classes[:9] = 7, 123
     dataset.labels[9:12], result.answers.classes[9:12] = 5, 999
-    page = Page(page_of((dataset, [replace(result, counts=Counts(500, 12, 0))])))
+    page = Page(page_of((dataset, [replace(result, counts=Score(0.0, 12, 500))])))
     assert page.errors == []
     assert not page.of("table", "matrix")
     of_7, of_5 = (dataset.labels == 7).sum(), (dataset.labels == 5).sum()
@@ -279,7 +279,7 @@ def test_answers_are_the_most_likely_class_and_its_softmax():
     logits = 30 * rng.standard_normal((50, 10))
     logits[3, 4], logits[5, 6] = np.nan, np.inf
     finite = np.isfinite(logits).all(axis=1)
-    answers = validation.most_likely(logits)
+    answers = most_likely(logits)
     assert (answers.classes.dtype, answers.confidences.dtype) == (np.uint16, np.float32)
     np.testing.assert_array_equal(answers.classes[finite], logits[finite].argmax(axis=1))
     np.testing.assert_array_equal(answers.classes[~finite], NO_CLASS)
@@ -294,6 +294,6 @@ def test_each_answer_is_kept_at_the_place_of_its_image(cifar, batch_size):
         return np.eye(10)[np.abs(images[:, 0, 0, 0] * 1000).astype(int) % 10]
 
     kept = Answers.empty(30)
-    counts = evaluate(predict, cifar, batch_size, 30, answers=kept)
+    counts = evaluate(predict, cifar.head(30), batch_size, answers=kept)
     np.testing.assert_array_equal(kept.classes, predict(cifar.normalised(0, 30)).argmax(axis=1))
     assert counts.wrong == (kept.classes != cifar.labels[:30]).sum()

@@ -20,12 +20,13 @@ from pydmobilenet.checkpoints import params
 from pydmobilenet.cli import options
 from pydmobilenet.data import get_dataset, get_task
 from pydmobilenet.errors import BadFileError, UserError
+from pydmobilenet.metrics import Answers, Score
 from pydmobilenet.plots import draw
 from pydmobilenet.reporting import html
 from pydmobilenet.reporting import tables as report
 from pydmobilenet.text import encodable, printable
 from pydmobilenet.training.history import History
-from pydmobilenet.validation import Answers, Counts, Result
+from pydmobilenet.validation import Result
 
 HOSTILE = os.fsdecode(b"caf\xe9 \xc3\xb6\n\x1b[31m")
 SHOWN = r"caf\xe9 ö\n\x1b[31m"
@@ -198,7 +199,7 @@ def test_reasons_and_classes_are_printable_in_tables_and_on_the_page():
     dataset = replace(get_dataset("digits", "test").head(10), task=task, labels=labels, source=HOSTILE, official=False)
     answers = Answers(np.roll(labels, 1).astype(np.uint16), np.ones(10, np.float32))
     rows = [
-        Result(record, record.exact, Counts(10, 10, 5), answers=answers),
+        Result(record, record.exact, Score(0.0, 10, 10, 5), answers=answers),
         Result(record, record.exact, reason=f"no {HOSTILE}"),
     ]
     page = html.page([html.section(dataset, rows, 0)], rows)

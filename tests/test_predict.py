@@ -71,7 +71,7 @@ def test_without_pytorch_its_name_is_refused_in_one_line(installed, words, run, 
     monkeypatch.setattr(
         engine.importlib.util, "find_spec", lambda name: installed or None if name == "torch" else find_spec(name)
     )
-    monkeypatch.setitem(sys.modules, "pydmobilenet.pytorch", None)
+    monkeypatch.setitem(sys.modules, "pydmobilenet.pytorch.devices", None)
     code, out, err = run("predict", pictures / "00.png", *MODEL, "--engine", "pytorch")
     assert (code, out) == (2, "")
     assert re.fullmatch(f"pydmobilenet: error: engine 'pytorch': {words}; nearest: onnxruntime\n", err)

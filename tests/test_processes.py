@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
 from helpers import ROOT
 
 from pydmobilenet import catalog, processes, validation
-from pydmobilenet.processes import WorkerPool
+from pydmobilenet.processes import run_each
 
 RECORDS = catalog.select(["*-29-*"], ["cifar10"])
 IMAGES = 20
@@ -33,9 +34,6 @@ class Engine:
                 os._exit(1)
             if self.special == "fails":
                 raise ValueError("no memory")
-            if self.special == "dies once" and not (self.place / "died").exists():
-                (self.place / "died").touch()
-                os._exit(1)
             if self.special == "waits":
                 while not (self.place / "told").exists():
                     time.sleep(0.01)
@@ -87,17 +85,12 @@ def test_a_row_that_fails_has_its_reason_in_either_way(data_dir):
 
 
 @pytest.mark.parametrize("number", [2, 3])
-def test_a_process_that_dies_costs_the_row_that_kills_twice_and_no_other(number, data_dir):
+def test_a_process_that_dies_costs_its_row_and_no_other(number, data_dir):
     rows, whole = validated(data_dir, number, "dies"), validated(data_dir, 1)
     killer = next(row for row in rows if row.record.model == "mobilenet-29-1")
-    assert killer.reason.startswith("a process died on it, and a second one")
+    assert killer.reason.startswith("its process died: perhaps for want of memory")
     assert [row for row in rows if row is not killer] == [row for row in whole if row.record != killer.record]
     assert not multiprocessing.active_children()
-
-
-def test_a_row_whose_process_dies_once_is_tried_again(data_dir):
-    assert validated(data_dir, 2, "dies once") == validated(data_dir, 1)
-    assert (data_dir / "died").exists()
 
 
 def test_rows_are_logged_as_they_are_finished(data_dir, caplog, monkeypatch):
@@ -109,52 +102,29 @@ def test_rows_are_logged_as_they_are_finished(data_dir, caplog, monkeypatch):
 
 def test_for_a_few_answers_no_process_is_started(data_dir, monkeypatch):
     monkeypatch.setattr(validation, "WORTH_PROCESSES", IMAGES * len(RECORDS) + 1)
-    monkeypatch.setattr(validation, "WorkerPool", None)
+    monkeypatch.setattr(validation, "run_each", None)
     assert len(validated(data_dir, 2)) == len(RECORDS)
-
-
-def nothing():
-    pass
 
 
 def metadata(_):
     return os.getpid(), os.environ["OMP_NUM_THREADS"], signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
-def test_a_pool_shares_the_processors_and_leaves_interruptions_to_its_parent(monkeypatch):
+def test_processes_share_the_processors_and_leave_interruptions_to_their_parent(monkeypatch):
     monkeypatch.setattr(processes, "available_processors", lambda: 6)
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
-    with WorkerPool(2, nothing) as pool:
-        found = [future.result() for _, future in pool.run(metadata, range(4))]
+    found = [future.result() for _, future in run_each(metadata, range(4), 2)]
     assert os.getpid() not in [number for number, *_ in found]
     assert {(threads, ignored) for _, threads, ignored in found} == {("3", True)}
     assert os.environ["OMP_NUM_THREADS"] == "6"
 
 
-def interrupted():
-    with WorkerPool(2, nothing) as pool:
-        next(pool.run(time.sleep, [0, 100, 100]))
-        raise KeyboardInterrupt
-
-
 def test_an_interruption_ends_the_processes():
     begun = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
+    with closing(run_each(time.sleep, [0, 100, 100], 2)) as finished:
+        next(finished)
     assert time.monotonic() - begun < 60
     assert not multiprocessing.active_children()
-
-
-def pid(_):
-    return os.getpid()
-
-
-def test_a_process_that_dies_while_it_is_idle_is_replaced():
-    with WorkerPool(1, nothing) as pool:
-        ((_, first),) = pool.run(pid, [0])
-        os.kill(first.result(), signal.SIGKILL)
-        ((_, second),) = pool.run(pid, [0])
-        assert second.result() != first.result()
 
 
 @pytest.mark.parametrize(("value", "number"), [("4", 4), ("1", 1), ("99", 6), ("4,2", 1), ("", 1), (None, 6)])
@@ -173,8 +143,8 @@ def test_where_mxnet_was_imported_first_all_processors_are_used():
         "import numpy; numpy.bool = numpy.bool_; import mxnet, os; "
         "from pydmobilenet import processes; from pydmobilenet.gluon.inference import GluonEngine; "
         "count = processes.available_processors(); assert GluonEngine('cpu').processes == count; "
-        "pool = processes.WorkerPool(count, str); ((_, future),) = pool.run(os.getenv, ['OMP_NUM_THREADS']); "
-        "assert future.result() == processes.threads(count) == '1'; assert 'OMP_NUM_THREADS' not in os.environ"
+        "((_, future),) = processes.run_each(os.getenv, ['OMP_NUM_THREADS'], count); "
+        "assert future.result() == '1'; assert 'OMP_NUM_THREADS' not in os.environ"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)

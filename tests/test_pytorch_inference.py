@@ -2,6 +2,7 @@
 
 import pickle
 import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import oracle
@@ -212,21 +213,20 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(capabilities, name, w
 @pytest.mark.parametrize("capabilities", [[], [(7, 0)]])
 def test_without_a_gpu_that_it_can_use_pytorch_takes_the_cpu_and_says_why(capabilities, gpus):
     gpus(*capabilities)
-    chosen = devices.choose("auto")
+    with (
+        pytest.warns(UserWarning, match="compute capability 7.0.*computing on the CPU")
+        if capabilities
+        else nullcontext()
+    ):
+        chosen = devices.choose("auto")
     assert chosen.device == torch.device("cpu")
-    assert chosen.why == f"the CPU: {devices.gpu_obstacle(0)}"
+    assert chosen.why == f"the CPU: {devices.obstacle()}"
 
 
 @pytest.mark.parametrize("name", ["gpu:1,2,3", "cuda:1,2,3"])
 def test_several_gpus_are_torchrun_s(name):
     words = "several GPUs: torchrun --nproc-per-node 3 train.py ...; nearest: gpu:1"
     with pytest.raises(InvalidValueError, match=f"^device '{name}': {words}$"):
-        devices.choose(name)
-
-
-@pytest.mark.parametrize("name", ["tpu", "gpu:x", "auto:1", "cuda:", "cpu:1", "mps:0", ""])
-def test_an_unknown_device_is_named(name):
-    with pytest.raises(InvalidValueError, match=f"unknown device '{name}'"):
         devices.choose(name)
 
 

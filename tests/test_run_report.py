@@ -11,11 +11,11 @@ from test_html import Page, page_of
 from pydmobilenet import plots, provenance
 from pydmobilenet.checkpoints import runs
 from pydmobilenet.data import Dataset
-from pydmobilenet.metrics import confusion, recall_precision
+from pydmobilenet.metrics import Answers, Score, confusion, recall_precision
 from pydmobilenet.reporting import classes, tables
 from pydmobilenet.training.checkpoint import Run, State
 from pydmobilenet.training.history import History
-from pydmobilenet.validation import Answers, Counts, Result
+from pydmobilenet.validation import Result
 
 METADATA = {
     "model": "pyd-add-11-0.125",
@@ -48,7 +48,7 @@ def result_of(record):
     images = np.random.default_rng(0).integers(0, 256, (9, 3, 48, 48), np.uint8)
     files = tuple(f"test/{number}<b>.jpg" for number in range(9))
     dataset = Dataset(record.task, "test", images, labels, True, "/far/away/photos/test", files=files)
-    return dataset, Result(record, counts=Counts(9, 3, 0), complete=True, answers=answers)
+    return dataset, Result(record, counts=Score(0.0, 3, 9), complete=True, answers=answers)
 
 
 def test_the_page_of_a_run_has_all_that_it_is_about(record):

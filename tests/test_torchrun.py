@@ -354,24 +354,24 @@ def launched(monkeypatch):
 
 def refused(words, *arguments):
     with pytest.raises(UnusableError) as caught:
-        engine.choose_trainer(*arguments)
+        engine.choose(*arguments, "training")
     assert str(caught.value) == words
 
 
 def test_torchrun_is_pytorch_s(launched):
-    assert engine.choose_trainer(device="cpu").why == "PyTorch, as torchrun has started this process"
+    assert engine.choose(device="cpu", purpose="training").why == "PyTorch, as Gluon does not support torchrun"
 
 
 @pytest.mark.skipif(bool(runtime.obstacle()), reason=runtime.obstacle())
 def test_gluon_refuses_torchrun(launched):
-    words = "engine 'gluon' does not know torchrun, which has started this process; nearest: pytorch"
+    words = "engine 'gluon' does not support torchrun; nearest: pytorch"
     refused(words, "gluon", "cpu")
 
 
 def test_processes_do_not_share_a_gpu(launched, monkeypatch):
     one = "device 'gpu:0' is one for all processes of torchrun (allowed: cpu, gpu; nearest: gpu)"
     refused(one, "pytorch", "gpu:0")
-    monkeypatch.setattr(devices, "gpu_obstacle", lambda number=0: f"there is no GPU {number}" if number else "")
+    monkeypatch.setattr(devices, "obstacle", lambda kind, number: f"there is no GPU {number}" if number else "")
     few = "2 processes of torchrun on this machine: there is no GPU 1; nearest: --device cpu"
     refused(few, "pytorch", "gpu")
     monkeypatch.setenv("LOCAL_RANK", "0")  # the first one says so too

@@ -13,8 +13,8 @@ from pydmobilenet.gluon import trainer as gluon_trainer
 from pydmobilenet.gluon.network import build_for
 from pydmobilenet.gluon.step import LiteralStep, PyramidStep, distance
 from pydmobilenet.gluon.trainer import GluonTrainer, initialize
+from pydmobilenet.metrics import cross_entropy
 from pydmobilenet.training import config, mixup, prepare
-from pydmobilenet.training.trainer import cross_entropy
 
 pytestmark = pytest.mark.instruction_sets
 

@@ -10,16 +10,16 @@ import pytest
 from pydmobilenet import catalog, validation
 from pydmobilenet.data import Dataset, get_task
 from pydmobilenet.errors import BadFileError, UnusableError
-from pydmobilenet.metrics import count_wrong, wilson
+from pydmobilenet.metrics import Score, count_wrong, evaluate, wilson
 from pydmobilenet.network import Complexity
 from pydmobilenet.reporting import tables as report
-from pydmobilenet.validation import Counts, Result, evaluate, exit_code
+from pydmobilenet.validation import Result, exit_code
 
 RECORD = catalog.find("pyd-concat-56-0.75", "cifar10")  # 4.72 %
 
 
 def result(wrong=None, images=10_000, complete=True, record=RECORD, **options):
-    counts = None if wrong is None else Counts(images, wrong, 0)
+    counts = None if wrong is None else Score(0.0, wrong, images)
     return Result(record, record.exact, counts, complete=complete and wrong is not None, **options)
 
 
@@ -58,7 +58,7 @@ def test_every_image_is_answered_once_whatever_the_batch(batch_size, limit):
         seen.append(len(images))
         return np.eye(10)[np.zeros(len(images), int)]  # always class 0
 
-    counts = evaluate(predict, dataset(np.arange(20) % 10), batch_size, limit)
+    counts = evaluate(predict, dataset(np.arange(20) % 10).head(limit), batch_size)
     images = min(limit or 20, 20)
     assert sum(seen) == counts.images == images
     assert max(seen) <= batch_size
@@ -96,9 +96,9 @@ def test_verdicts(row, verdict, differs):
 
 def test_top5_is_judged_where_it_was_published():
     record = catalog.find("pyd-concat-56-0.25", "imagenet32")  # 48.18 and 23.70
-    right = Result(record, record.exact, Counts(50_000, 24_090, 11_850), complete=True)
+    right = Result(record, record.exact, Score(0.0, 24_090, 50_000, 11_850), complete=True)
     assert right.verdict == "match"
-    wrong = Result(record, record.exact, Counts(50_000, 24_090, 11_950), complete=True)
+    wrong = Result(record, record.exact, Score(0.0, 24_090, 50_000, 11_950), complete=True)
     assert wrong.verdict == "differs"
 
 
@@ -209,9 +209,9 @@ def test_a_summary_counts_the_verdicts_and_names_what_differs():
     top5 = catalog.find("pyd-concat-56-0.25", "imagenet32")
     rows = [result(472), result(480), result(reason="no file"), Result(RECORD, Complexity(489_089, 1))]
     rows += [
-        Result(RECORD, Complexity(489_089, 1), Counts(10_000, 472, 0), complete=True),
+        Result(RECORD, Complexity(489_089, 1), Score(0.0, 472, 10_000), complete=True),
         Result(wide, Complexity(1_700_000, 1)),
-        Result(top5, top5.exact, Counts(50_000, 24_090, 11_950), complete=True),
+        Result(top5, top5.exact, Score(0.0, 24_090, 50_000, 11_950), complete=True),
     ]
     counts = "489,089 parameters and 1 multiply-adds, expected 489,088 and 81,548,544"
     counts = f"pyd-concat-56-0.75: {counts}: differs: counts"
@@ -240,7 +240,7 @@ def test_the_table_of_a_folder_of_images_says_what_can_be_shown_to_be_official()
 
 def test_of_imagenet32_the_size_alone_is_official():
     record = catalog.find("pyd-concat-56-0.5", "imagenet32")
-    row = Result(record, record.exact, Counts(1, 0, 0), complete=True)
+    row = Result(record, record.exact, Score(0.0, 0, 1), complete=True)
     assert "Measured on a test set of the official size, 1 of 1" in report.markdown(dataset([0], "imagenet32"), [row])
     assert "official size" not in report.markdown(dataset(np.arange(10)), [result(472)])
 
@@ -254,7 +254,7 @@ def test_the_cifar100_table_says_that_its_labels_are_superclasses():
 
 def test_the_imagenet32_table_has_top5():
     record = catalog.find("pyd-concat-56-0.5", "imagenet32")
-    row = Result(record, record.exact, Counts(50_000, 22_350, 10_290), complete=True)
+    row = Result(record, record.exact, Score(0.0, 22_350, 50_000, 10_290), complete=True)
     table = report.markdown(dataset([0], "imagenet32"), [row])
     assert [cell.strip() for cell in table.splitlines()[4].split("|")[5:-1]] == [
         *("", "44.70", "44.70", "20.58", "20.58", "+0.00 / +0.00", "match")

@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _write_onnx(source: Source, output: Path, arguments: argparse.Namespace) -> None:
     files.check(output)  # before any work is done
-    engine.check_onnxruntime()
+    engine.choose("onnxruntime", "cpu")  # which checks the file, and has to be here
     from ..onnx import cost, export
 
     images, kind = export.comparison_images(source.task, arguments.data_dir, arguments.dataset)

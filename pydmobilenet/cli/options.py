@@ -139,7 +139,7 @@ def choose_engine(arguments: argparse.Namespace, fused: bool = True) -> engine.C
     runtime.use_all_instructions()
     # PyTorch reads it when it is imported, and does not know of a control group's quota by itself.
     os.environ.setdefault("OMP_NUM_THREADS", str(available_processors()))
-    return engine.choose(arguments.engine, device_name(arguments.device), fused)
+    return engine.choose(arguments.engine, arguments.device, fused=fused)
 
 
 def add_pattern(parser: argparse.ArgumentParser) -> None:
@@ -216,10 +216,3 @@ def _path(text: str) -> Path:
         return fetching.expanded(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def device_name(text: str) -> str:
-    """A device's name; a number is a GPU's and -1 the CPU, as in the authors' runner."""
-    if text == "-1":
-        return "cpu"
-    return f"gpu:{text}" if text.isdigit() else text

@@ -14,6 +14,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from .. import engine, processes, zoo
+from ..catalog import parse_name
 from ..errors import UserError
 from ..text import printable
 from ..training import config, prepare
@@ -71,8 +72,8 @@ def run(arguments: Namespace) -> int:
         data_dir=arguments.data_dir,
         engine=arguments.engine,
     )
-    device, dtype = options.device_name(arguments.device), session.config.dtype
-    choice = engine.choose_trainer(session.engine, device, dtype, arguments.compile)
+    family, dtype = parse_name(session.config.model).family, session.config.dtype
+    choice = engine.choose(session.engine, arguments.device, "training", family, dtype, compiled=arguments.compile)
     on = prepare.RunOptions(
         make_trainer=choice.make_trainer,
         data_dir=arguments.data_dir,

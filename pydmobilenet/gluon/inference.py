@@ -14,6 +14,7 @@ import mxnet as mx
 import numpy as np
 from mxnet.gluon.block import HybridBlock
 
+from ..devices import Device
 from ..errors import engine_words
 from ..folding import fold, lower
 from ..network import IMAGES, Add, BatchNorm, Layer, Network, ReLU
@@ -30,9 +31,9 @@ class GluonEngine:
 
     name = "gluon"
 
-    def __init__(self, device: str = "auto", fused: bool = True):
-        chosen = devices.choose(device)
-        self.context, self.device, self.fused = chosen.context, chosen.why, fused
+    def __init__(self, device: str | Device = "auto", fused: bool = True):
+        self.context, self.device = devices.choose(device)
+        self.fused = fused
 
     @property
     def batch_size(self) -> int:

@@ -149,7 +149,7 @@ def build(architecture: Architecture, outputs: int, widths: Widths = CIFAR) -> H
 
 def initialize(net: HybridBlock, device: str | mx.Context | None = None) -> None:
     """Draw the parameters (He initialisation), on a device by name, on a context, or on MXNet's current one."""
-    net.initialize(mx.init.MSRAPrelu(), ctx=devices.choose(device).context if isinstance(device, str) else device)
+    net.initialize(mx.init.MSRAPrelu(), ctx=devices.choose(device).device if isinstance(device, str) else device)
 
 
 def set_arrays(net: HybridBlock, arrays: Mapping[str, np.ndarray]) -> None:

@@ -1,7 +1,6 @@
-"""All that must happen before ``import mxnet``, with the reasons. Nothing else in the project does this.
+"""All that must happen before ``import mxnet``, with the reasons.
 
-MXNet 1.9.1 is the last release. It reads its environment once, while it is imported, so each setting below comes
-too late afterwards; where MXNet was imported first, it is left as it stands.
+MXNet 1.9.1, the last release, reads its environment while it is imported: afterwards, each setting comes too late.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy
@@ -21,40 +21,19 @@ from .. import machine, processor
 # The shared libraries that the GPU wheel links to, each after those that it needs itself. The wheel brings none of
 # them; the NVIDIA packages of the `gpu` extra do, in directories that the dynamic loader does not search.
 CUDA_LIBRARIES = (
-    "libcudart.so.11.0",
-    "libnvrtc.so.11.2",
-    "libnvToolsExt.so.1",
-    "libcublasLt.so.11",
-    "libcublas.so.11",
-    "libcusparse.so.11",
-    "libcusolver.so.11",
-    "libcufft.so.10",
-    "libcurand.so.10",
-    "libnccl.so.2",
-    "libcudnn.so.8",
+    *("libcudart.so.11.0", "libnvrtc.so.11.2", "libnvToolsExt.so.1", "libcublasLt.so.11", "libcublas.so.11"),
+    *("libcusparse.so.11", "libcusolver.so.11", "libcufft.so.10", "libcurand.so.10", "libnccl.so.2", "libcudnn.so.8"),
 )
-
-LIMIT = "AVX2"
 _own_limit = False  # whether it is this module that has set it, and not the user
 
 NO_MXNET = (
     "MXNet is not installed: pip install 'pydmobilenet[cpu]', or 'pydmobilenet[gpu]' for NVIDIA GPUs, on Python 3.9 to "
     "3.11"
 )
-NO_DRIVER = (
-    "the GPU build of MXNet ({wheel}) is installed, but NVIDIA's driver (libcuda.so.1) was not found: install the "
-    "driver, or the CPU build: pip uninstall {wheel}, then pip install 'pydmobilenet[cpu]'"
-)
-NO_LIBRARY = (
-    "the GPU build of MXNet ({wheel}) needs a CUDA library that cannot be loaded ({error}): "
-    "pip install 'pydmobilenet[gpu]' brings all of them"
-)
 
 
 def prepare() -> None:
-    """Make ``import mxnet`` work and use this machine well. Does nothing that a user has set otherwise, nothing where
-    MXNet is not installed, and imports nothing.
-    """
+    """Make ``import mxnet`` work and use this machine well. Keep what a user has set, and import no engine."""
     if importlib.util.find_spec("mxnet") is None:
         return
     vars(numpy).setdefault("bool", numpy.bool_)  # MXNet 1.9.1 still uses the name, which was gone in NumPy 1.24 to 1.26
@@ -66,24 +45,26 @@ def prepare() -> None:
     machine.limit_spinning()
     # cuDNN's trial runs may choose another algorithm, and so another rounding, each time.
     os.environ.setdefault("MXNET_CUDNN_AUTOTUNE_DEFAULT", "0")
-    if gpu_wheel():
-        load_cuda_libraries()
+    load_cuda_libraries()
 
 
 @functools.lru_cache
 def obstacle() -> str:
-    """Why MXNet cannot be used here, in words; an empty string where it can. Imports it."""
+    """Say why MXNet cannot be used here, or nothing. Imports it."""
     if importlib.util.find_spec("mxnet") is None:
         return NO_MXNET
-    wheel = gpu_wheel()
-    missing = load_cuda_libraries() if wheel and "mxnet" not in sys.modules else ""
-    if missing:
+    if missing := "" if "mxnet" in sys.modules else load_cuda_libraries():
         return missing
     try:
         import mxnet  # noqa: F401
     except Exception as error:  # NumPy 2 lacks names that it uses; a build of one's own may lack libraries
-        return f"MXNet cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        return not_imported("MXNet", error)
     return ""
+
+
+def not_imported(engine: str, error: Exception) -> str:
+    """Say why an engine could not be imported."""
+    return f"{engine} cannot be imported ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
 
 
 def limit_instructions() -> None:
@@ -105,7 +86,7 @@ def limit_instructions() -> None:
     global _own_limit
     value = os.environ.get(processor.VARIABLE)
     if not value:
-        os.environ[processor.VARIABLE] = LIMIT
+        os.environ[processor.VARIABLE] = "AVX2"
         os.environ.setdefault(processor.NEWER_VARIABLE, processor.ALL)
         _own_limit = True
     elif value.upper() in processor.NAMES:
@@ -113,8 +94,8 @@ def limit_instructions() -> None:
 
 
 def use_all_instructions() -> None:
-    """Lift the limit of `limit_instructions`, for a process that does nothing but answer: AVX-512 makes inference 1.4
-    to 2.6 times as fast. What the user has set stays; after MXNet's first kernel, nothing changes any more.
+    """Lift the limit of `limit_instructions`, for a process that trains nothing: AVX-512 makes inference 1.4 to 2.6
+    times as fast. Keep what the user has set. After MXNet's first kernel, it is too late.
     """
     global _own_limit
     if _own_limit:
@@ -123,27 +104,26 @@ def use_all_instructions() -> None:
 
 
 def gpu_wheel() -> str:
-    """The name of the installed GPU build of MXNet, or an empty string."""
+    """Return the name of the installed GPU build of MXNet, or nothing."""
     for name in ("mxnet-cu112", "mxnet-cu115", "mxnet-cu117"):
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return name
+            return name
     return ""
 
 
 def load_cuda_libraries() -> str:
-    """Load what the GPU wheel links to from the NVIDIA packages of the `gpu` extra. The answer is what is missing, in
-    words, or nothing.
-
-    A library that those packages do not have is left to the dynamic loader (a CUDA installation of the system, say).
-    """
+    """Load what an installed GPU wheel links to, and say what is missing, or nothing."""
     wheel = gpu_wheel()
+    if not wheel:
+        return ""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return NO_DRIVER.format(wheel=wheel)
+        return (
+            f"the GPU build of MXNet ({wheel}) is installed, but NVIDIA's driver (libcuda.so.1) was not found: install "
+            f"the driver, or the CPU build: pip uninstall {wheel}, then pip install 'pydmobilenet[cpu]'"
+        )
     spec = importlib.util.find_spec("nvidia")
     places = [Path(place) for place in spec.submodule_search_locations or ()] if spec else []
     for name in CUDA_LIBRARIES:
@@ -151,5 +131,6 @@ def load_cuda_libraries() -> str:
         try:
             ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
-            return NO_LIBRARY.format(wheel=wheel, error=error)
+            needs = f"the GPU build of MXNet ({wheel}) needs a CUDA library that cannot be loaded ({error})"
+            return f"{needs}: pip install 'pydmobilenet[gpu]' brings all of them"
     return ""

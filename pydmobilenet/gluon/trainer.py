@@ -14,8 +14,9 @@ from mxnet.gluon.block import HybridBlock
 from ..checkpoints.weights import Head
 from ..data import Dataset, Task
 from ..errors import UnusableError
+from ..metrics import Score, evaluate
 from ..training.config import Config
-from ..training.trainer import LOSS_SCALE, Score, check_split, check_state, evaluate, rate_multiplier
+from ..training.trainer import LOSS_SCALE, check_split, check_state, rate_multiplier
 from . import step
 from .inference import batch_size, fuse, predictor
 from .network import build_for, get_arrays, load_weights
@@ -126,7 +127,7 @@ class GluonTrainer:
         context = self.contexts[0]
         # Of a network in half precision, the literal graph: it has casts of its own.
         predict = predictor(self.net if self.config.dtype == "float16" else fuse(self.net), context)
-        return Score(*evaluate(predict, dataset, batch_size(context)), len(dataset))
+        return evaluate(predict, dataset, batch_size(context))
 
     def all_reduce(self, values: np.ndarray) -> np.ndarray:
         """The values as they are: there is one worker."""

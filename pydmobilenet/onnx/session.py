@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from ..errors import InvalidValueError, UnusableError
+from ..devices import Device, parse
+from ..errors import UnusableError
 from ..folding import fold
 from ..network import IMAGES, Network
 from ..processes import processors
@@ -19,21 +20,24 @@ if os.environ.get("ORT_DISABLE_TELEMETRY") != "0" and hasattr(onnxruntime, "disa
     onnxruntime.disable_telemetry_events()  # on Windows, and where it was imported before this package
 
 
-class OnnxRuntimeEngine:
-    """ONNX Runtime on the CPU. Networks are folded before they answer, unless `fused` says otherwise.
+def choose(name: str | Device = "auto") -> Device:
+    """Choose the CPU. Raises InvalidValueError for an unknown name, and UnusableError for another device."""
+    if isinstance(name, Device):
+        return name
+    wanted = parse(name)
+    if wanted.kind not in ("auto", "cpu") or any(wanted.numbers):
+        raise UnusableError(f"engine 'onnxruntime' runs on the CPU here, not on {name}; nearest: --device cpu")
+    return Device("cpu", "the CPU")
 
-    Raises InvalidValueError for an unknown device, and UnusableError for another one than the CPU.
-    """
+
+class OnnxRuntimeEngine:
+    """ONNX Runtime on the CPU. Networks are folded before they answer, unless `fused` says otherwise."""
 
     name = "onnxruntime"
     batch_size = 10  # images a call: so few that a layer's maps stay in the caches; of 4 to 50 measured, the fastest
 
-    def __init__(self, device: str = "auto", fused: bool = True):
-        if device not in ("auto", "cpu"):
-            if not device.startswith(("gpu", "cuda", "mps", "cpu:")):
-                raise InvalidValueError(f"unknown device {device!r} (allowed: auto, cpu, gpu, gpu:N; nearest: auto)")
-            raise UnusableError(f"engine 'onnxruntime' runs on the CPU here, not on {device}; nearest: --device cpu")
-        self.device, self.fused = "the CPU", fused
+    def __init__(self, device: str | Device = "auto", fused: bool = True):
+        self.device, self.fused = choose(device).why, fused
 
     @property
     def processes(self) -> int:

@@ -1,63 +1,43 @@
-"""Which device PyTorch computes on, and why."""
+"""Which device PyTorch computes on."""
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 import torch
 
 from .. import machine
-from ..errors import InvalidValueError, UnusableError
+from ..devices import Device, parse, take
+from ..errors import InvalidValueError
 
 
-class Device(NamedTuple):
-    """A device of PyTorch's, and in words which one it is and why it was chosen."""
+def choose(name: str | Device = "auto") -> Device:
+    """Choose a ``torch.device`` by its name.
 
-    device: torch.device
-    why: str
-
-
-def choose(name: str = "auto") -> Device:
-    """The device for ``auto``, ``cpu``, ``gpu``, ``gpu:N``, which ``cuda`` and ``cuda:N`` are too, or ``mps``.
-
-    ``auto`` is the first GPU that PyTorch can use, else Apple's GPU, else the CPU. Raises InvalidValueError for another
-    name, and UnusableError for a device that is absent or that PyTorch cannot use.
+    Raises InvalidValueError for an unknown name, and UnusableError for a device that PyTorch cannot use.
     """
-    if re.fullmatch(r"(gpu|cuda):\d+(,\d+)+", name):
-        number = re.split("[:,]", name)[1]
-        processes = name.count(",") + 1
-        raise InvalidValueError(
-            f"device {name!r}: several GPUs: torchrun --nproc-per-node {processes} train.py ...; nearest: gpu:{number}"
-        )
-    match = re.fullmatch(r"auto|cpu|mps|(?:gpu|cuda)(?::(\d+))?", name)
-    if match is None:
-        raise InvalidValueError(f"unknown device {name!r} (allowed: auto, cpu, gpu, gpu:N, mps; nearest: auto)")
-    if name == "auto":
-        return _best()
-    if name == "cpu":
-        return Device(torch.device("cpu"), "the CPU, as asked for")
-    number = int(match[1] or 0)
-    obstacle = mps_obstacle() if name == "mps" else gpu_obstacle(number)
-    if obstacle:
-        raise UnusableError(f"device {name!r}: {obstacle}; nearest: cpu")
-    if name == "mps":
-        return Device(torch.device("mps"), "Apple's GPU, as asked for")
-    return Device(torch.device("cuda", number), f"GPU {number}, as asked for")
+    if isinstance(name, Device):
+        return name
+    wanted = parse(name)
+    if (several := len(wanted.numbers)) > 1:
+        nearest = f"{wanted.kind}:{wanted.numbers[0]}"
+        how = f"several GPUs: torchrun --nproc-per-node {several} train.py ..."
+        raise InvalidValueError(f"device {name!r}: {how}; nearest: {nearest}")
+    ((kind, number, why),) = take(wanted, "PyTorch", gpus(), obstacle)
+    return Device(torch.device("cuda", number) if kind == "gpu" else torch.device(kind), why)
 
 
-def _best() -> Device:
-    obstacle = gpu_obstacle(0)
-    for number in range(max(1, torch.cuda.device_count())):
-        if not gpu_obstacle(number):
-            return Device(torch.device("cuda", number), f"GPU {number}, which PyTorch can use")
-    if not mps_obstacle():
-        return Device(torch.device("mps"), "Apple's GPU, which PyTorch can use")
-    return Device(torch.device("cpu"), f"the CPU: {obstacle}")
+def gpus() -> int:
+    """Count the GPUs that PyTorch finds, of which it may have no code for some."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def gpu_obstacle(number: int = 0) -> str:
-    """Why PyTorch cannot compute on GPU `number`, in words; an empty string where it can."""
+def obstacle(kind: str = "gpu", number: int = 0) -> str:
+    """Say why PyTorch cannot compute on a device, or nothing."""
+    if kind == "cpu":
+        return "PyTorch has one CPU" if number else ""
+    if kind == "mps":
+        return "" if torch.backends.mps.is_available() else "PyTorch finds no GPU of Apple's here"
     if not torch.cuda.is_available():
         if torch.version.cuda is None and torch.version.hip is None:
             return "this is a build of PyTorch without CUDA"
@@ -72,7 +52,7 @@ def gpu_obstacle(number: int = 0) -> str:
 
 
 def has_code(capability: tuple[int, int], names: list[str]) -> bool:
-    """Whether a build with code of these names, as ``sm_86`` or ``compute_90``, runs on a GPU of this capability.
+    """Tell whether a build with code of these names, as ``sm_86`` or ``compute_90``, runs on such a GPU.
 
     Machine code runs on the same major version from its minor one on; what is to be compiled, on all newer ones.
     """
@@ -82,8 +62,3 @@ def has_code(capability: tuple[int, int], names: list[str]) -> bool:
         if code <= capability and (kind == "compute" or code[0] == capability[0]):
             return True
     return False
-
-
-def mps_obstacle() -> str:
-    """Why PyTorch cannot compute on Apple's GPU, in words; an empty string where it can."""
-    return "" if torch.backends.mps.is_available() else "PyTorch finds no GPU of Apple's here"

@@ -12,24 +12,25 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from ..devices import Device, parse
 from ..errors import UnusableError
 from ..processes import die_with, launched
 from . import devices
 from .network import BatchNorm2d
 
 
-def choose_device(name: str = "auto") -> devices.Device:
-    """The device for a name that `devices.choose` knows. Of several processes that ``torchrun`` has started on a
-    machine, each takes a GPU of its own for ``gpu``, and for ``auto`` where there is any.
-    """
-    if not launched() or name in ("cpu", "mps"):
+def choose_device(name: str = "auto") -> Device:
+    """Choose a device as `devices.choose` does. Each process of torchrun's on a machine takes a GPU of its own."""
+    wanted = parse(name)
+    if not launched() or wanted.kind in ("cpu", "mps"):
         return devices.choose(name)
-    if name not in ("auto", "gpu", "cuda"):
+    if wanted.numbers:
         raise UnusableError(f"device {name!r} is one for all processes of torchrun (allowed: cpu, gpu; nearest: gpu)")
-    if name == "auto" and not torch.cuda.is_available():
+    if wanted.kind == "auto" and not devices.gpus():
         return devices.choose("cpu")
     processes = int(os.environ["LOCAL_WORLD_SIZE"])
-    if obstacle := devices.gpu_obstacle(processes - 1):  # which all processes have to see, not only the last one
+    # All processes have to see it, not only the last one.
+    if obstacle := devices.obstacle("gpu", processes - 1):
         raise UnusableError(f"{processes} processes of torchrun on this machine: {obstacle}; nearest: --device cpu")
     return devices.choose(f"gpu:{os.environ['LOCAL_RANK']}")
 

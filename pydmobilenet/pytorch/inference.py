@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import machine
+from ..devices import Device
 from ..folding import fold, lower
 from ..network import (
     EPSILON,
@@ -53,7 +54,7 @@ class PyTorchEngine:
 
     name = "pytorch"
 
-    def __init__(self, device: str = "auto", fused: bool = True):
+    def __init__(self, device: str | Device = "auto", fused: bool = True):
         chosen = devices.choose(device)
         self.place, self.device, self.fused = chosen.device, chosen.why, fused
 

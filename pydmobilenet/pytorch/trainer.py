@@ -18,9 +18,10 @@ from ..catalog import parse_name
 from ..checkpoints import weights
 from ..data import Dataset, Task
 from ..folding import fold
+from ..metrics import Score, evaluate
 from ..processes import processors
 from ..training.config import Config
-from ..training.trainer import LOSS_SCALE, Score, check_split, check_state, evaluate, rate_multiplier
+from ..training.trainer import LOSS_SCALE, check_split, check_state, rate_multiplier
 from . import inference
 from .distributed import Workers
 from .errors import engine_errors
@@ -160,8 +161,8 @@ class PyTorchTrainer:
         """The score on a whole data set in float32, of which each worker takes its share."""
         with engine_errors():
             predict = inference.predictor(*fold(self.net.description, get_arrays(self.net)), self.place)
-        share = evaluate(predict, dataset, inference.batch_size(self.place), self.rank, self.world_size)
-        loss, wrong = self.all_reduce(np.array(share))
+        score = evaluate(predict, dataset, inference.batch_size(self.place), self.rank, self.world_size)
+        loss, wrong = self.all_reduce(np.array(score[:2]))
         return Score(float(loss), round(wrong), len(dataset))
 
     def all_reduce(self, values: np.ndarray) -> np.ndarray:

@@ -8,9 +8,9 @@ import numpy as np
 
 from ..checkpoints import runs
 from ..data import Dataset, Task
-from ..metrics import confusion, recall_precision
+from ..metrics import NO_CLASS, Answers, confusion, recall_precision
 from ..text import printable
-from ..validation import NO_CLASS, Answers, Result
+from ..validation import Result
 from .tables import grid
 
 LISTED = 20  # so many classes have a row each; of more, those of the lowest recall

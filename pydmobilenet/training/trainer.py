@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..checkpoints.weights import Head
-from ..data import Dataset, batches
+from ..data import Dataset
 from ..errors import BadFileError, InvalidValueError
-from ..metrics import count_wrong
+from ..metrics import Score
 from ..network import Network
 from .config import Config
 
 Arrays = Mapping[str, np.ndarray]
 """Arrays by structural name, as ``stem.conv.weight``."""
 LOSS_SCALE = "loss scale"  # of half precision, which stands beside the momentum in the optimiser's state
-
-
-class Score(NamedTuple):
-    """The summed losses and the number of wrong answers of so many images."""
-
-    loss: float
-    wrong: int
-    images: int
 
 
 class Trainer(Protocol):
@@ -89,25 +81,6 @@ class Trainer(Protocol):
 def rate_multiplier(name: str, network: Network, config: Config) -> float:
     """Return a parameter's share of the learning rate: 1 in the network's head, `body_rate` everywhere else."""
     return 1.0 if name.rpartition(".")[0] == network.head.name else config.body_rate
-
-
-def evaluate(
-    predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, batch_size: int, part: int = 0, parts: int = 1
-) -> tuple[float, int]:
-    """The summed losses and the number of wrong answers on a data set, or on one worker's part of it."""
-    loss, wrong = 0.0, 0
-    for images, labels in batches(dataset, batch_size, train=False, part=part, parts=parts, threads=1):
-        logits = predict(images).astype(np.float64)
-        loss += cross_entropy(logits, labels)
-        wrong += count_wrong(logits, labels)[0]
-    return loss, wrong
-
-
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The summed losses of logits (N, outputs) for labels (N,)."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
-    return float((np.log(np.exp(shifted).sum(axis=1)) - own).sum())
 
 
 def check_state(parameters: Arrays, momentum: Arrays, own: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
