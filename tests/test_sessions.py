@@ -159,6 +159,8 @@ def a_file(tmp_path):
         (["--tensorboard"], "pip install '.[tensorboard]' in the checkout"),
         (["--engine", "onnxruntime"], "unknown engine for training 'onnxruntime'"),
         (["--engine", "gluon", "--dtype", "float16"], "dtype 'float16' needs a GPU"),
+        (["--batch-size", "25"], "batch_size 25 times accumulation_steps 1 is more than the 24 training images"),
+        (["--accumulation-steps", "7"], "is more than the 24 training images; nearest: batch_size 3"),
         (["--weights", other_weights], "the file is of resnet-11-0.125 with 10 classes"),
         (["--weights", "/nowhere.params"], "no such parameter file or run: /nowhere.params"),
     ],
@@ -175,7 +177,7 @@ def test_a_new_run_is_refused_before_a_picture_is_decoded(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_an_unknown_class_among_the_test_images_is_told(tmp_path, inside):
+def test_an_unknown_class_among_the_test_images_is_told_before_a_picture_is_decoded(tmp_path, inside, unread):
     make_classes(tmp_path / "photos", "ab", {"train": 4})
     make_classes(tmp_path / "photos", "abc", {"test": 2})
     answer = inside(*options({**TINY, "output": tmp_path / "run", "dataset": tmp_path / "photos", "device": "cpu"}))
@@ -195,7 +197,7 @@ def begun(photos, output, skip_bad=False):
 
 
 @pytest.mark.parametrize("layout", [{".": 10}, {"train": 10, "test": 3}, {"train": 6, "val": 2, "test": 2}])
-def test_a_run_does_not_go_on_with_other_data(layout, tmp_path, inside):
+def test_other_data_is_told_by_its_count_before_a_picture_is_decoded(layout, tmp_path, inside, monkeypatch):
     photos = make_classes(tmp_path / "photos", "ab", layout)
     values = dict(ALONE)
     if "." not in layout:
@@ -203,19 +205,25 @@ def test_a_run_does_not_go_on_with_other_data(layout, tmp_path, inside):
     if "val" in layout:
         del values["val_fraction"]
     pydmobilenet.train(dataset=photos, output=tmp_path / "run", **values)
-    for split in layout:
-        first, last = photos / split / "a" / "00.png", photos / split / "b" / "01.png"
-        content = first.read_bytes()
-        for other in (None, last.read_bytes()):  # fewer images, and as many of which one is another
-            first.unlink() if other is None else first.write_bytes(other)
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "read", lambda *_: pytest.fail("decoded"))
+        for split, number in layout.items():
+            where, count = photos / split / "a", 2 * number
+            shutil.copy(where / "00.png", where / "more.png")
+            if split != "train":  # of which twins of other splits' images were left out
+                answer = inside("--resume", tmp_path / "run", "--device", "cpu")
+                words = f": {count + 1} images instead of {count} (--skip-bad leaves out unreadable ones)"
+                assert_mistake(answer, words)
+            (where / "00.png").unlink()
+            (where / "01.png").unlink()
             for more in ([], ["--skip-bad"]):
-                before = listing(tmp_path / "run")
                 answer = inside("--resume", tmp_path / "run", "--device", "cpu", *more)
-                assert_mistake(answer, " data that the run began with: ")
-                assert listing(tmp_path / "run") == before
-        first.write_bytes(content)
+                assert_mistake(answer, f"data that the run began with: {count - 1} images instead of {count}; to ")
+            shutil.copy(where / "more.png", where / "00.png")
+            shutil.copy(photos / split / "b" / "01.png", where / "01.png")
+            (where / "more.png").unlink()
     answer = inside("--resume", tmp_path / "run", "--device", "cpu")
-    assert answer.returncode == 0, answer.stderr
+    assert_mistake(answer, "data that the run began with")  # the numbers of files are right again, the pictures are not
 
 
 @pytest.mark.filterwarnings("ignore:.*passed over")
@@ -226,7 +234,7 @@ def test_a_run_that_has_passed_over_pictures_goes_on(tmp_path, inside):
     answer = inside("--resume", tmp_path / "run", "--device", "cpu", "--skip-bad")
     assert answer.returncode == 0, answer.stderr
     answer = inside("--resume", tmp_path / "run", "--device", "cpu")
-    assert_mistake(answer, "bad.png cannot be read as an image")
+    assert_mistake(answer, "21 images instead of 20 (--skip-bad leaves out unreadable ones)")
 
 
 # Going on by itself.

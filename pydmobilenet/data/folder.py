@@ -172,6 +172,14 @@ def images_by_class(
     return replace(raw, files=tuple(str(paths[number].relative_to(root)) for number in read), hashes=tuple(hashes))
 
 
+def count(name: str, split: str, classes: Sequence[str]) -> list[int]:
+    """How many files of images each class has in a split of ``folder:PATH``. Raises as `read` does for what no image
+    can be in.
+    """
+    entries, _ = _files_by_class(classes, layout(place(name))[split], resized=True)
+    return np.bincount([label for _, label, _ in entries], minlength=len(classes)).tolist()
+
+
 def _files_by_class(classes: Sequence[str], folder: Path, resized: bool) -> tuple[list[tuple[int, int, Path]], Counter]:
     """The turn, the label and the path of each image of ``folder/<class>/**``, in order, and what was skipped."""
     entries: list[tuple[int, int, Path]] = []

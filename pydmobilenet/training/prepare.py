@@ -65,6 +65,8 @@ def start(config: Config, directory: Path, options: RunOptions, init: zoo.Initia
     if options.tensorboard:
         Events.check()
     name, task = _data_set(config, options, init=init)
+    if most := checks.most_training_images(name, task):
+        updates_per_epoch(config, most)  # raises where even all of them are too few
     trainer = options.make_trainer(config, task)
     if init is not None:
         other_classes = init.task is not None and init.task.classes != task.classes
@@ -152,6 +154,7 @@ def resume(directory: Path, options: RunOptions) -> Iterator[Loop]:
     metadata = _metadata(directory)
     checks.check_config(config, metadata, directory)
     name, task = _data_set(config, options, metadata)
+    checks.check_counts(name, task, metadata, options.skip_bad)
     trainer = options.make_trainer(config, task)
     checks.check_engine(trainer, metadata, directory)
     run: AbstractContextManager[Run | None] = Run(directory) if trainer.rank == 0 else nullcontext()
