@@ -98,7 +98,7 @@ def main() -> None:
 
     sys.path.insert(0, str(ROOT))
     import pydmobilenet
-    from pydmobilenet import catalog, processor, provenance, zoo
+    from pydmobilenet import catalog, checkpoints, processor, provenance, zoo
     from pydmobilenet.errors import MissingFileError
     from pydmobilenet.folding import fold
     from pydmobilenet.onnx import graph, session
@@ -115,7 +115,7 @@ def main() -> None:
         files = [Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"]
         for record in catalog.select(arguments.model, ["cifar10"]):
             try:
-                arrays = zoo.record_weights(record, arguments.weights_dir)
+                arrays = checkpoints.load_record(record, arguments.weights_dir)
             except MissingFileError as error:
                 print(f"{record.model} left out: {error}", file=sys.stderr)
                 continue

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from . import catalog, data, fetching, huggingface, prediction, validation, zoo
+from . import catalog, checkpoints, data, fetching, huggingface, prediction, validation
 from . import engine as engines
 from .catalog import Record, parse_name
-from .checkpoints import described, runs
+from .checkpoints import runs
 from .checkpoints.runs import read_metadata
 from .errors import BadFileError, InvalidValueError, nearest
 from .training import prepare
@@ -90,7 +90,7 @@ def get_model(
 def _family(name: str | None, weights: PathLike | None) -> str | None:
     """Return the family of a model's name, or of weights that record it."""
     if name is None and weights is not None:
-        found = described.find(fetching.expanded(weights))
+        found = checkpoints.inspect(weights)
         name = found.model if found else None
     return parse_name(name).family if name else None
 
@@ -214,7 +214,7 @@ def validate(
     found = validation.validate(
         records,
         _engine(engine, device),
-        weights=functools.partial(zoo.record_weights, weights_dir=where),
+        weights=functools.partial(checkpoints.load_record, weights_dir=where),
         data_dir=None if data_dir is None else fetching.expanded(data_dir),
         batch_size=batch_size,
         limit=limit,
@@ -231,7 +231,7 @@ def predict(
     model: str | None = None,
     dataset: str | None = None,
     *,
-    weights: PathLike = zoo.PUBLISHED,
+    weights: PathLike = checkpoints.PUBLISHED,
     weights_dir: PathLike | None = None,
     top: int = 3,
     image_size: int | None = None,
@@ -246,7 +246,7 @@ def predict(
     or the published ones. It sees the images in `image_size`, by default that which it was trained with. Raises as
     `train` does.
     """
-    source = zoo.source(model, dataset, weights, weights_dir, image_size)
+    source = checkpoints.find(model, dataset, weights, weights_dir, image_size)
     given = prediction.collect(images)
     network = _engine(engine, device).load(source.network, source.arrays())
     found = list(prediction.predict(network, source.task, given, top, skip_bad))
@@ -262,7 +262,7 @@ def export(
     dataset: str | None = None,
     *,
     format: str = "onnx",
-    weights: PathLike = zoo.PUBLISHED,
+    weights: PathLike = checkpoints.PUBLISHED,
     weights_dir: PathLike | None = None,
     image_size: int | None = None,
     fused: bool = True,
@@ -275,7 +275,7 @@ def export(
     which needs none of the options after `weights_dir`. Raises as `train` does.
     """
     huggingface.check_format(format, fused=fused, uint8_input=uint8_input, data_dir=data_dir, engine=engine)
-    source = zoo.source(model, dataset, weights, weights_dir, image_size)
+    source = checkpoints.find(model, dataset, weights, weights_dir, image_size)
     if format == huggingface.FORMAT:
         huggingface.write(source, fetching.expanded(output))
         return None
@@ -292,10 +292,10 @@ def _engine(name: str, device: str, fused: bool = True) -> engines.Engine:
 
 
 def _records(what: PathLike | Sequence[str], datasets: Sequence[str] | None) -> list[Record]:
-    rows: list[Record] = [*catalog.RECORDS, *runs.bundled()]
+    rows: list[Record] = [*catalog.RECORDS, *checkpoints.bundled()]
     patterns: Sequence[str] = ["*"]
     if isinstance(what, os.PathLike) or (isinstance(what, str) and os.path.exists(fetching.expanded(what))):
-        rows = [described.get(fetching.expanded(what))]
+        rows = [checkpoints.find(weights=what)]
     else:
         patterns = [what] if isinstance(what, str) else what
     records = catalog.select(patterns, datasets or ["*"], records=rows)

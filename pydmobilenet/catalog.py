@@ -11,7 +11,7 @@ import csv
 import fnmatch
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,8 @@ HEAD_DIFFERENCE = (128 + 1) * (100 - 10)
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """A file of the authors' repository. `bytes` and `sha256` are not known of the three ImageNet32 files."""
+class PublishedFile:
+    """A file of weights in the authors' repository. `bytes` and `sha256` of the three ImageNet32 files are unknown."""
 
     path: str
     bytes: int | None
@@ -38,8 +38,8 @@ class Checkpoint:
     git_blob_sha1: str
 
     @property
-    def filename(self) -> str:
-        return self.path.rsplit("/", 1)[-1]
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
 
     @property
     def digest(self) -> str:
@@ -49,33 +49,48 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a published table: errors in %, parameters and multiply-adds in millions.
+    """A row of a table: errors in %, parameters and multiply-adds in millions.
 
-    `exact` holds the counts of the authors' own graph; of the Wide ResNets there is none. `note` is a caveat, if any.
-    A checkpoint that was trained with this project has a row of the same kind, a `TrainedRecord`.
+    `exact` holds the counts of the authors' own graph (None for the Wide ResNets), `file` their weights, `note` a
+    caveat. `path` and `task` are those of a `checkpoints.Checkpoint`, which is a row too.
     """
 
     model: str
     dataset: str
-    top1_error: float | None
-    top5_error: float | None
-    params_m: float | None
-    flops_m: float | None
-    exact: Complexity | None
-    checkpoint: Checkpoint | None
-    note: str
-    file: Path | None = None
+    top1_error: float | None = None
+    top5_error: float | None = None
+    params_m: float | None = None
+    flops_m: float | None = None
+    exact: Complexity | None = None
+    file: PublishedFile | None = None
+    note: str = ""
+    path: Path | None = None
     task: Task | None = None
 
     @property
     def published(self) -> bool:
         """Whether the figures are the published ones."""
-        return self.file is None
+        return self.path is None
+
+    @property
+    def run(self) -> Path | None:
+        """The directory of its run, which tells more than other checkpoints do; None where it is of none."""
+        return None
+
+    @property
+    def digest(self) -> str:
+        """What the file of its weights has to have, as `fetching.digest` writes it; empty where nothing is known."""
+        return self.file.digest if self.file else ""
+
+    @property
+    def filename(self) -> str:
+        """The name of the file of its weights; empty where none is published."""
+        return self.path.name if self.path else self.file.name if self.file else ""
 
     @property
     def place(self) -> str:
         """``RUN/FILE`` of a checkpoint that was trained with this project; empty for a published one."""
-        return f"{self.file.parent.name}/{self.file.name}" if self.file else ""
+        return f"{self.path.parent.name}/{self.path.name}" if self.path else ""
 
     @property
     def outputs(self) -> int | None:
@@ -99,26 +114,6 @@ class Record:
         return 0.01 if self.dataset == "imagenet32" else 0.001
 
 
-@dataclass(frozen=True)
-class TrainedRecord(Record):
-    """A checkpoint that records its network: `file` is where it is. `task` (classes, outputs, normalisation, size) and,
-    of a run, `top1_error` were recorded with it. Nothing else is known beforehand.
-
-    The error is that of the images of a `split`, ``test`` or ``val``. Of a run, `images_sha256` tells them from others,
-    and `fractions` (validation, test) tell how they were put aside. `seen` are the hashes of the images that it has
-    learned or chosen its epoch by. `origin` is the bundled or published row whose weights these are, if there is one.
-    """
-
-    checkpoint: Checkpoint
-    file: Path
-    task: Task
-    split: str = "test"
-    images_sha256: str = ""
-    fractions: tuple[float, float] = (0.0, 0.0)
-    seen: str = field(default="", repr=False)
-    origin: Record | None = None
-
-
 def _number(text: str, kind: type = float) -> Any:
     return kind(text) if text else None
 
@@ -133,7 +128,7 @@ def _read() -> tuple[Record, ...]:
         if row["dataset"] == "cifar100-coarse":  # the table has one column for both, and the authors' README the rule
             params = round(float(ten_way[row["model"]]["params_m"]) + HEAD_DIFFERENCE / 1e6, 3)
             flops = float(ten_way[row["model"]]["flops_m"])
-        checkpoint = Checkpoint(row["path"], _number(row["bytes"], int), row["sha256"], row["git_blob_sha1"])
+        file = PublishedFile(row["path"], _number(row["bytes"], int), row["sha256"], row["git_blob_sha1"])
         records.append(
             Record(
                 model=row["model"],
@@ -145,7 +140,7 @@ def _read() -> tuple[Record, ...]:
                 exact=Complexity(int(row["exact_parameters"]), int(row["exact_multiply_adds"]))
                 if row["exact_parameters"]
                 else None,
-                checkpoint=checkpoint if row["path"] else None,
+                file=file if row["path"] else None,
                 note=row["note"],
             )
         )

@@ -12,13 +12,12 @@ from typing import Any
 
 from . import catalog, files
 from .catalog import Record
-from .checkpoints import safetensors
+from .checkpoints import Checkpoint, safetensors
 from .data import Task
 from .errors import UnusableError, UserError, unknown
 from .network import Convolution, Network
 from .resources import PRETRAINED
 from .text import printable
-from .zoo import Source
 
 FORMAT = "huggingface"
 CONFIG, WEIGHTS, CARD = "config.json", safetensors.FILE, "README.md"
@@ -48,9 +47,9 @@ def check_output(directory: Path) -> None:
         raise UnusableError(f"{directory} exists already; choose another name, or move it away")
 
 
-def write(source: Source, directory: Path) -> None:
+def write(source: Checkpoint, directory: Path) -> None:
     """Write a network's directory, whole or not at all. Raises UnusableError where there is one already, and as
-    `Source.arrays` does.
+    `Checkpoint.arrays` does.
     """
     check_output(directory)
     contents: dict[str, str | bytes] = {
@@ -62,12 +61,12 @@ def write(source: Source, directory: Path) -> None:
         files.write_together({part / name: content for name, content in contents.items()})
 
 
-def config(source: Source) -> dict[str, Any]:
+def config(source: Checkpoint) -> dict[str, Any]:
     """The content of ``config.json``, as timm has it."""
     network, task = source.network, source.task
-    name, wide = catalog.timm_name(catalog.parse_name(source.name)), task.name == "imagenet32"
-    known = catalog.find(source.name, "cifar10") and not wide
-    arguments = {"name": source.name, **({"dataset": task.name} if wide else {})}
+    name, wide = catalog.timm_name(catalog.parse_name(source.model)), task.name == "imagenet32"
+    known = catalog.find(source.model, "cifar10") and not wide
+    arguments = {"name": source.model, **({"dataset": task.name} if wide else {})}
     return {
         "architecture": name if known else ANY_NETWORK,
         "num_classes": network.outputs,
@@ -94,9 +93,10 @@ def pretrained_cfg(network: Network, task: Task) -> dict[str, Any]:
     }
 
 
-def card(source: Source) -> str:
+def card(source: Checkpoint) -> str:
     """The model card, in Markdown: what the network is, how well it does, whose its weights are, how it is loaded."""
-    record, task = source.record, source.task
+    record = (source.origin or source) if source.top1_error is not None else None
+    task = source.task
     title = task.title
     counts = source.network.complexity(task.image)
     millions = counts.multiply_adds / 1e6
@@ -111,7 +111,7 @@ pipeline_tag: image-classification
 - pydmobilenet
 ---
 
-# {source.name} for {printable(title)}
+# {source.model} for {printable(title)}
 
 A network of PydMobileNet (Hoang and Jo, 2018, [arXiv 1811.07083](https://arxiv.org/abs/1811.07083)): images of
 {task.image_size}x{task.image_size} pixels to {source.network.outputs} logits, by {counts.parameters:,} parameters and \
@@ -140,7 +140,7 @@ pydmobilenet predict IMAGE --weights DIRECTORY
 
 
 def _is_bundled(record: Record | None) -> bool:
-    return record is not None and record.file is not None and record.file.parent == PRETRAINED
+    return record is not None and record.path is not None and record.path.parent == PRETRAINED
 
 
 def _error(record: Record | None) -> str:

@@ -16,9 +16,9 @@ from typing import Union
 import numpy as np
 from tqdm import tqdm
 
-from . import progress, provenance, zoo
-from .catalog import Record, TrainedRecord
-from .checkpoints import runs
+from . import checkpoints, progress, provenance, zoo
+from .catalog import Record
+from .checkpoints import Checkpoint, runs
 from .data import Dataset, Fractions, folder, get_dataset, get_splits
 from .data.datasets import located
 from .data.splits import kinds, put_aside
@@ -124,7 +124,7 @@ Found = Iterator[tuple[Union[Dataset, None], list[Result]]]
 def validate(
     records: Iterable[Record],
     engine: Engine,
-    weights: Callable[[Record], Arrays] = zoo.record_weights,
+    weights: Callable[[Record], Arrays] = checkpoints.load_record,
     data_dir: Path | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
@@ -144,7 +144,7 @@ def validate(
     row = partial(_row, engine, weights, batch_size or engine.batch_size, limit, keep_answers)
     for _, group in groupby(records, key=_same_images):
         rows = list(group)
-        published = any(record.checkpoint for record in rows)  # of no network, no images are needed
+        published = any(record.filename for record in rows)  # of no network, no images are needed
         dataset, reason = _dataset(rows[0], data_dir, skip_bad) if published else (None, "")
         size = min(processes, len(rows))
         if dataset and size > 1 and len(dataset.head(limit)) * len(rows) >= WORTH_PROCESSES:
@@ -171,7 +171,7 @@ def images_of(record: Record, data_dir: Path | None = None, skip_bad: bool = Fal
     """
     has = kinds(located(record.dataset, data_dir))
     where = (data_dir, skip_bad, record.task)
-    if not isinstance(record, TrainedRecord) or not record.images_sha256:
+    if not isinstance(record, Checkpoint) or not record.images_sha256:
         if has != (folder.ALL,):
             return get_dataset(record.dataset, "test", *where)
         dataset = get_dataset(record.dataset, folder.ALL, *where)
@@ -182,7 +182,11 @@ def images_of(record: Record, data_dir: Path | None = None, skip_bad: bool = Fal
     if split in has:
         dataset = recorded = get_dataset(record.dataset, split, *where)
     else:
-        runs.check_put_aside(record)
+        if record.seen == runs.UNKNOWN and any(record.fractions):
+            raise BadFileError(
+                f"{record.run} was begun by version 0.4, which split images by their position: measure its error on "
+                "others, in a folder with test/"
+            )
         fractions = Fractions(*record.fractions)
         if has == (folder.ALL,):
             dataset, recorded = get_dataset(record.dataset, folder.ALL, *where), None
@@ -196,9 +200,9 @@ def images_of(record: Record, data_dir: Path | None = None, skip_bad: bool = Fal
     return _without_seen(replace(dataset, official=False), record)
 
 
-def _without_seen(dataset: Dataset, record: TrainedRecord) -> Dataset:
+def _without_seen(dataset: Dataset, record: Checkpoint) -> Dataset:
     """Leave out the images that a run has learned or chosen its epoch by, with a warning."""
-    seen, run = set(record.seen.split()), record.file.parent
+    seen, run = set(record.seen.split()), record.run
     if dataset.hashes and runs.UNKNOWN in seen:
         warnings.warn(f"{run} does not record its images: some of these may be among them", stacklevel=2)
     fresh = [position for position, each in enumerate(dataset.hashes) if each not in seen]
@@ -259,7 +263,7 @@ def _told(result: Result) -> Result:
 def _same_images(record: Record) -> tuple[object, ...]:
     """What records have in common that are evaluated on the same images."""
     own: tuple[object, ...] = ()
-    if isinstance(record, TrainedRecord):
+    if isinstance(record, Checkpoint):
         own = (record.split, record.images_sha256, record.fractions, record.seen)
     return (record.dataset, record.published, record.task, *own)
 
@@ -281,7 +285,7 @@ def _row(
     try:
         network = described(record)
         result = replace(result, complexity=network.complexity(*([record.task.image] if record.task else [])))
-        if record.checkpoint is None:
+        if not record.filename:
             raise UserError("no checkpoint is published")
         if dataset is None:
             raise UserError(reason)

@@ -17,7 +17,8 @@ import numpy as np
 import yaml
 from helpers import ROOT, archive_of
 
-from pydmobilenet.checkpoints import described, params, runs, safetensors
+from pydmobilenet import checkpoints
+from pydmobilenet.checkpoints import params, runs, safetensors
 from pydmobilenet.data import about, cifar, decoded, get_task, imagenet32
 from pydmobilenet.training import config
 from pydmobilenet.training.checkpoint import State
@@ -151,12 +152,12 @@ def sidecar(rng=None):
 def read_sidecar(path):
     """What is recorded beside parameters."""
     path.with_suffix(".params").write_bytes(params.dump(arrays()))
-    return described.find(path.rename(path.with_suffix(".json")).with_suffix(".params"))
+    return checkpoints.inspect(path.rename(path.with_suffix(".json")).with_suffix(".params"))
 
 
 def read_run(path):
     path = path.rename(path.with_name(runs.METADATA))
-    record = runs.of_run(path.parent)
+    record = checkpoints.inspect(path.parent)
     return runs.read_metadata(path.parent), record, runs.origin(record)
 
 
@@ -193,11 +194,11 @@ TAR = {"test_batch.bin": bytes([1]) + bytes(range(256)) * 12, "readme.html": b"<
 FORMATS = [
     Format("parameters.params", params.dump(arrays()), params.read),
     Format("parameters.safetensors", safetensors.dump(arrays()), lambda path: safetensors.read(path).arrays),
-    Format("described.safetensors", described_weights(ABOUT), described.find),
+    Format("described.safetensors", described_weights(ABOUT), checkpoints.inspect),
     Format(
         "forged.safetensors",
         described_weights(ABOUT),
-        described.find,
+        checkpoints.inspect,
         forged=lambda rng: described_weights(forged_texts(rng)),
     ),
     *(Format(f"pickle-{protocol}", pickle.dumps(batch(), protocol), read_pickle) for protocol in (0, 2, 4, 5)),

@@ -193,7 +193,7 @@ def test_the_package_imports_no_engine():
         ({"weights": "runs/typo"}, MissingFileError, "no such parameter file or run: .*runs/typo"),
         ({"weights": "typo.params"}, MissingFileError, r"no such parameter file or run: .*typo\.params"),
         ({"weights": "."}, MissingFileError, r"holds no checkpoint of a run: .*run\.json"),
-        ({"weights": ".", "pretrained": True}, UserError, "two beginnings"),
+        ({"weights": ".", "pretrained": True}, UserError, "pass either weights or pretrained"),
         ({"weights_dir": "."}, UserError, "it needs pretrained=True"),
         ({"weights_dir": "typo", "pretrained": True}, MissingFileError, "no such directory: typo"),
     ],

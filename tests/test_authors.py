@@ -10,7 +10,7 @@ import pytest
 from helpers import SHARED, first_images
 
 import pydmobilenet
-from pydmobilenet import catalog, engine, zoo
+from pydmobilenet import catalog, checkpoints, engine, zoo
 from pydmobilenet.checkpoints import weights
 from pydmobilenet.data import Dataset, get_task, normalise
 from pydmobilenet.gluon.inference import fuse, predictor
@@ -19,11 +19,11 @@ from pydmobilenet.metrics import Answers, evaluate
 
 
 def checkpoint_here(record):
-    return record.checkpoint and SHARED / "weights" / record.checkpoint.path.split("/", 1)[1]
+    return record.file and SHARED / "weights" / record.file.path.split("/", 1)[1]
 
 
-PRESENT = [record for record in catalog.RECORDS if record.checkpoint and checkpoint_here(record).exists()]
-IMAGENET32 = [record for record in catalog.RECORDS if record.checkpoint and record.dataset == "imagenet32"]
+PRESENT = [record for record in catalog.RECORDS if record.file and checkpoint_here(record).exists()]
+IMAGENET32 = [record for record in catalog.RECORDS if record.file and record.dataset == "imagenet32"]
 
 
 ENGINES = [pytest.param(name, marks=[pytest.mark.pytorch] if name == "pytorch" else []) for name in engine.ENGINES]
@@ -66,7 +66,7 @@ def test_logits_are_those_of_the_authors_graph(record, weights_dir, batch):
 @pytest.mark.parametrize("record", PRESENT, ids=name_of)
 def test_every_engine_has_the_logits_of_the_authors_graph(record, fused, name, weights_dir, batch):
     expected = authors_network(record)(mx.nd.array(batch)).asnumpy()
-    network, arrays = zoo.describe(record.model, record.dataset), zoo.record_weights(record, weights_dir)
+    network, arrays = zoo.describe(record.model, record.dataset), checkpoints.load_record(record, weights_dir)
     found = engine.choose(name, "cpu", fused=fused).engine.load(network, arrays)(batch)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.ptp(expected))
 
@@ -112,7 +112,7 @@ def answered(name, model, weights_dir):
     with open(SHARED / "datasets" / "cifar10-test-first1000.bin", "rb") as file:
         labels = np.frombuffer(file.read(), np.uint8).reshape(1000, 3073)[:, 0].astype(np.int64)
     dataset = Dataset(get_task("cifar10"), "test", first_images(), labels, False, "first1000")
-    arrays = zoo.record_weights(catalog.find(model, "cifar10"), weights_dir)
+    arrays = checkpoints.load_record(catalog.find(model, "cifar10"), weights_dir)
     predict = engine.choose(name, "cpu").engine.load(zoo.describe(model), arrays)
     answers = Answers.empty(len(dataset))
     return evaluate(predict, dataset, 50, answers=answers).wrong, answers.classes

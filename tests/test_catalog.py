@@ -17,7 +17,7 @@ def test_the_tables_have_all_rows():
         "cifar100-coarse": 22,
         "imagenet32": 6,
     }
-    assert sum(record.checkpoint is not None for record in catalog.RECORDS) == 47
+    assert sum(record.file is not None for record in catalog.RECORDS) == 47
 
 
 @pytest.mark.parametrize("record", catalog.RECORDS, ids=lambda record: f"{record.model}@{record.dataset}")
@@ -26,9 +26,9 @@ def test_every_row_is_whole(record):
     assert catalog.parse_name(record.model).name == record.model
     assert record.depth == int(record.model.split("-")[-2])
     assert record.labels in ("10 classes", "20 superclasses", "1,000 classes")
-    if record.checkpoint:
-        assert len(record.checkpoint.git_blob_sha1) == 40
-        assert len(record.checkpoint.sha256) == (0 if record.dataset == "imagenet32" else 64)
+    if record.file:
+        assert len(record.file.git_blob_sha1) == 40
+        assert len(record.file.sha256) == (0 if record.dataset == "imagenet32" else 64)
     else:
         assert record.model.startswith("wrn")
 
@@ -51,7 +51,7 @@ def test_figures_and_files_are_those_of_the_reference(shared):
         rows = list(csv.DictReader(file))
     assert len(rows) == 47
     for row in rows:
-        checkpoint = catalog.find(row["model"], row["dataset"]).checkpoint
+        checkpoint = catalog.find(row["model"], row["dataset"]).file
         assert (checkpoint.path, str(checkpoint.bytes or ""), checkpoint.sha256, checkpoint.git_blob_sha1) == (
             row["path"],
             row["bytes"],
@@ -141,7 +141,7 @@ def test_rows_are_selected_by_model_data_set_and_depth():
 
 def test_rows_are_selected_among_those_given():
     """Not among the published ones alone: a run may be of any network."""
-    own = [replace(catalog.RECORDS[0], model=name, file=Path("run")) for name in ("pyd-add-11-0.125", "wrn-10-1")]
+    own = [replace(catalog.RECORDS[0], model=name, path=Path("run")) for name in ("pyd-add-11-0.125", "wrn-10-1")]
     assert catalog.select(["pyd-*"], records=own) == own[:1]
     assert catalog.select(["pyd-add-11-0.125"], depths=[11], records=own) == own[:1]
     assert catalog.select(depths=[10], records=own) == own[1:]

@@ -11,8 +11,8 @@ import pytest
 from helpers import MODEL, ROOT, TRAINERS, commander, make_classes
 
 import pydmobilenet
-from pydmobilenet import catalog, fetching, zoo
-from pydmobilenet.checkpoints import described, params, safetensors, weights
+from pydmobilenet import catalog, checkpoints, fetching, zoo
+from pydmobilenet.checkpoints import params, safetensors, weights
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UnusableError, UserError
 from pydmobilenet.training import prepare, recipes
 
@@ -68,7 +68,7 @@ def test_converted_parameters_keep_normalisation_and_size_in_a_sidecar(run, comm
     told = json.loads((tmp_path / "x.json").read_text())
     assert (told["model"], told["image_size"], told["std"]) == (MODEL, 64, [0.4, 0.5, 0.6])
     assert told["sha256"] == told["source_sha256"]
-    assert described.find(tmp_path / "x.params").task == described.find(run).task
+    assert checkpoints.inspect(tmp_path / "x.params").task == checkpoints.inspect(run).task
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_the_sidecar_of_another_file_is_refused(run, command, arrays, tmp_path):
 def test_a_sidecar_is_of_the_params_file_alone(run, command, arrays, tmp_path):
     command("convert", run, tmp_path / "x.params")
     safetensors.write(tmp_path / "x.safetensors", arrays, {})
-    assert described.find(tmp_path / "x.safetensors") is None
+    assert checkpoints.inspect(tmp_path / "x.safetensors") is None
 
 
 @pytest.mark.parametrize("wrong", [{"model": "resnet-28-1"}, {"dataset": 3}, {"std": [0, 1, 1]}, {"image_size": 30}])
@@ -120,15 +120,18 @@ def test_what_is_assumed_of_bare_parameters_is_said_in_a_line(content, command, 
         with pytest.warns(UserWarning, match=rf"bare\.params does not record its data set; assumed: {said}"):
             assert command(*words, "-m", MODEL)[0] == 0
     code, _, err = command("predict", image, "--weights", file)
-    assert (code, err.endswith("bare.params does not record its model; pass --model and --dataset\n")) == (2, True)
+    assert (
+        code,
+        err.endswith("does not record its model and data set; pass both, or `pydmobilenet convert` it\n"),
+    ) == (2, True)
 
 
 def test_published_files_are_known_by_their_hash(tmp_path):
     shutil.copy(BUNDLED, tmp_path / "x.params")
-    found = described.find(tmp_path / "x.params")
+    found = checkpoints.inspect(tmp_path / "x.params")
     assert (found.model, found.task.name, found.top1_error) == ("pyd-add-29-0.25", "digits", found.origin.top1_error)
     with pytest.raises(InvalidValueError, match=r"has learned digits .*, not cifar10; nearest: digits"):
-        zoo.source("pyd-add-29-0.25", "cifar10", tmp_path / "x.params")
+        checkpoints.find("pyd-add-29-0.25", "cifar10", tmp_path / "x.params")
 
 
 # Hugging Face's layout
@@ -139,14 +142,14 @@ def test_an_exported_directory_is_a_place_to_load_from(run, command, tmp_path):
     assert "images of\n64x64 pixels to 3 logits" in (tmp_path / "hf" / "README.md").read_text()
     assert answers(tmp_path / "hf") == answers(run)
     assert command("info", tmp_path / "hf")[1] == command("info", run)[1]
-    assert zoo.request(weights=tmp_path / "hf").architecture.name == MODEL
+    assert checkpoints.resolve(weights=tmp_path / "hf").architecture.name == MODEL
 
 
 def test_a_directory_of_another_project_is_refused(arrays, tmp_path):
     (tmp_path / "hf").mkdir()
     safetensors.write(tmp_path / "hf" / "model.safetensors", arrays)
     with pytest.raises(BadFileError, match=r"model\.safetensors does not record its model; pass the file itself"):
-        described.find(tmp_path / "hf")
+        checkpoints.inspect(tmp_path / "hf")
 
 
 def test_a_network_for_larger_images_is_larger_where_it_is_loaded(tmp_path):
@@ -301,7 +304,7 @@ def test_a_file_for_a_folder_is_evaluated_on_the_folder_that_is_given(run, tmp_p
 
 def test_bare_parameters_cannot_be_validated(arrays, command, tmp_path):
     code, _, err = command("validate", bare(tmp_path, arrays))
-    assert (code, "does not record its model and data set; `pydmobilenet convert` makes a file that does" in err) == (
+    assert (code, "does not record its model and data set; pass both, or `pydmobilenet convert` it" in err) == (
         2,
         True,
     )
@@ -328,7 +331,7 @@ def test_without_a_name_and_weights_that_tell_it_no_network_is_made(given, array
     monkeypatch.chdir(tmp_path)
     bare(tmp_path, arrays)
     with pytest.raises(UserError, match=r"no network is named|bare\.params does not record its model"):
-        zoo.request(**given)
+        checkpoints.resolve(**given)
 
 
 def test_training_takes_the_network_of_a_run_unless_another_is_given(run, tmp_path):
@@ -341,24 +344,42 @@ def test_training_takes_the_network_of_a_run_unless_another_is_given(run, tmp_pa
             prepare.initial_weights(config, run)
 
 
+def test_a_file_with_a_sidecar_is_hashed_once(run, command, tmp_path, monkeypatch):
+    command("convert", run, tmp_path / "x.params")
+    digest, hashed = fetching.digest, []
+    monkeypatch.setattr(fetching, "digest", lambda path, kind: hashed.append(path) or digest(path, kind))
+    checkpoints.find(weights=tmp_path / "x.params").arrays()
+    assert hashed == [tmp_path / "x.params"]
+
+
 # Published
 
 
+@pytest.mark.parametrize("classes", [None, 3])
+def test_published_means_the_same_to_every_function(classes):
+    name, file = "pyd-add-29-0.25", checkpoints.find("pyd-add-29-0.25", "digits").path
+    assert file == BUNDLED
+    first = checkpoints.resolve(name, "digits", classes, pretrained=True)
+    second = checkpoints.resolve(name, "digits", classes, weights="published")
+    assert first.arrays.keys() == second.arrays.keys()
+    assert ("head.dense.bias" in first.arrays) == (classes is None)
+
+
 def test_training_on_digits_starts_from_the_bundled_digits():
-    config = recipes.configure({"model": "pyd-add-29-0.25", "dataset": "digits"}, weights=zoo.PUBLISHED)
-    init = prepare.initial_weights(config, zoo.PUBLISHED)
-    assert (init.file, init.task.name) == (BUNDLED, "digits")
+    config = recipes.configure({"model": "pyd-add-29-0.25", "dataset": "digits"}, weights=checkpoints.PUBLISHED)
+    init = prepare.initial_weights(config, checkpoints.PUBLISHED)
+    assert (init.path, init.task.name) == (BUNDLED, "digits")
 
 
 def test_training_and_other_classes_take_the_body_of_cifar_10_where_nothing_else_is_published(weights_dir):
-    if not weights.find(catalog.find("mobilenet-29-1", "cifar10").checkpoint, weights_dir):
+    if not weights.find(catalog.find("mobilenet-29-1", "cifar10").file, weights_dir):
         pytest.skip("the authors' weights are not here")
     said = "no weights of mobilenet-29-1 are published for digits: starting from the body of those for cifar10"
-    config = recipes.configure({"model": "mobilenet-29-1", "dataset": "digits"}, weights=zoo.PUBLISHED)
+    config = recipes.configure({"model": "mobilenet-29-1", "dataset": "digits"}, weights=checkpoints.PUBLISHED)
     with pytest.warns(UserWarning, match=said):
-        assert prepare.initial_weights(config, zoo.PUBLISHED, weights_dir).task.name == "cifar10"
+        assert prepare.initial_weights(config, checkpoints.PUBLISHED, weights_dir).task.name == "cifar10"
     with pytest.warns(UserWarning, match=said):
-        asked = zoo.request("mobilenet-29-1", "digits", 10, pretrained=True, weights_dir=weights_dir)
+        asked = checkpoints.resolve("mobilenet-29-1", "digits", 10, pretrained=True, weights_dir=weights_dir)
     assert "head.dense.bias" not in asked.arrays  # though it has ten outputs too
     assert "stem.conv.weight" in asked.arrays
 
@@ -366,8 +387,8 @@ def test_training_and_other_classes_take_the_body_of_cifar_10_where_nothing_else
 @pytest.mark.parametrize("dataset", ["digits", "cifar100", "imagenet32"])
 def test_no_answers_come_from_the_weights_of_another_data_set(dataset):
     for call in (
-        lambda: zoo.request("mobilenet-29-1", dataset, pretrained=True),
-        lambda: zoo.source("mobilenet-29-1", dataset).arrays(),
+        lambda: checkpoints.resolve("mobilenet-29-1", dataset, pretrained=True),
+        lambda: checkpoints.find("mobilenet-29-1", dataset).arrays(),
     ):
         with pytest.raises(MissingFileError, match=r"no weights of mobilenet-29-1 are published for (the 100|\w+)"):
             call()
@@ -375,4 +396,4 @@ def test_no_answers_come_from_the_weights_of_another_data_set(dataset):
 
 def test_the_wider_networks_of_imagenet32_take_no_body_of_cifar_10():
     with pytest.raises(MissingFileError, match="are published for imagenet32: --weights FILE takes any others"):
-        zoo.body("mobilenet-29-1", "imagenet32")
+        checkpoints.find("mobilenet-29-1", "imagenet32", to_train=True)

@@ -8,8 +8,8 @@ import pytest
 from helpers import ROOT
 from mxnet.gluon import nn
 
-from pydmobilenet import zoo
-from pydmobilenet.data import batches, get_dataset
+from pydmobilenet import checkpoints
+from pydmobilenet.data import batches, get_dataset, get_task
 from pydmobilenet.errors import InvalidValueError
 from pydmobilenet.gluon.network import build_for
 from pydmobilenet.gluon.trainer import GluonTrainer, initialize, make
@@ -107,7 +107,9 @@ def test_two_devices_reach_the_error_of_one_device(tmp_path):
     # half a batch is as good as another seed.
     wild = {**PLAIN, "epochs": 2, "batch_size": 16, "schedule": "step", "learning_rate": 0.1}
     calm = {**PLAIN, "epochs": 2, "batch_size": 64, "schedule": "cosine", "learning_rate": 0.03}
-    weights = zoo.Initial(tmp_path / "start" / "last.params", None)
+    weights = checkpoints.Checkpoint(
+        "mobilenet-29-0.5", "digits", path=tmp_path / "start" / "last.params", task=get_task("digits")
+    )
 
     def train(name, contexts, recipe, init=None):
         with prepare.start(config.make({**DIGITS, **recipe}), tmp_path / name, on(contexts), init) as loop:

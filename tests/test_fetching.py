@@ -254,7 +254,7 @@ def test_weights_are_never_downloaded_into_the_package(server, monkeypatch, home
     monkeypatch.setattr(weights, "PRETRAINED", tmp_path)
     monkeypatch.delenv("PYDMOBILENET_HOME")
     monkeypatch.setenv("PYDMOBILENET_WEIGHTS_URL", server.url)
-    checkpoint = catalog.Checkpoint("models/family/a.params", len(CONTENT), DIGEST.partition(":")[2], "")
+    checkpoint = catalog.PublishedFile("models/family/a.params", len(CONTENT), DIGEST.partition(":")[2], "")
     where = home / "mxnet" / "models"
     with pytest.raises(MissingFileError, match=f"put it into {where}$"):
         weights.obtain(checkpoint)

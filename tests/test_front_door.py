@@ -7,8 +7,7 @@ import pytest
 from helpers import CIFAR_MODELS, ROOT, commander
 
 import pydmobilenet
-from pydmobilenet import catalog
-from pydmobilenet.checkpoints import runs
+from pydmobilenet import catalog, checkpoints
 from pydmobilenet.data import DATASETS, get_task
 from pydmobilenet.reporting import listing
 
@@ -129,7 +128,7 @@ def test_the_zoo_is_listed_with_what_is_here(run, monkeypatch):
 
 
 def test_on_a_narrow_terminal_the_zoo_is_narrow():
-    wide, narrow = (listing.zoo_table(runs.bundled(), width=width).splitlines() for width in (None, 90))
+    wide, narrow = (listing.zoo_table(checkpoints.bundled(), width=width).splitlines() for width in (None, 90))
     assert "digits-pyd-add-29-0.25.params" in "".join(wide)
     assert [line.split("|")[-2].strip() for line in narrow[2:]] == ["yes"] * 4
     assert max(map(len, narrow)) <= 90
@@ -160,11 +159,11 @@ def test_a_network_s_layers_add_up(name, run):
 
 def test_files_are_fetched_from_a_server_and_what_is_missing_is_said(run, server, weights_dir, monkeypatch, home):
     record = catalog.find("resnet-29-0.5", "cifar10")
-    content = (weights_dir / record.checkpoint.path.split("/", 1)[1]).read_bytes()
-    server.files[f"/{record.checkpoint.path}"] = content
+    content = (weights_dir / record.file.path.split("/", 1)[1]).read_bytes()
+    server.files[f"/{record.file.path}"] = content
     monkeypatch.setenv("PYDMOBILENET_WEIGHTS_URL", server.url)
     code, out, err = run("fetch", "resnet-29-0.5", "-d", "cifar10")
-    target = home / "project" / "models" / record.checkpoint.filename
+    target = home / "project" / "models" / record.file.name
     assert code == 1  # the images could not be had
     assert out == f"resnet-29-0.5 for cifar10: {target}\n"
     assert target.read_bytes() == content

@@ -121,7 +121,7 @@ def test_whatever_comes_from_data_is_escaped(cifar, tmp_path):
     task = Task(f"folder:{evil}", evil, (evil, "b'\"<", *"cdefghij"), 10, (0, 0, 0), (1, 1, 1))
     dataset = replace(cifar, task=task, source=evil)
     file = tmp_path / evil.replace("/", "") / "<i>.params"
-    record = Record("resnet-29-0.5", "digits", 5.0, None, None, None, None, None, evil, file)
+    record = Record("resnet-29-0.5", "digits", 5.0, note=evil, path=file)
     page = Page(page_of((dataset, [answered(record, dataset), Result(record, reason=evil)])))
     assert page.errors == []
     assert not page.of("script")
@@ -262,7 +262,7 @@ def test_both_plots_show_the_measured_and_the_published_points(text):
 
 
 def test_results_of_no_published_table_have_no_plot(cifar, tmp_path):
-    record = Record("resnet-29-0.5", "digits", 5.0, None, None, None, None, None, "", tmp_path / "best.params")
+    record = Record("resnet-29-0.5", "digits", 5.0, path=tmp_path / "best.params")
     assert "<h3>Error and cost" not in page_of((cifar, [answered(record, cifar)]))
 
 

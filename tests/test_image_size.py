@@ -11,8 +11,7 @@ from oracle import FAMILIES
 from PIL import Image
 
 import pydmobilenet
-from pydmobilenet import engine, zoo
-from pydmobilenet.checkpoints import runs
+from pydmobilenet import checkpoints, engine, zoo
 
 ENGINES = [*TRAINERS, "onnxruntime"]
 RECIPE = {"model": MODEL, "batch_size": 8, "epochs": 2, "warmup_epochs": 1, "image_size": 48, "device": "cpu"}
@@ -46,7 +45,7 @@ def test_a_run_of_larger_images_tells_their_size_to_whatever_takes_it(kind, phot
     answer = train(photos, "--output", run, "--engine", kind, *options(RECIPE))
     assert answer.returncode == 0, answer.stderr
     assert json.loads((run / "run.json").read_text())["image_size"] == 48
-    assert runs.of_run(run).task.image == (3, 48, 48)
+    assert checkpoints.inspect(run).task.image == (3, 48, 48)
     (result,) = pydmobilenet.validate(run, progress=False)
     assert result.verdict == "match"
     assert result.complexity == zoo.describe(MODEL, outputs=3).complexity((3, 48, 48))
@@ -70,7 +69,7 @@ def test_a_network_answers_to_another_size_where_that_is_asked_for(photos):
         )
         by_size[size] = answer.classes[0][2]
     assert by_size[None] == by_size[32] != by_size[64]
-    assert zoo.source("pyd-add-29-0.25", "digits", image_size=64).task.image == (3, 64, 64)
+    assert checkpoints.find("pyd-add-29-0.25", "digits", image_size=64).task.image == (3, 64, 64)
 
 
 @pytest.mark.parametrize(("size", "nearest"), [(30, 28), (0, 8), (2000, 1024)])

@@ -13,7 +13,7 @@ import yaml
 from helpers import CIFAR_MODELS, ROOT, make_classes
 
 import pydmobilenet
-from pydmobilenet import catalog, zoo
+from pydmobilenet import catalog, checkpoints, zoo
 from pydmobilenet.checkpoints import params, safetensors, weights
 from pydmobilenet.data import get_task
 from pydmobilenet.errors import InvalidValueError, MissingFileError, UnusableError, UserError
@@ -48,7 +48,7 @@ def test_a_directory_has_the_network_its_configuration_and_a_card(exported):
     assert found.arrays.keys() == bundled.keys()
     for name, array in bundled.items():
         np.testing.assert_array_equal(found.arrays[name], array)
-    assert zoo.source(None, weights=exported / "model.safetensors").task == get_task("digits")
+    assert checkpoints.find(None, weights=exported / "model.safetensors").task == get_task("digits")
 
 
 def test_a_card_says_whose_the_weights_are_and_how_well_they_do(exported):
@@ -60,8 +60,8 @@ def test_a_card_says_whose_the_weights_are_and_how_well_they_do(exported):
 
 
 def test_the_authors_weights_have_no_license_of_ours(weights_dir, tmp_path):
-    checkpoint = catalog.find(MODEL, "cifar10").checkpoint
-    file = next(weights_dir.rglob(checkpoint.filename))
+    checkpoint = catalog.find(MODEL, "cifar10").file
+    file = next(weights_dir.rglob(checkpoint.name))
     for number, options in enumerate([{"weights_dir": weights_dir}, {"weights": file}]):
         pydmobilenet.export(MODEL, tmp_path / str(number), format="huggingface", **options)
         assert "license" not in front_matter(tmp_path / str(number))
@@ -108,7 +108,7 @@ def test_what_is_given_away_has_no_path_of_the_folder_that_was_learned(tmp_path,
     }
     told.update(mean=task.mean, std=task.std, checkpoints={"best.params": checkpoint})
     (tmp_path / "run.json").write_text(json.dumps(told))
-    source = zoo.source(None, weights=tmp_path)
+    source = checkpoints.find(None, weights=tmp_path)
     away = tmp_path / "away"
     away.mkdir()
     weights.write(away / "x.safetensors", source.arrays(), source.metadata())
@@ -122,12 +122,12 @@ def test_what_is_given_away_has_no_path_of_the_folder_that_was_learned(tmp_path,
 
     monkeypatch.chdir(tmp_path)
     for file in (away / "x.safetensors", away / "hf" / "model.safetensors"):
-        loaded = zoo.source(None, weights=file)
+        loaded = checkpoints.find(None, weights=file)
         assert (loaded.task.title, loaded.task.classes) == ("photos", ("a", "b"))
-        assert zoo.source(None, "folder:photos", file).task == loaded.task
+        assert checkpoints.find(None, "folder:photos", file).task == loaded.task
     make_classes(tmp_path / "photos", "ac", {".": 1})  # another folder that is called so
     with pytest.raises(InvalidValueError, match=r"has learned folder:photos \(classes: a, b\), not folder:photos"):
-        zoo.source(None, "folder:photos", file)
+        checkpoints.find(None, "folder:photos", file)
     pydmobilenet.export(None, away / "again.onnx", weights=file)
 
 
@@ -281,9 +281,9 @@ def test_the_images_that_timm_prepares_are_normalised_as_ours(timm):
     ],
 )
 def test_timm_loads_the_authors_weights(timm, torch, weights_dir, name, model, dataset, home):
-    checkpoint = catalog.find(model, dataset).checkpoint
+    checkpoint = catalog.find(model, dataset).file
     if weights.find(checkpoint, weights_dir) is None:
-        pytest.skip(f"{checkpoint.filename} is not here")
+        pytest.skip(f"{checkpoint.name} is not here")
     (home / "project").mkdir()
     (home / "project" / "models").symlink_to(weights_dir)
     expected = reference(torch, model, dataset, pretrained=True)

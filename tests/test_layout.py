@@ -19,9 +19,8 @@ LAYERS = [
     {"engine"},
     {"gluon", "pytorch", "onnx"},
     {"training", "huggingface"},
-    {"zoo"},
     {"checkpoints"},
-    {"provenance", "plots"},
+    {"provenance", "plots", "zoo"},
     {"network", "folding", "data"},
 ]
 

@@ -149,7 +149,7 @@ def test_errors_are_a_line_and_a_data_set_is_drawn(call, folder):
 
 def test_places_of_weights_are_a_line(call, folder):
     record = catalog.find("resnet-29-0.5", "cifar10")
-    (folder / record.checkpoint.filename).write_bytes(b"none")
+    (folder / record.file.name).write_bytes(b"none")
     code, out, err = call("list", record.model, "-d", "cifar10", "--weights-dir", folder)
     assert (code, err) == (0, "")
     assert_lines(out, 3)

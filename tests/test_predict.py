@@ -14,7 +14,7 @@ from helpers import ROOT, commander
 from PIL import Image
 
 import pydmobilenet
-from pydmobilenet import engine, zoo
+from pydmobilenet import checkpoints, engine
 from pydmobilenet.checkpoints import params
 from pydmobilenet.data import get_dataset
 
@@ -82,7 +82,7 @@ def test_json_has_the_probabilities_of_the_literal_network(run, pictures, digits
     assert (code, err) == (0, "")
     ((image),) = json.loads(out)
     assert (image["image"], image["size"], image["resized"]) == (str(pictures / "00.png"), [32, 32], False)
-    source = zoo.source("pyd-add-29-0.25", "digits")
+    source = checkpoints.find("pyd-add-29-0.25", "digits")
     logits = oracle.logits(source.network, source.arrays(), digits.normalised(0, 1))[0]
     expected = np.exp(logits) / np.exp(logits).sum()
     assert [each["label"] for each in image["classes"]] == np.argsort(-expected).tolist()

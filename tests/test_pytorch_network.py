@@ -29,7 +29,7 @@ BUNDLED = "pyd-add-29-0.25"
 CHECKPOINTS = [
     record
     for record in catalog.RECORDS
-    if record.checkpoint and (SHARED / "weights" / record.checkpoint.path.split("/", 1)[1]).exists()
+    if record.file and (SHARED / "weights" / record.file.path.split("/", 1)[1]).exists()
 ]
 
 

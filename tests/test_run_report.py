@@ -8,8 +8,7 @@ import pytest
 from helpers import epoch, history_of
 from test_html import Page, page_of
 
-from pydmobilenet import plots, provenance
-from pydmobilenet.checkpoints import runs
+from pydmobilenet import checkpoints, plots, provenance
 from pydmobilenet.data import Dataset
 from pydmobilenet.metrics import Answers, Score, confusion, recall_precision
 from pydmobilenet.reporting import classes, tables
@@ -38,7 +37,7 @@ def record(tmp_path):
     run = Run.create(tmp_path / "run", "model: x\n", state, METADATA)
     run.save(state, {"best.params": {"epoch": 4, "test_error": 100 / 3}})
     run.lock.release()
-    return runs.of_run(tmp_path / "run")
+    return checkpoints.inspect(tmp_path / "run")
 
 
 def result_of(record):
@@ -85,7 +84,7 @@ def test_a_run_that_was_not_evaluated_is_no_published_one(record):
 
 
 def test_the_bundled_networks_are_no_published_ones():
-    rows = [Result(record, reason="no images") for record in runs.bundled()]
+    rows = [Result(record, reason="no images") for record in checkpoints.bundled()]
     assert Page(page_of((None, rows))).of("h1") == ["PydMobileNet: networks trained with this project"]
 
 
@@ -119,7 +118,7 @@ def test_of_many_classes_the_text_lists_the_worst(record, number, listed, matrix
 def test_a_run_without_its_history_has_a_page_without_curves(record, damage):
     dataset, result = result_of(record)
     assert Page(page_of((dataset, [result]))).of("h4") == ["Curves", "Most confident mistakes"]
-    path = record.file.parent / "last.state"
+    path = record.path.parent / "last.state"
     path.unlink() if damage == "missing" else path.write_bytes(b"other")
     assert Page(page_of((dataset, [result]))).of("h4") == ["Most confident mistakes"]
 

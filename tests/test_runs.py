@@ -12,8 +12,7 @@ from helpers import train as train_py
 from PIL import Image
 
 import pydmobilenet
-from pydmobilenet import cli, data
-from pydmobilenet.checkpoints import runs
+from pydmobilenet import checkpoints, cli, data
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError
 
 MODEL = "mobilenet-11-0.125"
@@ -168,7 +167,7 @@ def test_a_run_tells_all_that_its_result_depends_on(original):
     [
         (("--model", "resnet-11-0.125"), f"is of {MODEL}, not of resnet-11-0.125; nearest: {MODEL}"),
         (("--dataset", "cifar10"), "has learned folder:"),
-        (("--weights-dir", ROOT), "--weights and --weights-dir are two places"),
+        (("--weights-dir", ROOT), "weights_dir is where published weights are looked for: pass either that or weights"),
     ],
 )
 def test_what_is_given_beside_a_run_and_differs_is_a_mistake(arguments, words, original, moved, call):
@@ -192,14 +191,14 @@ def test_parameters_that_no_run_tells_of_need_a_model(original, call, tmp_path):
     picture = original[0] / "test" / "b" / "0.png"
     code, _, err = call("predict", picture, "--weights", tmp_path / "mine.params")
     assert code == 2
-    assert "does not record its model; pass --model and --dataset" in err
+    assert "does not record its model and data set; pass both, or" in err
     given = ("--model", MODEL, "--dataset", f"folder:{original[0]}")
     code, out, _ = call("predict", picture, "--weights", tmp_path / "mine.params", *given)
     assert code == 0
     assert ": b " in out
     code, _, err = call("predict", picture)
     assert code == 2
-    assert "no network is named: add --model NAME, or --weights RUN" in err
+    assert "no network is named: pass a model, or the weights of a run" in err
 
 
 # Going on with a run.
@@ -355,7 +354,7 @@ def test_a_run_that_has_saved_nothing_yet_says_so(interrupted, call):
     _, run = interrupted
     change_metadata(run, lambda metadata: metadata.update(checkpoints={}))
     with pytest.raises(MissingFileError, match="has no checkpoint yet: its first epoch is not finished"):
-        runs.of_run(run)
+        checkpoints.inspect(run)
 
 
 # What Python is given.
@@ -388,11 +387,11 @@ def test_forged_descriptions_are_refused(forged, moved):
     metadata = json.loads((moved / "run.json").read_text())
     (moved / "run.json").write_text(json.dumps({**metadata, **forged}))
     with pytest.raises(BadFileError, match=r"run\.json does not describe a run"):
-        runs.of_run(moved)
+        checkpoints.inspect(moved)
 
 
 def test_data_with_other_classes_is_refused_wherever_it_is_read(original, tmp_path):
-    task = runs.of_run(original[1]).task
+    task = checkpoints.inspect(original[1]).task
     with pytest.raises(BadFileError, match="it lacks 'a' and it has 'z'"):
         data.get_dataset(f"folder:{renamed(original[0], tmp_path)}", "test", task=task)
     with pytest.raises(InvalidValueError, match="unknown split"):

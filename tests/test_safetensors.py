@@ -13,8 +13,8 @@ import pytest
 import safetensors.numpy as official
 from helpers import ROOT
 
-from pydmobilenet import api, catalog, cli, zoo
-from pydmobilenet.checkpoints import described, params, safetensors, weights
+from pydmobilenet import api, catalog, checkpoints, cli, zoo
+from pydmobilenet.checkpoints import params, safetensors, weights
 from pydmobilenet.data import get_task
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UserError
 
@@ -132,15 +132,18 @@ def test_arrays_that_have_exchanged_their_names_are_noticed(tmp_path):
 
 
 def test_a_file_with_metadata_names_its_network_and_its_task(file, arrays):
-    source = zoo.source(None, weights=file)
-    assert (source.name, source.task) == (MODEL, get_task("digits"))
-    assert zoo.request(MODEL, weights=file).outputs == 10
+    source = checkpoints.find(None, weights=file)
+    assert (source.model, source.task) == (MODEL, get_task("digits"))
+    assert checkpoints.resolve(MODEL, weights=file).outputs == 10
     for name, array in source.arrays().items():
         np.testing.assert_array_equal(array, arrays[name])
 
 
 def test_another_model_or_data_set_than_a_file_tells_is_refused(file):
-    for call in (zoo.source, lambda model, dataset, weights: zoo.request(model, dataset, weights=weights)):
+    for call in (
+        checkpoints.find,
+        lambda model, dataset, weights: checkpoints.resolve(model, dataset, weights=weights),
+    ):
         with pytest.raises(InvalidValueError, match=rf"is of {MODEL}, not of resnet-29-0.5; nearest: {MODEL}"):
             call("resnet-29-0.5", None, file)
         with pytest.raises(InvalidValueError, match=r"has learned digits .*, not cifar10; nearest: digits"):
@@ -148,22 +151,22 @@ def test_another_model_or_data_set_than_a_file_tells_is_refused(file):
 
 
 def test_a_fresh_head_is_drawn_for_other_classes_than_a_file_tells(file):
-    asked = zoo.request(MODEL, classes=37, weights=file)
+    asked = checkpoints.resolve(MODEL, classes=37, weights=file)
     assert asked.outputs == 37
     assert "head.dense.bias" not in asked.arrays
 
 
 def test_a_file_without_metadata_is_one_of_bare_parameters(arrays, tmp_path):
     safetensors.write(tmp_path / "bare.safetensors", arrays)
-    assert described.find(tmp_path / "bare.safetensors") is None
-    with pytest.raises(UserError, match="does not record its model; pass --model and --dataset"):
-        zoo.source(None, weights=tmp_path / "bare.safetensors")
-    assert zoo.source(MODEL, "digits", tmp_path / "bare.safetensors").arrays().keys() == arrays.keys()
+    assert checkpoints.inspect(tmp_path / "bare.safetensors") is None
+    with pytest.raises(UserError, match="does not record its model and data set; pass both, or"):
+        checkpoints.find(None, weights=tmp_path / "bare.safetensors")
+    assert checkpoints.find(MODEL, "digits", tmp_path / "bare.safetensors").arrays().keys() == arrays.keys()
 
 
 def test_a_file_is_known_by_its_content_and_not_by_its_name(file, tmp_path):
     file.rename(tmp_path / "net.bin")
-    assert zoo.source(None, weights=tmp_path / "net.bin").name == MODEL
+    assert checkpoints.find(None, weights=tmp_path / "net.bin").model == MODEL
 
 
 @pytest.mark.parametrize(
@@ -173,7 +176,7 @@ def test_metadata_that_describe_no_network_are_refused(wrong, arrays, tmp_path):
     told = {"model": MODEL, **api.data.about(get_task("digits")), **wrong}
     safetensors.write(tmp_path / "x.safetensors", arrays, told)
     with pytest.raises(BadFileError, match="does not describe a network"):
-        zoo.source(None, weights=tmp_path / "x.safetensors")
+        checkpoints.find(None, weights=tmp_path / "x.safetensors")
 
 
 def test_predict_and_export_need_nothing_but_the_file(tmp_path, monkeypatch, capsys):
@@ -218,7 +221,7 @@ def test_an_existing_target_and_an_unnamed_network_are_mistakes(file, arrays, tm
     assert (code, "no such parameter file" in text) == (2, True)
     params.write(tmp_path / "bare.params", arrays)
     code, text = convert(monkeypatch, capsys, tmp_path / "bare.params", tmp_path / "x.params")
-    assert (code, "pass --model" in text) == (2, True)
+    assert (code, "does not record its model" in text) == (2, True)
 
 
 # Published weights
@@ -227,13 +230,13 @@ def test_an_existing_target_and_an_unnamed_network_are_mistakes(file, arrays, tm
 @pytest.fixture
 def published(weights_dir):
     record = catalog.find("resnet-29-0.5", "cifar10")
-    return record.checkpoint, weights.find(record.checkpoint, weights_dir)
+    return record.file, weights.find(record.file, weights_dir)
 
 
 def converted(place, published, **changes):
     """The authors' file as it is converted, in a directory of its own."""
-    source = zoo.source("resnet-29-0.5", None, published[1])
-    path = place / published[0].filename.replace(".params", ".safetensors")
+    source = checkpoints.find("resnet-29-0.5", None, published[1])
+    path = place / published[0].name.replace(".params", ".safetensors")
     weights.write(path, source.arrays(), {**source.metadata(), **changes})
     return path
 
@@ -241,7 +244,7 @@ def converted(place, published, **changes):
 def test_the_authors_weights_are_found_where_they_were_converted(published, tmp_path):
     path = converted(tmp_path, published)
     assert weights.find(published[0], tmp_path) == path
-    ours = zoo.request("resnet-29-0.5", pretrained=True, weights_dir=tmp_path).arrays
+    ours = checkpoints.resolve("resnet-29-0.5", pretrained=True, weights_dir=tmp_path).arrays
     theirs = weights.read(published[1])
     for name, array in ours.items():
         np.testing.assert_array_equal(array, theirs[name])
@@ -251,7 +254,7 @@ def test_the_authors_weights_are_found_where_they_were_converted(published, tmp_
 def test_a_file_that_was_not_converted_from_the_published_one_is_refused(published, source, tmp_path):
     converted(tmp_path, published, source_sha256=source)
     with pytest.raises(BadFileError, match="was not converted from the published file"):
-        zoo.request("resnet-29-0.5", pretrained=True, weights_dir=tmp_path)
+        checkpoints.resolve("resnet-29-0.5", pretrained=True, weights_dir=tmp_path)
 
 
 def test_a_converted_file_that_is_damaged_is_refused(published, tmp_path):
@@ -260,4 +263,4 @@ def test_a_converted_file_that_is_damaged_is_refused(published, tmp_path):
         opened.seek(-9, os.SEEK_END)
         opened.write(b"\0")
     with pytest.raises(BadFileError, match="do not have the SHA-256"):
-        zoo.request("resnet-29-0.5", pretrained=True, weights_dir=tmp_path)
+        checkpoints.resolve("resnet-29-0.5", pretrained=True, weights_dir=tmp_path)

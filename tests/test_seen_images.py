@@ -7,6 +7,7 @@ import pytest
 from helpers import MODEL, assert_mistake, commander, make_classes, options, runner
 
 import pydmobilenet
+from pydmobilenet import checkpoints
 from pydmobilenet.checkpoints import runs
 from pydmobilenet.data import get_splits
 from pydmobilenet.data.splits import DEFAULT
@@ -74,7 +75,7 @@ def change(run, **values):
 def test_a_run_records_the_images_that_it_has_learned_or_chosen_by(learned):
     photos, run, _ = learned
     splits = get_splits(photos, DEFAULT)
-    seen = runs.of_run(run).seen.split()
+    seen = checkpoints.inspect(run).seen.split()
     assert seen == sorted({*splits.train.hashes, *splits.val.hashes})
     assert all(len(each) == 16 for each in seen)
 
@@ -88,7 +89,7 @@ def test_a_run_on_a_folder_that_has_grown_starts_from_the_weights_and_inherits_w
     assert not told(recwarn)
     splits = get_splits(grown, DEFAULT)
     seen = set(metadata["seen_images"].split())
-    assert seen == {*splits.train.hashes, *splits.val.hashes, *runs.of_run(run).seen.split()}
+    assert seen == {*splits.train.hashes, *splits.val.hashes, *checkpoints.inspect(run).seen.split()}
     assert not seen & set(splits.test.hashes)
 
 
@@ -144,7 +145,7 @@ def test_published_weights_have_seen_no_image_of_a_folder(learned, started, weig
 
 def test_of_other_data_what_a_run_has_seen_is_left_out_and_nothing_is_judged(learned, call, tmp_path, recwarn):
     photos, run, grown = learned
-    unseen = 90 - len(runs.of_run(run).seen.split())
+    unseen = 90 - len(checkpoints.inspect(run).seen.split())
     code, out, _ = call("validate", run, "-d", grown, "--device", "cpu")
     assert code == 0
     assert told(recwarn) == [f"{90 - unseen} of 90 images have trained {run} or chosen its epoch: left out"]
@@ -198,13 +199,13 @@ def test_runs_of_version_0_4_on_splits_of_their_own_go_on_and_are_validated(trai
 def test_forged_hashes_are_refused(forged, run):
     change(run, seen_images=forged)
     with pytest.raises(pydmobilenet.errors.BadFileError, match="does not describe a run"):
-        runs.of_run(run)
+        checkpoints.inspect(run)
 
 
 def test_digits_put_aside_are_recorded_by_their_pixels(tmp_path):
     values = {**VALUES, "val_fraction": 0.1, "batch_size": 600}
     run = pydmobilenet.train(dataset="digits", output=tmp_path / "run", progress=False, **values)
     splits = get_splits("digits", pydmobilenet.data.Fractions(0.1))
-    assert set(runs.of_run(run.directory).seen.split()) == {*splits.train.hashes, *splits.val.hashes}
+    assert set(checkpoints.inspect(run.directory).seen.split()) == {*splits.train.hashes, *splits.val.hashes}
     (result,) = pydmobilenet.validate(run.directory / "last.params", progress=False)
     assert (result.verdict, result.counts.images) == ("match", len(splits.val))

@@ -10,7 +10,7 @@ import pytest
 from helpers import make_classes
 
 import pydmobilenet
-from pydmobilenet import zoo
+from pydmobilenet import checkpoints
 from pydmobilenet.data import Fractions, folder, get_splits, get_task
 from pydmobilenet.data.datasets import tell_of_namesake
 from pydmobilenet.data.splits import DEFAULT, sides
@@ -293,5 +293,5 @@ def test_a_folder_that_has_the_name_of_a_data_set_is_told_of_once(tmp_path, monk
         assert len(pydmobilenet.get_dataset("./digits", "test")) == 4
     tell_of_namesake.cache_clear()
     with pytest.warns(UserWarning, match="digits is the bundled data set"):
-        zoo.source("pyd-add-29-0.25", "digits")
+        checkpoints.find("pyd-add-29-0.25", "digits")
     tell_of_namesake.cache_clear()

@@ -11,13 +11,13 @@ import pytest
 from helpers import ROOT
 
 import pydmobilenet
-from pydmobilenet import catalog, fetching, processor
-from pydmobilenet.checkpoints import params, runs, weights
+from pydmobilenet import catalog, checkpoints, fetching, processor
+from pydmobilenet.checkpoints import params, weights
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError
 from pydmobilenet.gluon.inference import GluonEngine
 from pydmobilenet.validation import exit_code, validate
 
-BUNDLED = runs.bundled()
+BUNDLED = checkpoints.bundled()
 NAMES = ["resnet-29-0.5", "mobilenet-29-0.5", "pyd-add-29-0.25", "pyd-concat-29-0.25"]
 MODEL = "pyd-add-11-0.25"
 
@@ -51,7 +51,7 @@ def stored(path):
 def test_the_smallest_network_of_each_family_is_bundled_in_about_two_megabytes():
     assert sorted(record.model for record in BUNDLED) == sorted(NAMES)
     assert {record.dataset for record in BUNDLED} == {"digits"}
-    assert sum(record.file.stat().st_size for record in BUNDLED) < 2.1e6
+    assert sum(record.path.stat().st_size for record in BUNDLED) < 2.1e6
     smallest = {}
     for name in catalog.list_models(dataset="cifar10"):
         family = catalog.parse_name(name).family
@@ -61,12 +61,12 @@ def test_the_smallest_network_of_each_family_is_bundled_in_about_two_megabytes()
 
 @pytest.mark.parametrize("record", BUNDLED, ids=lambda record: record.model)
 def test_a_bundled_checkpoint_is_what_the_manifest_says(record):
-    assert runs.verified(record) == record.file
+    assert record.locate() == record.path
     entries = json.loads((ROOT / "pretrained" / "manifest.json").read_text())
-    entry = next(entry for entry in entries if entry["file"] == record.file.name)
+    entry = next(entry for entry in entries if entry["file"] == record.path.name)
     assert entry["test_error"] <= 2.5
     assert f"--model {record.model}" in entry["command"]
-    assert entry["bytes"] == record.file.stat().st_size
+    assert entry["bytes"] == record.path.stat().st_size
 
 
 def test_bundled_checkpoints_give_their_recorded_errors():
@@ -79,12 +79,12 @@ def test_bundled_checkpoints_give_their_recorded_errors():
 @pytest.mark.parametrize("name", NAMES)
 def test_get_model_finds_a_bundled_checkpoint(name):
     net = pydmobilenet.get_model(name, "digits", pretrained=True)
-    file = next(record.file for record in BUNDLED if record.model == name)
+    file = next(record.path for record in BUNDLED if record.model == name)
     np.testing.assert_array_equal(dense(net), stored(file))
 
 
 def test_a_run_stands_for_its_best_parameters_and_each_file_for_itself(run):
-    assert runs.of_run(run).file.name == "best.params"
+    assert checkpoints.inspect(run).path.name == "best.params"
     np.testing.assert_array_equal(
         dense(pydmobilenet.get_model(MODEL, "digits", weights=run)), stored(run / "best.params")
     )
@@ -117,20 +117,20 @@ def test_a_changed_checkpoint_is_refused(run):
 
 
 def test_what_is_no_run_is_refused_and_what_is_no_checkpoint_of_it_named(run, tmp_path):
-    with pytest.raises(MissingFileError, match="no such run"):
-        runs.of_run(tmp_path / "nothing")
+    with pytest.raises(MissingFileError, match="no such parameter file or run"):
+        checkpoints.inspect(tmp_path / "nothing")
     with pytest.raises(MissingFileError, match="holds no checkpoint of a run"):
-        runs.of_run(tmp_path)
+        checkpoints.inspect(tmp_path)
     shutil.copy(run / "last.params", run / "lost.params")
     with pytest.raises(InvalidValueError, match=r"unknown checkpoint 'lost.params'; nearest: last.params"):
-        runs.of_run(run / "lost.params")
+        checkpoints.inspect(run / "lost.params")
     (run / "run.json").write_text('{"model": "resnet-29-0.5"')
     with pytest.raises(BadFileError, match="does not describe a run"):
-        runs.of_run(run)
+        checkpoints.inspect(run)
 
 
 def test_a_run_is_validated_like_a_row_of_the_tables(run):
-    records = [runs.of_run(run), runs.of_run(run / "last.params")]
+    records = [checkpoints.inspect(run), checkpoints.inspect(run / "last.params")]
     ((_, results),) = validate(records, GluonEngine("cpu"))
     assert [result.counts.images for result in results] == [360, 360]
     assert {result.verdict for result in results} == {"differs"}  # untrained: not the error that was recorded
@@ -176,7 +176,7 @@ def test_a_bundled_network_is_compared_bit_for_bit_with_the_one_trained_again(
     changed, words, code, reproduce, monkeypatch, capsys
 ):
     (record,) = [each for each in BUNDLED if each.model == "mobilenet-29-0.5"]
-    sha256 = "0" * 64 if changed else record.checkpoint.sha256
+    sha256 = "0" * 64 if changed else record.sha256
     run = {
         "checkpoints": {"last.params": {"sha256": sha256, "test_error": 1.5}},
         "sessions": [{"environment": {"processor": "some CPU", "instruction_set": "AVX2"}}],

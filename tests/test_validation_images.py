@@ -12,7 +12,7 @@ from helpers import MODEL, TRAINERS, assert_mistake, make_classes, options, runn
 from PIL import Image
 
 import pydmobilenet
-from pydmobilenet.checkpoints import runs
+from pydmobilenet import checkpoints
 from pydmobilenet.data import get_splits, get_task
 from pydmobilenet.data.splits import DEFAULT
 from pydmobilenet.training import loop as loops
@@ -81,7 +81,7 @@ def test_the_test_error_is_that_of_the_best_epoch(photos, train, tmp_path, monke
     monkeypatch.setattr(Loop, "_finish_epoch", finish)
     answer = train(photos, "--output", tmp_path / "run", *options(RECIPE))
     assert "Test error of epoch 2, measured once" in answer.stdout
-    record = runs.of_run(tmp_path / "run")
+    record = checkpoints.inspect(tmp_path / "run")
     (result,) = pydmobilenet.validate(tmp_path / "run", progress=False)
     assert result.error == pytest.approx(record.top1_error)
 
@@ -122,7 +122,7 @@ def test_without_test_images_there_is_no_test_error_which_is_said(train, tmp_pat
     answer = train(tmp_path / "photos", "--output", tmp_path / "run", *options({**RECIPE, "epochs": 2}))
     assert answer.returncode == 0, answer.stderr
     assert "There are no test images: the best validation error leans optimistic." in answer.stdout
-    record = runs.of_run(tmp_path / "run")
+    record = checkpoints.inspect(tmp_path / "run")
     assert record.split == "val"
     (result,) = pydmobilenet.validate(tmp_path / "run", progress=False)
     assert result.verdict == "match"

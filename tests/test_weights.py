@@ -7,10 +7,11 @@ import re
 
 import mxnet as mx
 import numpy as np
+import oracle
 import pytest
 
 import pydmobilenet
-from pydmobilenet import catalog, zoo
+from pydmobilenet import catalog, network, zoo
 from pydmobilenet.checkpoints import params, weights
 from pydmobilenet.errors import BadFileError, MissingFileError
 from pydmobilenet.gluon.inference import fuse
@@ -49,7 +50,7 @@ def file(net, tmp_path):
 def checkpoint(file):
     content = file.read_bytes()
     git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-    return catalog.Checkpoint("models/family/a-0000.params", len(content), hashlib.sha256(content).hexdigest(), git)
+    return catalog.PublishedFile("models/family/a-0000.params", len(content), hashlib.sha256(content).hexdigest(), git)
 
 
 def values(net):
@@ -175,10 +176,24 @@ def test_a_file_of_another_network_is_refused_and_described(file, model, classes
         np.testing.assert_array_equal(values(other)[name], value)
 
 
-@pytest.mark.parametrize("name", ["resnet-29-0.5", "mobilenet-29-1.5", "pyd-add-56-0.75", "pyd-concat-29-0.25"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet-29-0.5", "mobilenet-29-1.5", "pyd-add-83-0.6", "pyd-concat-29-0.25", "pyd-add-11-0.125", "wrn-28-5"],
+)
 def test_files_are_described_by_what_is_in_them(name):
-    arrays = {key: p.data() for key, p in pydmobilenet.get_model(name, classes=7)._collect_params_with_prefix().items()}
-    assert weights.describe(arrays) == f"{name} with 7 classes"
+    arrays = oracle.random_arrays(zoo.describe(name, outputs=7))
+    assert weights.identify(arrays) == f"{name} with 7 classes"
+    wide = oracle.random_arrays(zoo.describe(name, "imagenet32", 7))
+    form = "" if name.startswith("wrn") else ", in its ImageNet32 form"
+    assert weights.identify(wide) == f"{name} with 7 classes{form}"
+    wide.popitem()
+    assert weights.identify(wide) == "another kind of network"
+
+
+def test_every_family_of_the_same_shapes_is_named(monkeypatch):
+    monkeypatch.setitem(network.FAMILIES, "pyd-max", network.FAMILIES["pyd-add"])
+    arrays = oracle.random_arrays(zoo.describe("pyd-add-29-0.5"))
+    assert weights.identify(arrays) == "pyd-add-29-0.5 with 10 classes or pyd-max-29-0.5 with 10 classes"
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "shape"])
@@ -270,7 +285,7 @@ def test_a_checkpoint_is_found_flat_or_as_in_the_authors_repository(checkpoint, 
 @pytest.mark.parametrize("place", ["project/models", "mxnet/models"])
 def test_a_checkpoint_is_found_at_home(checkpoint, file, home, place):
     (home / place).mkdir(parents=True)
-    target = file.rename(home / place / checkpoint.filename)
+    target = file.rename(home / place / checkpoint.name)
     assert weights.obtain(checkpoint) == target
 
 
@@ -280,7 +295,7 @@ def test_a_checkpoint_is_downloaded_once(checkpoint, file, server, monkeypatch, 
     for _ in range(2):
         assert weights.obtain(checkpoint).read_bytes() == file.read_bytes()
     assert len(server.requests) == 1
-    assert (home / "project" / "models" / checkpoint.filename).exists()
+    assert (home / "project" / "models" / checkpoint.name).exists()
 
 
 def test_no_more_of_a_checkpoint_is_downloaded_than_was_published(checkpoint, file, server, monkeypatch):
@@ -308,7 +323,7 @@ def test_a_file_with_a_wrong_hash_is_neither_used_nor_replaced(checkpoint, tmp_p
     monkeypatch.setenv("PYDMOBILENET_WEIGHTS_URL", server.url)
     server.files[f"/{checkpoint.path}"] = file.read_bytes()
     (tmp_path / "root").mkdir()
-    wrong = tmp_path / "root" / checkpoint.filename
+    wrong = tmp_path / "root" / checkpoint.name
     for content, words in ((b"my own network", "14 bytes of"), (b"x" * checkpoint.bytes, "sha256:")):
         wrong.write_bytes(content)
         with pytest.raises(BadFileError, match=f"{wrong} is not the published file.*{words}"):
@@ -326,7 +341,7 @@ def test_a_mirror_that_is_no_address_is_named(checkpoint, tmp_path, monkeypatch,
 def test_offline_a_miss_says_what_where_and_what_to_do(checkpoint, tmp_path, home):
     with pytest.raises(MissingFileError) as caught:
         weights.obtain(checkpoint, tmp_path / "root")
-    for part in (checkpoint.filename, f"{tmp_path}/root", f"{home}/mxnet/models", "refused", "put it into"):
+    for part in (checkpoint.name, f"{tmp_path}/root", f"{home}/mxnet/models", "refused", "put it into"):
         assert part in str(caught.value)
 
 

@@ -1,1 +1,5 @@
-"""Checkpoints: where they are, what is in them, and the runs that they belong to."""
+"""Which weights? A network with the weights that a name, a run or a file stands for."""
+
+from .checkpoint import PUBLISHED, Checkpoint, bundled, find, inspect, load_record, resolve
+
+__all__ = ["PUBLISHED", "Checkpoint", "bundled", "find", "inspect", "load_record", "resolve"]

@@ -1,14 +1,14 @@
-"""MXNet's parameter files, read and written with NumPy.
+"""MXNet's parameter files, read and written with NumPy: ``mx.nd.load`` allocates whatever a damaged header says.
 
-``mx.nd.load`` trusts the sizes that it reads: a single damaged byte in a header made it ask for tens of gigabytes. Here
-no array is made that the file does not hold. The format, little-endian, as `NDArray::Save` in MXNet 1.x writes it:
-the list's magic number and a reserved one; the number of arrays, then each array; the number of names, then each name.
+The format of `NDArray::Save` in MXNet 1.x, little-endian: the list's magic number and a reserved one; the number of
+arrays, then each array; the number of names, then each name.
 """
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ ARRAY_MAGIC = 0xF993FAC9
 DENSE = 0  # the storage type
 CPU = 1  # the device type that an array is loaded to
 TYPES = ("<f4", "<f8", "<f2", "u1", "<i4", "i1", "<i8")  # by MXNet's number for them
+HEAD = 9  # bytes that tell the format of a file
 
 
 def sidecar(path: Path) -> Path:
@@ -29,79 +30,69 @@ def sidecar(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def recognised(path: Path) -> bool:
-    """Return whether a file begins as this format does; not where it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(8) == LIST_MAGIC.to_bytes(8, "little")
-    except OSError:
-        return False
+def recognised(head: bytes) -> bool:
+    """Return whether a file that begins so may be of this format."""
+    return head.startswith(LIST_MAGIC.to_bytes(8, "little"))
 
 
-class _Reader:
-    def __init__(self, content: bytes):
-        self.content = memoryview(content)
-        self.position = 0
+def read_file(path: Path, recognised: Callable[[bytes], bool] = lambda head: False) -> bytes:
+    """Read a whole file, or the first bytes of a device or anything else they are not `recognised` of.
 
-    def take(self, size: int) -> memoryview:
-        piece = self.content[self.position : self.position + size]
-        if size < 0 or len(piece) < size:
-            raise ValueError("it ends too early")
-        self.position += size
-        return piece
-
-    def numbers(self, form: str) -> tuple[int, ...]:
-        return struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")))
-
-    def array(self) -> np.ndarray:
-        magic, storage, dimensions = self.numbers("IiI")
-        if magic != ARRAY_MAGIC or storage != DENSE or dimensions > 32:
-            raise ValueError("it holds something other than dense arrays")
-        shape = self.numbers(f"{dimensions}q")
-        _device, _number, kind = self.numbers("iii")
-        if not 0 <= kind < len(TYPES) or min(shape, default=0) < 0:
-            raise ValueError("an array has no valid type or shape")
-        dtype, size = np.dtype(TYPES[kind]), 1
-        for length in shape:  # in Python's integers, which do not overflow
-            size *= length
-        return np.frombuffer(self.take(size * dtype.itemsize), dtype).reshape(shape)
-
-    def name(self) -> str:
-        (length,) = self.numbers("Q")
-        return bytes(self.take(length)).decode()
-
-
-def read(path: Path) -> dict[str, np.ndarray]:
-    """The named arrays of a file that ``mx.nd.save`` or ``net.save_parameters`` has written.
-
-    Raises MissingFileError, and BadFileError for what is no such file, is damaged, or holds a number that is not
-    finite.
+    Raises MissingFileError.
     """
     try:
         with open(path, "rb") as file:
-            beginning = file.read(8)
-            # Of a device or another kind of file, however large, no more is read than this.
-            reader = _Reader(beginning + (file.read() if beginning == LIST_MAGIC.to_bytes(8, "little") else b""))
+            head = file.read(HEAD)
+            return head + file.read() if recognised(head) else head
     except OSError as error:
-        raise MissingFileError(f"no such parameter file: {path} ({error.strerror})") from None
+        raise MissingFileError(f"no such parameter file or run: {path} ({error.strerror})") from None
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Read the named arrays of a file that ``mx.nd.save`` or ``net.save_parameters`` has written.
+
+    Raises MissingFileError, and BadFileError for a damaged file, one of another kind, and numbers that are not finite.
+    """
     try:
-        (magic,) = reader.numbers("Q")
-        if magic != LIST_MAGIC:
-            raise ValueError("it does not begin as one")
-        _reserved, count = reader.numbers("QQ")
-        if count > len(reader.content):
-            raise ValueError("it ends too early")
-        arrays = [reader.array() for _ in range(count)]
-        (names,) = reader.numbers("Q")
-        if names != count or not count:
-            raise ValueError(f"it has {names} names for {count} arrays")
-        named = dict(zip([reader.name() for _ in range(names)], arrays))
-        if len(named) != count or reader.position != len(reader.content):
-            raise ValueError("it has a name twice, or more behind its end")
+        arrays = _parse(read_file(path, recognised))
     except ValueError as error:  # a name that is no UTF-8 raises a kind of it too
         raise BadFileError(f"{path} is no MXNet parameter file, or a damaged one: {error}") from None
-    check_finite(path, named)
-    return named
+    check_finite(path, arrays)
+    return arrays
+
+
+def _parse(content: bytes) -> dict[str, np.ndarray]:
+    if not recognised(content):
+        raise ValueError("it does not begin as one")
+    left = memoryview(content)
+
+    def take(size: int) -> memoryview:
+        nonlocal left
+        if size > len(left):
+            raise ValueError("it ends too early")
+        piece, left = left[:size], left[size:]
+        return piece
+
+    def numbers(form: str) -> tuple[int, ...]:
+        return struct.unpack(f"<{form}", take(struct.calcsize(f"<{form}")))
+
+    def array() -> np.ndarray:
+        magic, storage, dimensions = numbers("IiI")
+        if (magic, storage) != (ARRAY_MAGIC, DENSE):
+            raise ValueError("it holds something other than dense arrays")
+        shape = numbers(f"{dimensions}q")
+        _device, _number, kind = numbers("iii")
+        if not 0 <= kind < len(TYPES) or min(shape, default=0) < 0:
+            raise ValueError("an array has no valid type or shape")
+        dtype = np.dtype(TYPES[kind])
+        return np.frombuffer(take(math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
+
+    _magic, _reserved, count = numbers("QQQ")
+    arrays = [array() for _ in range(count)]  # the file ends before a count that is too high
+    names = [bytes(take(*numbers("Q"))).decode() for _ in range(*numbers("Q"))]
+    if len(set(names)) != count or len(names) != count or left:
+        raise ValueError(f"it has {len(set(names))} names for {count} arrays, or more behind its end")
+    return dict(zip(names, arrays))
 
 
 def check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -16,14 +16,13 @@ import numpy as np
 import safetensors.numpy
 
 from .. import files
-from ..errors import BadFileError, MissingFileError
+from ..errors import BadFileError
 from ..text import encodable
-from .params import check_finite
+from .params import check_finite, read_file
 
 SUFFIX = ".safetensors"
 FILE = f"model{SUFFIX}"  # of a directory in Hugging Face's layout
 LARGEST_HEADER = 100_000_000  # bytes, as the format has it
-BEGINNING = 9  # bytes: the header's length, and the brace that it begins with
 
 
 class Content(NamedTuple):
@@ -33,30 +32,20 @@ class Content(NamedTuple):
     metadata: dict[str, str]
 
 
-def recognised(path: Path) -> bool:
-    """Whether a file begins as this format does; not where it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return _is_beginning(file.read(BEGINNING))
-    except OSError:
-        return False
+def recognised(head: bytes) -> bool:
+    """Return whether a file that begins so may be of this format: a header's length, and its brace."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LARGEST_HEADER
 
 
 def read(path: Path) -> Content:
-    """The arrays and the metadata of a file.
+    """Read the arrays and the metadata of a file.
 
-    Raises MissingFileError, and BadFileError for what is no such file, is damaged, or holds a number that is not
-    finite. It is damaged too where its metadata has a ``sha256`` that is not the `digest` of its arrays.
+    Raises MissingFileError, and BadFileError for a damaged file, one of another kind, and numbers that are not finite.
+    Metadata with a ``sha256`` that is not the `digest` of the arrays are damaged too.
     """
+    content = read_file(path, recognised)
     try:
-        with open(path, "rb") as file:
-            beginning = file.read(BEGINNING)
-            # Of a device or another kind of file, however large, no more is read than this.
-            content = beginning + (file.read() if _is_beginning(beginning) else b"")
-    except OSError as error:
-        raise MissingFileError(f"no such parameter file: {path} ({error.strerror})") from None
-    try:
-        if not _is_beginning(beginning):
+        if not recognised(content):
             raise ValueError("it does not begin as one")
         arrays = safetensors.numpy.load(content)
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__") or {}
@@ -71,11 +60,6 @@ def read(path: Path) -> Content:
         raise BadFileError(f"{path} is no safetensors file, or a damaged one: {why}") from None
     check_finite(path, arrays)
     return Content(arrays, metadata)
-
-
-def _is_beginning(content: bytes) -> bool:
-    length, brace = content[:8], content[8:BEGINNING]
-    return brace == b"{" and int.from_bytes(length, "little") <= LARGEST_HEADER
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -97,13 +81,12 @@ def dump(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = 
     says to other libraries whose names and layouts the arrays have: PyTorch's.
     """
     arrays = {name: np.ascontiguousarray(array, "<f4") for name, array in sorted(arrays.items())}
-    told = {name: encodable(value) for name, value in (metadata or {}).items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt", **told, "sha256": digest(arrays)}}
+    texts = {name: encodable(value) for name, value in (metadata or {}).items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **texts, "sha256": digest(arrays)}}
     position = 0
     for name, array in arrays.items():
-        end = position + array.nbytes
-        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [position, end]}
-        position = end
+        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [position, position + array.nbytes]}
+        position += array.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # numbers begin at a multiple of 8 bytes
     return b"".join([len(text).to_bytes(8, "little"), text, *(array.tobytes() for array in arrays.values())])

@@ -1,28 +1,39 @@
-"""Checkpoints: find, fetch, verify, load. Reads the authors' format, and what Gluon writes of our own networks: its
-structural names (``net.save_parameters``) and those of its scopes (``net.export``, ``net.collect_params().save``).
+"""Files of weights: find, download, verify, read and write. Reads the authors' format, and what Gluon writes of our
+networks: structural names (``net.save_parameters``) and those of scopes (``net.export``, ``collect_params().save``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from .. import fetching, files
-from ..catalog import Checkpoint
+from ..catalog import PublishedFile
 from ..data import decoded
 from ..errors import BadFileError, InvalidValueError, MissingFileError, UnusableError
 from ..folding import lower
-from ..network import Architecture, BatchNorm, Convolution, Dense, Layer, Network
+from ..network import (
+    CIFAR,
+    FAMILIES,
+    IMAGENET32,
+    Architecture,
+    BatchNorm,
+    Convolution,
+    Dense,
+    Network,
+    describe,
+)
 from ..resources import PRETRAINED
-from . import params, runs, safetensors
+from . import params, safetensors
 
 Head = Literal["required", "optional", "fresh"]
 """Whether a file's dense layer has to fit the network, is loaded where it fits, or is never loaded."""
@@ -65,66 +76,55 @@ BLOCK_PARTS = {
     "conv0": "shortcut.0",
     "batchnorm0": "shortcut.1",
 }
+GLUON_KINDS = {Convolution: "conv", BatchNorm: "batchnorm", Dense: "dense"}
 
 
-def places(root: Path | None = None) -> Iterator[Path]:
-    """The directories in which checkpoints are looked for, in the order of search.
+def places(root: Path | None = None) -> list[Path]:
+    """List where the authors' files are looked for: `root`, ``$PYDMOBILENET_HOME``, the package, MXNet's home."""
+    return fetching.search_path("models", root, PRETRAINED if os.path.isdir(PRETRAINED) else None)
 
-    The path given; ``$PYDMOBILENET_HOME``; the bundled ones; MXNet's home.
+
+def find(file: PublishedFile, root: Path | None = None) -> Path | None:
+    """Find and verify one of the authors' files in the `places`: flat or as in their repository, itself or converted.
+
+    Raises BadFileError for a file of that name with other content.
     """
-    yield from fetching.search_path("models", root, PRETRAINED if os.path.isdir(PRETRAINED) else None)
-
-
-def find(checkpoint: Checkpoint, root: Path | None = None) -> Path | None:
-    """The verified file of a checkpoint, if it is on this machine: flat in one of the `places`, or as in the authors'
-    repository; the authors' own, or one converted from it. Raises BadFileError for a file of that name with other
-    content.
-    """
-    tail = checkpoint.path.split("/", 1)[1]  # without `models/`
-    forms = [Path(form) for form in (checkpoint.filename, tail, checkpoint.path)]
+    forms = [Path(form) for form in (file.name, file.path.removeprefix("models/"), file.path)]
     forms += [form.with_suffix(safetensors.SUFFIX) for form in forms]
-    found = fetching.first_existing(place / form for place in places(root) for form in forms)
-    if found and found.suffix == safetensors.SUFFIX:
-        return _converted(found, checkpoint)
-    return found and fetching.verify(found, checkpoint.digest, checkpoint.bytes)
-
-
-def _converted(path: Path, checkpoint: Checkpoint) -> Path:
-    """`path`, if it says that it was converted from the checkpoint; that it is whole is checked as it is read."""
+    path = fetching.first_existing(place / form for place in places(root) for form in forms)
+    if path is None or path.suffix != safetensors.SUFFIX:
+        return path and fetching.verify(path, file.digest, file.bytes)
     source = safetensors.read(path).metadata.get("source_sha256")
-    if not source or source != checkpoint.sha256:
+    if not source or source != file.sha256:
         raise BadFileError(
             f"{path} was not converted from the published file: its source_sha256 is {str(source)[:100]}, not "
-            f"{checkpoint.sha256 or 'known'}; move it away to go on"
+            f"{file.sha256 or 'known'}; move it away to go on"
         )
     return path
 
 
-def obtain(checkpoint: Checkpoint, root: Path | None = None) -> Path:
-    """The verified file of a checkpoint, downloaded if it is not on this machine: to `root`, ``$PYDMOBILENET_HOME`` or
-    MXNet's home, never into the package.
+def obtain(file: PublishedFile, root: Path | None = None) -> Path:
+    """Find one of the authors' files, or download it to `root`, ``$PYDMOBILENET_HOME`` or MXNet's home; verify it.
 
     Raises MissingFileError, which says what was looked for, where, and which file to put there; and BadFileError.
     """
-    found = find(checkpoint, root)
-    if found:
-        return found
+    if path := find(file, root):
+        return path
     base = (os.environ.get(MIRROR_VARIABLE) or AUTHORS_REPOSITORY).rstrip("/")
-    target = fetching.search_path("models", root)[0] / checkpoint.filename
-    source = fetching.Source(f"{base}/{checkpoint.path}", checkpoint.digest, checkpoint.bytes or fetching.LARGEST)
+    target = fetching.search_path("models", root)[0] / file.name
+    source = fetching.Source(f"{base}/{file.path}", file.digest, file.bytes or fetching.LARGEST)
     try:
         with fetching.locked(target.parent):
-            return find(checkpoint, root) or fetching.fetch([source], target)  # another process may have been faster
+            return find(file, root) or fetching.fetch([source], target)  # another process may have been faster
     except MissingFileError as error:
-        looked = ", ".join(str(place) for place in places(root))
         raise MissingFileError(
-            f"{checkpoint.filename} is not in {looked}, and could not be downloaded ({error}); "
+            f"{file.name} is not in {', '.join(map(str, places(root)))}, and could not be downloaded ({error}); "
             f"to go on without a network, put it into {target.parent}"
         ) from None
 
 
 def read(path: Path, network: Network | None = None) -> dict[str, np.ndarray]:
-    """The named arrays of a parameter file, under our structural names; those of Gluon's scopes need the network.
+    """Read the named arrays of a file, under our structural names; those of Gluon's scopes need the network.
 
     Raises MissingFileError, and BadFileError for what is no parameter file or has names that are none of ours; for a
     file of PyTorch's, UnusableError where PyTorch cannot be imported.
@@ -145,9 +145,10 @@ def read(path: Path, network: Network | None = None) -> dict[str, np.ndarray]:
 
 
 def _arrays(path: Path) -> Mapping[str, np.ndarray]:
-    if safetensors.recognised(path):
+    head = params.read_file(path)
+    if safetensors.recognised(head):
         return safetensors.read(path).arrays
-    if not _is_of_pytorch(path):
+    if not head.startswith((b"PK\3\4", b"\x80")):  # as ``torch.save`` begins: a zip archive or, of old, a pickle
         return params.read(path)
     try:
         from ..pytorch import state_dict
@@ -157,18 +158,8 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
     return state_dict.read(path)
 
 
-def _is_of_pytorch(path: Path) -> bool:
-    """Return whether a file begins as those of ``torch.save``: as a zip archive or, in the old format, as a pickle."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(4).startswith((b"PK\3\4", b"\x80"))
-    except OSError:
-        return False
-
-
 def structural_name(name: str) -> str | None:
-    """Our name of a parameter, from the authors' name or from our own (of a Wide ResNet: GluonCV's); None where it is
-    neither.
+    """Our name of a parameter, from the authors' or our own (of a Wide ResNet: GluonCV's); None where it is neither.
 
     >>> structural_name("arg:cifar10_resne29/stg1/blk0/body/conv1_weight")
     'stages.1.0.spatial.conv3.weight'
@@ -180,96 +171,80 @@ def structural_name(name: str) -> str | None:
     if match is None:
         return None
     stage, block, part, kind = match.groups()
-    ours = (OUTER_PARTS if stage is None else BLOCK_PARTS).get(part)
-    if ours is None:
-        return None
-    return f"{ours}.{kind}" if stage is None else f"stages.{stage}.{block}.{ours}.{kind}"
+    prefix, parts = ("", OUTER_PARTS) if stage is None else (f"stages.{stage}.{block}.", BLOCK_PARTS)
+    return f"{prefix}{parts[part]}.{kind}" if part in parts else None
 
 
 def _scoped_names(names: Iterable[str], network: Network) -> dict[str, str]:
-    """The structural names for names of Gluon's scopes, if they are those of such a network; else nothing."""
-    kinds = {Convolution: "conv", BatchNorm: "batchnorm", Dense: "dense"}
-    theirs = _places(names)
-    for scope in (lambda layer: "", _scope_of_gluoncv):
-        ours = {}
-        numbers: Counter[str] = Counter()
-        for layer in (layer for layer in lower(network).layers if layer.parameters):
-            kind = scope(layer) + kinds[type(layer)]
-            for name in layer.parameters:
-                ours[f"{kind}_{name}", numbers[kind]] = f"{layer.name}.{name}"
-            numbers[kind] += 1
-        if ours.keys() == set(theirs.values()):
-            return {name: ours[place] for name, place in theirs.items()}
-    return {}
-
-
-def _scope_of_gluoncv(layer: Layer) -> str:
-    """The scopes that GluonCV has around a layer of a Wide ResNet, without their numbers."""
-    return "cifarwideresnet_stage_" if layer.name.count(".") > 1 else "cifarwideresnet_"
-
-
-def _places(names: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """The kind of each name of Gluon's scopes, and its place among those of its kind.
+    """The structural names for names of Gluon's scopes, if they are those of such a network; else nothing.
 
     Gluon numbers the layers of a kind, ``conv33_weight``, in the order in which a process makes them, of whatever
     networks they are: so the order tells which layer it is, and the number does not.
     """
-    numbers = re.compile(r"\d+(?=_)")
-    kinds = defaultdict(list)
-    for name in names:
-        kinds[numbers.sub("", re.sub("^(arg|aux):", "", name))].append(name)
-    for alike in kinds.values():
-        alike.sort(key=lambda name: [(len(number), number) for number in numbers.findall(name)])
-    return {name: (kind, place) for kind, alike in kinds.items() for place, name in enumerate(alike)}
+    number = re.compile(r"\d+(?=_)")
+    theirs = defaultdict(list)
+    for name in sorted(names, key=lambda name: [digits.zfill(20) for digits in number.findall(name)]):
+        theirs[number.sub("", re.sub("^(arg|aux):", "", name))].append(name)
+    for gluoncv in (False, True):
+        ours = defaultdict(list)
+        for layer in lower(network).layers:
+            inner = "stage_" if layer.name.count(".") > 1 else ""  # of a Wide ResNet
+            scope = f"cifarwideresnet_{inner}" if gluoncv else ""
+            for leaf in layer.parameters:
+                ours[f"{scope}{GLUON_KINDS[type(layer)]}_{leaf}"].append(f"{layer.name}.{leaf}")
+        if {kind: len(alike) for kind, alike in ours.items()} == {kind: len(alike) for kind, alike in theirs.items()}:
+            return {name: our for kind, alike in theirs.items() for name, our in zip(alike, ours[kind])}
+    return {}
 
 
 def load(path: Path, network: Network, head: Head = "required") -> dict[str, np.ndarray]:
-    """The parameters of a file in float32, checked both ways against the network that they are for.
+    """Load the parameters of a file in float32, checked both ways against the network that they are for.
 
     A dense layer that is not loaded, as `head` says, is left out. Raises BadFileError unless the file has every other
     parameter of the network in its shape and no other.
     """
-    arrays, wanted = read(path, network), dict(network.parameters)
+    arrays = read(path, network)
+    wanted, shapes = dict(network.parameters), {name: array.shape for name, array in arrays.items()}
     dense = [f"{network.head.name}.{name}" for name in network.head.parameters]
-    differs = any(name in arrays and arrays[name].shape != wanted[name] for name in dense)
-    if head == "fresh" or (head == "optional" and differs):
-        wanted = {name: shape for name, shape in wanted.items() if name not in dense}
-        arrays = {name: array for name, array in arrays.items() if name not in dense}
-    missing = [name for name in wanted if name not in arrays]
-    extra = [name for name in arrays if name not in wanted]
-    other = [name for name in wanted if name in arrays and wanted[name] != arrays[name].shape]
-    if missing or extra or other:
-        first = (missing + extra + other)[0]
-        there = arrays[first].shape if first in arrays else "absent"
+    if head == "fresh" or (
+        head == "optional" and any(shapes.get(name, wanted[name]) != wanted[name] for name in dense)
+    ):
+        wanted, shapes = ({name: all_[name] for name in all_ if name not in dense} for all_ in (wanted, shapes))
+    if wanted != shapes:
+        differing = [name for name in {**wanted, **shapes} if wanted.get(name) != shapes.get(name)]
         raise BadFileError(
-            f"{path} does not fit the network: {len(missing)} parameters are missing, {len(extra)} left over, "
-            f"{len(other)} of another shape, as {first}: {there} in the file, {wanted.get(first, 'absent')} in the "
-            f"network; the file is of {describe(read(path, network))}"
+            f"{path} does not fit the network: {len(differing)} parameters differ, as {differing[0]}: "
+            f"{shapes.get(differing[0], 'absent')} in the file, {wanted.get(differing[0], 'absent')} in the network; "
+            f"the file is of {identify(arrays)}"
         )
     return {name: np.asarray(arrays[name], np.float32) for name in wanted}
 
 
-def describe(arrays: Mapping[str, np.ndarray]) -> str:
-    """What network the arrays of a file belong to, as far as they tell: ``pyd-add-29-0.25 with 10 classes``."""
-    try:
-        if "output.bias" in arrays:
-            stem = arrays["features.2.gamma"].shape[0]  # of the normalisation that GluonCV's other networks lack
-            width = arrays["features.3.0.conv1.weight"].shape[0] / stem
-            blocks = len({name.split(".")[2] for name in arrays if name.startswith("features.3.")})
-            name = Architecture("wrn", 6 * blocks + 4, width).name
-            return f"{name} with {arrays['output.bias'].shape[0]} classes"
-        spatial = {name.split(".")[4] for name in arrays if ".spatial." in name}
-        kernel, stem = arrays["stages.0.0.spatial.conv3.weight"].shape, arrays["stem.conv.weight"].shape[0]
-        blocks = len({name.split(".")[2] for name in arrays if name.startswith("stages.0.")})
-        if len(spatial) == 3:
-            family = "pyd-add" if arrays["stages.0.0.expand.weight"].shape[1] == kernel[0] else "pyd-concat"
-        else:
-            family = "mobilenet" if kernel[1] == 1 else "resnet"
-        name = Architecture(family, 9 * blocks + 2, kernel[0] / stem).name
-        trunk = ", in its ImageNet32 form" if "head.features.weight" in arrays else ""
-        return f"{name} with {arrays['head.dense.bias'].shape[0]} classes{trunk}"
-    except (KeyError, IndexError, ZeroDivisionError):
-        return "another kind of network"
+def identify(arrays: Mapping[str, np.ndarray]) -> str:
+    """Name every network whose parameters these may be: ``pyd-add-29-0.25 with 10 classes``."""
+    shapes = {name: array.shape for name, array in arrays.items()}
+    blocks = {match[0] for name in shapes if (match := re.match(r"\w+\.\d+\.\d+\.", name))}
+    names = [_fitting(family, len(blocks) // 3, shapes) for family in FAMILIES]
+    return " or ".join(filter(None, names)) or "another kind of network"
+
+
+def _fitting(family: str, blocks: int, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Name the network of a family, with so many blocks a stage, whose parameters have these shapes; "" if none has."""
+    depth = FAMILIES[family].layers_per_block * blocks + FAMILIES[family].other_layers
+    for widths, form in ((CIFAR, ""), (IMAGENET32, ", in its ImageNet32 form")):
+        standard = describe(Architecture(family, depth, 1), 1, widths)
+        outputs = math.prod(shapes.get(f"{standard.head.name}.bias", ()))
+        body = {name: shape for name, shape in standard.parameters.items() if standard.head.name not in name}
+        pairs = [pair for name in body for pair in zip(body[name], shapes.get(name, ())) if pair[0] != pair[1]]
+        # Channels are rounded down, and so the largest number tells the multiplier best: itself or a decimal above it.
+        whole, scaled = max(pairs, default=(1, 1))
+        ratio = scaled / whole
+        decimals = (math.ceil(ratio * 10**digits) / 10**digits for digits in range(1, 10))
+        for multiplier in [ratio] if (10_000 * ratio).is_integer() else decimals:
+            architecture = Architecture(family, depth, multiplier)
+            if describe(architecture, outputs, widths).parameters == shapes:
+                return f"{architecture.name} with {outputs} classes{form}"
+    return ""
 
 
 def check_target(target: Path) -> None:
@@ -279,7 +254,7 @@ def check_target(target: Path) -> None:
         allowed = f"{params.SUFFIX}, {safetensors.SUFFIX}"
         raise InvalidValueError(f"{target} ends like no parameter file; nearest: {likely.name} (allowed: {allowed})")
     sidecar = [params.sidecar(target)] if target.suffix == params.SUFFIX else []
-    if any(path.name == runs.METADATA for path in sidecar):
+    if any(path.name == "run.json" for path in sidecar):
         raise InvalidValueError(f"{target} would make its directory look like a run; choose another name")
     for path in (target, *sidecar):
         if os.path.lexists(path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .. import zoo
+from .. import checkpoints
 from ..checkpoints import weights
 from ..text import printable
 from . import options
@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     weights.check_target(arguments.target)
-    source = zoo.source(arguments.model, arguments.dataset, arguments.source)
+    source = checkpoints.find(arguments.model, arguments.dataset, arguments.source)
     weights.write(arguments.target, source.arrays(), source.metadata())
     print(printable(f"wrote {arguments.target}"))
     return 0

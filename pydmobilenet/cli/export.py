@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 from .. import engine, files, huggingface, processor
+from ..checkpoints import Checkpoint
 from ..text import printable
-from ..zoo import Source
 from . import options
 
 TITLES = {"gluon": "Gluon's", "pytorch": "PyTorch's", "onnxruntime": "the literal network's"}
@@ -41,13 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
     output = arguments.output
     if arguments.format == huggingface.FORMAT:
         huggingface.write(source, output)
-        print(printable(f"wrote {output}: {source.name} for {source.task.title}, in Hugging Face's layout"))
+        print(printable(f"wrote {output}: {source.model} for {source.task.title}, in Hugging Face's layout"))
     else:
         _write_onnx(source, output, arguments)
     return 0
 
 
-def _write_onnx(source: Source, output: Path, arguments: argparse.Namespace) -> None:
+def _write_onnx(source: Checkpoint, output: Path, arguments: argparse.Namespace) -> None:
     files.check(output)  # before any work is done
     engine.choose("onnxruntime", "cpu")  # which checks the file, and has to be here
     from ..onnx import cost, export
@@ -63,7 +63,7 @@ def _write_onnx(source: Source, output: Path, arguments: argparse.Namespace) -> 
         if is_stream:
             files.write(output, file.read_bytes())
         print(
-            f"{printable(f'wrote {output}: {source.name} for {source.task.title}')}, {file.stat().st_size / 1e6:.2f} "
+            f"{printable(f'wrote {output}: {source.model} for {source.task.title}')}, {file.stat().st_size / 1e6:.2f} "
             f"MB; on {len(images)} {kind} images its logits are within {found.logits:.1e} of their range of "
             f"{TITLES[reference.name]}, and all classes are the same",
             file=status,

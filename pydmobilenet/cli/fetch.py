@@ -38,8 +38,8 @@ def fetch(records: Sequence[Record], data_dir: Path | None = None, weights_dir: 
         for split in ("train", "test")
     }
     for record in records:
-        if record.published and record.checkpoint:
-            wanted[f"{record.model} for {record.dataset}"] = partial(weights.obtain, record.checkpoint, weights_dir)
+        if record.published and record.file:
+            wanted[f"{record.model} for {record.dataset}"] = partial(weights.obtain, record.file, weights_dir)
     code = 0
     for title, obtain in wanted.items():
         try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from .. import catalog, fetching, zoo
-from ..checkpoints import described, params, runs, safetensors
+from .. import catalog, checkpoints, fetching, zoo
+from ..checkpoints import params, runs, safetensors
 from ..data import get_task
 from ..reporting.listing import layer_table
 from ..text import printable
@@ -22,9 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     # A folder may have a network's name too.
     is_file = path.is_file() or path.suffix in (params.SUFFIX, safetensors.SUFFIX)
     is_directory = any((path / name).exists() for name in (runs.METADATA, safetensors.FILE))
-    found = described.get(path) if is_file or is_directory else None
-    if found:
-        described.check_given(found, None, arguments.dataset)
+    found = checkpoints.find(None, arguments.dataset, path) if is_file or is_directory else None
     name = found.model if found else catalog.parse_name(arguments.model).name
     task = found.task if found else get_task(arguments.dataset or "cifar10")
     print(printable(f"{name} for {task.title}"))

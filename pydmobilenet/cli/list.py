@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .. import catalog
-from ..checkpoints import runs
+from .. import catalog, checkpoints
 from ..reporting.listing import zoo_table
 from . import options
 
@@ -16,6 +15,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    records = options.records(arguments, [*catalog.RECORDS, *runs.bundled()])
+    records = options.records(arguments, [*catalog.RECORDS, *checkpoints.bundled()])
     print(zoo_table(records, arguments.weights_dir, options.terminal_width()))
     return 0

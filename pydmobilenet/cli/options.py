@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from .. import catalog, engine, fetching, files, processes, zoo
+from .. import catalog, checkpoints, engine, fetching, files, processes
 from ..catalog import Record
 from ..errors import EngineError, InvalidValueError, UserError, nearest, of_engine, unknown
 from ..gluon import runtime
@@ -122,16 +122,16 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", metavar="NAME", help="as pyd-concat-56-0.5; of a run, its own")
     add_dataset(parser)
     text = f"a run, {WEIGHTS_FILES}, or published (default): the authors' weights, or the bundled ones"
-    parser.add_argument("--weights", default=zoo.PUBLISHED, metavar="PATH", help=text)
+    parser.add_argument("--weights", default=checkpoints.PUBLISHED, metavar="PATH", help=text)
     text = "pixels, wide and high, that images are resized to (default: those it was trained with)"
     parser.add_argument("--image-size", type=positive, metavar="N", help=text)
     add_weights_dir(parser)
 
 
-def source(arguments: argparse.Namespace) -> zoo.Source:
+def source(arguments: argparse.Namespace) -> checkpoints.Checkpoint:
     """The network that the options name."""
     where = arguments.weights, arguments.weights_dir
-    return zoo.source(arguments.model, arguments.dataset, *where, arguments.image_size)
+    return checkpoints.find(arguments.model, arguments.dataset, *where, arguments.image_size)
 
 
 def choose_engine(arguments: argparse.Namespace, fused: bool = True) -> engine.Choice:

@@ -13,7 +13,7 @@ import warnings
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from .. import engine, processes, zoo
+from .. import checkpoints, engine, processes
 from ..catalog import parse_name
 from ..errors import UserError
 from ..text import printable
@@ -44,7 +44,7 @@ def add_options(parser: ArgumentParser) -> None:
     text = f"start from those of a run, {options.WEIGHTS_FILES}, or published"
     beginning("--weights", "--init", metavar="PATH", help=text)
     text = "the same as --weights published"
-    beginning("--pretrained", action="store_const", dest="weights", const=zoo.PUBLISHED, help=text)
+    beginning("--pretrained", action="store_const", dest="weights", const=checkpoints.PUBLISHED, help=text)
     options.add_weights_dir(parser)
     option("--tensorboard", action="store_true", help="write events for TensorBoard")
     option("-q", "--quiet", action="store_true", help="print nothing but the errors at the end")
@@ -60,7 +60,7 @@ def run(arguments: Namespace) -> int:
     if processes.rank() > 0:  # of several processes, the first one speaks
         quiet = True
         warnings.simplefilter("ignore")
-    if arguments.weights_dir and arguments.weights != zoo.PUBLISHED:
+    if arguments.weights_dir and arguments.weights != checkpoints.PUBLISHED:
         raise UserError("--weights-dir is where --weights published looks: add that, or leave it out")
     session = sessions.plan(
         config.given(arguments),

@@ -14,9 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import catalog, fetching, validation, zoo
+from .. import catalog, checkpoints, fetching, validation, zoo
 from ..catalog import Record
-from ..checkpoints import described, runs
 from ..data import dataset_name, get_task
 from ..errors import InvalidValueError, UserError
 from ..reporting import classes, html, tables
@@ -65,11 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
         records,
         choice.engine,
         data_dir=arguments.data_dir,
-        weights=partial(zoo.record_weights, weights_dir=arguments.weights_dir),
+        weights=partial(checkpoints.load_record, weights_dir=arguments.weights_dir),
         batch_size=arguments.batch_size,
         limit=arguments.limit,
         processes=choice.engine.processes,
-        keep_answers=bool(arguments.output) or any(map(runs.is_run, records)),
+        keep_answers=bool(arguments.output) or any(record.run for record in records),
         skip_bad=arguments.skip_bad,
     )
     return show(found, arguments)
@@ -78,10 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
 def selected(arguments: argparse.Namespace) -> list[Record]:
     """The rows that the options select."""
     chosen = [*arguments.runs, *arguments.weights]
-    if set(chosen) == {zoo.PUBLISHED}:
+    if set(chosen) == {checkpoints.PUBLISHED}:
         chosen = []
-    own = [described.get(fetching.expanded(path)) for path in chosen]
-    rows: list[Record] = [*own] or [*catalog.RECORDS, *runs.bundled()]
+    own = [checkpoints.find(weights=path) for path in chosen]
+    rows: list[Record] = [*own] or [*catalog.RECORDS, *checkpoints.bundled()]
     if chosen:
         arguments.data_dir = folder_of_runs(arguments) or arguments.data_dir
     records = catalog.select(arguments.model or ["*"], arguments.dataset or ["*"], arguments.depth, rows)
@@ -116,7 +115,7 @@ def show(found: validation.Found, arguments: argparse.Namespace) -> int:
     for dataset, rows in found:
         if dataset and dataset.note and not arguments.quiet:
             print(printable(f"data: {dataset.note}"), file=sys.stderr)
-        own = [classes.markdown(dataset, row) for row in rows if dataset and row.answers and runs.is_run(row.record)]
+        own = [classes.markdown(dataset, row) for row in rows if dataset and row.answers and row.record.run]
         shown += [tables.markdown(dataset, rows, origins=True), *own]
         results += rows
         if arguments.output:  # after each data set: an interruption loses no more than the one under way

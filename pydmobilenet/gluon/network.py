@@ -10,7 +10,7 @@ import numpy as np
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
 
-from .. import machine, zoo
+from .. import checkpoints, machine, zoo
 from ..catalog import parse_name
 from ..checkpoints import weights
 from ..data import get_task
@@ -120,7 +120,7 @@ def get_model(
     weights_dir: str | Path | None = None,
 ) -> HybridBlock:
     """As `pydmobilenet.get_model`."""
-    asked = zoo.request(name, dataset, classes, pretrained, weights, weights_dir)
+    asked = checkpoints.resolve(name, dataset, classes, pretrained, weights, weights_dir)
     net = build(asked.architecture, asked.outputs, zoo.widths(asked.dataset))
     initialize(net, device)
     set_arrays(net, asked.arrays)

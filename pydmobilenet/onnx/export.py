@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from .. import fetching, files
+from .. import files
+from ..checkpoints import Checkpoint
 from ..data import Task, dataset_name, folder, get_dataset, normalise
 from ..data.datasets import located
 from ..data.splits import kinds
 from ..errors import BadFileError
 from ..folding import fold
 from ..network import Network
-from ..zoo import Source
 from .graph import check_finite, convert
 from .session import predictor
 
@@ -87,7 +87,7 @@ def difference(
 
 
 def export_source(
-    source: Source,
+    source: Checkpoint,
     output: Path,
     images: np.ndarray,
     reference: Callable[[np.ndarray], np.ndarray],
@@ -95,9 +95,8 @@ def export_source(
     uint8_input: bool = False,
 ) -> Difference:
     """`export` for a network of the zoo or of a run, whose file tells its name and the hash of its weights."""
-    file = source.file()
-    weights = f"{file.name} {fetching.digest(file, 'sha256')}"
-    metadata = {"model": source.name, "weights": weights, "fused": str(fused)}
+    weights = f"{source.locate().name} sha256:{source.sha256}"
+    metadata = {"model": source.model, "weights": weights, "fused": str(fused)}
     form = fused, uint8_input, metadata
     return export(source.network, source.arrays(), source.task, output, images, reference, *form)
 

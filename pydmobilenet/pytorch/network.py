@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .. import machine, zoo
+from .. import checkpoints, machine, zoo
 from ..network import CIFAR, EPSILON, Architecture, Widths, describe
 from ..network import Network as Description
 from . import devices
@@ -324,7 +324,7 @@ def get_model(
     `device` is a name that `pytorch.devices.choose` knows, or a ``torch.device``; by default the CPU. Raises as
     `pydmobilenet.get_model` does.
     """
-    asked = zoo.request(name, dataset, classes, pretrained, weights, weights_dir)
+    asked = checkpoints.resolve(name, dataset, classes, pretrained, weights, weights_dir)
     net = build(asked.architecture, asked.outputs, zoo.widths(asked.dataset))
     initialize(net)
     set_arrays(net, asked.arrays)

@@ -14,7 +14,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
 from torch import nn
 
-from .. import zoo
+from .. import checkpoints, zoo
 from ..catalog import list_models, parse_name, timm_name
 from ..data import get_task
 from ..errors import InvalidValueError
@@ -52,7 +52,7 @@ def _create(variant: str, pretrained: bool, name: str, dataset: str | None = Non
 
 def _load(net: nn.Module, name: str, dataset: str, classes: int | None) -> None:
     """Load the published weights; where so many classes are asked for, perhaps without those of the head."""
-    arrays = zoo.request(name, dataset, classes, pretrained=True).arrays
+    arrays = checkpoints.resolve(name, dataset, classes, pretrained=True).arrays
     set_arrays(net, {key: array for key, array in arrays.items() if key in net.state_dict()})
 
 

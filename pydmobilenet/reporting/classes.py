@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..checkpoints import runs
 from ..data import Dataset, Task
 from ..metrics import NO_CLASS, Answers, confusion, recall_precision
 from ..text import printable
@@ -58,7 +57,7 @@ class Details(NamedTuple):
 
 def headline(result: Result) -> str:
     """What a run comes to, in a line: its error and accuracy, with the interval; empty where nothing was counted."""
-    if not runs.is_run(result.record) or result.counts is None:
+    if not result.record.run or result.counts is None:
         return ""
     low, high = result.interval
     return (

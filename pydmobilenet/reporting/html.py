@@ -87,7 +87,7 @@ def _title(sections: Sequence[Section], results: Sequence[Result]) -> str:
     """What the page is about: the tables, or what was trained with this project."""
     if any(result.record.published for result in results):
         return PUBLISHED
-    if not all(runs.is_run(result.record) for result in results):
+    if not all(result.record.run for result in results):
         return TRAINED
     return f"PydMobileNet: {f'{len(results)} runs' if len(results) > 1 else sections[0].table.title}"
 
@@ -121,10 +121,10 @@ def _network(dataset: Dataset, result: Result, place: int) -> Network:
 
 def _curves(record: Record) -> list[str]:
     """A run's curves; none where its history cannot be read, as of a run of which someone has sent the best alone."""
-    if record.file is None or not runs.is_run(record):
+    if record.run is None:
         return []
     try:
-        return plots.curves(read_history(record.file.parent))
+        return plots.curves(read_history(record.run))
     except UserError:
         return []
 

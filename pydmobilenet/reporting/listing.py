@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import network, zoo
-from ..catalog import Record, TrainedRecord
-from ..checkpoints import runs, weights
+from ..catalog import Record
+from ..checkpoints import Checkpoint, weights
 from ..errors import UserError
 from ..text import printable
 from .tables import grid
@@ -60,10 +60,8 @@ def layer_table(described: network.Network, image: tuple[int, int, int]) -> str:
 
 def _place(record: Record, root: Path | None) -> str:
     """Where the weights of a record are, or what is wrong with them; nothing where they are not here."""
-    if record.checkpoint is None:
-        return ""
     try:
-        found = runs.verified(record) if isinstance(record, TrainedRecord) else weights.find(record.checkpoint, root)
+        found = record.locate() if isinstance(record, Checkpoint) else record.file and weights.find(record.file, root)
         return printable(os.path.relpath(found) if found and found.is_relative_to(Path.cwd()) else found or "")
     except UserError as error:
         return printable(f"({error})")

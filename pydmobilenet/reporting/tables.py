@@ -79,7 +79,7 @@ def _title(data: str, results: Sequence[Result]) -> str:
     """What a table is of: a data set, or the one network that was trained on it."""
     if results[0].record.published:
         return data
-    if len(results) == 1 and runs.is_run(results[0].record):
+    if len(results) == 1 and results[0].record.run:
         return f"{results[0].record.model} on {data}"
     return f"{data}, trained with this project"
 
@@ -105,7 +105,7 @@ def _reasons(results: Sequence[Result]) -> tuple[list[str], list[int]]:
 
 def _file(result: Result) -> str:
     """The name of a row's checkpoint; what no reason has, where there is none."""
-    return result.record.checkpoint.filename if result.record.checkpoint else "\0"
+    return result.record.filename or "\0"
 
 
 def markdown(
@@ -159,7 +159,7 @@ def _judgement(dataset: Dataset | None, results: Sequence[Result]) -> str:
     if dataset is None or counts is None:
         return ""
     images = f"{counts.images:,} of {len(dataset):,} images from {printable(dataset.source)}"
-    if runs.is_run(results[0].record):
+    if results[0].record.run:
         kind = {"val": "validation", "test": "test"}.get(dataset.split, "")
         if not dataset.official:
             images += dataset.doubt and f" ({dataset.doubt})"
@@ -209,7 +209,7 @@ def _columns(results: Sequence[Result], reasons: Sequence[int]) -> Iterator[tupl
 
 def _is_judged_alone(result: Result) -> bool:
     """Return whether the verdict says all: a run's own images are few, and other rows are not judged."""
-    return result.complete and result.record.top1_error is not None and not runs.is_run(result.record)
+    return result.complete and result.record.top1_error is not None and not result.record.run
 
 
 def to_dict(result: Result) -> dict[str, object]:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import fetching, processes, provenance, zoo
-from ..checkpoints import described, params, runs
+from .. import checkpoints, processes, provenance
+from ..checkpoints import Checkpoint, params, runs
 from ..checkpoints.runs import METADATA, read_metadata
 from ..data import Fractions, Splits, Task, dataset_name, folder, get_splits, get_task, recorded_task
 from ..data.datasets import located
@@ -56,7 +56,7 @@ def check_places(dataset: str | os.PathLike[str] | None, data_dir: Path | None) 
 
 
 @contextmanager
-def start(config: Config, directory: Path, options: RunOptions, init: zoo.Initial | None = None) -> Iterator[Loop]:
+def start(config: Config, directory: Path, options: RunOptions, init: Checkpoint | None = None) -> Iterator[Loop]:
     """The loop of a new run in a new directory, from random parameters or from those of `init`.
 
     Raises a UserError for whatever is missing or does not fit, before anything is written, and as far as can be told
@@ -69,12 +69,10 @@ def start(config: Config, directory: Path, options: RunOptions, init: zoo.Initia
         updates_per_epoch(config, most)  # raises where even all of them are too few
     trainer = options.make_trainer(config, task)
     if init is not None:
-        other_classes = init.task is not None and init.task.classes != task.classes
-        if trainer.load_weights(init.file, "fresh" if other_classes else "optional"):
-            _say(f"{init.file} has other classes: the dense layer for {task.title} starts anew")
-        if init.task is None:
-            zoo.warn_of_assumed(init.file, task)
-    if init and init.task and init.task.image_size != config.image_size and config.body_rate < 1:
+        file = init.locate()
+        if trainer.load_weights(file, "optional" if init.task.classes == task.classes else "fresh"):
+            _say(f"{file} has other classes: the dense layer for {task.title} starts anew")
+    if init and init.task.image_size != config.image_size and config.body_rate < 1:
         size, body_rate = init.task.image_size, config.body_rate
         _say(
             f"the weights are of {size}x{size} images; body_rate {body_rate:g} leaves them little room: 1 may be better"
@@ -95,7 +93,7 @@ def start(config: Config, directory: Path, options: RunOptions, init: zoo.Initia
         yield _loop(trainer, splits, rates, progress, output, directory, options)
 
 
-def check_unseen(splits: Splits, init: zoo.Initial) -> None:
+def check_unseen(splits: Splits, init: Checkpoint) -> None:
     """Raises InvalidValueError where the weights to start from have seen test images; warns where none can tell."""
     if splits.test is None or not splits.test.hashes:
         return
@@ -103,20 +101,20 @@ def check_unseen(splits: Splits, init: zoo.Initial) -> None:
     known = sum(each in seen for each in splits.test.hashes)
     if known:
         raise InvalidValueError(
-            f"{init.file.parent} has been trained on {known:,} of the {len(splits.test):,} test images, or chosen by "
+            f"{init.run} has been trained on {known:,} of the {len(splits.test):,} test images, or chosen by "
             "them: test on others, or start from other weights"
         )
     if runs.UNKNOWN in seen:
-        warnings.warn(f"{init.file} does not record its images: some of the test may be among them", stacklevel=3)
+        warnings.warn(f"{init.locate()} does not record its images: some of the test may be among them", stacklevel=3)
 
 
 def describe(
-    config: Config, splits: Splits, state: State, init: zoo.Initial | None, trainer: Trainer, command: str
+    config: Config, splits: Splits, state: State, init: Checkpoint | None, trainer: Trainer, command: str
 ) -> dict[str, object]:
     """The content of ``run.json``: what one needs to use a run or to resume it, even if its data has moved."""
     task = splits.train.task
-    drawn = hashlib.sha256(params.dump(state.parameters)).hexdigest()
-    source = str(init.file) if init else random_weights(config)
+    source = str(init.locate()) if init else random_weights(config)
+    sha256 = init.sha256 if init else hashlib.sha256(params.dump(state.parameters)).hexdigest()
     val = splits.val.hashes if splits.val else ()
     seen = {*splits.train.hashes, *val, *(init.seen.split() if init else ())}
     return {
@@ -130,7 +128,7 @@ def describe(
         "image_size": task.image_size,
         "config": vars(config),
         "data": {name: provenance.of_data(dataset) for name, dataset in splits._asdict().items() if dataset},
-        "initial_weights": {"source": source, "sha256": fetching.digest(init.file, "sha256")[7:] if init else drawn},
+        "initial_weights": {"source": source, "sha256": sha256},
         "sessions": [provenance.session(trainer.device, trainer.name, command)],
         runs.SEEN: " ".join(sorted(seen)),
     }
@@ -219,15 +217,12 @@ def check_same(given: Mapping[str, object], run: Config) -> None:
             )
 
 
-def check_initial_weights(init: zoo.Initial | None, run: Config, directory: Path) -> None:
+def check_initial_weights(init: Checkpoint | None, run: Config, directory: Path) -> None:
     """Refuse to go on with a run that began from other weights than `init`, or than random ones."""
     begun = _metadata(directory).get("initial_weights", {})
-    if init:
-        same = fetching.digest(init.file, "sha256")[7:] == begun.get("sha256")
-    else:
-        same = begun.get("source") == random_weights(run)
+    same = init.sha256 == begun.get("sha256") if init else begun.get("source") == random_weights(run)
     if not same:
-        weights = f"the weights {init.file}" if init else "random weights"
+        weights = f"the weights {init.locate()}" if init else "random weights"
         raise InvalidValueError(
             f"the run in {directory} began from {begun.get('source')}, not from {weights}; nearest: another --output"
         )
@@ -244,29 +239,19 @@ def default_directory(config: Config) -> Path:
     return Path("runs") / name.encode(errors="surrogateescape")[:LONGEST_NAME].decode(errors="ignore").rstrip("- .")
 
 
-def initial_weights(config: Config, weights: str | os.PathLike[str], root: Path | None = None) -> zoo.Initial:
-    """The weights to start from: the published ones (`zoo.body`), or those of a path; with their task, if it is known.
-
-    Raises InvalidValueError where they are of another model.
-    """
-    if weights == zoo.PUBLISHED:
-        record = zoo.body(config.model, config.dataset)
-        return zoo.Initial(zoo.record_file(record, root), record.task or get_task(record.dataset))
-    path = fetching.expanded(weights)
-    found = described.find(path)
-    if found is None:
-        return zoo.Initial(path, None, runs.UNKNOWN)
-    described.check_given(found, config.model, None)
+def initial_weights(config: Config, weights: str | os.PathLike[str], weights_dir: Path | None = None) -> Checkpoint:
+    """Find the weights to start from. Raises as `checkpoints.find`, also where they are of another model."""
+    init = checkpoints.find(config.model, config.dataset, weights, weights_dir, config.image_size, to_train=True)
     # Images of other data sets than folders are divided once and for all.
-    harmless = found.seen == runs.UNKNOWN and not found.task.name.startswith("folder:")
-    return zoo.Initial(runs.verified(found), found.task, "" if harmless else found.seen)
+    harmless = init.recorded and init.seen == runs.UNKNOWN and not init.dataset.startswith("folder:")
+    return replace(init, seen="") if harmless else init
 
 
 def _data_set(
     config: Config,
     options: RunOptions,
     metadata: Mapping[str, Any] | None = None,
-    init: zoo.Initial | None = None,
+    init: Checkpoint | None = None,
 ) -> tuple[str, Task]:
     """The name and the task of the data. That of a run is found, and its classes numbered, as its `metadata` say; a
     folder's images are normalised as the weights that are loaded want them.
@@ -279,7 +264,7 @@ def _data_set(
         name = f"folder:{os.path.abspath(folder.place(name))}"
     name = located(name, options.data_dir)
     task = get_task(name, config.image_size)
-    if init and init.task and name.startswith("folder:"):
+    if init and name.startswith("folder:"):
         task = replace(task, mean=init.task.mean, std=init.task.std)
     return name, task
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .. import fetching, zoo
-from ..checkpoints import described
+from .. import checkpoints
 from ..data import dataset_name, folder, get_task
 from ..data.splits import kinds
 from ..errors import InvalidValueError
@@ -32,8 +31,8 @@ def configure(
     dataset = dataset_name(str(given.get("dataset", "cifar10")))
     get_task(dataset)  # first of all: what is wrong with it explains the rest
     pretrained = weights is not None
-    if recipe is None and "model" not in given and weights is not None and weights != zoo.PUBLISHED:
-        found = described.find(fetching.expanded(weights))
+    if recipe is None and "model" not in given and weights is not None and weights != checkpoints.PUBLISHED:
+        found = checkpoints.inspect(weights)
         given = {"model": found.model, **given} if found else given
     if recipe is None and dataset.startswith("folder:"):
         recipe = "finetune" if pretrained else "folder"

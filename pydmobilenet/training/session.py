@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import fetching, processes, zoo
+from .. import fetching, processes
+from ..checkpoints import Checkpoint
 from ..errors import UserError
 from . import prepare, recipes
 from .checkpoint import CONFIG, check_new
@@ -66,7 +67,7 @@ def plan(
     return Session(config, engine, directory, False, weights, weights_dir)
 
 
-def _initial(config: Config, weights: str | os.PathLike[str] | None, weights_dir: Path | None) -> zoo.Initial | None:
+def _initial(config: Config, weights: str | os.PathLike[str] | None, weights_dir: Path | None) -> Checkpoint | None:
     return None if weights is None else prepare.initial_weights(config, weights, weights_dir)
 
 
