@@ -10,8 +10,8 @@ from helpers import ROOT
 from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import BadFileError, InvalidValueError, UnusableError
 from pydmobilenet.gluon import trainer as gluon_trainer
+from pydmobilenet.gluon.inference import distance
 from pydmobilenet.gluon.network import build_for
-from pydmobilenet.gluon.step import LiteralStep, PyramidStep, distance
 from pydmobilenet.gluon.trainer import GluonTrainer, initialize
 from pydmobilenet.metrics import cross_entropy
 from pydmobilenet.training import config, mixup, prepare
@@ -19,9 +19,9 @@ from pydmobilenet.training import config, mixup, prepare
 pytestmark = pytest.mark.instruction_sets
 
 DIGITS = {**config.read(ROOT / "configs" / "digits.yaml"), "batch_size": 8}
-STEPS = {"resnet-11-0.125": LiteralStep, "pyd-add-11-0.125": PyramidStep, "pyd-concat-11-0.125": PyramidStep}
+SEGMENTS = {"resnet-11-0.125": 1, "pyd-add-11-0.125": 4, "pyd-concat-11-0.125": 4}
 CPU = mx.cpu()
-each_model = pytest.mark.parametrize("model", STEPS)
+each_model = pytest.mark.parametrize("model", SEGMENTS)
 
 
 def recipe(model="resnet-11-0.125", **values):
@@ -115,7 +115,7 @@ def test_twenty_updates_across_a_drop_of_the_learning_rate_are_those_of_numpy(
     assert len(updates) == len(rates)
 
 
-@pytest.mark.parametrize("model", [*STEPS, "wrn-10-1"])
+@pytest.mark.parametrize("model", [*SEGMENTS, "wrn-10-1"])
 def test_the_head_alone_learns_at_the_full_rate(model):
     head = "output" if model.startswith("wrn") else "head.dense"
     for name, parameter in made(model, body_rate=0.1).trained.items():
@@ -140,7 +140,6 @@ def test_accumulated_gradients_are_the_sum_of_those_of_the_passes(model, monkeyp
 @each_model
 def test_moving_statistics_follow_the_batches_even_in_the_stem(model):
     trainer = made(model)
-    assert type(trainer.step[CPU].chosen) is STEPS[model]
     before = flat(trainer.state())
     mean, variance = np.zeros(3), np.ones(3)
     for number in range(3):
@@ -150,6 +149,9 @@ def test_moving_statistics_follow_the_batches_even_in_the_stem(model):
         variance = 0.9 * variance + 0.1 * images.var(axis=(0, 2, 3))
         np.testing.assert_allclose(found["stem.norm.running_mean"], mean, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(found["stem.norm.running_var"], variance, rtol=1e-3)
+    step = trainer.step[CPU]
+    assert step.chosen == {(8, 3, 32, 32): step.fast}
+    assert sum(isinstance(part, mx.gluon.SymbolBlock) for part, _, _ in step.fast.network.plan) == SEGMENTS[model]
     moving = [name for name in found if "running" in name]
     assert len(moving) > 20
     assert not [name for name in moving if np.array_equal(found[name], before[name])]

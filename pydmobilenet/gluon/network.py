@@ -14,9 +14,9 @@ from .. import checkpoints, machine, zoo
 from ..catalog import parse_name
 from ..checkpoints import weights
 from ..data import get_task
-from ..errors import BadFileError
+from ..errors import BadFileError, UnusableError
 from ..network import CIFAR, Architecture, Widths, describe
-from . import devices
+from . import FAMILIES, devices
 from .blocks import SPATIAL, BasicBlock, ResidualBlock, batch_norm, convolution, relu
 
 
@@ -135,14 +135,17 @@ def build_for(model: str, dataset: str, outputs: int | None = None) -> HybridBlo
 def build(architecture: Architecture, outputs: int, widths: Widths = CIFAR) -> HybridBlock:
     """The network of an architecture, its parameters not yet initialised, with its `description`.
 
-    Raises UnusableError for a network that does not fit into this machine's memory.
+    Raises UnusableError for a family without a hand-written network, and for a network too large for this machine.
     """
+    family = architecture.family
+    if family not in FAMILIES:
+        raise UnusableError(f"engine 'gluon' has no network of family {family!r}; nearest: pytorch")
     description = describe(architecture, outputs, widths)
     machine.check_memory(f"{architecture.name} with {outputs} outputs", description.complexity().parameters)
-    if architecture.family == "wrn":
+    if family == "wrn":
         net = WideResNet(architecture.blocks, int(architecture.multiplier), outputs)
     else:
-        net = Network(SPATIAL[architecture.family], architecture.blocks, architecture.multiplier, outputs, widths)
+        net = Network(SPATIAL[family], architecture.blocks, architecture.multiplier, outputs, widths)
     net.description = description
     return net
 

@@ -72,11 +72,11 @@ def limit_instructions() -> None:
 
     The one place where that is chosen, and why (measured on an AMD EPYC with AVX-512):
 
-    - The fast way to train a PydMobileNet or a Wide ResNet (`gluon/step.py`) cannot run with AVX-512: oneDNN 2.4.4
+    - The fast way to train a PydMobileNet or a Wide ResNet (`gluon/pyramid.py`) cannot run with AVX-512: oneDNN 2.4.4
       has no backward kernel of normalisation and ReLU for the layout in which its AVX-512 depthwise kernels leave the
       maps. With AVX2 it is 5 to 9 times as fast as what can run with AVX-512.
     - With AVX2, training gives the same bits on every machine that has it.
-    - Below AVX2 the joint operation has no fast kernels; there it is not used.
+    - Below AVX2 the fused operation has no fast kernels; there it is not used.
 
     The price: a ResNet trains at 0.6 of its speed. ``DNNL_MAX_CPU_ISA=ALL`` lifts the limit; what then cannot run falls
     back to what can, with a warning. Commands that only answer lift it themselves (`use_all_instructions`).

@@ -1,68 +1,77 @@
-"""A description, or a part of one, as a graph of MXNet's."""
+"""A list of layers as a graph of MXNet's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from typing import Any
 
 import mxnet as mx
 
 from ..folding import num_consumers
-from ..network import EPSILON, Add, BatchNorm, Concat, Convolution, Dense, GlobalAveragePool, Layer, Maximum, ReLU
+from ..network import (
+    EPSILON,
+    Add,
+    BatchNorm,
+    Concat,
+    Convolution,
+    Dense,
+    GlobalAveragePool,
+    Layer,
+    Maximum,
+    Pyramid,
+    ReLU,
+)
 
 
 def symbols(
     layers: Iterable[Layer],
     inputs: Mapping[str, mx.sym.Symbol],
     variable: Callable[[str], mx.sym.Symbol] = mx.sym.var,
-    joint: bool = False,
+    fused: Mapping[str, BatchNorm] | None = None,
 ) -> dict[str, mx.sym.Symbol]:
-    """The outputs of layers by name, from those that they need of others, `inputs`.
+    """Return the outputs of layers by name. `inputs` are those that they need of others.
 
-    `variable` gives the symbol of a parameter by its full name. If `joint`, a batch normalisation that a ReLU alone
-    follows is one operation with it, which MXNet has for float32 on a CPU.
+    `variable` gives the symbol of a parameter by its full name. `fused` is what `fused_norms` gives.
     """
-    layers = list(layers)
-    joined = joined_norms(layers) if joint else {}
-    done_later = {norm.name for norm in joined.values()}
-    found = dict(inputs)
+    fused = fused or {}
+    values = dict(inputs)
     for layer in layers:
-        if layer.name in done_later:
+        if layer in fused.values():
             continue
-        if layer.name in joined:
-            norm = joined[layer.name]
-            operator = partial(mx.sym.contrib.BatchNormWithReLU, name=layer.name)
-            found[layer.name] = _batch_norm(norm, [found[norm.inputs[0]]], _parameters(norm, variable), operator)
-        else:
-            before = [found[name] for name in layer.inputs]
-            found[layer.name] = OPERATORS[type(layer)](layer, before, _parameters(layer, variable))
-    return found
+        norm = fused.get(layer.name)
+        source = norm or layer
+        operands = [values[name] for name in source.inputs], [variable(f"{source.name}.{p}") for p in source.parameters]
+        values[layer.name] = (_norm_relu if norm else OPERATORS[type(layer)])(source, *operands)
+    return values
 
 
-def joined_norms(layers: Sequence[Layer]) -> dict[str, BatchNorm]:
-    """The batch normalisation before each ReLU that nobody else follows, by the ReLU's name."""
-    used = num_consumers(layers)
-    makers = {layer.name: type(layer) for layer in layers}
+def fused_norms(layers: Sequence[Layer]) -> dict[str, BatchNorm]:
+    """Return the batch normalisations that can be one operation with their ReLU, by its name: in float32 on a CPU.
+
+    Nobody else uses them, and gradients have been tried behind the layers in front. Behind a maximum they are wrong.
+    """
+    consumers = num_consumers(layers)
+    tried = {layer.name for layer in layers if isinstance(layer, (Convolution, Pyramid, BatchNorm, Add, Concat))}
+    tried -= {layer.name for layer in layers if isinstance(layer, Pyramid) and layer.join == "max"}
     norms = {
         layer.name: layer
         for layer in layers
-        if isinstance(layer, BatchNorm)
-        and used.get(layer.name) == 1
-        and makers.get(layer.inputs[0], Convolution) is not Maximum  # behind which its gradients are wrong
+        if isinstance(layer, BatchNorm) and consumers[layer.name] == 1 and layer.inputs[0] in tried
     }
-    return {
-        layer.name: norms[layer.inputs[0]] for layer in layers if isinstance(layer, ReLU) and layer.inputs[0] in norms
-    }
+    relus = [layer for layer in layers if isinstance(layer, ReLU)]
+    return {relu.name: norms[relu.inputs[0]] for relu in relus if relu.inputs[0] in norms}
 
 
-def _parameters(layer: Layer, variable: Callable[[str], mx.sym.Symbol]) -> list[mx.sym.Symbol]:
-    return [variable(f"{layer.name}.{name}") for name in layer.parameters]
+def _batch_norm(
+    layer: BatchNorm, inputs: list, parameters: list, operator: Callable = mx.sym.BatchNorm
+) -> mx.sym.Symbol:
+    options = {"eps": EPSILON, "momentum": 0.9, "fix_gamma": not layer.scale, "name": layer.name}
+    return operator(*inputs, *parameters, **options)
 
 
-def _batch_norm(layer: BatchNorm, inputs: list, parameters: list, operator: Callable | None = None) -> mx.sym.Symbol:
-    operator = operator or partial(mx.sym.BatchNorm, name=layer.name)
-    return operator(*inputs, *parameters, eps=EPSILON, momentum=0.9, fix_gamma=not layer.scale)
+_norm_relu: Callable[..., mx.sym.Symbol] = partial(_batch_norm, operator=mx.sym.contrib.BatchNormWithReLU)
 
 
 def _convolution(layer: Convolution, inputs: list, parameters: list) -> mx.sym.Symbol:
@@ -81,26 +90,12 @@ def _convolution(layer: Convolution, inputs: list, parameters: list) -> mx.sym.S
     )
 
 
-def _maximum(layer: Maximum, inputs: list, parameters: list) -> mx.sym.Symbol:
-    first, *others = inputs
-    for other in others:
-        first = mx.sym.broadcast_maximum(first, other)
-    return first
-
-
-def _add(layer: Add, inputs: list, parameters: list) -> mx.sym.Symbol:
-    first, *others = inputs
-    for other in others:
-        first = first + other
-    return first
-
-
 OPERATORS: dict[type, Callable[[Any, list, list], mx.sym.Symbol]] = {
     Convolution: _convolution,
     BatchNorm: _batch_norm,
     ReLU: lambda layer, inputs, parameters: mx.sym.Activation(inputs[0], act_type="relu", name=layer.name),
-    Add: _add,
-    Maximum: _maximum,
+    Add: lambda layer, inputs, parameters: reduce(add, inputs),
+    Maximum: lambda layer, inputs, parameters: reduce(mx.sym.broadcast_maximum, inputs),
     Concat: lambda layer, inputs, parameters: mx.sym.concat(*inputs, dim=1, name=layer.name),
     GlobalAveragePool: lambda layer, inputs, parameters: mx.sym.Pooling(
         inputs[0], pool_type="avg", global_pool=True, kernel=(1, 1), name=layer.name

@@ -17,10 +17,10 @@ from ..errors import UnusableError
 from ..metrics import Score, evaluate
 from ..training.config import Config
 from ..training.trainer import LOSS_SCALE, check_split, check_state, rate_multiplier
-from . import step
 from .inference import batch_size, fuse, predictor
 from .network import build_for, get_arrays, load_weights
 from .optimizer import NesterovSGD
+from .pyramid import make_step
 
 SCALER_FIELDS = ("_loss_scale", "_next_loss_scale", "_unskipped")
 INITIALISERS = {"msra": mx.init.MSRAPrelu, "xavier": mx.init.Xavier}
@@ -75,7 +75,7 @@ class GluonTrainer:
             amp.init_trainer(self.optimizer)
         self.scaler = getattr(self.optimizer, "_amp_loss_scaler", None)
         loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
-        self.step = {context: step.make(net, loss, context) for context in self.contexts}
+        self.step = {context: make_step(net, loss, context) for context in self.contexts}
         self.passes = 0  # since the last update
 
     @property
@@ -125,7 +125,7 @@ class GluonTrainer:
         """The score on a whole data set."""
         self._wait()
         context = self.contexts[0]
-        # Of a network in half precision, the literal graph: it has casts of its own.
+        # Of a network in half precision, the unfused graph: it has casts of its own.
         predict = predictor(self.net if self.config.dtype == "float16" else fuse(self.net), context)
         return evaluate(predict, dataset, batch_size(context))
 
