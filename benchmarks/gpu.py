@@ -32,7 +32,7 @@ from sides import BATCH, gpu_steps, pytorch
 from torch.nn import functional as F
 
 from pydmobilenet import zoo
-from pydmobilenet.pytorch import depthwise, inference
+from pydmobilenet.pytorch import inference, pyramid
 from pydmobilenet.training import prepare
 from pydmobilenet.training.checkpoint import read_history
 from pydmobilenet.training.history import History
@@ -172,7 +172,7 @@ def ways_to_gradients(x: torch.Tensor) -> dict[str, Iterator[None]]:
 
     return {
         "7x7, PyTorch's own": passes(lambda: usual(7)),
-        "7x7, by forward convolutions": passes(lambda: depthwise._Depthwise.apply(x, kernels[7], 1)),
+        "7x7, by forward convolutions": passes(lambda: pyramid._Depthwise.apply(x, kernels[7], 1)),
         "3x3, 5x5 and 7x7, PyTorch's own": passes(lambda: usual(3) + usual(5) + usual(7)),
     }
 

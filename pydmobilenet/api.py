@@ -15,7 +15,7 @@ from . import engine as engines
 from .catalog import Record, parse_name
 from .checkpoints import runs
 from .checkpoints.runs import read_metadata
-from .errors import BadFileError, InvalidValueError, nearest
+from .errors import BadFileError, InvalidValueError, hinted
 from .training import prepare
 from .training import session as sessions
 from .training.checkpoint import read_history
@@ -33,21 +33,6 @@ if TYPE_CHECKING:
     from .onnx.export import Difference
 
 PathLike = Union[str, "os.PathLike[str]"]
-
-
-def hinted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, whose error for an unknown argument names the nearest one."""
-    known = list(inspect.signature(function).parameters)
-
-    @functools.wraps(function)
-    def call(*arguments: Any, **named: Any) -> Any:
-        for name in named:
-            if name not in known:
-                raise TypeError(f"{function.__name__} has no argument {name!r}{nearest(name, known)}")
-        return function(*arguments, **named)
-
-    return call
-
 
 get_dataset = hinted(data.get_dataset)
 

@@ -6,7 +6,10 @@ The scripts print a `UserError` on one line and exit with code 2; everything els
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
 
 # The packages that engines come in, and how people call them.
 ENGINES = {"mxnet": "MXNet", "torch": "PyTorch", "onnxruntime": "ONNX Runtime", "onnx": "ONNX"}
@@ -121,3 +124,17 @@ def nearest(value: object, choices: Iterable[str]) -> str:
 def _plain(word: str) -> str:
     """A name without what differs between an option, an argument and a key."""
     return word.lstrip("-").replace("-", "_").lower()
+
+
+def hinted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose error for an unknown argument names the nearest one."""
+    known = list(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **named: Any) -> Any:
+        for name in named:
+            if name not in known:
+                raise TypeError(f"{function.__name__} has no argument {name!r}{nearest(name, known)}")
+        return function(*arguments, **named)
+
+    return call

@@ -131,7 +131,7 @@ class _Folding:
     def _activate(self, concat: Concat) -> Concat:
         """Put a ReLU between a concatenation and its inputs."""
         del self.layers[concat.name]
-        relus = [ReLU(f"{name}.relu", (name,)) for name in concat.inputs]
+        relus = [ReLU(f"{name}_relu", (name,)) for name in concat.inputs]
         for layer in (*relus, replace(concat, inputs=tuple(relu.name for relu in relus))):
             self.layers[layer.name] = layer
         return concat

@@ -350,7 +350,7 @@ def _wide_resnet(architecture: Architecture, outputs: int, widths: Widths) -> Ne
             stride = 2 if stage > 0 and block == 0 else 1
             x = _basic_block(net, f"features.{3 + stage}.{block}", x, channels, stride)
     x = net.batch_norm_relu("features.6", "features.7", x)
-    return net.finish("features.8", "output", x, outputs)
+    return net.finish("pool", "output", x, outputs)
 
 
 def _basic_block(net: Builder, name: str, x: str, channels: int, stride: int) -> str:

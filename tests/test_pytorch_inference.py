@@ -18,6 +18,7 @@ from pydmobilenet.network import IMAGES, Add, BatchNorm, ReLU
 from pydmobilenet.pytorch import devices, inference, trainer
 from pydmobilenet.pytorch.errors import engine_errors
 from pydmobilenet.pytorch.inference import PyTorchEngine
+from pydmobilenet.pytorch.network import Network
 from pydmobilenet.training import config, mixup
 
 X = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
@@ -68,16 +69,19 @@ def test_images_may_lie_in_memory_as_they_like(images, recwarn):
 def test_no_map_is_kept_longer_than_it_is_needed(name, monkeypatch):
     made, alive = [], []
 
-    def watched(operator):
-        def call(*arguments):
-            output = operator(*arguments)
+    def watched(function):
+        def call(*inputs):
+            output = function(*inputs)
             made.append(weakref.ref(output))
             alive.append(len({id(each()) for each in made if each() is not None}))
             return output
 
         return call
 
-    monkeypatch.setattr(inference, "OPERATORS", {kind: watched(each) for kind, each in inference.OPERATORS.items()})
+    calls_of_layers = Network.calls_of_layers
+    monkeypatch.setattr(
+        Network, "calls_of_layers", lambda net: [(watched(call), step) for call, step in calls_of_layers(net)]
+    )
     network = zoo.describe(name)
     PyTorchEngine("cpu").load(network, oracle.random_arrays(network))(X)
     assert max(alive) <= 6  # Concat's three, with what they are of, what is to be added, and the concatenation
@@ -121,8 +125,8 @@ def precision(request):
 def test_convolutions_on_a_gpu_are_not_rounded_and_all_settings_stay(precision):
     with inference.full_precision(torch.device("cuda")):
         inside = settings()
-        assert inside[3] == "ieee"
-        assert inside[:3] + inside[4:] == precision[:3] + precision[4:]
+        assert inside[1] == inside[3] == "ieee"
+        assert inside[2:3] + inside[4:] == precision[2:3] + precision[4:]
     assert settings() == precision
 
 
@@ -130,8 +134,8 @@ def test_convolutions_on_a_gpu_are_not_rounded_and_all_settings_stay(precision):
 def test_a_cpu_answers_and_trains_and_all_settings_stay(precision, monkeypatch):
     network = ended(conv("a", IMAGES))
     during = []
-    logits = inference.logits
-    monkeypatch.setattr(inference, "logits", lambda *all: during.append(settings()) or logits(*all))
+    run = inference.run
+    monkeypatch.setattr(inference, "run", lambda *all: during.append(settings()) or run(*all))
     PyTorchEngine("cpu").load(network, oracle.random_arrays(network))(X)
     assert during == [precision]
     digits = config.read(ROOT / "configs" / "digits.yaml")
@@ -146,9 +150,13 @@ def test_pytorch_before_2_9_has_one_switch(monkeypatch):
         allow_tf32 = True
 
     monkeypatch.setattr(torch.backends, "cudnn", Older)
+    torch.backends.cuda.matmul.allow_tf32 = True
     with inference.full_precision(torch.device("cuda")):
         assert not Older.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
     assert Older.allow_tf32
+    assert torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def test_an_engine_can_be_pickled():

@@ -13,7 +13,7 @@ from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import BadFileError, EngineError, InvalidValueError
 from pydmobilenet.metrics import count_wrong
 from pydmobilenet.pytorch import trainer as pytorch_trainer
-from pydmobilenet.pytorch.network import BatchNorm2d, get_arrays
+from pydmobilenet.pytorch.network import get_arrays
 from pydmobilenet.training import config, mixup
 from pydmobilenet.training.trainer import check_split
 
@@ -65,7 +65,7 @@ def recorded_gradients(trainer, monkeypatch):
 def freeze(trainer):
     """Normalise by the moving statistics, and leave them: images do not depend on each other then."""
     for module in trainer.net.modules():
-        if isinstance(module, BatchNorm2d):
+        if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
 
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from helpers import LIMIT, MODEL, ROOT, TINY, content, make_folder, options, process, rows
 from torch import distributed
-from torch.nn import functional as F
 
 import pydmobilenet
 from pydmobilenet import engine
@@ -25,7 +24,7 @@ from pydmobilenet.errors import UnusableError
 from pydmobilenet.gluon import runtime
 from pydmobilenet.pytorch import devices
 from pydmobilenet.pytorch import trainer as pytorch_trainer
-from pydmobilenet.pytorch.distributed import sync_batch_norm
+from pydmobilenet.pytorch.distributed import CPUSyncBatchNorm
 from pydmobilenet.training import config, loop, prepare, schedule
 from pydmobilenet.training.checkpoint import State
 
@@ -93,15 +92,18 @@ def normalised(rank=0, size=1):
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     x, slope = 3 + 2 * draw(8, 5, 4, 4), draw(8, 5, 4, 4)
     x, slope = x[rank::size].clone().requires_grad_(), slope[rank::size]
-    function = sync_batch_norm if size > 1 else F.batch_norm
+    kind = CPUSyncBatchNorm if size > 1 else torch.nn.BatchNorm2d
     found = {}
-    for name, weight in (("scaled", draw(5).requires_grad_()), ("plain", None)):
-        mean, variance, bias = torch.zeros(5).double(), torch.ones(5).double(), draw(5).requires_grad_()
-        y = function(x, mean, variance, weight, bias, True, 0.1, 1e-5)
+    for name, scaled in (("scaled", True), ("plain", False)):
+        norm = kind(5).double()
+        norm.weight.data, norm.bias.data = draw(5) if scaled else torch.ones(5).double(), draw(5)
+        norm.weight.requires_grad_(scaled)
+        y = norm(x)
         x.grad = None
         (y * slope).sum().backward()
-        found |= {f"{name} y": y, f"{name} of x": x.grad, f"{name} mean": mean, f"{name} variance": variance}
-        found |= {f"{name} of bias": bias.grad} | ({} if weight is None else {f"{name} of weight": weight.grad})
+        found |= {f"{name} y": y, f"{name} of x": x.grad, f"{name} of bias": norm.bias.grad}
+        found |= {f"{name} mean": norm.running_mean, f"{name} variance": norm.running_var}
+        found |= {f"{name} of weight": norm.weight.grad} if scaled else {}
     return {f"norm {name}": array.detach().numpy().copy() for name, array in found.items()}
 
 

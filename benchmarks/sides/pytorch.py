@@ -8,12 +8,11 @@ from functools import partial
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from pydmobilenet.pytorch.depthwise import DepthwiseConv2d
 from torch import nn
 from torch.nn import functional as F
 
 from pydmobilenet.pytorch import get_model, trainer
-from pydmobilenet.pytorch.depthwise import DepthwiseConv2d
-from pydmobilenet.pytorch.network import BatchNorm2d, PyramidAdd
 
 from . import BATCH, LEARNING_RATE, MEAN, MOMENTUM, STD, WEIGHT_DECAY, loop, pixels
 
@@ -41,40 +40,20 @@ class Photographs(torch.utils.data.Dataset):
         return tensor.sub_(self.mean).div_(self.std), int(self.labels[number])
 
 
-class Sum(nn.Module):
-    """PydMobileNet-Add's three convolutions, one after the other."""
-
-    def __init__(self, convolutions: list[nn.Conv2d]):
-        super().__init__()
-        self.conv3, self.conv5, self.conv7 = convolutions
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv3(x) + self.conv5(x) + self.conv7(x)
-
-
 def usual(net: nn.Module) -> nn.Module:
-    """A network of ours made of PyTorch's own parts alone, with the same parameters."""
+    """A network of ours whose pyramids are made of PyTorch's own convolutions, with the same parameters."""
     for name, part in net.named_children():
         usual(part)
-        if isinstance(part, BatchNorm2d):
-            own = nn.BatchNorm2d(len(part.beta), affine=part.affine)
-            values = {"running_mean": part.running_mean, "running_var": part.running_var}
-            if part.affine:
-                values |= {"weight": part.gamma, "bias": part.beta}
-            own.load_state_dict(values, strict=False)
-            setattr(net, name, own)
-        elif isinstance(part, DepthwiseConv2d):
+        if isinstance(part, DepthwiseConv2d):
             options = {"padding": part.padding, "groups": part.groups, "bias": False}
             own = nn.Conv2d(part.in_channels, part.out_channels, part.kernel_size, part.stride, **options)
             own.load_state_dict(part.state_dict())
             setattr(net, name, own)
-        elif isinstance(part, PyramidAdd):
-            setattr(net, name, Sum([part.conv3, part.conv5, part.conv7]))
     return net.train(net.training)
 
 
 def eager(prefix: str, device: str = "cpu", dtype: torch.dtype | None = None) -> Iterator[None]:
-    """PyTorch's own parts, eager, channels last, float32 or autocast, and a DataLoader with two workers."""
+    """PyTorch's own convolutions, eager, channels last, float32 or autocast, and a DataLoader with two workers."""
     net = usual(get_model(prefix.rpartition("/")[2])).train().to(device, memory_format=torch.channels_last)
     options = {"momentum": MOMENTUM, "nesterov": True, "weight_decay": WEIGHT_DECAY}
     optimizer = torch.optim.SGD(net.parameters(), LEARNING_RATE, **options)

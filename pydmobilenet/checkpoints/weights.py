@@ -132,15 +132,15 @@ def read(path: Path, network: Network | None = None) -> dict[str, np.ndarray]:
     arrays = _arrays(path)
     scoped = {} if network is None else _scoped_names(arrays, network)
     translated = {}
-    for name, array in arrays.items():
-        ours = structural_name(name) or scoped.get(name)
+    for name, own in checkpoint_names(arrays).items():
+        ours = structural_name(own) or scoped.get(own)
         if ours is None:
             raise BadFileError(
                 f"{path} is of no network of this project, or of another than this: it has {name[:100]!r}"
             )
         if ours in translated:
             raise BadFileError(f"{path} has {ours} twice")
-        translated[ours] = array
+        translated[ours] = arrays[name]
     return translated
 
 
@@ -156,6 +156,18 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
         why = " ".join(str(error).split())[:200]
         raise UnusableError(f"{path} needs PyTorch ({why}): pip install 'pydmobilenet[torch]'") from None
     return state_dict.read(path)
+
+
+def checkpoint_names(names: Iterable[str]) -> dict[str, str]:
+    """From the names of a state dict of PyTorch's, whose batch normalisations have a weight and a bias, and a counter
+    that is left out, to those of checkpoints. Other names stay.
+    """
+    norms = {name.rpartition(".")[0] for name in names if name.endswith(".running_mean")}
+    kinds = {"weight": "gamma", "bias": "beta"}
+    parts = {name: name.rpartition(".") for name in names if not name.endswith(".num_batches_tracked")}
+    return {
+        name: f"{owner}.{kinds.get(kind, kind)}" if owner in norms else name for name, (owner, _, kind) in parts.items()
+    }
 
 
 def structural_name(name: str) -> str | None:

@@ -16,7 +16,6 @@ from ..devices import Device, parse
 from ..errors import UnusableError
 from ..processes import die_with, launched
 from . import devices
-from .network import BatchNorm2d
 
 
 def choose_device(name: str = "auto") -> Device:
@@ -59,9 +58,10 @@ class Workers:
         """
         if self.size == 1:
             return net
+        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         for module in net.modules():
-            if isinstance(module, BatchNorm2d):
-                module.function = sync_batch_norm
+            if isinstance(module, nn.SyncBatchNorm) and self.device.type == "cpu":
+                module.__class__ = CPUSyncBatchNorm
         places = [self.device] if self.device.type == "cuda" else None
         # The strides of a kernel with one input channel are no matter.
         warnings.filterwarnings("ignore", "Grad strides do not match")
@@ -105,23 +105,14 @@ def _leave() -> None:
         distributed.destroy_process_group()
 
 
-def sync_batch_norm(
-    x: torch.Tensor,
-    running_mean: torch.Tensor | None,
-    running_var: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> torch.Tensor:
-    """``torch.nn.functional.batch_norm``, by the statistics of the batch of all workers, whose shares are equal.
+class CPUSyncBatchNorm(nn.SyncBatchNorm):
+    """``torch.nn.SyncBatchNorm``, which computes on GPUs alone, for equal shares of a batch on CPUs."""
 
-    ``torch.nn.SyncBatchNorm`` does the same on GPUs alone.
-    """
-    if not training:
-        return F.batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
-    return _SyncBatchNorm.apply(x, running_mean, running_var, weight, bias, momentum, eps)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x)
+        statistics = self.running_mean, self.running_var
+        return _SyncBatchNorm.apply(x, *statistics, self.weight, self.bias, self.momentum, self.eps)
 
 
 class _SyncBatchNorm(torch.autograd.Function):

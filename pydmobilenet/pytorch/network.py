@@ -1,204 +1,204 @@
-"""The networks as PyTorch users write them: stem, stages of residual blocks, head. Feature maps are (N, C, H, W).
+"""The networks as PyTorch modules, made of their lists of layers (`pydmobilenet.network`).
 
-The names in a ``state_dict`` are those of the checkpoints (`pydmobilenet.network`): a batch normalisation's scale and
-shift are ``gamma`` and ``beta``.
+A layer's module stands under the layer's name: ``stages.0.1.norm2`` is an ``nn.BatchNorm2d``. Names with the same
+beginning share a `Block`, so that ``stages.0.1`` is a module too. A ``state_dict`` has PyTorch's own names of the
+parameters. Checkpoints call the scale and shift of a batch normalisation ``gamma`` and ``beta``, and such names are
+loaded as well.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Union
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from .. import checkpoints, machine, zoo
-from ..network import CIFAR, EPSILON, Architecture, Widths, describe
-from ..network import Network as Description
+from .. import checkpoints, machine, network, zoo
+from ..checkpoints.weights import checkpoint_names
+from ..errors import hinted
+from ..network import CIFAR, EPSILON, Architecture, Layer, Widths, describe
 from . import devices
-from .depthwise import DepthwiseConv2d, depthwise_conv2d
+from .pyramid import JOINS, Pyramid
 
 
-class BatchNorm2d(nn.Module):
-    """Batch normalisation under the names that the checkpoints have. Without `affine`, scale and shift are fixed.
+class Add(nn.Module):
+    """The sum of its inputs. With `inplace`, it stands where the first one stood."""
 
-    `function` computes it: ``torch.nn.functional.batch_norm``, or one that has the same arguments.
-    """
+    inplace = False
 
-    momentum = 0.1  # the share of the new statistics: 1 less what MXNet calls the momentum
-    gamma: torch.Tensor
-    beta: torch.Tensor
-    running_mean: torch.Tensor
-    running_var: torch.Tensor
+    def forward(self, total: Tensor, *others: Tensor) -> Tensor:
+        for other in others:
+            total = total.add_(other) if self.inplace else total + other
+        return total
 
-    def __init__(self, channels: int, affine: bool = True):
+
+class Join(nn.Module):
+    """Several maps made one, as a pyramid does it."""
+
+    def __init__(self, kind: str):
         super().__init__()
-        self.affine = affine
-        self.function: Callable[..., torch.Tensor] = F.batch_norm
-        for name, value in (("gamma", torch.ones(channels)), ("beta", torch.zeros(channels))):
-            if affine:
-                self.register_parameter(name, nn.Parameter(value))
-            else:
-                self.register_buffer(name, value)
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
+        self.kind = kind
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = self.gamma if self.affine else None
-        return self.function(
-            x, self.running_mean, self.running_var, scale, self.beta, self.training, self.momentum, EPSILON
-        )
+    def forward(self, *maps: Tensor) -> Tensor:
+        return JOINS[self.kind](*maps)
 
     def extra_repr(self) -> str:
-        return f"{len(self.beta)}" if self.affine else f"{len(self.beta)}, affine=False"
+        return self.kind
 
 
-def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, bias: bool = False) -> nn.Conv2d:
-    """A square convolution that keeps the size of the map, but for the stride."""
-    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias)
+class GlobalAveragePool(nn.Module):
+    """(N, C, H, W) to (N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
 
 
-def relu(x: torch.Tensor) -> torch.Tensor:
-    """In place: what comes from a batch normalisation is needed by nobody else."""
-    return F.relu(x, inplace=True)
+def _convolution(layer: network.Convolution) -> nn.Conv2d:
+    shape = layer.in_channels, layer.out_channels, layer.kernel, layer.stride, layer.kernel // 2
+    return nn.Conv2d(*shape, groups=layer.groups, bias=layer.bias)
 
 
-class Dense3x3(nn.Module):
-    """ResNet: every output channel sees every input channel."""
-
-    expansion = 1
-
-    def __init__(self, channels: int, stride: int):
-        super().__init__()
-        self.conv3 = convolution(channels, channels, 3, stride)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv3(x)
+def _batch_norm(layer: network.BatchNorm) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(layer.channels, EPSILON)
+    # The authors' files hold a scale of 1 and a shift of 0 in the first one, which nothing trains.
+    return norm if layer.scale else norm.requires_grad_(False)
 
 
-class Depthwise3x3(nn.Module):
-    """MobileNet: one 3x3 filter a channel."""
-
-    expansion = 1
-
-    def __init__(self, channels: int, stride: int):
-        super().__init__()
-        self.conv3 = DepthwiseConv2d(channels, 3, stride)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv3(x)
-
-
-class Pyramid(nn.Module):
-    """What both PydMobileNets share: 3x3, 5x5 and 7x7 depthwise convolutions of the same input."""
-
-    def __init__(self, channels: int, stride: int):
-        super().__init__()
-        self.stride = stride
-        self.conv3 = DepthwiseConv2d(channels, 3, stride)
-        self.conv5 = DepthwiseConv2d(channels, 5, stride)
-        self.conv7 = DepthwiseConv2d(channels, 7, stride)
-
-
-class PyramidAdd(Pyramid):
-    """PydMobileNet-Add: the three maps summed, so that the width stays."""
-
-    expansion = 1
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # The sum is linear in the kernels: one 7x7 kernel, the sum of the three padded with zeros, computes it faster.
-        kernel = F.pad(self.conv3.weight, [2] * 4) + F.pad(self.conv5.weight, [1] * 4) + self.conv7.weight
-        return depthwise_conv2d(x, kernel, self.stride)
-
-
-class PyramidConcat(Pyramid):
-    """PydMobileNet-Concat: the three maps side by side, so that the width triples."""
-
-    expansion = 3
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.conv3(x), self.conv5(x), self.conv7(x)], dim=1)
-
-
-Spatial = Union[Dense3x3, Depthwise3x3, PyramidAdd, PyramidConcat]
-SPATIAL: dict[str, type[Spatial]] = {
-    "resnet": Dense3x3,
-    "mobilenet": Depthwise3x3,
-    "pyd-add": PyramidAdd,
-    "pyd-concat": PyramidConcat,
+MODULES: dict[type[Layer], Callable[[Any], nn.Module]] = {
+    network.Convolution: _convolution,
+    network.Pyramid: lambda layer: Pyramid(layer.channels, layer.kernels, layer.stride, layer.join),
+    network.BatchNorm: _batch_norm,
+    network.ReLU: lambda layer: nn.ReLU(),
+    network.Add: lambda layer: Add(),
+    network.Maximum: lambda layer: Join("max"),
+    network.Concat: lambda layer: Join("concat"),
+    network.GlobalAveragePool: lambda layer: GlobalAveragePool(),
+    network.Dense: lambda layer: nn.Linear(layer.in_features, layer.out_features),
 }
 
 
-class ResidualBlock(nn.Module):
-    """Reduce by 1x1 to `width` channels, the spatial part, expand by 1x1, add the input: (N, inputs, H, W) to
-    (N, channels, H / stride, W / stride).
+class Step(NamedTuple):
+    """A module's name, the values that it takes, the one that it gives, and those that no later step takes."""
 
-    Pre-activation, but with a batch normalisation after the last convolution and nothing after the addition.
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+    last: tuple[str, ...]
+
+
+Call = tuple[Callable[..., Tensor], Step]
+
+
+def run(calls: Iterable[Call], values: dict[str, Tensor]) -> Tensor:
+    """The output of the last of some calls. Values are let go after their last use."""
+    for function, (_, inputs, output, last) in calls:
+        arguments = [values[name] for name in inputs]
+        for name in last:
+            del values[name]
+        values[output] = function(*arguments)
+    return values[output]
+
+
+def _steps(parts: Sequence[Sequence[Layer]], names: Sequence[str]) -> list[Step]:
+    """The steps of a computation in parts, of which each gives its last layer's output."""
+    inputs = [_inputs(part) for part in parts]
+    available = {*_inputs([layer for part in parts for layer in part])}
+    for name, part, taken in zip(names, parts, inputs):
+        if missing := {*taken} - available:
+            raise ValueError(f"{name} of {part[0].name} takes {missing.pop()}, which is inside of another part")
+        available.add(part[-1].name)
+    last = {name: place for place, taken in enumerate(inputs) for name in taken}
+    return [
+        Step(name, taken, part[-1].name, tuple(each for each in {*taken} if last[each] == place))
+        for place, (name, part, taken) in enumerate(zip(names, parts, inputs))
+    ]
+
+
+def _inputs(layers: Sequence[Layer]) -> tuple[str, ...]:
+    """What layers take of others, or of the images; several layers take nothing twice."""
+    if len(layers) == 1:
+        return layers[0].inputs
+    own = {layer.name for layer in layers}
+    return tuple(dict.fromkeys(name for layer in layers for name in layer.inputs if name not in own))
+
+
+class Block(nn.Module):
+    """Layers whose names begin with the same `prefix`, in the order of computing. The last one's output is the block's.
+
+    Raises ValueError where other layers stand in between, or take another output.
     """
 
-    def __init__(self, spatial: type[Spatial], inputs: int, channels: int, width: int, stride: int):
+    grad_checkpointing = False  # whether the gradients are computed from the inputs alone, in less memory
+
+    def __init__(self, layers: Sequence[Layer], prefix: str = ""):
         super().__init__()
-        self.norm1 = BatchNorm2d(inputs)
-        self.reduce = convolution(inputs, width, 1)
-        self.norm2 = BatchNorm2d(width)
-        self.spatial = spatial(width, stride)
-        self.norm3 = BatchNorm2d(width * spatial.expansion)
-        self.expand = convolution(width * spatial.expansion, channels, 1)
-        self.norm4 = BatchNorm2d(channels)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride > 1:  # projected from the raw input, not from its activation
-            self.shortcut = nn.Sequential(convolution(inputs, channels, 1, stride), BatchNorm2d(channels))
+        self.inputs = _inputs(layers)
+        groups = groupby(layers, lambda layer: layer.name[len(prefix) :].partition(".")[0] or "join")
+        parts = [(name, list(part)) for name, part in groups]
+        for name, part in parts:
+            if name in self._modules:
+                raise ValueError(f"the layers of {prefix}{name} do not follow each other")
+            alone = len(part) == 1 and part[0].name in (prefix + name, prefix[:-1])
+            self.add_module(name, MODULES[type(part[0])](part[0]) if alone else Block(part, f"{prefix}{name}."))
+        self.plan = _steps([part for _, part in parts], [name for name, _ in parts])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.reduce(relu(self.norm1(x)))
-        y = self.spatial(relu(self.norm2(y)))
-        y = self.norm4(self.expand(relu(self.norm3(y))))
-        return y + self.shortcut(x)
+    def forward(self, *inputs: Tensor, pre_logits: bool = False) -> Tensor:
+        """With `pre_logits`, what the last layer would see."""
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._run, *inputs, use_reentrant=False)
+        return self._run(*inputs, pre_logits=pre_logits)
+
+    def _run(self, *inputs: Tensor, pre_logits: bool = False) -> Tensor:
+        return run(self.calls(self.plan, pre_logits), dict(zip(self.inputs, inputs)))
+
+    def calls(self, plan: list[Step], pre_logits: bool = False) -> list[Call]:
+        found: list[Any] = [(self._modules[step.name], step) for step in plan]
+        if pre_logits:
+            last, step = found[-1]
+            found[-1] = partial(last, pre_logits=True) if isinstance(last, Block) else nn.Identity(), step
+        return found
+
+    def __getitem__(self, place: int) -> nn.Module:
+        return list(self.children())[place]
 
 
-class Stem(nn.Module):
-    """Standardise the image by its running statistics, then a 3x3 convolution: (N, 3, H, W) to (N, channels, H, W)."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        # The authors' files hold a scale of 1 and a shift of 0 here, which nothing trains.
-        self.norm = BatchNorm2d(3, affine=False)
-        self.conv = convolution(3, channels, 3)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv(self.norm(x))
-
-
-class Head(nn.Module):
-    """Average over the map, then a dense layer: (N, channels, H, W) to logits (N, classes).
-
-    With `features`, a normalised, activated 1x1 convolution to so many channels comes first.
+class Network(Block):
+    """Normalised images (N, 3, H, W) to logits (N, outputs), as `description` says; H and W are 32 in the paper, any
+    multiple of 4 works.
     """
 
-    def __init__(self, channels: int, classes: int, features: int):
-        super().__init__()
-        self.norm: nn.Module | None = None
-        if features:
-            self.norm = BatchNorm2d(channels)
-            self.features = convolution(channels, features, 1, bias=True)
-        self.dense = nn.Linear(features or channels, classes)
+    def __init__(self, description: network.Network):
+        super().__init__(description.layers)
+        self.description = description
+        pool = description.layers[-1].inputs[0]
+        middle = [f"{pool}.".startswith(f"{step.name}.") for step in self.plan].index(True)
+        self.body, self.top = self.plan[:middle], self.plan[middle:]
 
-    def forward(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """With `pre_logits`, the pooled features (N, features) that the dense layer sees."""
-        if self.norm is not None:
-            x = self.features(relu(self.norm(x)))
-        x = x.mean((2, 3))
-        return x if pre_logits else self.dense(x)
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last map, (N, channels, H / 4, W / 4)."""
+        return run(self.calls(self.body), {self.inputs[0]: x})
 
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """From the last map to logits, or with `pre_logits` to the pooled features (N, features)."""
+        return run(self.calls(self.top, pre_logits), {self.top[0].inputs[0]: x})
 
-class Classifier(nn.Module):
-    """What timm's users expect of a network besides ``forward_features`` and ``forward_head``; its `description`."""
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # one input, where blocks may have several
+        return self.forward_head(self.forward_features(x))
 
-    description: Description
+    def calls_of_layers(self) -> list[Call]:
+        """The layers without the blocks around them, and without hooks: for one image it is a fifth faster."""
+        layers = self.description.layers
+        modules = [self.get_submodule(layer.name) for layer in layers]
+        modules = [module.get_submodule("join") if isinstance(module, Block) else module for module in modules]
+        steps = _steps([[layer] for layer in layers], [layer.name for layer in layers])
+        return [(module.forward, step) for module, step in zip(modules, steps)]
 
     @property
     def num_features(self) -> int:
@@ -216,99 +216,43 @@ class Classifier(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a fresh last layer in place; with 0 classes none, so that the answers are the pooled features."""
-        layers, head = self.description.layers[:-1], self.description.head
+        head, weight = self.description.head, next(self.parameters())
         classifier: nn.Module = nn.Identity()
         if num_classes:
-            classifier = nn.Linear(head.in_features, num_classes, device=next(self.parameters()).device)
-            self.description = Description((*layers, replace(head, out_features=num_classes)))
+            classifier = nn.Linear(head.in_features, num_classes, device=weight.device, dtype=weight.dtype)
+            layers = *self.description.layers[:-1], replace(head, out_features=num_classes)
+            self.description = network.Network(layers)
         parent, _, name = head.name.rpartition(".")
         setattr(self.get_submodule(parent), name, classifier)
 
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Take the names of checkpoints too."""
+        for layer in self.description.layers:
+            name = f"{prefix}{layer.name}."
+            if isinstance(layer, network.BatchNorm):
+                for ours, theirs in (("gamma", "weight"), ("beta", "bias")):
+                    if name + ours in state:
+                        state[name + theirs] = state.pop(name + ours)
+                if not layer.scale and f"{name}weight" in state:
+                    state[f"{name}weight"] = torch.ones_like(state[f"{name}weight"])
+        super()._load_from_state_dict(state, prefix, *others)
 
-class Network(Classifier):
-    """Normalised images (N, 3, H, W) to logits (N, classes); H and W are 32 in the paper, any multiple of 4 works.
 
-    `blocks` residual blocks stand in each stage, `multiplier` times as wide inside as outside, rounded down.
+def overwrite(net: Block, training: bool) -> None:
+    """Have activations and sums stand where their inputs stood, which nothing else needs: it is faster. Hooks would see
+    what has been written over. In `training`, only what batch normalisations give, whose gradient does without it.
     """
-
-    def __init__(self, spatial: type[Spatial], blocks: int, multiplier: float, classes: int, widths: Widths = CIFAR):
-        super().__init__()
-        self.stem = Stem(widths.stem)
-        self.stages = nn.Sequential()
-        inputs = widths.stem
-        for stage, channels in enumerate(widths.stages):
-            row = nn.Sequential()
-            for block in range(blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                row.append(ResidualBlock(spatial, inputs, channels, int(channels * multiplier), stride))
-                inputs = channels
-            self.stages.append(row)
-        self.head = Head(inputs, classes, widths.features)
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """The last map, (N, channels, H / 4, W / 4)."""
-        return self.stages(self.stem(x))
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """From the last map to logits, or with `pre_logits` to the pooled features (N, features)."""
-        return self.head(x, pre_logits)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
+    for block in (module for module in net.modules() if isinstance(module, Block)):
+        made: dict[str, nn.Module] = {}
+        for step in block.plan:
+            module, first = block.get_submodule(step.name), made.get(step.inputs[0])
+            spare = step.inputs[0] in step.last and step.inputs.count(step.inputs[0]) == 1
+            if isinstance(module, (nn.ReLU, Add)) and first and spare:
+                module.inplace = not training or isinstance(first, nn.BatchNorm2d)
+            made[step.output] = module
 
 
-class BasicBlock(nn.Module):
-    """Of a Wide ResNet: two 3x3 convolutions, pre-activation, add the input: (N, inputs, H, W) to
-    (N, channels, H / stride, W / stride). Where the channels change, the activated input is projected.
-    """
-
-    def __init__(self, inputs: int, channels: int, stride: int):
-        super().__init__()
-        self.bn1 = BatchNorm2d(inputs)
-        self.conv1 = convolution(inputs, channels, 3, stride)
-        self.bn2 = BatchNorm2d(channels)
-        self.conv2 = convolution(channels, channels, 3)
-        self.downsample = convolution(inputs, channels, 1, stride) if inputs != channels else None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        activated = relu(self.bn1(x))
-        y = self.conv2(relu(self.bn2(self.conv1(activated))))
-        return y + (x if self.downsample is None else self.downsample(activated))
-
-
-class WideResNet(Classifier):
-    """A Wide ResNet (Zagoruyko and Komodakis, 2016, arXiv 1605.07146), under the names of GluonCV's.
-
-    Normalised images (N, 3, H, W) to logits (N, classes).
-    """
-
-    def __init__(self, blocks: int, factor: int, classes: int):
-        super().__init__()
-        self.features = nn.Sequential(BatchNorm2d(3, affine=False), convolution(3, 16, 3), BatchNorm2d(16))
-        inputs = 16
-        for stage, channels in enumerate((16 * factor, 32 * factor, 64 * factor)):
-            row = nn.Sequential()
-            for block in range(blocks):
-                row.append(BasicBlock(inputs, channels, stride=2 if stage > 0 and block == 0 else 1))
-                inputs = channels
-            self.features.append(row)
-        self.features.append(BatchNorm2d(inputs))
-        self.features.append(nn.ReLU(inplace=True))
-        self.output = nn.Linear(inputs, classes)
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        """The last map, (N, channels, H / 4, W / 4)."""
-        return self.features(x)
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        """From the last map to logits, or with `pre_logits` to the pooled features (N, channels)."""
-        x = x.mean((2, 3))
-        return x if pre_logits else self.output(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
-
-
+@hinted
 def get_model(
     name: str | None = None,
     dataset: str | None = None,
@@ -331,18 +275,11 @@ def get_model(
     return net.eval().to(devices.choose(device).device if isinstance(device, str) else device)
 
 
-def build(architecture: Architecture, outputs: int, widths: Widths = CIFAR) -> Classifier:
-    """The network of an architecture, with its `description`. Raises UnusableError for one that does not fit into this
-    machine's memory.
-    """
+def build(architecture: Architecture, outputs: int, widths: Widths = CIFAR) -> Network:
+    """The network of an architecture. Raises UnusableError for one that does not fit into this machine's memory."""
     description = describe(architecture, outputs, widths)
     machine.check_memory(f"{architecture.name} with {outputs} outputs", description.complexity().parameters)
-    if architecture.family == "wrn":
-        net: Classifier = WideResNet(architecture.blocks, int(architecture.multiplier), outputs)
-    else:
-        net = Network(SPATIAL[architecture.family], architecture.blocks, architecture.multiplier, outputs, widths)
-    net.description = description
-    return net
+    return Network(description)
 
 
 # By the same distributions as Gluon's ``mx.init.Xavier()`` and ``mx.init.MSRAPrelu()``, whose slope is 0.25.
@@ -363,13 +300,13 @@ def initialize(net: nn.Module, initialiser: str = "msra", seed: int | None = Non
 
 
 def set_arrays(net: nn.Module, arrays: Mapping[str, np.ndarray]) -> None:
-    """Give a network the parameters of these names; the others stay as they are."""
-    own = net.state_dict()
-    with torch.no_grad():
-        for name, array in arrays.items():
-            own[name].copy_(torch.tensor(array))
+    """Give a network the parameters of these names in checkpoints; the others stay as they are."""
+    if unknown := arrays.keys() - checkpoint_names(net.state_dict()).values():
+        raise KeyError(unknown.pop())
+    net.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()}, strict=False)
 
 
 def get_arrays(net: nn.Module) -> dict[str, np.ndarray]:
-    """A copy of the parameters by structural name."""
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in net.state_dict().items()}
+    """A copy of the parameters by their names in checkpoints."""
+    state = net.state_dict()
+    return {name: state[own].detach().cpu().numpy().copy() for own, name in checkpoint_names(state).items()}

@@ -9,51 +9,172 @@ A published network has its own name, as ``pyd_concat_56_050``. ``pretrained=Tru
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
+from timm.layers import DropPath, SelectAdaptivePool2d
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
-from torch import nn
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
 
-from .. import checkpoints, zoo
+from .. import checkpoints, machine, network, zoo
 from ..catalog import list_models, parse_name, timm_name
 from ..data import get_task
-from ..errors import InvalidValueError
+from ..data.dataset import check_image_size
+from ..errors import hinted, unknown
 from ..huggingface import ANY_NETWORK, pretrained_cfg
-from .network import Classifier, build, initialize, set_arrays
+from .network import Add, GlobalAveragePool, Network, initialize
 
 TAGS = ("cifar10", "cifar100-coarse")  # the data sets whose networks are alike; the first one's are the default
 NAMES = {timm_name(parse_name(model)): model for model in list_models(dataset=TAGS[0])}
+POOLS = ("avg", "max", "avgmax")
 
 
-def _make(name: str, dataset: str, num_classes: int, in_chans: int = 3) -> Classifier:
+class DropPathAdd(Add):
+    """The sum, in training without the first input for some of the images: stochastic depth."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.drop_path = DropPath(rate)
+
+    def forward(self, total: Tensor, *others: Tensor) -> Tensor:
+        return super().forward(self.drop_path(total), *others)
+
+
+class TimmNetwork(Network):
+    """A network with what timm expects of one besides. `drop_rate` is that of the pooled features, `drop_path_rate`
+    that of the last residual branch; the first one's is 0.
+    """
+
+    def __init__(self, description: network.Network, drop_rate: float = 0.0, drop_path_rate: float = 0.0):
+        super().__init__(description)
+        self.drop_rate = drop_rate
+        blocks: dict[str, Any] = {
+            name: module for name, module in self.named_modules() if isinstance(getattr(module, "add", None), Add)
+        }
+        self.residual_blocks = list(blocks)
+        for place, block in enumerate(blocks.values() if drop_path_rate else ()):
+            block.add = DropPathAdd(drop_path_rate * place / max(1, len(blocks) - 1))
+        shapes = description.shapes()
+        stages = {name.rpartition(".")[0]: shapes[f"{name}.add"] for name in blocks}  # with the last one's shape
+        self.feature_info = [
+            {"num_chs": channels, "reduction": 32 // height, "module": stage}
+            for stage, (channels, height, _) in stages.items()
+        ]
+        self.set_pool("avg")
+
+    def set_pool(self, kind: str) -> None:
+        """Pool by timm's layer of a kind; with "", which is for networks without classes, not at all."""
+        if kind not in (POOLS if self.num_classes else (*POOLS, "")):
+            raise unknown("global_pool", kind, POOLS)
+        pool: nn.Module = GlobalAveragePool()
+        if kind != "avg" or self.drop_rate:
+            pool = nn.Sequential(SelectAdaptivePool2d(pool_type=kind, flatten=bool(kind)), nn.Dropout(self.drop_rate))
+        parent, _, name = self.description.layers[-1].inputs[0].rpartition(".")
+        setattr(self.get_submodule(parent), name, pool)
+        self.global_pool = kind
+
+    @property
+    def head_hidden_size(self) -> int:
+        return self.num_features
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        super().reset_classifier(num_classes)
+        self.set_pool(self.global_pool if global_pool is None else global_pool)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The last map, and those at the ends of stages, after which no norm stands."""
+        if output_fmt != "NCHW":
+            raise unknown("output_fmt", output_fmt, ("NCHW",))
+        stages = [str(info["module"]) for info in self.feature_info]
+        maps: dict[str, Tensor] = {}
+        for step in self.body:
+            names = [f"{step.name}.{name}" for name, _ in self.get_submodule(step.name).named_children()]
+            for name in [step.name] if stages[0] not in names else names:
+                x = maps[name] = self.get_submodule(name)(x)
+        found = [maps[stages[index]] for index in feature_take_indices(len(stages), indices)[0]]
+        return found if intermediates_only else (x, found)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute each block again for its gradients, in less memory. Running statistics see each batch twice then, as
+        those of timm's networks do.
+        """
+        for name in self.residual_blocks:
+            self.get_submodule(name).grad_checkpointing = enable  # type: ignore[assignment]
+
+    def no_weight_decay(self) -> set[str]:
+        return set()
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        blocks = r"^(?:stages|features)\.(\d+)\."
+        fine = [(rf"{blocks}(\d+)\.", None), (r"^(?:head|features\.6|output)\.", (99999,))]
+        return {"stem": r"^(?:stem|features\.[0-2])\.", "blocks": blocks if coarse else fine}
+
+
+@hinted
+def make_network(
+    name: str,
+    dataset: str,
+    num_classes: int,
+    in_chans: int = 3,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    global_pool: str = "avg",
+    img_size: int | tuple[int, int] = 32,
+) -> TimmNetwork:
     """A network with random parameters; with 0 classes, of pooled features."""
-    if in_chans != 3:
-        raise InvalidValueError(f"in_chans is {in_chans} (allowed: 3)")
-    net = build(parse_name(name), num_classes or 1, zoo.widths(dataset))
+    for size in (img_size,) if isinstance(img_size, int) else img_size:
+        check_image_size(size)
+    description = zoo.describe(name, dataset, num_classes or 1)
+    machine.check_memory(name, description.complexity().parameters)
+    norm, conv, *others = description.layers
+    first: list[Any] = [norm, conv]
+    layers = replace(first[0], channels=in_chans), replace(first[1], in_channels=in_chans), *others
+    net = TimmNetwork(network.Network(layers), drop_rate, drop_path_rate)
     initialize(net)
     if num_classes == 0:
         net.reset_classifier(0)
+    net.set_pool(global_pool)
     return net
+
+
+def _adapted(state: dict[str, Tensor], net: TimmNetwork) -> dict[str, Tensor]:
+    """Weights for other channels than red, green and blue; the first convolution's are timm's to adapt."""
+    norm: Any = net.description.layers[0]
+    own = [name for name in state if name.startswith(f"{norm.name}.") and state[name].ndim and norm.channels != 3]
+    return {**state, **{name: state[name].mean().repeat(norm.channels) for name in own}}
 
 
 def _create(variant: str, pretrained: bool, name: str, dataset: str | None = None, **options: Any) -> nn.Module:
     """The network of a name, with the weights of the place that its `pretrained_cfg` names, else with ours."""
     given = (options.pop(key, None) for key in ("pretrained_cfg", "pretrained_cfg_overlay"))
-    cfg = resolve_pretrained_cfg(variant, *given)
-    dataset = dataset or cfg.tag or TAGS[0]
-    of_timm = pretrained and bool(cfg.has_weights or cfg.state_dict)
+    found = resolve_pretrained_cfg(variant, *given)
+    cfg, task = found.to_dict(), dataset or found.tag or TAGS[0]
+    ours = pretrained and not (found.has_weights or found.state_dict)
+    if ours:  # where so many classes are asked for, perhaps without those of the head
+        arrays = checkpoints.resolve(name, task, options.get("num_classes") or None, pretrained=True).arrays
+        cfg["state_dict"] = {key: torch.tensor(array) for key, array in arrays.items()}
     net = build_model_with_cfg(
-        lambda **arguments: _make(name, dataset, **arguments), variant, of_timm, cfg.to_dict(), **options
+        lambda **arguments: make_network(name, task, **arguments),
+        variant,
+        pretrained,
+        cfg,
+        feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},
+        pretrained_strict=not ours,  # they have been checked
+        pretrained_filter_fn=_adapted,
+        **options,
     )
-    if pretrained and not of_timm:
-        _load(net, name, dataset, options.get("num_classes") or None)
+    net.pretrained_cfg.pop("state_dict", None)
     return net
-
-
-def _load(net: nn.Module, name: str, dataset: str, classes: int | None) -> None:
-    """Load the published weights; where so many classes are asked for, perhaps without those of the head."""
-    arrays = checkpoints.resolve(name, dataset, classes, pretrained=True).arrays
-    set_arrays(net, {key: array for key, array in arrays.items() if key in net.state_dict()})
 
 
 def _entrypoint(variant: str, model: str) -> Callable[..., nn.Module]:

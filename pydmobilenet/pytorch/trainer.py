@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .. import machine, processor, zoo
 from ..catalog import parse_name
 from ..checkpoints import weights
+from ..checkpoints.weights import checkpoint_names
 from ..data import Dataset, Task
 from ..folding import fold
 from ..metrics import Score, evaluate
@@ -25,7 +26,7 @@ from ..training.trainer import LOSS_SCALE, check_split, check_state, rate_multip
 from . import inference
 from .distributed import Workers
 from .errors import engine_errors
-from .network import build, get_arrays, initialize, set_arrays
+from .network import Network, build, get_arrays, initialize, overwrite, set_arrays
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -59,14 +60,16 @@ class PyTorchTrainer:
 
     name = "pytorch"
 
-    def __init__(self, net: nn.Module, config: Config, device: torch.device, workers: Workers, compiled: bool = False):
+    def __init__(self, net: Network, config: Config, device: torch.device, workers: Workers, compiled: bool = False):
         check_split(config, 1, workers.size)
         self.config, self.place, self.workers = config, device, workers
         self.net = net.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # untyped
+        overwrite(self.net, training=True)
         self.model: Any = workers.parallel(self.net)
         if compiled:
             self.model = torch.compile(self.model, mode="reduce-overhead")
-        self.trained = dict(self.net.named_parameters())
+        names = checkpoint_names(self.net.state_dict())
+        self.trained = {names[name]: each for name, each in self.net.named_parameters() if each.requires_grad}
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.trained.items():
             decay = config.weight_decay if config.decay_norm_and_bias or name.endswith(".weight") else 0.0
@@ -191,7 +194,7 @@ class PyTorchTrainer:
         """Go back to what `state` gave. Raises BadFileError for the state of another network."""
         momentum = dict(momentum)
         scale = momentum.pop(LOSS_SCALE, None)
-        check_state(parameters, momentum, self.net.state_dict(), self.trained)
+        check_state(parameters, momentum, get_arrays(self.net), self.trained)
         set_arrays(self.net, parameters)
         self.optimizer.state.clear()
         for name, array in momentum.items():

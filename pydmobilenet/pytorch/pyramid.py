@@ -1,4 +1,4 @@
-"""Depthwise convolutions whose gradients a CPU computes by forward convolutions.
+"""The pyramid of depthwise convolutions, whose gradients a CPU computes by forward convolutions.
 
 oneDNN has a fast gradient of a depthwise kernel only for kernels up to 3x3, and in bfloat16 only for a stride of 1.
 That of a 7x7 kernel costs PyTorch 15 to 25 times the forward pass. But both gradients are convolutions themselves:
@@ -13,9 +13,19 @@ Both are exact but for rounding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+JOINS: dict[str, Callable[..., Tensor]] = {
+    "add": lambda *maps: reduce(torch.add, maps),
+    "concat": lambda *maps: torch.cat(maps, dim=1),
+    "max": lambda *maps: reduce(torch.maximum, maps),
+}
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -24,11 +34,45 @@ class DepthwiseConv2d(nn.Conv2d):
     def __init__(self, channels: int, kernel: int, stride: int = 1):
         super().__init__(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return depthwise_conv2d(x, self.weight, self.stride[0])
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nobody has put a hook on it, or a parametrisation."""
+        hooks = self._forward_hooks, self._forward_pre_hooks, self._backward_hooks, self._backward_pre_hooks
+        return type(self) is DepthwiseConv2d and not any(hooks)
 
-def depthwise_conv2d(x: torch.Tensor, weight: torch.Tensor, stride: int = 1) -> torch.Tensor:
+
+class Pyramid(nn.Module):
+    """Depthwise convolutions of one input by several kernels, whose maps are joined: the layer that the paper adds."""
+
+    def __init__(self, channels: int, kernels: tuple[int, ...] = (3, 5, 7), stride: int = 1, join: str = "add"):
+        super().__init__()
+        self.stride, self.join = stride, join
+        for kernel in kernels:
+            self.add_module(f"conv{kernel}", DepthwiseConv2d(channels, kernel, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolutions = list(self.children())
+        if self.join == "add" and all(getattr(each, "is_plain", False) for each in convolutions):
+            return depthwise_conv2d(x, self.sum_of_kernels(), self.stride)
+        return JOINS[self.join](*(convolution(x) for convolution in convolutions))
+
+    def sum_of_kernels(self) -> Tensor:
+        """One kernel that does what all do: a sum of maps is linear in the kernels. It is the faster way."""
+        convolutions: list[Any] = list(self.children())
+        largest = max(each.kernel_size[0] for each in convolutions)
+        return reduce(
+            torch.add, (F.pad(each.weight, [(largest - each.kernel_size[0]) // 2] * 4) for each in convolutions)
+        )
+
+    def extra_repr(self) -> str:
+        return self.join
+
+
+@torch.fx.wrap  # tracing does not see what depends on the device and the type
+def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     """`x` (N, C, H, W) by a square `weight` (C, 1, k, k), a channel at a time, zeros around it.
 
     The gradients are those of ``torch.nn.functional.conv2d``, computed as the module says where that is faster.
@@ -40,7 +84,7 @@ def depthwise_conv2d(x: torch.Tensor, weight: torch.Tensor, stride: int = 1) -> 
     return _convolve(x, weight, stride)
 
 
-def _own_is_faster(x: torch.Tensor, size: int, stride: int) -> bool:
+def _own_is_faster(x: Tensor, size: int, stride: int) -> bool:
     """Whether the gradients are wanted and PyTorch's own are slower.
 
     Milliseconds of both gradients together, own and PyTorch's, for 128 images of 16 channels, 32x32, on one thread (AMD
@@ -52,7 +96,7 @@ def _own_is_faster(x: torch.Tensor, size: int, stride: int) -> bool:
         5x5     10.9  15.2      9.3   5.3    5.7  23.4     5.8  42.6
         7x7     11.5  20.7     10.1   8.4    7.3  25.4     6.5  57.3
     """
-    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
     if x.dtype in (torch.bfloat16, torch.float16):
         return size > 3 or stride > 1
@@ -62,17 +106,28 @@ def _own_is_faster(x: torch.Tensor, size: int, stride: int) -> bool:
 class _Depthwise(torch.autograd.Function):
     """The weight may be of a higher precision than the images, and so is its gradient then."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x, weight, stride):
-        ctx.save_for_backward(x, weight)
-        ctx.stride = stride
+    def forward(x, weight, stride):
         return _convolve(x, weight.to(x.dtype), stride)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.stride = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def jvp(ctx, of_x, of_weight, _):
+        x, weight = ctx.saved_tensors
+        return _convolve(of_x, weight.to(x.dtype), ctx.stride) + _convolve(x, of_weight.to(x.dtype), ctx.stride)
 
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         if ctx.stride > 1:  # the gradient of the map that a stride of 1 would have made
-            dilated = torch.zeros_like(x)
+            dilated = torch.zeros_like(x) + gradient.new_zeros(())  # vmap may be over either
             dilated[:, :, :: ctx.stride, :: ctx.stride] = gradient
             gradient = dilated
         of_x = of_weight = None
@@ -83,11 +138,11 @@ class _Depthwise(torch.autograd.Function):
         return of_x, of_weight, None
 
 
-def _convolve(x: torch.Tensor, weight: torch.Tensor, stride: int = 1) -> torch.Tensor:
-    return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, groups=len(weight))
+def _convolve(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    return F.conv2d(x, weight, None, stride, weight.shape[-1] // 2, groups=weight.shape[0])
 
 
-def _kernel_gradient(x: torch.Tensor, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _kernel_gradient(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
     """The gradient of a kernel (C, 1, k, k), from that of its map at stride 1, (N, C, H, W)."""
     images, channels, height, width = x.shape
     size = weight.shape[-1]
