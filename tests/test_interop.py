@@ -320,5 +320,125 @@ def test_any_network_is_made_by_timm_from_its_name(timm, torch):
         timm.create_model("pydmobilenet", name="pyd-concat-12-0.125")
     with pytest.raises(MissingFileError, match="no weights of mobilenet-29-1 are published for digits"):
         timm.create_model("pydmobilenet", name="mobilenet-29-1", dataset="digits", pretrained=True)
-    with pytest.raises(InvalidValueError, match=r"in_chans is 1 \(allowed: 3\)"):
-        timm.create_model("pyd_add_29_025", in_chans=1)
+
+
+def test_timm_s_train_script_makes_a_network(timm):
+    net = timm.create_model(
+        "pyd_concat_56_050", pretrained=False, in_chans=3, num_classes=10, drop_rate=0.0, drop_path_rate=None,
+        drop_block_rate=None, global_pool=None, bn_momentum=None, bn_eps=None, scriptable=False, checkpoint_path="",
+    )  # fmt: skip  # what it passes
+    assert net.num_classes == 10
+    assert not [module for module in net.modules() if type(module).__module__.startswith("timm")]  # none is needed
+    with pytest.raises(TypeError, match=r"make_network has no argument 'drop_path'; nearest: drop_path_rate"):
+        timm.create_model("pyd_concat_56_050", drop_path=0.1)
+
+
+@pytest.mark.parametrize("options", [{"drop_rate": 0.5}, {"drop_path_rate": 0.5}])
+def test_what_is_dropped_is_dropped_in_training_alone(timm, torch, options):
+    net, x = timm.create_model("pyd_add_29_025", **options), torch.randn(4, 3, 32, 32)
+    torch.manual_seed(0)
+    assert not torch.equal(net(x), net(x))
+    plain = timm.create_model("pyd_add_29_025")
+    plain.load_state_dict(net.state_dict())
+    torch.testing.assert_close(net.eval()(x), plain.eval()(x))
+
+
+def test_a_pool_is_chosen(timm, torch):
+    net, x = timm.create_model("pyd_add_29_025", global_pool="max"), torch.randn(2, 3, 32, 32)
+    net.eval()
+    torch.testing.assert_close(
+        net.forward_head(net.forward_features(x), pre_logits=True), net.forward_features(x).amax((2, 3))
+    )
+    net.reset_classifier(0, "")
+    assert net(x).shape == (2, 128, 8, 8)
+    net.reset_classifier(5, "avg")
+    assert net(x).shape == (2, 5)
+    assert net.head_hidden_size == net.num_features == 128
+    with pytest.raises(InvalidValueError, match=r"unknown global_pool ''.*allowed: avg, max"):
+        timm.create_model("pyd_add_29_025", global_pool="")
+    with pytest.raises(InvalidValueError, match=r"image_size is 33.*nearest: 32"):
+        timm.create_model("pyd_add_29_025", img_size=33)
+    assert timm.create_model("pyd_add_29_025", img_size=64)(torch.zeros(1, 3, 64, 64)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_channels_have_adapted_weights(timm, torch, channels, tmp_path):
+    arrays = oracle.random_arrays(zoo.describe(MODEL, "digits"))
+    params.write(tmp_path / "x.params", arrays)
+    pydmobilenet.export(MODEL, tmp_path / "hf", "digits", weights=tmp_path / "x.params", format="huggingface")
+    net = timm.create_model(f"local-dir:{tmp_path / 'hf'}", pretrained=True, in_chans=channels).eval()
+    assert net(torch.zeros(1, channels, 32, 32)).shape == (1, 10)
+    mean = arrays["stem.norm.running_mean"].mean()
+    np.testing.assert_allclose(net.stem.norm.running_mean.numpy(), [mean] * channels, rtol=1e-6)
+    if channels == 1:  # as grey as three equal channels
+        np.testing.assert_allclose(
+            net.stem.conv.weight.detach().numpy(),
+            arrays["stem.conv.weight"].sum(1, keepdims=True),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+
+@pytest.mark.parametrize("form", [{}, {"feature_cls": "hook"}, {"out_indices": (0, -1)}])
+@pytest.mark.parametrize(("name", "channels"), [("pyd-concat-11-0.125", [32, 64, 128]), ("wrn-10-1", [16, 32, 64])])
+def test_stages_give_their_maps(timm, torch, name, channels, form):
+    torch.manual_seed(0)
+    net = timm.create_model("pydmobilenet", name=name, features_only=True, **form).eval()
+    assert net.feature_info.channels() == [channels[place] for place in form.get("out_indices", range(3))]
+    maps = net(torch.randn(2, 3, 32, 32))
+    places = form.get("out_indices", range(3))
+    assert [tuple(each.shape) for each in maps] == [(2, channels[p], 32 >> p % 3, 32 >> p % 3) for p in places]
+
+
+@pytest.mark.parametrize("name", ["pyd-concat-11-0.125", "resnet-11-0.25", "wrn-10-1"])
+def test_intermediate_maps_go_with_the_last_one(timm, torch, name):
+    net, x = timm.create_model("pydmobilenet", name=name).eval(), torch.randn(2, 3, 32, 32)
+    last, maps = net.forward_intermediates(x)
+    assert torch.equal(last, net.forward_features(x))
+    assert len(maps) == 3
+    (only,) = net.forward_intermediates(x, indices=[1], intermediates_only=True)
+    assert torch.equal(only, maps[1])
+
+
+@pytest.mark.parametrize("name", ["pyd-add-11-0.125", "wrn-10-1"])
+def test_checkpointing_changes_memory_and_no_gradient(timm, torch, name):
+    net, x = timm.create_model("pydmobilenet", name=name).eval(), torch.randn(2, 3, 32, 32)
+    expected = torch.autograd.grad(net(x).square().sum(), [each for each in net.parameters() if each.requires_grad])
+    net.set_grad_checkpointing()
+    calls = []
+    block = net.get_submodule(net.residual_blocks[0])
+    next(block.children()).register_forward_hook(lambda *_: calls.append(1))
+    found = torch.autograd.grad(net(x).square().sum(), [each for each in net.parameters() if each.requires_grad])
+    assert len(calls) == 2
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", ["pyd-add-11-0.125", "wrn-10-1"])
+def test_layers_get_rates_and_norms_freeze(timm, torch, name):
+    from timm.optim import create_optimizer_v2
+    from timm.utils.model import freeze_batch_norm_2d
+
+    net = timm.create_model("pydmobilenet", name=name)
+    groups = create_optimizer_v2(net, "sgd", lr=0.1, weight_decay=0.1, layer_decay=0.5).param_groups
+    scales = [group["lr_scale"] for group in groups]
+    assert min(scales) < 0.5
+    assert max(scales) == 1.0
+    assert net.no_weight_decay() == set()
+    frozen = freeze_batch_norm_2d(net)
+    assert not [module for module in frozen.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet-11-0.25", "mobilenet-11-0.25", "pyd-add-11-0.25", "pyd-concat-11-0.25", "wrn-10-2"]
+)
+def test_torchvision_extracts_features(timm, torch, name):
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    net, x = pydmobilenet.get_model(name, engine="pytorch"), torch.randn(2, 3, 32, 32)
+    block = "features.4.0" if name.startswith("wrn") else "stages.1.0"
+    seen = []
+    handle = net.get_submodule(block).register_forward_hook(lambda module, inputs, output: seen.append(output))
+    net(x)
+    handle.remove()
+    torch.testing.assert_close(create_feature_extractor(net, {block: "map"})(x)["map"], seen[0])
