@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from pydmobilenet import zoo
 from pydmobilenet.pytorch import inference, pyramid
-from pydmobilenet.training import prepare
+from pydmobilenet.training import session
 from pydmobilenet.training.checkpoint import read_history
 from pydmobilenet.training.history import History
 
@@ -232,7 +232,7 @@ def trained(arguments: argparse.Namespace, name: str, model: str, options: list,
 
 
 def _is_done(run: Path) -> bool:
-    return run.exists() and len(read_history(run).rows) == prepare.read_config(run).epochs
+    return run.exists() and len(read_history(run).rows) == session.read_config(run).epochs
 
 
 if __name__ == "__main__":

@@ -1,26 +1,20 @@
-"""What the commands do, as functions: `train`, `validate`, `predict`, `export`, and `get_model`."""
+"""The commands as functions: `train`, `validate`, `predict`, `export`, and `get_model`. `cli` calls them and prints."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from . import catalog, checkpoints, data, fetching, huggingface, prediction, validation
+from . import catalog, checkpoints, data, fetching, files
 from . import engine as engines
-from .catalog import Record, parse_name
-from .checkpoints import runs
-from .checkpoints.runs import read_metadata
-from .errors import BadFileError, InvalidValueError, hinted
-from .training import prepare
-from .training import session as sessions
-from .training.checkpoint import read_history
-from .training.config import parse
-from .training.history import History
+from .errors import UserError, hinted
+from .text import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,8 +23,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn  # noqa: TID251
 
+    from .catalog import Record
+    from .data import Dataset
     from .gluon.blocks import HybridBlock
     from .onnx.export import Difference
+    from .prediction import Prediction
+    from .reporting.html import Report
+    from .training.history import History
+    from .validation import Result
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -68,23 +68,19 @@ def get_model(
     Raises InvalidValueError, MissingFileError, BadFileError or UnusableError, which are ValueError, FileNotFoundError,
     ValueError and OSError; UnusableError too where the engine is not installed.
     """
-    choice = engines.choose(engine, "cpu", "networks", _family(name, weights))
-    return choice.get_model(name, dataset, classes, pretrained, device, weights, weights_dir)
-
-
-def _family(name: str | None, weights: PathLike | None) -> str | None:
-    """Return the family of a model's name, or of weights that record it."""
-    if name is None and weights is not None:
-        found = checkpoints.inspect(weights)
-        name = found.model if found else None
-    return parse_name(name).family if name else None
+    request = checkpoints.resolve(name, dataset, classes, pretrained, weights, weights_dir)
+    choice = engines.choose(engine, "cpu", "networks", request.architecture.family)
+    return choice.get_model(request, device)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was trained: its `directory`, and what is in it. It stands for its path."""
+    """A run that was trained: its `directory`, and what is in it. It stands for its path. `summary` says what its
+    training has reached; empty in all processes of torchrun but the first.
+    """
 
     directory: Path
+    summary: str = ""
 
     def __fspath__(self) -> str:
         return os.fspath(self.directory)
@@ -92,19 +88,30 @@ class Run:
     @property
     def history(self) -> History:
         """The epochs so far, each with its losses, errors and learning rate: ``run.history.rows``."""
+        from .training.checkpoint import read_history
+
         return read_history(self.directory)
 
     @property
     def test_error(self) -> float | None:
         """The test error in % of the best epoch; None where it is not measured yet, or there are no test images."""
-        best = read_metadata(self.directory)["checkpoints"].get(runs.BEST, {})
-        return best.get("test_error")
+        from .checkpoints import runs
+
+        return runs.read_metadata(self.directory)["checkpoints"].get(runs.BEST, {}).get("test_error")
 
     def model(self, device: str | None = None, engine: str = "auto") -> HybridBlock | nn.Module:
         """The network with the parameters of the best epoch, as `get_model` gives it. Raises MissingFileError before
         the first one.
         """
         return get_model(weights=self, device=device, engine=engine)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has ended training. The run is saved in `directory`; `exit_code` tells the signal."""
+
+    def __init__(self, directory: Path, exit_code: int):
+        super().__init__(f"the run is saved: resume={str(directory)!r} goes on with it")
+        self.directory, self.exit_code = directory, exit_code
 
 
 def train(
@@ -115,12 +122,16 @@ def train(
     resume: PathLike | None = None,
     config: PathLike | None = None,
     weights: PathLike | None = None,
+    weights_dir: PathLike | None = None,
     engine: str = "auto",
     device: str = "auto",
     compile: bool = False,
     data_dir: PathLike | None = None,
     skip_bad: bool = False,
-    progress: bool = True,
+    tensorboard: bool = False,
+    progress: bool | None = True,
+    verbose: bool = False,
+    command: str | None = None,
     **recipe: object,
 ) -> Run:
     """Train a network as ``train.py`` does, to the end. The run has its `directory`, its `history` and its `model`.
@@ -129,36 +140,36 @@ def train(
     is the file `config`, or the name of one of ``configs/``, by default that of the data set; any of its keys can be
     given, as ``epochs=4`` or ``val_fraction=0.1``. The run's directory is `output`, by default ``runs/MODEL-DATASET``,
     which must not exist; `resume` goes on with a run instead, and ``resume="auto"`` with that in `output` if there is
-    one. `weights` are those to start from: a file, a run, whose network is the default then, or ``"published"``.
-    `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon where MXNet runs on the device, else PyTorch, and for a run
-    to resume its own. `compile` has PyTorch compile the network. Without `progress`, nothing is printed.
+    one. `weights` are those to start from: a file, a run, whose network is the default then, or ``"published"``, which
+    are looked for in `weights_dir` first. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon where MXNet runs on
+    the device, else PyTorch, and for a run to resume its own. `compile` has PyTorch compile the network. `tensorboard`
+    writes events. Where `progress` is False, nothing is printed; None shows bars on a terminal alone. With `verbose`,
+    the configuration is printed first. The run records `command` as its beginning, by default this call.
 
     Any thread can call it. Raises InvalidValueError, MissingFileError, BadFileError and UnusableError. An interruption
     saves the run, and then raises KeyboardInterrupt. What fails before the first batch is done leaves no directory.
     """
     arguments = dict(locals())
+    from .training import session as sessions
+    from .training.config import parse
+
     given = parse({"model": model, "dataset": dataset, **recipe})
-    where = None if data_dir is None else fetching.expanded(data_dir)
-    session = sessions.plan(
-        given, recipe=config, output=output, resume=resume, weights=weights, data_dir=where, engine=engine
-    )
-    family, dtype = parse_name(session.config.model).family, session.config.dtype
+    command = command or _call(train, {**arguments, **given})
+    shown: dict[str, Any] = {"tensorboard": tensorboard, "progress": progress, "verbose": verbose, "command": command}
+    reading: dict[str, Any] = {"data_dir": _expanded(data_dir), "skip_bad": skip_bad}
+    weights_dir = _expanded(weights_dir)
+    session = sessions.plan(given, config, output, resume, engine, weights, weights_dir, **reading, **shown)
+    family, dtype = catalog.parse_name(session.config.model).family, session.config.dtype
     choice = engines.choose(session.engine, device, "training", family, dtype, compiled=compile)
-    options = prepare.RunOptions(
-        choice.make_trainer,
-        where,
-        quiet=not progress,
-        skip_bad=skip_bad,
-        progress=progress,
-        command=_call(train, {**arguments, **given}),
-    )
-    with sessions.opened(session, options) as loop:
-        interrupted = loop.run()
-        if progress and loop.output and not interrupted:
-            print(loop.summary())
-    if interrupted:
-        raise KeyboardInterrupt(f"the run is saved: resume={str(session.directory)!r} goes on with it")
-    return Run(session.directory)
+    session.say(f"device: {choice.device}; engine: {choice.why}")
+    with sessions.opened(session, choice.make_trainer) as loop:
+        exit_code = loop.run()
+    if exit_code:
+        raise Interrupted(session.directory, exit_code)
+    run = Run(session.directory, loop.summary() if loop.output else "")
+    if run.summary and progress is not False:
+        print(run.summary)
+    return run
 
 
 def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
@@ -178,6 +189,8 @@ def validate(
     what: PathLike | Sequence[str] = "*",
     dataset: str | Sequence[str] | None = None,
     *,
+    weights: PathLike | Sequence[PathLike] = (),
+    depth: Sequence[int] = (),
     engine: str = "auto",
     device: str = "auto",
     data_dir: PathLike | None = None,
@@ -185,29 +198,87 @@ def validate(
     batch_size: int | None = None,
     limit: int | None = None,
     skip_bad: bool = False,
-    processes: int = 1,
-    progress: bool = True,
-) -> list[validation.Result]:
+    fused: bool = True,
+    processes: int | None = 1,
+    output: PathLike | None = None,
+    progress: bool | None = True,
+    show: Callable[[Dataset | None, list[Result]], None] | None = None,
+) -> list[Result]:
     """Check networks on their test images, as ``run_validation.py`` does: one result per network.
 
     `what` is a run, its directory, one of its files or another path that records its network, or patterns of model
-    names of the published tables and the bundled networks; `dataset` patterns of data sets. Raises as `train` does;
-    what is wrong with one row is its ``reason``.
+    names of the published tables and the bundled networks; `dataset` patterns of data sets. `weights` are more of such
+    paths, on whose networks the patterns are tried instead, and `depth` selects by that. A `dataset` that is a folder
+    gives runs their images. Engines fold the networks if they are `fused`; up to so many `processes` work at once, with
+    None as many as are fastest. The table goes to the directory `output`, as Markdown, CSV, JSON and a web page.
+    `show` is called with each data set and its results as they come. What is printed, `progress` says as for `train`.
+    Raises as that does; what is wrong with one row is its ``reason``.
     """
-    records = _records(what, [dataset] if isinstance(dataset, str) else dataset)
-    where = None if weights_dir is None else fetching.expanded(weights_dir)
+    from . import validation
+
+    report = _report(output)
+    records, folder = _records(what, dataset, weights, depth, data_dir)
+    choice = engines.choose(engine, device, fused=fused)
+    say = (lambda text: None) if progress is False else (lambda text: print(printable(text), file=sys.stderr))
+    say(f"device: {choice.device}; engine: {choice.why}")
     found = validation.validate(
         records,
-        _engine(engine, device),
-        weights=functools.partial(checkpoints.load_record, weights_dir=where),
-        data_dir=None if data_dir is None else fetching.expanded(data_dir),
+        choice.engine,
+        weights=functools.partial(checkpoints.load_record, weights_dir=_expanded(weights_dir)),
+        data_dir=folder,
         batch_size=batch_size,
         limit=limit,
-        processes=processes,
+        processes=processes or choice.engine.processes,
+        keep_answers=bool(output) or any(record.run for record in records),
         skip_bad=skip_bad,
         shown=progress,
     )
-    return [result for _, rows in found for result in rows]
+    results: list[Result] = []
+    for images, rows in found:
+        if images and images.note:
+            say(f"data: {images.note}")
+        if report:  # after each data set: an interruption loses no more than the one under way
+            report.add(images, rows)
+        if show:
+            show(images, rows)
+        results += rows
+    return results
+
+
+def _report(output: PathLike | None) -> Report | None:
+    """What `validate` writes to a directory; it needs libraries that nothing else does."""
+    if output is None:
+        return None
+    from .reporting.html import Report
+
+    return Report(fetching.expanded(output))
+
+
+def _records(
+    what: PathLike | Sequence[str],
+    dataset: str | Sequence[str] | None,
+    weights: PathLike | Sequence[PathLike],
+    depth: Sequence[int],
+    data_dir: PathLike | None,
+) -> tuple[list[Record], Path | None]:
+    """The rows that `validate` is asked for, and where their images are."""
+    paths = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights)
+    if isinstance(what, os.PathLike) or (isinstance(what, str) and os.path.exists(fetching.expanded(what))):
+        paths, what = [*paths, what], "*"
+    patterns = [what] if isinstance(what, str) else what
+    datasets = [dataset] if isinstance(dataset, str) else list(dataset or [])
+    where = _expanded(data_dir)
+    if set(paths) <= {checkpoints.PUBLISHED}:
+        rows: list[Record] = [*catalog.RECORDS, *checkpoints.bundled()]
+    else:
+        rows = [checkpoints.find(weights=path) for path in paths]
+        datasets = list(map(data.dataset_name, datasets))
+        folders = [name for name in datasets if name.startswith("folder:")]
+        if len(folders) + (where is not None) > 1:
+            raise UserError("--dataset folder:PATH and --data-dir name several places of the data: give one of them")
+        datasets = [name for name in datasets if name not in folders]
+        where = fetching.expanded(folders[0].partition(":")[2]) if folders else where
+    return catalog.select(patterns or ["*"], datasets or ["*"], depth, rows), where
 
 
 @hinted
@@ -223,7 +294,7 @@ def predict(
     skip_bad: bool = False,
     engine: str = "auto",
     device: str = "auto",
-) -> list[prediction.Prediction]:
+) -> list[Prediction]:
     """The likeliest classes of images, as ``pydmobilenet predict`` gives them.
 
     `images` are files or folders, Pillow's images, or arrays of pixels (H, W, 3) in uint8, of any size: one, several,
@@ -231,13 +302,20 @@ def predict(
     or the published ones. It sees the images in `image_size`, by default that which it was trained with. Raises as
     `train` does.
     """
+    from . import prediction
+
     source = checkpoints.find(model, dataset, weights, weights_dir, image_size)
-    given = prediction.collect(images)
-    network = _engine(engine, device).load(source.network, source.arrays())
-    found = list(prediction.predict(network, source.task, given, top, skip_bad))
-    if not found:
-        raise BadFileError(f"none of the {len(given)} images can be read")
-    return found
+    return list(classify(source, prediction.collect(images)[0], top, skip_bad, engine, device))
+
+
+def classify(
+    source: checkpoints.Checkpoint, images: Sequence[Any], top: int | None, skip_bad: bool, engine: str, device: str
+) -> Iterator[Prediction]:
+    """As `predict`, the answers as they come, to images that `prediction.collect` gives; without `top`, all classes."""
+    from . import prediction
+
+    network = engines.choose(engine, device).engine.load(source.network, source.arrays())
+    yield from prediction.predict(network, source.task, images, top, skip_bad)
 
 
 @hinted
@@ -254,36 +332,31 @@ def export(
     uint8_input: bool = False,
     data_dir: PathLike | None = None,
     engine: str = "auto",
+    measure: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Difference | None:
     """Write a network as an ONNX file, as ``pydmobilenet export`` does, once it has been shown to be the same function:
     how far its answers are from the engine's. Or, with the `format` ``huggingface``, as a directory in that layout,
-    which needs none of the options after `weights_dir`. Raises as `train` does.
+    which needs none of the options after `weights_dir`. `say` is called with what was written, and where `measure` asks
+    for it with its latency and memory. Raises as `train` does.
     """
+    from . import huggingface
+
     huggingface.check_format(format, fused=fused, uint8_input=uint8_input, data_dir=data_dir, engine=engine)
     source = checkpoints.find(model, dataset, weights, weights_dir, image_size)
+    path = fetching.expanded(output)
     if format == huggingface.FORMAT:
-        huggingface.write(source, fetching.expanded(output))
+        huggingface.write(source, path)
+        say(printable(f"wrote {path}: {source.model} for {source.task.title}, in Hugging Face's layout"))
         return None
+    files.check(path)  # before any work is done
+    engines.choose("onnxruntime", "cpu")  # which checks the file, and has to be here
     from .onnx import export as onnx
 
-    where = fetching.expanded(data_dir) if data_dir else None
-    images, _ = onnx.comparison_images(source.task, where, dataset)
-    reference = _engine(engine, "cpu", fused=False).load(source.network, source.arrays())
-    return onnx.export_source(source, fetching.expanded(output), images, reference, fused, uint8_input)
+    images = onnx.comparison_images(source.task, _expanded(data_dir), dataset)
+    reference = engines.choose(engine, "cpu", fused=False).engine
+    return onnx.export_source(source, path, *images, reference, fused, uint8_input, measure, say)
 
 
-def _engine(name: str, device: str, fused: bool = True) -> engines.Engine:
-    return engines.choose(name, device, fused=fused).engine
-
-
-def _records(what: PathLike | Sequence[str], datasets: Sequence[str] | None) -> list[Record]:
-    rows: list[Record] = [*catalog.RECORDS, *checkpoints.bundled()]
-    patterns: Sequence[str] = ["*"]
-    if isinstance(what, os.PathLike) or (isinstance(what, str) and os.path.exists(fetching.expanded(what))):
-        rows = [checkpoints.find(weights=what)]
-    else:
-        patterns = [what] if isinstance(what, str) else what
-    records = catalog.select(patterns, datasets or ["*"], records=rows)
-    if not records:
-        raise InvalidValueError("no row has both the model and the data set asked for")
-    return records
+def _expanded(path: PathLike | None) -> Path | None:
+    return None if path is None else fetching.expanded(path)

@@ -221,7 +221,7 @@ def select(
     """The rows of `records`, by default the published ones, whose model and data set match one of the wildcard
     patterns, in their order.
 
-    Raises InvalidValueError for a pattern or depth that matches none of them.
+    Raises InvalidValueError for a pattern or depth that matches none of them, and where no row has all of them.
     """
     names = dict.fromkeys(record.dataset for record in records)
     for pattern in datasets:
@@ -244,10 +244,14 @@ def select(
     for depth in depths:
         if depth not in own_depths:
             raise unknown("depth", depth, own_depths)
-    return [
+    found = [
         record
         for record in records
         if any(fnmatch.fnmatchcase(record.model, pattern) for pattern in models)
         and any(fnmatch.fnmatchcase(record.dataset, pattern) for pattern in datasets)
         and (not depths or record.depth in depths)
     ]
+    if not found:
+        asked = [value for value in (*models, *datasets, *map(str, depths)) if value != "*"]
+        raise InvalidValueError(f"no row has all that is asked for: {', '.join(asked)}")
+    return found

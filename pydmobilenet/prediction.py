@@ -45,47 +45,42 @@ class Prediction(NamedTuple):
         return {"image": self.image, "size": list(self.size), "resized": self.resized, "classes": classes}
 
 
-def image_files(paths: Sequence[str]) -> tuple[list[str], Counter]:
-    """The files of some paths, and how many of each kind were skipped in folders.
+def collect(given: Image | Iterable[Image]) -> tuple[list[str | np.ndarray | Pillow.Image], Counter[str]]:
+    """One image, or several, as a list for `predict`: the files of paths, and what is no path as it is. Beside it, how
+    many of each kind were skipped in folders.
 
-    A file stands for itself, a folder for the images in it and below it, ``-`` for standard input. Raises
-    MissingFileError for a path that is not there, BadFileError for a folder without images.
-    """
-    files: list[str] = []
-    skipped: Counter[str] = Counter()
-    for path in paths:
-        if path == STDIN or Path(path).is_file():
-            files.append(path)
-        elif Path(path).is_dir():
-            found = folder.find(Path(path))
-            if not found.files:
-                raise BadFileError(folder.no_images(Path(path), found))
-            files += map(str, found.files)
-            skipped.update(found.skipped)
-        else:
-            raise MissingFileError(f"no such image: {path}")
-    return files, skipped
-
-
-def collect(given: Image | Iterable[Image]) -> list[str | np.ndarray | Pillow.Image]:
-    """Return one image, or several, as a list for `predict`: the files of paths, and what is no path as it is.
-
-    Raises InvalidValueError for what is no image, and as `image_files` does.
+    Raises InvalidValueError for what is no image, MissingFileError for a path that is not there, and BadFileError for a
+    folder without images.
     """
     from PIL import Image as Pillow
 
     single = isinstance(given, (str, os.PathLike, Pillow.Image)) or (isinstance(given, np.ndarray) and given.ndim != 4)
     collected: list[str | np.ndarray | Pillow.Image] = []
+    skipped: Counter[str] = Counter()
     for number, image in enumerate([given] if single or not isinstance(given, Iterable) else given):
         if isinstance(image, (str, os.PathLike)):
-            collected += image_files([str(fetching.expanded(image))])[0]
+            found = os.fspath(image)
+            collected += _files(str(fetching.expanded(found)) if found.startswith("~") else found, skipped)
         elif isinstance(image, Pillow.Image) or _is_pixels(image):
             collected.append(image)
         else:
             kind = f"{image.shape} in {image.dtype}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
             allowed = "a path, an image of Pillow's, an array (height, width, 3) in uint8"
             raise InvalidValueError(f"image {number} is {kind} (allowed: {allowed})")
-    return collected
+    return collected, skipped
+
+
+def _files(path: str, skipped: Counter[str]) -> list[str]:
+    """A file itself, of a folder the images in it and below it; ``-`` is standard input."""
+    if path == STDIN or Path(path).is_file():
+        return [path]
+    if not Path(path).is_dir():
+        raise MissingFileError(f"no such image: {path}")
+    found = folder.find(Path(path))
+    if not found.files:
+        raise BadFileError(folder.no_images(Path(path), found))
+    skipped.update(found.skipped)
+    return list(map(str, found.files))
 
 
 def _is_pixels(image: object) -> bool:
@@ -96,14 +91,15 @@ def predict(
     network: Predict,
     task: Task,
     files: Sequence[str | np.ndarray | Pillow.Image],
-    top: int,
+    top: int | None,
     skip_bad: bool = False,
 ) -> Iterator[Prediction]:
-    """The `top` likeliest classes of each image, in their order: files, or what `collect` lets through.
+    """The `top` likeliest classes (None: all) of each image, in their order: files, or what `collect` lets through.
 
     `network` takes normalised images (N, 3, H, W), of the task's size, to logits (N, outputs); others are resized.
-    Raises BadFileError for a file that cannot be read as an image, unless `skip_bad`, which warns.
+    Raises BadFileError for a file that cannot be read as an image, unless `skip_bad`, which warns, and where none can.
     """
+    answered = False
     for start in range(0, len(files), BATCH):
         batch = files[start : start + BATCH]
         names = [_name(file, number) for number, file in enumerate(batch, start)]
@@ -117,12 +113,15 @@ def predict(
                 raise BadFileError(f"{found}; --skip-bad goes on without it" if len(files) > 1 else str(found))
         if not read:
             continue
+        answered = True
         logits = network(normalise(np.stack([picture.pixels for _, picture in read]), task))
         for (name, picture), row in zip(read, softmax(logits)):
             best = np.argsort(-row, kind="stable")[:top]
             classes = [(int(label), task.class_name(int(label)), float(row[label])) for label in best]
             resized = picture.size != (task.image_size, task.image_size)
             yield Prediction(name, picture.size, classes, picture.transparent, resized)
+    if not answered:
+        raise BadFileError(f"none of the {len(files)} images can be read")
 
 
 def _name(file: str | np.ndarray | Pillow.Image, number: int) -> str:

@@ -1,7 +1,9 @@
 """The commands as functions, as notebooks use them."""
 
 import inspect
+import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -40,6 +42,36 @@ def test_a_run_can_be_validated_used_and_exported(run, tmp_path):
     found = pydmobilenet.export(None, tmp_path / "net.onnx", weights=run.directory)
     assert found.logits < 1e-5
     assert (tmp_path / "net.onnx").is_file()
+
+
+def test_a_report_is_written_and_each_data_set_shown_as_it_comes(run, tmp_path):
+    shown = []
+    results = pydmobilenet.validate(
+        weights=[run, run.directory / "last.params"],
+        output=tmp_path / "report",
+        show=lambda dataset, rows: shown.append((dataset.task.name, rows)),
+        progress=False,
+    )
+    assert [name for name, _ in shown] == ["digits"]
+    assert shown[0][1] == results
+    assert len(json.loads((tmp_path / "report" / "validation.json").read_text())) == len(results) == 2
+    assert (tmp_path / "report" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("measure", [False, True])
+def test_what_is_exported_is_said(measure, run, tmp_path):
+    said = []
+    pydmobilenet.export(None, tmp_path / "net.onnx", weights=run, measure=measure, say=said.append)
+    assert said[0].startswith(f"wrote {tmp_path / 'net.onnx'}: {MODEL} for Digits, ")
+    assert len(said) == 1 + measure
+
+
+def test_a_signal_ends_training_with_its_exit_code_and_the_directory(tmp_path, at_update):
+    pytest.importorskip("mxnet", exc_type=ImportError)
+    at_update(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt, match="goes on with it") as stopped:
+        pydmobilenet.train(MODEL, "digits", output=tmp_path / "run", device="cpu", progress=False)
+    assert (stopped.value.exit_code, stopped.value.directory) == (143, tmp_path / "run")
 
 
 def test_a_run_goes_on(run):

@@ -128,7 +128,7 @@ MISTAKES = [
 def parsed(*arguments):
     parser = options.Parser(prog="train.py")
     config.add_options(parser)
-    return config.given(parser.parse_args(arguments))
+    return config.parse(vars(parser.parse_args(arguments)))
 
 
 def option(key):

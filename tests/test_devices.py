@@ -8,12 +8,11 @@ import pytest
 from helpers import ROOT
 from mxnet.gluon import nn
 
-from pydmobilenet import checkpoints
-from pydmobilenet.data import batches, get_dataset, get_task
+from pydmobilenet.data import batches, get_dataset
 from pydmobilenet.errors import InvalidValueError
 from pydmobilenet.gluon.network import build_for
 from pydmobilenet.gluon.trainer import GluonTrainer, initialize, make
-from pydmobilenet.training import config, mixup, prepare
+from pydmobilenet.training import config, mixup, session
 from pydmobilenet.training.checkpoint import State
 from pydmobilenet.training.trainer import check_split
 
@@ -93,10 +92,6 @@ def test_a_batch_that_cannot_be_shared_out_names_the_nearest(size, devices, work
 # Runs
 
 
-def on(contexts):
-    return prepare.RunOptions(functools.partial(make, contexts=contexts))
-
-
 def last_error(directory):
     return State.read(directory / "last.state").progress["history"][-1]["test_error"]
 
@@ -107,12 +102,11 @@ def test_two_devices_reach_the_error_of_one_device(tmp_path):
     # half a batch is as good as another seed.
     wild = {**PLAIN, "epochs": 2, "batch_size": 16, "schedule": "step", "learning_rate": 0.1}
     calm = {**PLAIN, "epochs": 2, "batch_size": 64, "schedule": "cosine", "learning_rate": 0.03}
-    weights = checkpoints.Checkpoint(
-        "mobilenet-29-0.5", "digits", path=tmp_path / "start" / "last.params", task=get_task("digits")
-    )
+    weights = tmp_path / "start" / "last.params"
 
     def train(name, contexts, recipe, init=None):
-        with prepare.start(config.make({**DIGITS, **recipe}), tmp_path / name, on(contexts), init) as loop:
+        begun = session.Session(config.make({**DIGITS, **recipe}), tmp_path / name, weights=init)
+        with session.opened(begun, functools.partial(make, contexts=contexts)) as loop:
             assert loop.run() == 0
         return last_error(tmp_path / name)
 

@@ -201,7 +201,7 @@ class Spoilt:
     def __call__(self, images, targets, scale=1.0):
         answer = self.reference(images, targets, scale)
         if self.how == "is wrong":
-            self.reference.net.head.dense.weight.grad()[:] *= 1.2
+            self.reference.network.head.dense.weight.grad()[:] *= 1.2
         elif self.how == "fails":
             nd.Convolution(images, nd.zeros((1, 1, 1, 1)), kernel=(2, 2), num_filter=1, no_bias=True)
         elif self.how == "fails later":  # as operators do: on the engine's own threads

@@ -28,7 +28,7 @@ from pydmobilenet.checkpoints import params
 from pydmobilenet.data import Dataset, Splits, get_task
 from pydmobilenet.errors import EngineError
 from pydmobilenet.gluon import trainer
-from pydmobilenet.training import config, loop, prepare
+from pydmobilenet.training import config, loop, schedule, session
 from pydmobilenet.training.checkpoint import Run, State
 from pydmobilenet.training.trainer import Score
 
@@ -56,12 +56,15 @@ def recipe(small, model=MODEL, **values):
     return config.make(made)
 
 
-ON = prepare.RunOptions(functools.partial(trainer.make, contexts=[mx.cpu()]))
+def opened(made, directory, resumed=False):
+    return session.opened(
+        session.Session(made, directory, resumed), functools.partial(trainer.make, contexts=[mx.cpu()])
+    )
 
 
 def trained(made, directory):
     """The code and the content of a run that is begun, or goes on, in a directory."""
-    with prepare.resume(directory, ON) if made is None else prepare.start(made, directory, ON) as run:
+    with opened(made or session.read_config(directory), directory, resumed=made is None) as run:
         return run.run(), content(directory)
 
 
@@ -243,7 +246,7 @@ def test_what_an_engine_throws_is_one_line_and_the_run_goes_on_from_its_last_che
 
 def test_a_run_that_was_there_before_stays_whatever_the_engine_does(small, tmp_path, quick, at_update, left_alone):
     made = recipe(small)
-    with prepare.start(made, tmp_path / "run", ON):
+    with opened(made, tmp_path / "run"):
         pass  # as one that is killed before its first update
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer.GluonTrainer, "train_step", lambda *_: break_the_engine() or mx.nd.waitall())
@@ -288,15 +291,15 @@ def test_of_two_runs_with_one_output_the_first_is_trained_and_the_other_told(
     small, tmp_path, quick, inside, monkeypatch
 ):
     made, directory = recipe(small), tmp_path / "run"
-    make, first = prepare.schedule.make, []
+    make, first = schedule.make, []
     with contextlib.ExitStack() as stack:
 
         def faster(*arguments):  # when all has been checked, another process makes the directory
-            monkeypatch.setattr(prepare.schedule, "make", make)
-            first.append(stack.enter_context(prepare.start(made, directory, ON)))
+            monkeypatch.setattr(schedule, "make", make)
+            first.append(stack.enter_context(opened(made, directory)))
             return make(*arguments)
 
-        monkeypatch.setattr(prepare.schedule, "make", faster)
+        monkeypatch.setattr(schedule, "make", faster)
         values = options({**RECIPE, "batch_size": 4, "model": MODEL, "dataset": small, "epochs": 2})
         answer = inside("--config", DIGITS, *values, "--output", directory)
         assert_mistake(answer, f"{directory} exists already: --resume {directory} goes on with it")
@@ -307,7 +310,7 @@ def test_of_two_runs_with_one_output_the_first_is_trained_and_the_other_told(
 
 def test_train_py_does_not_go_on_with_a_run_that_another_process_is_at(small, tmp_path, inside):
     made = recipe(small)
-    with prepare.start(made, tmp_path / "run", ON):
+    with opened(made, tmp_path / "run"):
         before = listing(tmp_path / "run")
         assert_mistake(inside("--resume", tmp_path / "run"), f"another process is training in {tmp_path / 'run'}")
         assert listing(tmp_path / "run") == before

@@ -216,11 +216,11 @@ def interrupted(original, tmp_path):
     shutil.copytree(original[0], folder)
     with pytest.MonkeyPatch.context() as patch:
         from pydmobilenet.gluon import trainer
-        from pydmobilenet.training import loop, prepare
+        from pydmobilenet.training import loop, session
 
         patch.chdir(tmp_path)
         patch.setattr(loop, "draw", lambda *_: None)
-        recipe = prepare.read_config(original[1])
+        recipe = session.read_config(original[1])
         make_trainer = functools.partial(trainer.make, contexts=[mx.cpu()])
         finish, patched = loop.Loop._finish_epoch, []
 
@@ -231,8 +231,8 @@ def interrupted(original, tmp_path):
                 raise KeyboardInterrupt
 
         patch.setattr(loop.Loop, "_finish_epoch", finish_two)
-        options = prepare.RunOptions(make_trainer, quiet=True)
-        with pytest.raises(KeyboardInterrupt), prepare.start(recipe, run, options) as training:
+        begun = session.Session(recipe, run, progress=False)
+        with pytest.raises(KeyboardInterrupt), session.opened(begun, make_trainer) as training:
             training.run()
     return folder, run
 

@@ -15,7 +15,7 @@ from helpers import MODEL, TRAINERS, assert_mistake, listing, make_classes, make
 import pydmobilenet
 from pydmobilenet.data import images
 from pydmobilenet.errors import InvalidValueError, UnusableError
-from pydmobilenet.training import checkpoint, config, loop, prepare, session, signals
+from pydmobilenet.training import checkpoint, config, loop, session, signals
 
 TINY = {"model": MODEL, "epochs": 2, "batch_size": 4, "warmup_epochs": 0, "seed": 5}
 ONCE = {**TINY, "device": "cpu", "progress": False}
@@ -108,7 +108,7 @@ def test_what_fails_between_the_directory_and_the_first_batch_leaves_nothing_beh
     def broken(*_):
         raise UnusableError("no room for events")
 
-    monkeypatch.setattr(prepare, "Loop", broken)
+    monkeypatch.setattr(session, "Loop", broken)
     with pytest.raises(UnusableError, match="no room for events"):
         pydmobilenet.train(dataset=folder, output=tmp_path / "run", **ONCE)
     assert list(tmp_path.iterdir()) == []

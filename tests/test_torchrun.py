@@ -25,7 +25,7 @@ from pydmobilenet.gluon import runtime
 from pydmobilenet.pytorch import devices
 from pydmobilenet.pytorch import trainer as pytorch_trainer
 from pydmobilenet.pytorch.distributed import CPUSyncBatchNorm
-from pydmobilenet.training import config, loop, prepare, schedule
+from pydmobilenet.training import config, loop, schedule, session
 from pydmobilenet.training.checkpoint import State
 
 pytestmark = pytest.mark.pytorch
@@ -257,7 +257,7 @@ def workers(torchrun):
 def alone(recipe, output):
     """A run of this process."""
     make = functools.partial(pytorch_trainer.make, device=CPU)
-    with prepare.start(recipe, output, prepare.RunOptions(make, quiet=True)) as run:
+    with session.opened(session.Session(recipe, output, progress=False), make) as run:
         assert run.run() == 0
 
 
@@ -287,7 +287,7 @@ def test_a_run_goes_on_with_any_number_of_processes_and_the_first_one_writes_and
     assert epochs == [f"{number}/5" for number in range(6 - len(epochs), 6)]
     assert out.count("Test error of epoch") == 1
 
-    alone(prepare.read_config(run), tmp_path / "alone")
+    alone(session.read_config(run), tmp_path / "alone")
     found, expected = content(run), content(tmp_path / "alone")
     assert found.keys() == expected.keys()
     assert {path.name for path in run.iterdir()} == {path.name for path in (tmp_path / "alone").iterdir()}

@@ -16,7 +16,7 @@ import pydmobilenet
 from pydmobilenet.checkpoints import params, weights
 from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import UnusableError
-from pydmobilenet.training import config, prepare, schedule
+from pydmobilenet.training import config, schedule, session
 from pydmobilenet.training.checkpoint import State
 from pydmobilenet.training.loop import Loop
 
@@ -321,7 +321,7 @@ def test_a_run_on_a_folder_is_put_into_a_directory_of_the_folder_s_own_name(path
     (tmp_path / "here" / "photos").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here" / ("photos" if path == "." else ""))
     made = config.Config(MODEL, f"folder:{path}")
-    assert prepare.default_directory(made) == Path("runs") / f"{MODEL}-folder-photos"
+    assert session.default_directory(made) == Path("runs") / f"{MODEL}-folder-photos"
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "é" * 120, "a" + "é" * 120], ids=len)
@@ -336,7 +336,7 @@ def test_the_directory_of_a_folder_with_a_long_name_can_be_made(name, tmp_path, 
 
 
 def test_a_directory_that_cannot_be_made_is_named_before_any_picture_is_read(folder, tmp_path, monkeypatch, inside):
-    monkeypatch.setattr(prepare, "get_splits", None)
+    monkeypatch.setattr(session, "get_splits", None)
     for place, words in (("x" * 256, "File name too long"), ("a\0b", "null")):
         with pytest.raises(UnusableError, match=f"cannot make .*: .*{words}"):
             pydmobilenet.train(MODEL, folder, output=tmp_path / place)

@@ -14,7 +14,7 @@ from pydmobilenet.gluon.inference import distance
 from pydmobilenet.gluon.network import build_for
 from pydmobilenet.gluon.trainer import GluonTrainer, initialize
 from pydmobilenet.metrics import cross_entropy
-from pydmobilenet.training import config, mixup, prepare
+from pydmobilenet.training import config, mixup, session
 
 pytestmark = pytest.mark.instruction_sets
 
@@ -286,9 +286,10 @@ def test_a_batch_that_the_devices_cannot_share_evenly_is_refused(size, near):
 
 
 def test_half_precision_on_a_cpu_is_refused_before_anything_is_written(tmp_path):
-    options = prepare.RunOptions(functools.partial(gluon_trainer.make, contexts=[CPU]))
+    begun = session.Session(recipe(dtype="float16"), tmp_path / "run")
+    make = functools.partial(gluon_trainer.make, contexts=[CPU])
     words = r"dtype 'float16' needs a GPU \(allowed on a CPU: float32\)"
-    with pytest.raises(UnusableError, match=words), prepare.start(recipe(dtype="float16"), tmp_path / "run", options):
+    with pytest.raises(UnusableError, match=words), session.opened(begun, make):
         pass
     assert not list(tmp_path.iterdir())
 

@@ -1,8 +1,8 @@
 """The command line: ``pydmobilenet COMMAND``, one file per command.
 
 Each of these has a docstring, of which the first paragraph is its help and the rest its epilog; `add_options(parser)`;
-and `run(arguments)`, whose answer is the exit code. ``run_validation.py`` is ``pydmobilenet validate``, and
-``train.py`` is ``pydmobilenet train``.
+and `run`, which takes the values of the options and returns the exit code. ``run_validation.py`` is ``pydmobilenet
+validate``, and ``train.py`` is ``pydmobilenet train``.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ def _run(command: str, program: str) -> int:
             _describe(commands.add_parser(name, help=_help(name)), name)
     text = argparse.SUPPRESS if command else "print the version"  # a script's help has to fit one screen
     parser.add_argument("--version", action="version", version=f"pydmobilenet {__version__}", help=text)
-    arguments = parser.parse_args()
-    return arguments.run(arguments)
+    arguments = vars(parser.parse_args())
+    arguments.pop("command", None)
+    return arguments.pop("run")(**arguments)
 
 
 def _describe(parser, name: str) -> None:

@@ -14,15 +14,14 @@ from . import options
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help=f"a run, {options.WEIGHTS_FILES}")
     parser.add_argument("target", type=Path, help="the file to write, .params or .safetensors")
-    parser.add_argument(
-        "-m", "--model", metavar="NAME", help="as pyd-concat-56-0.5; of a source that tells it, its own"
-    )
+    text = "as pyd-concat-56-0.5; of a source that tells it, its own"
+    parser.add_argument("-m", "--model", metavar="NAME", help=text)
     options.add_dataset(parser)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    weights.check_target(arguments.target)
-    source = checkpoints.find(arguments.model, arguments.dataset, arguments.source)
-    weights.write(arguments.target, source.arrays(), source.metadata())
-    print(printable(f"wrote {arguments.target}"))
+def run(source: Path, target: Path, model: str | None, dataset: str | None) -> int:
+    weights.check_target(target)
+    found = checkpoints.find(model, dataset, source)
+    weights.write(target, found.arrays(), found.metadata())
+    print(printable(f"wrote {target}"))
     return 0

@@ -23,8 +23,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_weights_dir(parser)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    return fetch(options.records(arguments, catalog.RECORDS), arguments.data_dir, arguments.weights_dir)
+def run(pattern: str, dataset: list[str], data_dir: Path | None, weights_dir: Path | None) -> int:
+    return fetch(catalog.select([pattern], dataset), data_dir, weights_dir)
 
 
 def fetch(records: Sequence[Record], data_dir: Path | None = None, weights_dir: Path | None = None) -> int:

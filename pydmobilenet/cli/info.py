@@ -17,14 +17,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_dataset(parser)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    path = fetching.expanded(arguments.model)
+def run(model: str, dataset: str | None) -> int:
+    path = fetching.expanded(model)
     # A folder may have a network's name too.
     is_file = path.is_file() or path.suffix in (params.SUFFIX, safetensors.SUFFIX)
     is_directory = any((path / name).exists() for name in (runs.METADATA, safetensors.FILE))
-    found = checkpoints.find(None, arguments.dataset, path) if is_file or is_directory else None
-    name = found.model if found else catalog.parse_name(arguments.model).name
-    task = found.task if found else get_task(arguments.dataset or "cifar10")
+    found = checkpoints.find(None, dataset, path) if is_file or is_directory else None
+    name = found.model if found else catalog.parse_name(model).name
+    task = found.task if found else get_task(dataset or "cifar10")
     print(printable(f"{name} for {task.title}"))
     if found:
         print(printable(f"classes: {', '.join(task.classes)}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from .. import catalog, checkpoints
 from ..reporting.listing import zoo_table
@@ -14,7 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_weights_dir(parser)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    records = options.records(arguments, [*catalog.RECORDS, *checkpoints.bundled()])
-    print(zoo_table(records, arguments.weights_dir, options.terminal_width()))
+def run(pattern: str, dataset: list[str], weights_dir: Path | None) -> int:
+    records = catalog.select([pattern], dataset, records=[*catalog.RECORDS, *checkpoints.bundled()])
+    print(zoo_table(records, weights_dir, options.terminal_width()))
     return 0

@@ -14,9 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from .. import catalog, checkpoints, engine, fetching, files, processes
-from ..catalog import Record
-from ..errors import EngineError, InvalidValueError, UserError, nearest, of_engine, unknown
+from .. import checkpoints, fetching, files, processes
+from ..errors import EngineError, UserError, nearest, of_engine, unknown
 from ..gluon import runtime
 from ..machine import available_processors
 from ..text import printable
@@ -96,7 +95,8 @@ def add_dataset(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-g", "--device", default="auto", help="auto (default), cpu, gpu, gpu:N, mps; or N for GPU N")
+    text = "auto (default), cpu, gpu, gpu:N, mps; or N for GPU N"
+    parser.add_argument("-g", "--device", default="auto", help=text)
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +118,7 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-    """Options that name one network and its weights; `source` understands them."""
+    """Options that name one network and its weights: the arguments of `checkpoints.find`."""
     parser.add_argument("-m", "--model", metavar="NAME", help="as pyd-concat-56-0.5; of a run, its own")
     add_dataset(parser)
     text = f"a run, {WEIGHTS_FILES}, or published (default): the authors' weights, or the bundled ones"
@@ -128,32 +128,18 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     add_weights_dir(parser)
 
 
-def source(arguments: argparse.Namespace) -> checkpoints.Checkpoint:
-    """The network that the options name."""
-    where = arguments.weights, arguments.weights_dir
-    return checkpoints.find(arguments.model, arguments.dataset, *where, arguments.image_size)
-
-
-def choose_engine(arguments: argparse.Namespace, fused: bool = True) -> engine.Choice:
-    """The engine that the options name, for a process that does nothing but answer."""
+def use_all_processors() -> None:
+    """Let engines use all of this machine, in a process that does nothing but answer."""
     runtime.use_all_instructions()
     # PyTorch reads it when it is imported, and does not know of a control group's quota by itself.
     os.environ.setdefault("OMP_NUM_THREADS", str(available_processors()))
-    return engine.choose(arguments.engine, arguments.device, fused=fused)
 
 
 def add_pattern(parser: argparse.ArgumentParser) -> None:
-    """Options that select rows of the tables; `records` understands them."""
+    """Options that select rows of the tables, for `catalog.select`."""
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="as 'pyd-concat-*' (default: all)")
-    parser.add_argument("-d", "--dataset", nargs="+", metavar="NAME", help="of the tables (default: all)")
-
-
-def records(arguments: argparse.Namespace, rows: Sequence[Record]) -> list[Record]:
-    """Those of the rows that a pattern and data sets select."""
-    found = catalog.select([arguments.pattern], arguments.dataset or ["*"], records=rows)
-    if not found:
-        raise InvalidValueError(f"no row has both the model {arguments.pattern!r} and the data set asked for")
-    return found
+    text = "of the tables (default: all)"
+    parser.add_argument("-d", "--dataset", nargs="+", default=["*"], metavar="NAME", help=text)
 
 
 def terminal_width() -> int | None:
@@ -186,18 +172,6 @@ def directory(text: str) -> Path:
     path = _path(text)
     if not os.path.isdir(path):
         raise argparse.ArgumentTypeError(f"no such directory: {path}")
-    return path
-
-
-def output_directory(text: str) -> Path:
-    """An argument that is a directory to write to, made if need be."""
-    path = _path(text)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"cannot make the directory {path}: {error.strerror}") from None
-    if not os.access(path, os.W_OK):
-        raise argparse.ArgumentTypeError(f"cannot write to the directory {path}")
     return path
 
 

@@ -11,13 +11,14 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from .. import files, prediction, progress
+from .. import api, checkpoints, files, prediction, progress
 from ..data.folder import listed, seen_through
-from ..errors import BadFileError, UserError, unknown
+from ..errors import UserError, unknown
 from ..prediction import Prediction
 from ..text import encodable, printable
 from . import options
@@ -40,43 +41,39 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_device(parser)
 
 
-def run(arguments: argparse.Namespace) -> int:
-    write_as = FORMATS.get(arguments.format)
-    if write_as is None:
-        raise unknown("format", arguments.format, FORMATS)
-    if arguments.probabilities and arguments.format != "csv":
+def run(
+    images: list[str], format: str, probabilities: bool, top: int, output: Path | None, skip_bad: bool, **network: Any
+) -> int:
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if probabilities and format != "csv":
         raise UserError("--probabilities is for CSV: add --csv, or leave it out (--top has more classes)")
-    if arguments.output == files.STDOUT:
-        arguments.output = None  # answers are printed as they come
-    source = options.source(arguments)
-    images, skipped = prediction.image_files(arguments.images)
+    options.use_all_processors()
+    engine, device = network.pop("engine"), network.pop("device")
+    source = checkpoints.find(**network)
+    found, skipped = prediction.collect(images)
     if skipped:
         print(printable(f"skipped: {listed(skipped)}"), file=sys.stderr)
-    network = options.choose_engine(arguments).engine.load(source.network, source.arrays())
-    task = source.task
-    top = task.outputs if arguments.probabilities else min(arguments.top, task.outputs)
-    tally = Tally(len(images))
-    with _output(arguments.output) as write:
-        found = tally.count(prediction.predict(network, task, images, top, arguments.skip_bad))
-        names = [task.class_name(label) for label in range(task.outputs)] if arguments.probabilities else []
+    answers = api.classify(source, found, None if probabilities else top, skip_bad, engine, device)
+    tally = Tally(len(found))
+    write_as = _as_csv_of_all if probabilities else FORMATS[format]
+    with _output(output) as write:
         try:
-            for piece in write_as(found, top, names):
-                write(piece)
+            for text in write_as(tally.count(answers)):
+                write(text)
         except UserError:
-            if tally.answered and not arguments.output:
-                print(f"stopped after {tally.answered} of {len(images)} answers, which are written", file=sys.stderr)
+            if tally.answered and output in (None, files.STDOUT):
+                print(f"stopped after {tally.answered} of {len(found)} answers, which are written", file=sys.stderr)
             raise
-        if not tally.answered:
-            raise BadFileError(f"none of the {len(images)} images can be read")
-    for line in tally.notes(task.image_size):
+    for line in tally.notes(source.task.image_size):
         print(line, file=sys.stderr)
-    return 1 if tally.answered < len(images) else 0
+    return 1 if tally.answered < len(found) else 0
 
 
 @contextmanager
 def _output(path: Path | None) -> Iterator[Callable[[str], object]]:
     """What writes a text to a file, which is put in place whole at the end, or to standard output."""
-    if path is None:
+    if path in (None, files.STDOUT):  # as they come
         yield sys.stdout.write
         return
     with files.writing(path) as file:
@@ -111,38 +108,41 @@ class Tally:
             yield f"{self.images - self.answered} of {self.images} images passed over, as they cannot be read"
 
 
-def _as_text(found: Iterable[Prediction], top: int, names: Sequence[str]) -> Iterator[str]:
+def _as_text(found: Iterable[Prediction]) -> Iterator[str]:
     for each in found:
         classes = ", ".join(f"{name} {100 * share:.1f} %" for _, name, share in each.classes)
         yield printable(f"{each.image}: {classes}") + "\n"
 
 
-def _as_json(found: Iterable[Prediction], top: int, names: Sequence[str]) -> Iterator[str]:
+def _as_json(found: Iterable[Prediction]) -> Iterator[str]:
     """An array, in ASCII: exact on any terminal. One that an error cuts short has no end, and so is no JSON."""
     before = "["
     for each in found:
         yield f"{before}\n{json.dumps(each.to_dict(), indent=1)}"
         before = ","
-    if before == ",":
-        yield "\n]\n"
+    yield "\n]\n"
 
 
-def _as_csv(found: Iterable[Prediction], top: int, names: Sequence[str]) -> Iterator[str]:
-    """An image a row: its likeliest class with the probability, then the next ones or, with `names`, those of all."""
-    more = names or [f"{column}_{place}" for place in range(2, top + 1) for column in ("class", "probability")]
-    header: str | None = _csv_row(["image", "class", "probability", *more])
-    for each in found:
-        if names:
-            _, name, share = each.classes[0]
-            others: list[object] = [f"{share:.6f}" for _, _, share in sorted(each.classes)]
-            cells = [name, f"{share:.6f}", *others]
-        else:
-            cells = [cell for _, name, share in each.classes for cell in (name, f"{share:.6f}")]
-        yield (header or "") + _csv_row([each.image, *cells])
-        header = None
+def _as_csv(found: Iterable[Prediction]) -> Iterator[str]:
+    """An image a row: its likeliest class with the probability, then the next ones."""
+    for number, each in enumerate(found):
+        if number == 0:
+            places = [f"_{place}" if place > 1 else "" for place in range(1, len(each.classes) + 1)]
+            yield _row("image", *(f"{column}{place}" for place in places for column in ("class", "probability")))
+        yield _row(each.image, *(cell for _, name, share in each.classes for cell in (name, f"{share:.6f}")))
 
 
-def _csv_row(cells: Sequence[object]) -> str:
+def _as_csv_of_all(found: Iterable[Prediction]) -> Iterator[str]:
+    """An image a row: its likeliest class with the probability, then the probability of each class."""
+    for number, each in enumerate(found):
+        by_label = sorted(each.classes)
+        if number == 0:
+            yield _row("image", "class", "probability", *(name for _, name, _ in by_label))
+        _, name, share = each.classes[0]
+        yield _row(each.image, name, *(f"{each_share:.6f}" for each_share in (share, *(last for *_, last in by_label))))
+
+
+def _row(*cells: str) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(cells)
     return buffer.getvalue()

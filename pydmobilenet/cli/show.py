@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import io
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,23 +88,24 @@ def _augmented(dataset: Dataset, seed: int, epoch: int) -> np.ndarray:
     return restored[np.argsort(order)]
 
 
-def run(arguments: argparse.Namespace) -> int:
-    output, suffix = arguments.output, arguments.output.suffix.lower()
+def run(
+    dataset: str, split: str | None, data_dir: Path | None, output: Path, images: int, seed: int, **reading: Any
+) -> int:
+    suffix = output.suffix.lower()
     if suffix not in (".png", ".jpg") and files.stream(output) is None:
         raise UnusableError(f"cannot write a picture to {output} (allowed: .png, .jpg; nearest: {output}.png)")
     files.check(output)
-    name = located(arguments.dataset, arguments.data_dir)
+    name = located(dataset, data_dir)
     has = kinds(name)
-    split = arguments.split or ("train" if "train" in has else has[0])
-    task = get_task(name, arguments.image_size)
-    dataset = get_dataset(name, split, arguments.data_dir, arguments.skip_bad, task)
-    if dataset.note:
-        print(printable(f"data: {dataset.note}"), file=sys.stderr)
-    dataset = sample(dataset, arguments.images, arguments.seed)
-    picture = grid(dataset, arguments.seed)
+    task = get_task(name, reading["image_size"])
+    split = split or ("train" if "train" in has else has[0])
+    found = get_dataset(name, split, data_dir, reading["skip_bad"], task)
+    if found.note:
+        print(printable(f"data: {found.note}"), file=sys.stderr)
+    found = sample(found, images, seed)
     content = io.BytesIO()
-    picture.save(content, "JPEG" if suffix == ".jpg" else "PNG")
+    grid(found, seed).save(content, "JPEG" if suffix == ".jpg" else "PNG")
     files.write(output, content.getvalue())
-    what = f"{len(dataset)} images of {dataset.task.title}, raw and below it augmented three times"
+    what = f"{len(found)} images of {task.title}, raw and below it augmented three times"
     print(printable(f"wrote {output}: {what}"), file=options.status_stream(output))
     return 0

@@ -10,9 +10,9 @@ import numpy as np
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
 
-from .. import checkpoints, machine, zoo
+from .. import machine, zoo
 from ..catalog import parse_name
-from ..checkpoints import weights
+from ..checkpoints import Request, weights
 from ..data import get_task
 from ..errors import BadFileError, UnusableError
 from ..network import CIFAR, Architecture, Widths, describe
@@ -110,20 +110,11 @@ class WideResNet(HybridBlock):
         return self.output(self.features(x))
 
 
-def get_model(
-    name: str | None = None,
-    dataset: str | None = None,
-    classes: int | None = None,
-    pretrained: bool = False,
-    device: str | mx.Context | None = None,
-    weights: str | Path | None = None,
-    weights_dir: str | Path | None = None,
-) -> HybridBlock:
-    """As `pydmobilenet.get_model`."""
-    asked = checkpoints.resolve(name, dataset, classes, pretrained, weights, weights_dir)
-    net = build(asked.architecture, asked.outputs, zoo.widths(asked.dataset))
+def make(request: Request, device: str | mx.Context | None = None) -> HybridBlock:
+    """The network that `pydmobilenet.get_model` is asked for."""
+    net = build(request.architecture, request.outputs, zoo.widths(request.dataset))
     initialize(net, device)
-    set_arrays(net, asked.arrays)
+    set_arrays(net, request.arrays)
     return net
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnx
 
-from .. import files
+from .. import files, processor
 from ..checkpoints import Checkpoint
 from ..data import Task, dataset_name, folder, get_dataset, normalise
 from ..data.datasets import located
@@ -18,12 +19,18 @@ from ..data.splits import kinds
 from ..errors import BadFileError
 from ..folding import fold
 from ..network import Network
+from ..text import printable
+from . import cost
 from .graph import check_finite, convert
 from .session import predictor
+
+if TYPE_CHECKING:
+    from ..engine import Engine
 
 TOLERANCE = 1e-4  # of the logits' range: what rounding may differ by
 BATCH = 50  # images compared at once
 IMAGES = 100  # on which a file and the reference are compared
+OWNERS = {"gluon": "Gluon's", "pytorch": "PyTorch's", "onnxruntime": "the literal network's"}
 
 
 class Difference(NamedTuple):
@@ -90,15 +97,39 @@ def export_source(
     source: Checkpoint,
     output: Path,
     images: np.ndarray,
-    reference: Callable[[np.ndarray], np.ndarray],
-    fused: bool = True,
-    uint8_input: bool = False,
+    kind: str,
+    reference: Engine,
+    fused: bool,
+    uint8_input: bool,
+    measure: bool,
+    say: Callable[[str], None],
 ) -> Difference:
-    """`export` for a network of the zoo or of a run, whose file tells its name and the hash of its weights."""
-    weights = f"{source.locate().name} sha256:{source.sha256}"
-    metadata = {"model": source.model, "weights": weights, "fused": str(fused)}
-    form = fused, uint8_input, metadata
-    return export(source.network, source.arrays(), source.task, output, images, reference, *form)
+    """`export` for a network of the zoo or of a run, whose file tells its name and the hash of its weights.
+
+    `say` is called with what was written and compared with the `reference` on images of a `kind`, and to `measure` the
+    file with its latency and memory. The output may be a stream.
+    """
+    weights, arrays = f"{source.locate().name} sha256:{source.sha256}", source.arrays()
+    told = {"model": source.model, "weights": weights, "fused": str(fused)}
+    answers = reference.load(source.network, arrays)
+    is_stream = files.stream(output) is not None
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "net.onnx") if is_stream else output  # a stream cannot be measured
+        found = export(source.network, arrays, source.task, file, images, answers, fused, uint8_input, told)
+        if is_stream:
+            files.write(output, file.read_bytes())
+        say(
+            f"{printable(f'wrote {output}: {source.model} for {source.task.title}')}, {file.stat().st_size / 1e6:.2f} "
+            f"MB; on {len(images)} {kind} images its logits are within {found.logits:.1e} of their range of "
+            f"{OWNERS[reference.name]}, and all classes are the same"
+        )
+        if measure:
+            measured = cost.measure(file)
+            say(
+                f"one image on one thread takes {measured.p50:.2f} ms (p50), {measured.p99:.2f} ms (p99), on "
+                f"{processor.cpu_name()}; a process that does nothing else takes {measured.memory:.0f} MB"
+            )
+    return found
 
 
 def comparison_images(task: Task, data_dir: Path | None, dataset: str | None) -> tuple[np.ndarray, str]:

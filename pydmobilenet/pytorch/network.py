@@ -268,10 +268,14 @@ def get_model(
     `device` is a name that `pytorch.devices.choose` knows, or a ``torch.device``; by default the CPU. Raises as
     `pydmobilenet.get_model` does.
     """
-    asked = checkpoints.resolve(name, dataset, classes, pretrained, weights, weights_dir)
-    net = build(asked.architecture, asked.outputs, zoo.widths(asked.dataset))
+    return make(checkpoints.resolve(name, dataset, classes, pretrained, weights, weights_dir), device)
+
+
+def make(request: checkpoints.Request, device: str | torch.device | None = None) -> nn.Module:
+    """The network that `get_model` is asked for."""
+    net = build(request.architecture, request.outputs, zoo.widths(request.dataset))
     initialize(net)
-    set_arrays(net, asked.arrays)
+    set_arrays(net, request.arrays)
     return net.eval().to(devices.choose(device).device if isinstance(device, str) else device)
 
 

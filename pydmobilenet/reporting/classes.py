@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from ..data import Dataset, Task
 from ..metrics import NO_CLASS, Answers, confusion, recall_precision
 from ..text import printable
 from ..validation import Result
+from . import tables
 from .tables import grid
 
 LISTED = 20  # so many classes have a row each; of more, those of the lowest recall
@@ -149,3 +151,11 @@ def markdown(dataset: Dataset, result: Result) -> str:
 
 def _grid(columns: list[str], rows: list[list[str]]) -> str:
     return grid(rows, columns, ["left", *["right"] * (len(columns) - 1)])
+
+
+def with_classes(
+    dataset: Dataset | None, results: Sequence[Result], width: int | None = None, origins: bool = False
+) -> str:
+    """The table of one data set (`tables.markdown`), and below it the classes of each run."""
+    own = [markdown(dataset, row) for row in results if dataset and row.answers and row.record.run]
+    return "\n".join([tables.markdown(dataset, results, width, origins), *own])

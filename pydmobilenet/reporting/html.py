@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -24,12 +25,12 @@ from .. import plots, provenance
 from ..catalog import Record
 from ..checkpoints import runs
 from ..data import Dataset
-from ..errors import UserError
+from ..errors import UnusableError, UserError
 from ..text import printable
 from ..training.checkpoint import read_history
 from ..validation import Result
-from .classes import Details, details, headline
-from .tables import Table, table
+from .classes import Details, details, headline, with_classes
+from .tables import Table, table, write
 
 PUBLISHED = "PydMobileNet: published and measured"
 TRAINED = "PydMobileNet: networks trained with this project"
@@ -61,6 +62,32 @@ class Section(NamedTuple):
     figures: list[str]
     networks: list[Network]
     pictures: dict[int, str]
+
+
+class Report:
+    """The tables of a validation in a directory, and the page, written anew after each data set.
+
+    Raises UnusableError where the directory cannot be made or written to.
+    """
+
+    def __init__(self, directory: Path):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnusableError(f"cannot make the directory {directory}: {error.strerror}") from None
+        if not os.access(directory, os.W_OK):
+            raise UnusableError(f"cannot write to the directory {directory}")
+        self.directory = directory
+        self.texts: list[str] = []
+        self.sections: list[Section] = []
+        self.results: list[Result] = []
+
+    def add(self, dataset: Dataset | None, results: Sequence[Result]) -> None:
+        """Write what has been found on one more data set."""
+        self.texts.append(with_classes(dataset, results, origins=True))
+        self.sections.append(section(dataset, results, len(self.sections)))
+        self.results += results
+        write(self.directory, self.texts, self.results, page(self.sections, self.results))
 
 
 def page(sections: Sequence[Section], results: Sequence[Result]) -> str:

@@ -173,11 +173,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{old.replace('_', '-')}", dest=new, help=argparse.SUPPRESS)
 
 
-def given(namespace: argparse.Namespace) -> dict[str, Any]:
-    """The values of the options that were given. Raises InvalidValueError."""
-    return parse({key: getattr(namespace, key, None) for key in FIELDS})
-
-
 def read(recipe: str | os.PathLike[str], folder: Path = Path(), above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The values of a recipe over those of its ``base``, each valid by itself.
 

@@ -84,7 +84,7 @@ class Loop:
     The best epoch is that of the lowest error on the validation images of `splits`, or on the test images where there
     are none. `schedule` gives the learning rate of each update, from 1 on. The run is in `directory`; `output` is what
     writes to it, and `events` those for TensorBoard, if they are wanted; both are None in all workers but the first.
-    With `quiet`, nothing is printed; otherwise a progress bar is `shown` (`progress.bar`).
+    A progress bar is `shown` as `progress.bar` has it; where that is False, nothing is printed.
     """
 
     def __init__(
@@ -96,15 +96,13 @@ class Loop:
         directory: Path,
         output: Run | None,
         events: Events | None = None,
-        quiet: bool = False,
         shown: bool | None = None,
     ):
         self.trainer, self.config = trainer, trainer.config
         self.train, self.val, self.test = splits
         self.weights = class_weights(self.train) if self.config.class_weights == "balanced" else None
         self.schedule, self.progress, self.directory = schedule, progress, directory
-        self.output, self.events = output, events
-        self.quiet, self.shown = quiet, shown
+        self.output, self.events, self.shown = output, events, shown
         self.batches = updates_per_epoch(self.config, len(self.train)) * self.config.accumulation_steps
         self.tested: Score | None = None  # of the best epoch, where validation images have chosen it
         self.stopped = 0  # the number of the signal that came
@@ -249,7 +247,7 @@ class Loop:
         progress = self.progress
         self.trainer.sync_batch_norm()
         chooser = self.test if self.val is None else self.val
-        assert chooser is not None  # as `prepare` sees to
+        assert chooser is not None  # as `recipes.configure` sees to
         split = "test" if self.val is None else "val"
         score = self.trainer.evaluate(chooser)
         done = Epoch(
@@ -278,7 +276,7 @@ class Loop:
         errors = {name: {"epoch": done.epoch, f"{done.split}_error": done.error} for name in names}
         self._save(self.output, self._good_state(), errors)  # before anything that is for show
         self._show_epoch(self.output, done)
-        if not self.quiet:
+        if self.shown is not False:
             print(progress.history.line(done), flush=True)
 
     def _show_epoch(self, output: Run, done: Epoch) -> None:
@@ -337,7 +335,7 @@ class Loop:
             total=self.batches * batch,
             description=f"epoch {epoch}/{self.config.epochs}",
             unit="images",
-            shown=self.shown if self.output and not self.quiet else False,
+            shown=self.shown if self.output else False,
             initial=self.progress.batches * batch,
         )
 
