@@ -222,7 +222,7 @@ def test_a_bad_image_is_named_and_how_to_go_on_without_it(run, mixed):
     code, out, err = run("predict", mixed, *MODEL)
     assert (code, out) == (2, "")
     skipped, error = err.splitlines()
-    assert skipped == "skipped: 2 hidden, 1 broken link"
+    assert skipped == "skipped: 2 hidden, 1 broken link or special file"
     assert f"error: {mixed / '1a.jpg'} cannot be read as an image" in error
     assert error.endswith("; --skip-bad goes on without it")
 
