@@ -8,11 +8,11 @@ from functools import partial
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from pydmobilenet.pytorch.depthwise import DepthwiseConv2d
 from torch import nn
 from torch.nn import functional as F
 
 from pydmobilenet.pytorch import get_model, trainer
+from pydmobilenet.pytorch.pyramid import DepthwiseConv2d
 
 from . import BATCH, LEARNING_RATE, MEAN, MOMENTUM, STD, WEIGHT_DECAY, loop, pixels
 
