@@ -9,7 +9,7 @@ both gradients are convolutions themselves:
   and channel by channel, summed over the images.
 
 Kernels whose maps are summed act on the same input, so that one 7x7 kernel, the sum of the three padded with zeros,
-stands for them. All of it is exact but for rounding. The twin of `pytorch/depthwise.py`.
+stands for them. All of it is exact but for rounding. The twin of `pytorch/pyramid.py`.
 
 On a CPU, batch normalisation and the ReLU behind it also become one operation. Whether oneDNN has kernels for all that
 depends on the processor and the shapes, so it is checked on first use (`Checked`). Which instruction set is best to

@@ -58,9 +58,10 @@ class Workers:
         """
         if self.size == 1:
             return net
-        net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        if self.device.type == "cuda":
+            net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         for module in net.modules():
-            if isinstance(module, nn.SyncBatchNorm) and self.device.type == "cpu":
+            if type(module) is nn.BatchNorm2d:
                 module.__class__ = CPUSyncBatchNorm
         places = [self.device] if self.device.type == "cuda" else None
         # The strides of a kernel with one input channel are no matter.
@@ -105,8 +106,8 @@ def _leave() -> None:
         distributed.destroy_process_group()
 
 
-class CPUSyncBatchNorm(nn.SyncBatchNorm):
-    """``torch.nn.SyncBatchNorm``, which computes on GPUs alone, for equal shares of a batch on CPUs."""
+class CPUSyncBatchNorm(nn.BatchNorm2d):
+    """``torch.nn.SyncBatchNorm``, which is for GPUs alone, for equal shares of a batch on CPUs."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
