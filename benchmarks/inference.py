@@ -107,12 +107,12 @@ def main() -> None:
     arguments = parser.parse_args()
 
     sys.path.insert(0, str(ROOT))
-    from pydmobilenet import processor
+    from pydmobilenet import machine
     from pydmobilenet.gluon.runtime import use_all_instructions
     from pydmobilenet.machine import available_processors
 
     use_all_instructions()
-    print(f"{processor.cpu_name()}, {processor.instruction_set()}\n")
+    print(f"{machine.cpu_name()}, {machine.instruction_set()}\n")
     print(
         "| model | way | threads | batch 1 | batch 32 | batch 128 | lowest to highest | p50, ms | p99, ms | of peak |"
     )

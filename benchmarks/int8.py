@@ -98,7 +98,7 @@ def main() -> None:
 
     sys.path.insert(0, str(ROOT))
     import pydmobilenet
-    from pydmobilenet import catalog, checkpoints, processor, provenance, zoo
+    from pydmobilenet import catalog, checkpoints, machine, provenance, zoo
     from pydmobilenet.errors import MissingFileError
     from pydmobilenet.folding import fold
     from pydmobilenet.onnx import graph, session
@@ -107,7 +107,7 @@ def main() -> None:
     calibration = pydmobilenet.get_dataset("cifar10", "train", arguments.train_dir).normalised(0, CALIBRATION)
     test = pydmobilenet.get_dataset("cifar10", "test", arguments.test_dir).head(arguments.limit)
     images = test.normalised()
-    bits = 8 if {"avx512_vnni", "avx_vnni"} & processor.cpu_flags() else 7
+    bits = 8 if {"avx512_vnni", "avx_vnni"} & machine.cpu_flags() else 7
     print(f"{provenance.summary()}; weights of {bits} bits")
     print("| model | error, % | int8 | differ, % | kB | int8 | ms | int8 | images/s | int8 | holds |")
     print(f"| --- |{' --: |' * 9} --- |")

@@ -115,13 +115,13 @@ def main() -> None:
 
 def environments(engine: str, threads: int, inherited: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """The variables of each side's process: the user's own, but for threads and the limit of instructions."""
-    from pydmobilenet import processor
+    from pydmobilenet import machine
 
-    limits = (processor.VARIABLE, processor.NEWER_VARIABLE)
+    limits = (machine.VARIABLE, machine.NEWER_VARIABLE)
     clean = {key: value for key, value in inherited.items() if key not in ("OMP_NUM_THREADS", *limits)}
     if threads:
         clean["OMP_NUM_THREADS"] = str(threads)
-    free = {**clean, **dict.fromkeys(limits, processor.ALL)}
+    free = {**clean, **dict.fromkeys(limits, machine.ALL)}
     return {side: clean if side == "ours" else free for side in SIDES[engine]}
 
 
@@ -129,12 +129,12 @@ def compare(
     engine: str, folder: str, names: Sequence[str], variables: dict[str, dict[str, str]], arguments: argparse.Namespace
 ) -> None:
     """Print images/s of each side for each network, and how many times as fast as others some are."""
-    from pydmobilenet import processor, provenance
+    from pydmobilenet import machine, provenance
 
     batches, threads = arguments.batches, next(iter(variables.values())).get("OMP_NUM_THREADS")
     versions = provenance.environment()
     version = versions["torch"] if engine == "pytorch" else versions["mxnet"]
-    print(f"\n{processor.cpu_name()}, {processor.instruction_set(environment={})}, {engine} {version}, ", end="")
+    print(f"\n{machine.cpu_name()}, {machine.instruction_set(environment={})}, {engine} {version}, ", end="")
     print(f"threads: {threads or 'the default of each side'}; images/s\n")
     ratios = [f"{fast} / {slow}" for fast, slow in COMPARED[engine]]
     print("| model | " + " | ".join(chain(SIDES[engine], ratios)) + " |")

@@ -88,9 +88,9 @@ def main() -> None:
     environment["PYTHONPATH"] = str(ROOT)
     sys.path.insert(0, str(ROOT))
     import pydmobilenet
-    from pydmobilenet import machine, processor
+    from pydmobilenet import machine
 
-    sets = f"{processor.cpu_name()}, {processor.instruction_set(environment={})} on all sides"
+    sets = f"{machine.cpu_name()}, {machine.instruction_set(environment={})} on all sides"
     print(f"{sets}; threads: ours {machine.available_processors()}, conventional MXNet's default")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from . import processor
+from . import machine
 from .data import Dataset
 from .processes import launched
 
@@ -33,8 +33,8 @@ def environment(engine: str = "gluon") -> dict[str, str]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         **dict(_engines()),
-        "processor": processor.cpu_name(),
-        "instruction_set": processor.instruction_set(engine=engine) or "unknown",
+        "processor": machine.cpu_name(),
+        "instruction_set": machine.instruction_set(engine=engine) or "unknown",
         "threads": os.environ.get("OMP_NUM_THREADS", "the engine's default"),
     }
 

@@ -13,7 +13,7 @@ import sys
 
 ENVIRONMENT = dict(os.environ)  # before the package sets what suits training: the tests have their own
 
-from pydmobilenet import processor  # noqa: E402
+from pydmobilenet import machine  # noqa: E402
 from pydmobilenet.gluon import runtime  # noqa: E402
 
 NO_TESTS = 5  # pytest's exit code: none of those asked for is of this kind
@@ -21,16 +21,16 @@ NO_TESTS = 5  # pytest's exit code: none of those asked for is of this kind
 
 def main() -> int:
     arguments = sys.argv[1:]
-    first = processor.instruction_set()
+    first = machine.instruction_set()
     if runtime.obstacle():  # ONNX Runtime has no such levels
         return pytest(arguments, ENVIRONMENT)
-    others = {processor.instruction_set(environment={processor.VARIABLE: value}): value for value in levels()}
+    others = {machine.instruction_set(environment={machine.VARIABLE: value}): value for value in levels()}
     others.pop(first, None)
-    print(f"{processor.cpu_name()}: all tests with {first or 'an unknown instruction set'}", flush=True)
+    print(f"{machine.cpu_name()}: all tests with {first or 'an unknown instruction set'}", flush=True)
     codes = [pytest(arguments, ENVIRONMENT)]
     for name, value in others.items():
-        print(f"\ntraining and fusing again with {name}, {processor.VARIABLE}={value}", flush=True)
-        code = pytest(["-m", "instruction_sets", *arguments], {**ENVIRONMENT, processor.VARIABLE: value})
+        print(f"\ntraining and fusing again with {name}, {machine.VARIABLE}={value}", flush=True)
+        code = pytest(["-m", "instruction_sets", *arguments], {**ENVIRONMENT, machine.VARIABLE: value})
         codes.append(0 if code == NO_TESTS else code)
     print(f"\ntested with {', '.join(name or 'unknown' for name in (first, *others))}")
     return max(codes)
@@ -38,9 +38,9 @@ def main() -> int:
 
 def levels(flags: frozenset[str] | None = None) -> list[str]:
     """Values of ``DNNL_MAX_CPU_ISA``, from the processor's own level down, that give oneDNN quite other kernels."""
-    own = processor.instruction_set(flags, {})
-    order = list(processor.LEVELS)
-    return [processor.ALL, *(name for name in ("AVX2", "SSE41") if own and order.index(name) < order.index(own))]
+    own = machine.instruction_set(flags, {})
+    order = list(machine.LEVELS)
+    return [machine.ALL, *(name for name in ("AVX2", "SSE41") if own and order.index(name) < order.index(own))]
 
 
 def pytest(arguments: list[str], environment: dict[str, str]) -> int:

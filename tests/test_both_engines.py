@@ -10,7 +10,7 @@ import sys
 import pytest
 from helpers import ROOT
 
-from pydmobilenet import processor
+from pydmobilenet import machine
 
 # Looked for, not imported: GluonCV, which other tests import, does not bear PyTorch beside it.
 pytestmark = [
@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"),
 ]
 needs_avx512 = pytest.mark.skipif(
-    not processor.instruction_set(environment={}).startswith("AVX512"), reason="the processor has no AVX-512"
+    not machine.instruction_set(environment={}).startswith("AVX512"), reason="the processor has no AVX-512"
 )
 
 ORDERS = ["import torch, pydmobilenet, mxnet", "import pydmobilenet, mxnet, torch"]

@@ -11,7 +11,7 @@ from helpers import NETWORKS
 from mxnet import gluon, nd
 
 import pydmobilenet
-from pydmobilenet import network, processor
+from pydmobilenet import machine, network
 from pydmobilenet.data import get_task
 from pydmobilenet.errors import UnusableError
 from pydmobilenet.folding import lower
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.instruction_sets
 
 LOSS = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
 ALL = [(name, dataset) for name, dataset in NETWORKS if dataset != "cifar100-coarse"] + [("wrn-16-2", "cifar10")]
-AVX512 = processor.instruction_set().startswith("AVX512")
+AVX512 = machine.instruction_set().startswith("AVX512")
 
 
 def made(name, dataset="cifar10", dtype="float32"):
@@ -178,7 +178,7 @@ def test_networks_of_any_pyramids_have_right_gradients(join, kernels, monkeypatc
 def test_on_a_cpu_they_are_one_operation():
     net = pydmobilenet.get_model("resnet-11-0.5")
     graph = make_step(net, LOSS, mx.cpu()).fast.network(mx.sym.var("data")).tojson()
-    fast = processor.instruction_set() not in ("AVX", "SSE41")  # below AVX2 they are slower together
+    fast = machine.instruction_set() not in ("AVX", "SSE41")  # below AVX2 they are slower together
     assert graph.count('"op": "_contrib_BatchNormWithReLU"') == (3 * 3 if fast else 0)
     assert graph.count('"op": "Activation"') == (0 if fast else 3 * 3)
 

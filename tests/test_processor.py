@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 from run import levels
 
-from pydmobilenet import processor, provenance
+from pydmobilenet import machine, provenance
 from pydmobilenet.data import Dataset, get_task
 from pydmobilenet.gluon import devices
 
@@ -39,7 +39,7 @@ ZEN4 = SKYLAKE_X | {"avx512_vnni", "avx512_bf16"}
     ],
 )
 def test_the_highest_instruction_set_up_to_the_limit_is_used(flags, limit, expected):
-    assert processor.instruction_set(flags, {processor.VARIABLE: limit} if limit else {}) == expected
+    assert machine.instruction_set(flags, {machine.VARIABLE: limit} if limit else {}) == expected
 
 
 @pytest.mark.parametrize(
@@ -55,10 +55,10 @@ def test_flags_and_name_are_read_where_linux_tells_them(tmp_path):
     path.write_text(
         "processor\t: 0\nmodel name\t: Some: CPU\nflags\t\t: fpu sse4_1 avx\n\nprocessor\t: 1\nflags\t: x\n"
     )
-    assert processor.cpu_flags(path) == {"fpu", "sse4_1", "avx"}
-    assert processor.cpu_name(path) == "Some: CPU"
-    assert processor.cpu_flags(tmp_path / "nothing") == frozenset()
-    assert processor.cpu_name(tmp_path / "nothing")
+    assert machine.cpu_flags(path) == {"fpu", "sse4_1", "avx"}
+    assert machine.cpu_name(path) == "Some: CPU"
+    assert machine.cpu_flags(tmp_path / "nothing") == frozenset()
+    assert machine.cpu_name(tmp_path / "nothing")
 
 
 CONVOLUTION = """
@@ -72,9 +72,9 @@ MXNET_FIRST = f"import numpy; numpy.bool = bool; import mxnet as mx, pydmobilene
 
 def used(code, setting=None):
     """What oneDNN itself says that it uses, in a fresh process; "" where it computes nothing here."""
-    environment = {name: value for name, value in os.environ.items() if name != processor.VARIABLE}
+    environment = {name: value for name, value in os.environ.items() if name != machine.VARIABLE}
     if setting:
-        environment[processor.VARIABLE] = setting
+        environment[machine.VARIABLE] = setting
     environment["DNNL_VERBOSE"] = "1"
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
@@ -82,7 +82,7 @@ def used(code, setting=None):
     return found[1] if found else ""
 
 
-@pytest.mark.skipif("avx2" not in processor.cpu_flags(), reason="this processor has no AVX2")
+@pytest.mark.skipif("avx2" not in machine.cpu_flags(), reason="this processor has no AVX2")
 @pytest.mark.parametrize(
     ("code", "setting", "limited"),
     [
@@ -96,12 +96,12 @@ def used(code, setting=None):
     ids=["default", "mxnet first", "small letters", "lifted", "answering", "answering, as set"],
 )
 def test_onednn_is_limited_to_avx2_unless_the_user_or_a_command_that_only_answers_lifts_it(code, setting, limited):
-    full = any(name.startswith("avx512") for name in processor.cpu_flags())
+    full = any(name.startswith("avx512") for name in machine.cpu_flags())
     assert used(code, setting).startswith("AVX-512" if full and not limited else "AVX2")
 
 
 def test_a_setting_that_onednn_does_not_know_is_named(monkeypatch):
-    monkeypatch.setenv(processor.VARIABLE, "AVX3")
+    monkeypatch.setenv(machine.VARIABLE, "AVX3")
     with pytest.warns(UserWarning, match=r"DNNL_MAX_CPU_ISA is 'AVX3', which oneDNN does not know .*nearest: AVX"):
         devices.choose("cpu")
 
@@ -131,6 +131,6 @@ def test_the_environment_of_a_result_is_told(monkeypatch):
     assert found["threads"] == "3"
     assert found["python"] == sys.version.split()[0]
     assert found["mxnet"].startswith("1.9")
-    assert found["instruction_set"] == processor.instruction_set()
+    assert found["instruction_set"] == machine.instruction_set()
     assert all(found[name] for name in ("pydmobilenet", "numpy", "processor"))
     assert provenance.summary() == f"{found['processor']}, {found['instruction_set']}, OMP_NUM_THREADS=3"

@@ -16,7 +16,7 @@ from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import EngineError, InvalidValueError, UnusableError
 from pydmobilenet.network import IMAGES, Add, BatchNorm, ReLU
 from pydmobilenet.pytorch import devices, inference, trainer
-from pydmobilenet.pytorch.errors import engine_errors
+from pydmobilenet.pytorch.devices import engine_errors
 from pydmobilenet.pytorch.inference import PyTorchEngine
 from pydmobilenet.pytorch.network import Network
 from pydmobilenet.training import config, mixup

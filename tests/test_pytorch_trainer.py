@@ -269,7 +269,7 @@ def test_a_batch_that_cannot_be_shared_out_names_the_nearest():
 
 def test_half_precision_warns_on_a_processor_without_fast_kernels(monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    if not pytorch_trainer.processor.instruction_set(engine="pytorch"):
+    if not pytorch_trainer.machine.instruction_set(engine="pytorch"):
         pytest.skip("the processor's instruction sets are not known")
     with pytest.warns(UserWarning, match="dtype 'bfloat16' is slow on this processor, which has AVX2?"):
         pytorch_trainer.warn_of_slow_type("bfloat16")

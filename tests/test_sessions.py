@@ -13,9 +13,10 @@ import pytest
 from helpers import MODEL, TRAINERS, assert_mistake, listing, make_classes, make_folder, options, rows, runner
 
 import pydmobilenet
+from pydmobilenet import processes
 from pydmobilenet.data import images
 from pydmobilenet.errors import InvalidValueError, UnusableError
-from pydmobilenet.training import checkpoint, config, loop, session, signals
+from pydmobilenet.training import checkpoint, config, loop, session
 
 TINY = {"model": MODEL, "epochs": 2, "batch_size": 4, "warmup_epochs": 0, "seed": 5}
 ONCE = {**TINY, "device": "cpu", "progress": False}
@@ -75,9 +76,9 @@ def trainer_class(engine):
 
 @pytest.mark.parametrize("engine", TRAINERS)
 def test_a_thread_trains_and_leaves_signals_alone(engine, folder, tmp_path, monkeypatch):
-    found, before = [], [signal.getsignal(number) for number in signals.SIGNALS]
+    found, before = [], [signal.getsignal(number) for number in processes.STOP_SIGNALS]
     seen = []
-    monkeypatch.setattr(loop, "draw", lambda *_: seen.append([signal.getsignal(n) for n in signals.SIGNALS]))
+    monkeypatch.setattr(loop, "draw", lambda *_: seen.append([signal.getsignal(n) for n in processes.STOP_SIGNALS]))
 
     def work():
         found.append(pydmobilenet.train(dataset=folder, engine=engine, output=tmp_path / "run", **ONCE))
@@ -243,7 +244,7 @@ def test_a_run_that_has_passed_over_pictures_goes_on(tmp_path, inside):
 @pytest.fixture
 def unhandled():
     """SIGHUP and SIGUSR1 are nobody's, even where nohup has started the tests."""
-    earlier = {number: signal.signal(number, signal.SIG_DFL) for number in signals.POLITE}
+    earlier = {number: signal.signal(number, signal.SIG_DFL) for number in processes.POLITE}
     yield
     for number, handler in earlier.items():
         signal.signal(number, handler)
@@ -342,7 +343,7 @@ def test_processes_that_see_different_states_do_not_train(folder, tmp_path, monk
 def test_a_signal_that_somebody_ignores_is_left_to_them():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     stopped = []
-    with signals.handled(stopped.append):
+    with processes.handle_signals(stopped.append):
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGUSR1)
     assert stopped == [signal.SIGUSR1]

@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 
 import pydmobilenet
-from pydmobilenet import catalog, checkpoints, fetching, processor
+from pydmobilenet import catalog, checkpoints, fetching, machine
 from pydmobilenet.checkpoints import params, weights
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError
 from pydmobilenet.gluon.inference import GluonEngine
@@ -195,4 +195,4 @@ def test_a_bundled_network_is_trained_again(reproduce, tmp_path):
     )
     (session,) = run["sessions"]
     assert session["environment"]["threads"] == "1"
-    assert session["environment"]["instruction_set"] == processor.instruction_set()
+    assert session["environment"]["instruction_set"] == machine.instruction_set()

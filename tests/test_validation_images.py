@@ -15,8 +15,8 @@ import pydmobilenet
 from pydmobilenet import checkpoints
 from pydmobilenet.data import get_splits, get_task
 from pydmobilenet.data.splits import DEFAULT
+from pydmobilenet.training import config
 from pydmobilenet.training import loop as loops
-from pydmobilenet.training import recipes
 from pydmobilenet.training.checkpoint import read_history
 from pydmobilenet.training.history import Epoch, History
 from pydmobilenet.training.loop import Loop, class_weights
@@ -264,6 +264,6 @@ def test_the_warm_up_of_a_folder_s_recipe_has_room_in_a_single_epoch(tmp_path):
     with pytest.warns(
         UserWarning, match=r"warmup_epochs 2 does not fit into --epochs 1: shortened to 0\.2, its share of"
     ):
-        made = recipes.configure({"dataset": str(tmp_path), "epochs": 1})
+        made = config.configure({"dataset": str(tmp_path), "epochs": 1})
     assert (made.epochs, made.warmup_epochs) == (1, 0.2)
-    assert recipes.configure({"model": MODEL, "dataset": "digits", "epochs": "auto"}).warmup_epochs == 3
+    assert config.configure({"model": MODEL, "dataset": "digits", "epochs": "auto"}).warmup_epochs == 3

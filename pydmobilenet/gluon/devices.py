@@ -7,7 +7,7 @@ import warnings
 
 import mxnet as mx
 
-from .. import machine, processor
+from .. import machine
 from ..devices import Device, parse, take
 from ..errors import InvalidValueError
 
@@ -34,7 +34,7 @@ def choose_several(name: str = "auto") -> list[Device]:
     found = [
         Device(mx.Context(kind, number), why) for kind, number, why in take(parse(name), "MXNet", gpus(), obstacle)
     ]
-    unknown_setting = processor.why_unknown(os.environ.get(processor.VARIABLE, processor.ALL))
+    unknown_setting = machine.why_unknown(os.environ.get(machine.VARIABLE, machine.ALL))
     if unknown_setting and found[0].device.device_type == "cpu":
         warnings.warn(unknown_setting, stacklevel=2)
     return found

@@ -27,7 +27,7 @@ import numpy as np
 from mxnet import autograd, gluon, nd
 from mxnet.gluon.block import HybridBlock
 
-from .. import processor
+from .. import machine
 from ..folding import lower
 from ..network import IMAGES, Join, Layer, Pyramid
 from .inference import Checked
@@ -68,7 +68,7 @@ def make_step(net: HybridBlock, loss: Loss, context: mx.Context) -> Step | Check
     if context.device_type != "cpu":
         return reference
     price = "MXNet's own is up to 9 times slower"
-    if processor.instruction_set() != "AVX2":
+    if machine.instruction_set() != "AVX2":
         price += "; DNNL_MAX_CPU_ISA=AVX2 may bring it back"
     fast = Step(Segments(net), loss)
     results = partial(gradients, net.collect_params().values(), context)
@@ -105,7 +105,7 @@ class Segments:
             network = lower(network)
         dtype = np.dtype(next(iter(parameters.values())).dtype)
         # The fused operation knows no other type, and below AVX2 it has no fast kernels: it was 12 times slower.
-        fuse = dtype == np.float32 and processor.instruction_set() not in ("SSE41", "AVX")
+        fuse = dtype == np.float32 and machine.instruction_set() not in ("SSE41", "AVX")
         norms = fused_norms(network.layers) if fuse else {}
         self.logits = network.head.name
         self.plan: list[tuple[Callable, Sequence[str], Sequence[str]]] = []

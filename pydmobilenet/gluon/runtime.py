@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy
 
-from .. import machine, processor
+from .. import machine
 
 # The shared libraries that the GPU wheel links to, each after those that it needs itself. The wheel brings none of
 # them; the NVIDIA packages of the `gpu` extra do, in directories that the dynamic loader does not search.
@@ -84,13 +84,13 @@ def limit_instructions() -> None:
     PyTorch, in the same process, is not limited by it: what a user has set holds for both.
     """
     global _own_limit
-    value = os.environ.get(processor.VARIABLE)
+    value = os.environ.get(machine.VARIABLE)
     if not value:
-        os.environ[processor.VARIABLE] = "AVX2"
-        os.environ.setdefault(processor.NEWER_VARIABLE, processor.ALL)
+        os.environ[machine.VARIABLE] = "AVX2"
+        os.environ.setdefault(machine.NEWER_VARIABLE, machine.ALL)
         _own_limit = True
-    elif value.upper() in processor.NAMES:
-        os.environ[processor.VARIABLE] = value.upper()  # oneDNN knows no other spelling
+    elif value.upper() in machine.NAMES:
+        os.environ[machine.VARIABLE] = value.upper()  # oneDNN knows no other spelling
 
 
 def use_all_instructions() -> None:
@@ -99,7 +99,7 @@ def use_all_instructions() -> None:
     """
     global _own_limit
     if _own_limit:
-        os.environ[processor.VARIABLE] = processor.ALL  # processes that this one starts take it over
+        os.environ[machine.VARIABLE] = machine.ALL  # processes that this one starts take it over
         _own_limit = False
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import onnx
 
-from .. import files, processor
+from .. import files, machine
 from ..checkpoints import Checkpoint
 from ..data import Task, dataset_name, folder, get_dataset, normalise
 from ..data.datasets import located
@@ -127,7 +127,7 @@ def export_source(
             measured = cost.measure(file)
             say(
                 f"one image on one thread takes {measured.p50:.2f} ms (p50), {measured.p99:.2f} ms (p99), on "
-                f"{processor.cpu_name()}; a process that does nothing else takes {measured.memory:.0f} MB"
+                f"{machine.cpu_name()}; a process that does nothing else takes {measured.memory:.0f} MB"
             )
     return found
 

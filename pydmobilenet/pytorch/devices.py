@@ -1,14 +1,16 @@
-"""Which device PyTorch computes on."""
+"""Which device PyTorch computes on, and what it throws, in words."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from .. import machine
 from ..devices import Device, parse, take
-from ..errors import InvalidValueError
+from ..errors import InvalidValueError, UserError, engine_error
 
 
 def choose(name: str | Device = "auto") -> Device:
@@ -62,3 +64,17 @@ def has_code(capability: tuple[int, int], names: list[str]) -> bool:
         if code <= capability and (kind == "compute" or code[0] == capability[0]):
             return True
     return False
+
+
+@contextmanager
+def engine_errors() -> Iterator[None]:
+    """Turns PyTorch's errors, which are plain RuntimeErrors, into EngineErrors."""
+    try:
+        yield
+    except UserError:
+        raise
+    except RuntimeError as error:
+        message = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        # Later lines are CUDA's advice to programmers; gloo begins with a place in its code and ends with advice.
+        message = re.sub(r"^\[\S+:\d+\] |\. This is typically caused by .*", "", message)
+        raise engine_error("PyTorch", message) from error

@@ -28,7 +28,7 @@ from ..devices import Device
 from ..folding import fold, lower
 from ..processes import processors
 from . import devices
-from .errors import engine_errors
+from .devices import engine_errors
 from .network import Network, overwrite, run, set_arrays
 
 Predict = Callable[[np.ndarray], np.ndarray]

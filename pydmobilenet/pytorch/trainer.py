@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .. import machine, processor, zoo
+from .. import machine, zoo
 from ..catalog import parse_name
 from ..checkpoints import weights
 from ..checkpoints.weights import checkpoint_names
@@ -24,8 +24,8 @@ from ..processes import processors
 from ..training.config import Config
 from ..training.trainer import LOSS_SCALE, check_split, check_state, rate_multiplier
 from . import inference
+from .devices import engine_errors
 from .distributed import Workers
-from .errors import engine_errors
 from .network import Network, build, get_arrays, initialize, overwrite, set_arrays
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,7 +47,7 @@ def make(config: Config, task: Task, device: torch.device, compiled: bool = Fals
 
 def warn_of_slow_type(dtype: str) -> None:
     """Half precision has fast kernels on processors with AVX-512 alone: a ResNet was 20 times slower without."""
-    found = processor.instruction_set(engine="pytorch")
+    found = machine.instruction_set(engine="pytorch")
     if dtype != "float32" and found and not found.startswith("AVX512"):
         warnings.warn(f"dtype {dtype!r} is slow on this processor, which has {found}: float32 is faster", stacklevel=2)
 

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from .. import processes
 from ..checkpoints.runs import BEST
 from ..data import Dataset, Splits, batches
 from ..errors import BadFileError, InvalidValueError, UserError, of_engine
 from ..metrics import wilson
 from ..plots import draw
 from ..progress import bar as progress_bar
-from . import mixup, signals
+from . import mixup
 from .checkpoint import Run, State
 from .config import Config
 from .history import Epoch, Events, History, check_types, csv_text, write_csv
@@ -114,7 +115,7 @@ class Loop:
         Raises Diverged, and EngineError for what an engine throws.
         """
         try:
-            with signals.handled(self._stop):
+            with processes.handle_signals(self._stop):
                 self._show_again()
                 code = self._train()
                 if self.events:
@@ -247,7 +248,7 @@ class Loop:
         progress = self.progress
         self.trainer.sync_batch_norm()
         chooser = self.test if self.val is None else self.val
-        assert chooser is not None  # as `recipes.configure` sees to
+        assert chooser is not None  # as `config.configure` sees to
         split = "test" if self.val is None else "val"
         score = self.trainer.evaluate(chooser)
         done = Epoch(
@@ -321,9 +322,10 @@ class Loop:
     def _requests(self) -> tuple[bool, bool]:
         """Whether any worker got a signal, and whether it is time to save. The same answer in all workers."""
         due = self.output is not None and time.monotonic() - self.saved > SAVE_SECONDS
-        own = [*(self.stopped == number for number in signals.SIGNALS), due]
+        own = [*(self.stopped == number for number in processes.STOP_SIGNALS), due]
         *asked, due = self.trainer.all_reduce(np.array(own, np.float32)) > 0
-        self.stopped = self.stopped or next((number for number, by_one in zip(signals.SIGNALS, asked) if by_one), 0)
+        by_number = zip(processes.STOP_SIGNALS, asked)
+        self.stopped = self.stopped or next((number for number, by_one in by_number if by_one), 0)
         return any(asked), bool(due)
 
     def _stop(self, number: int) -> None:

@@ -21,7 +21,7 @@ from ..data import Fractions, Splits, Task, dataset_name, folder, get_splits, ge
 from ..data.datasets import located
 from ..errors import InvalidValueError, MissingFileError, UnusableError, UserError
 from ..text import printable
-from . import checks, recipes, schedule
+from . import checkpoint, schedule
 from . import config as configuration
 from .checkpoint import CONFIG, STATE, Run, State, check_new
 from .config import AUTO, Config
@@ -89,7 +89,7 @@ def plan(
         return Session(config, directory, True, _engine_of(directory, engine), **options)
     if options.get("data_dir") and dataset_name(given.get("dataset") or "cifar10").startswith("folder:"):
         raise UserError("a folder and --data-dir name two places of the data: give one of them")
-    config = recipes.configure(given, recipe, weights)
+    config = configuration.configure(given, recipe, weights)
     directory = fetching.expanded(output or default_directory(config))
     if (resume == AUTO or processes.restarted()) and os.path.isfile(directory / CONFIG):
         run = read_config(directory)
@@ -120,7 +120,7 @@ def _start(session: Session, make_trainer: MakeTrainer) -> Iterator[Loop]:
     name, task = _data_set(config, session.data_dir, init)
     if init is None and config.dataset.startswith("folder:"):
         session.say("weights: random; --pretrained starts from the authors', which take fewer images")
-    if most := checks.most_training_images(name, task):
+    if most := checkpoint.most_training_images(name, task):
         updates_per_epoch(config, most)  # raises where even all of them are too few
     trainer = make_trainer(config, task)
     if init is not None:
@@ -128,7 +128,7 @@ def _start(session: Session, make_trainer: MakeTrainer) -> Iterator[Loop]:
     splits = _read(name, task, session)
     if init is not None:
         check_unseen(splits, init)
-    config = trainer.config = recipes.with_epochs(config, len(splits.train), pretrained=init is not None)
+    config = trainer.config = configuration.with_epochs(config, len(splits.train), pretrained=init is not None)
     progress = Progress(history=History(config.epochs))
     rates = _rates(config, splits)
     run: AbstractContextManager[Run | None] = nullcontext()
@@ -144,18 +144,18 @@ def _start(session: Session, make_trainer: MakeTrainer) -> Iterator[Loop]:
 def _resume(session: Session, make_trainer: MakeTrainer) -> Iterator[Loop]:
     config, directory = session.config, session.directory
     metadata = _metadata(directory)
-    checks.check_config(config, metadata, directory)
+    checkpoint.check_config(config, metadata, directory)
     # The data is looked for, and its classes are numbered, as the run says.
     name, task = located(metadata["dataset"], session.data_dir), recorded_task(metadata["dataset"], metadata)
-    checks.check_counts(name, task, metadata, session.skip_bad)
+    checkpoint.check_counts(name, task, metadata, session.skip_bad)
     trainer = make_trainer(config, task)
-    checks.check_engine(trainer, metadata, directory)
+    checkpoint.check_engine(trainer, metadata, directory)
     run: AbstractContextManager[Run | None] = Run(directory) if trainer.rank == 0 else nullcontext()
     with run as output:  # from here on, no other process writes to it
         state = State.read(directory / STATE)
         trainer.load_state(state.parameters, state.momentum)
         splits = _read(name, task, session)
-        checks.check_data(splits, metadata)
+        checkpoint.check_data(splits, metadata)
         progress = Progress.from_dict(state.progress, config, len(splits.train))
         rates = _rates(config, splits)
         if output is not None:
@@ -300,7 +300,7 @@ def _engine_of(directory: Path, asked: str) -> str:
 def _metadata(directory: Path) -> dict[str, Any]:
     """What a run says of itself, if it is of this version. Raises BadFileError."""
     metadata = read_metadata(directory) if (directory / METADATA).exists() else {}
-    checks.check_version(metadata, directory)
+    checkpoint.check_version(metadata, directory)
     return metadata
 
 
