@@ -109,7 +109,7 @@ def of_another_model(tmp_path):
     ("arguments", "words"),
     [
         (["--device", "gpu:99"], "device 'gpu:99': "),
-        (["--device", "tpu"], "unknown device 'tpu' (allowed: auto, cpu, gpu, gpu:N; nearest: auto)"),
+        (["--device", "tpu"], "unknown device 'tpu'; nearest: gpu, cpu (allowed: auto, cpu, gpu, gpu:N, mps)"),
         (["--device", "cpu:0,0"], "device 'cpu:0,0' names one twice; nearest: cpu:0"),
         (["--device", "cpu:0,1,2"], "batch_size is 32 (allowed: a multiple of 3"),
         (["--dtype", "float16", "--device", "cpu"], "dtype 'float16' needs a GPU (allowed on a CPU: float32)"),

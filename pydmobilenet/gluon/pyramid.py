@@ -84,7 +84,6 @@ def gradients(
         [each.grad(context) for each in parameters if each.grad_req != "null"],
         [each.data(context) for each in parameters if each.grad_req == "null"],
     ]
-    nd.waitall()  # earlier failures are not the step's
     before = [[array.copy() for array in arrays] for arrays in written]
     try:
         step(*batch)
