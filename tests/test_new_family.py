@@ -1,13 +1,15 @@
 """A family that a user registers: all but training by Gluon goes without another line."""
 
+import re
+
 import numpy as np
 import oracle
 import pytest
-from helpers import commander
+from helpers import ROOT, commander
 
 import pydmobilenet
 from pydmobilenet import network, zoo
-from pydmobilenet.network import FAMILIES, Pyramid, register_family
+from pydmobilenet.network import FAMILIES
 
 pytestmark = pytest.mark.pytorch
 
@@ -16,12 +18,10 @@ MODEL = "pyd-max-11-0.25"
 
 @pytest.fixture(autouse=True)
 def family():
-    """The example of docs/contributing.md."""
-
-    @register_family("pyd-max")
-    def pyd_max(net, name, x, channels, stride):
-        return net.add(Pyramid(name, (x,), channels, (3, 5, 7, 9), stride, "max"))
-
+    """The example of docs/contributing.md, carried out."""
+    page = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(@register_family.*?)```", page, re.DOTALL)
+    exec(f"from __future__ import annotations\n{example[1]}", {**vars(network)})
     yield
     del FAMILIES["pyd-max"]
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from ..network import CIFAR, Architecture, Network
 from ..resources import PRETRAINED
 from . import params, runs, safetensors
 from .weights import Head, load, obtain
+
+if TYPE_CHECKING:  # for the types of `Record`'s fields
+    from ..catalog import PublishedFile  # noqa: F401
+    from ..network import Complexity  # noqa: F401
 
 PUBLISHED = "published"  # in the place of a file of weights: the authors', or the bundled ones
 MANIFEST = "manifest.json"  # of the bundled ones
