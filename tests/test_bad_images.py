@@ -57,7 +57,7 @@ def test_bad_images_are_passed_over_on_request_in_training_and_validation(data, 
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "run", lambda self: 143)  # interrupted at once
         assert passing_over(*recipe(data), "--output", run) == 143
-    assert_mistake(inside("--resume", run), ADVICE)
+    assert_mistake(inside("--resume", run), "(--skip-bad leaves out unreadable ones)")
     assert passing_over("--resume", run) == 0
 
     refused = validated("--run", run)

@@ -107,7 +107,8 @@ def test_every_kind_of_archive_is_read_whatever_the_length_of_its_names(form, fo
         (archive_of({"test_batch.bin": IMAGE}) + b"more", "Not a gzipped file"),
         (tar(WANTED)[:-8], "ended before"),
         (tar(("x", tarfile.XHDTYPE, b"1" * 100_000)), "end of file header|invalid header"),
-        (tar(*[("x", tarfile.GNUTYPE_LONGNAME, b"x")] * 500), "recursion"),
+        # By Python's limit of recursion, which libraries raise, or by the end of the file.
+        (tar(*[("x", tarfile.GNUTYPE_LONGNAME, b"x")] * 500), "recursion|end of file header"),
         (tar(("test_batch.bin", tarfile.DIRTYPE, b"")), "lacks test_batch.bin"),
         (tar(("test_batch.bin", tarfile.SYMTYPE, b"")), "lacks test_batch.bin"),
         (b"", "empty file"),
