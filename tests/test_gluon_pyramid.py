@@ -123,6 +123,8 @@ def fused(net):
     "name", ["resnet-11-0.5", "mobilenet-11-1", "pyd-add-11-0.25", "pyd-concat-11-0.25", "wrn-10-1"]
 )
 def test_normalisation_and_relu_as_one_operation_give_the_same_bits(name):
+    if machine.instruction_set() in ("AVX", "SSE41"):
+        pytest.skip("below AVX2 the step does without: slower, and with other bits")
     if AVX512 and not name.startswith(("resnet", "mobilenet")):
         pytest.skip("oneDNN has no such kernels with AVX-512: the step does without")
     net = made(name)
