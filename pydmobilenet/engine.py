@@ -114,9 +114,7 @@ def choose(
     is for answers, `dtype` and `compiled` are for training. Raises InvalidValueError for an unknown engine or device,
     UnusableError for one that this machine does not have, or that cannot do it.
     """
-    engines = ENGINES if purpose == "answers" else TRAINERS
-    if engine not in ("auto", *engines):
-        raise unknown("engine" if purpose == "answers" else f"engine for {purpose}", engine, ("auto", *engines))
+    engines = check_name(engine, purpose)
     wanted = devices.parse(device)
     lack = "" if purpose == "answers" else _gluon_lacks(purpose, family, dtype, compiled)
     name, why = (engine, "as asked for") if engine != "auto" else _best(wanted, purpose, lack)
@@ -126,6 +124,14 @@ def choose(
     if name == "gluon" and lack:
         raise UnusableError(f"engine 'gluon' {lack}; nearest: pytorch")
     return Choice(name, _devices(name, device, purpose), f"{TITLES[name]}, {why}", fused, compiled)
+
+
+def check_name(engine: str, purpose: Purpose) -> tuple[str, ...]:
+    """Return the engines for a purpose. Raises InvalidValueError for the name of another one."""
+    engines = ENGINES if purpose == "answers" else TRAINERS
+    if engine not in ("auto", *engines):
+        raise unknown("engine" if purpose == "answers" else f"engine for {purpose}", engine, ("auto", *engines))
+    return engines
 
 
 def _gluon_lacks(purpose: Purpose, family: str | None, dtype: str, compiled: bool) -> str:

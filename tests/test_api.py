@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import pydmobilenet
+from pydmobilenet import checkpoints
 from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import InvalidValueError, MissingFileError, UserError
 
@@ -234,3 +235,9 @@ def test_a_path_that_is_not_there_is_no_reason_for_random_weights(given, error, 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=words):
         pydmobilenet.get_model("mobilenet-29-0.5", **given)
+
+
+def test_an_unknown_engine_is_told_before_weights_are_looked_for(monkeypatch):
+    monkeypatch.setattr(checkpoints, "resolve", lambda *_: pytest.fail("looked for"))
+    with pytest.raises(InvalidValueError, match="unknown engine for networks 'torch'"):
+        pydmobilenet.get_model("pyd-add-29-0.25", pretrained=True, engine="torch")
