@@ -433,7 +433,7 @@ def test_a_recipe_s_warm_up_that_has_no_room_keeps_its_share_of_the_epochs_which
 
 
 def test_training_imports_no_engine():
-    names = ("config", "schedule", "mixup", "history", "checkpoint", "trainer", "loop")
+    names = ("config", "history", "checkpoint", "trainer", "loop")
     check = f"import sys; from pydmobilenet.training import {', '.join(names)}; sys.exit('mxnet' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT).returncode == 0
     for path in (ROOT / "pydmobilenet" / "training").glob("*.py"):

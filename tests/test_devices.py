@@ -12,9 +12,9 @@ from pydmobilenet.data import batches, get_dataset
 from pydmobilenet.errors import InvalidValueError
 from pydmobilenet.gluon.network import build_for
 from pydmobilenet.gluon.trainer import GluonTrainer, initialize, make
-from pydmobilenet.training import config, mixup, session
+from pydmobilenet.training import config, session
 from pydmobilenet.training.checkpoint import State
-from pydmobilenet.training.trainer import check_split
+from pydmobilenet.training.trainer import check_split, make_targets
 
 FAMILIES = ("resnet-11-0.5", "mobilenet-11-0.5", "pyd-add-11-0.25", "pyd-concat-11-0.25")
 ONE, TWO = (mx.cpu(),), (mx.cpu(0), mx.cpu(1))
@@ -43,7 +43,7 @@ def first_step(model, contexts=ONE, accumulate=1):
     source = batches(get_dataset("digits"), 16 // accumulate, train=True)
     for _ in range(accumulate):
         images, labels = next(source)
-        trainer.train_step(images, mixup.targets(labels, 10), 1.0)
+        trainer.train_step(images, make_targets(labels, 10), 1.0)
     parameters, momentum = trainer.state()
     return {**parameters, **{f"gradient of {name}": array for name, array in momentum.items()}}
 
@@ -70,7 +70,7 @@ def test_two_passes_of_half_the_size_take_the_first_step_of_one(model):
 def test_two_devices_get_the_mean_of_their_moving_statistics():
     trainer = made("pyd-concat-11-0.25", TWO, False, 16, 1)
     images, labels = next(batches(get_dataset("digits"), 16, train=True))
-    trainer.train_step(images, mixup.targets(labels, 10), 1.0)()
+    trainer.train_step(images, make_targets(labels, 10), 1.0)()
     mx.nd.waitall()
     moving = {name: each for name, each in trainer.parameters.items() if "running" in name}
     before = {name: [array.asnumpy() for array in each.list_data()] for name, each in moving.items()}

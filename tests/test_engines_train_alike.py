@@ -15,8 +15,9 @@ from pydmobilenet.data import Dataset, batches, get_task
 from pydmobilenet.gluon import trainer as gluon_trainer
 from pydmobilenet.network import BatchNorm
 from pydmobilenet.pytorch import trainer as pytorch_trainer
-from pydmobilenet.training import config, mixup
+from pydmobilenet.training import config
 from pydmobilenet.training.checkpoint import read_history
+from pydmobilenet.training.trainer import make_targets
 
 pytestmark = [pytest.mark.gluon, pytest.mark.pytorch]
 
@@ -54,7 +55,7 @@ def made(engine, model):
 
 def source():
     for images, labels in batches(noise(), DIGITS["batch_size"], train=True):
-        yield images, mixup.targets(labels, 10, 0.1)
+        yield images, make_targets(labels, 10, 0.1)
 
 
 def split(state):

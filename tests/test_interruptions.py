@@ -28,7 +28,7 @@ from pydmobilenet.checkpoints import params
 from pydmobilenet.data import Dataset, Splits, get_task
 from pydmobilenet.errors import EngineError
 from pydmobilenet.gluon import trainer
-from pydmobilenet.training import config, loop, schedule, session
+from pydmobilenet.training import config, loop, session
 from pydmobilenet.training.checkpoint import Run, State
 from pydmobilenet.training.trainer import Score
 
@@ -291,15 +291,15 @@ def test_of_two_runs_with_one_output_the_first_is_trained_and_the_other_told(
     small, tmp_path, quick, inside, monkeypatch
 ):
     made, directory = recipe(small), tmp_path / "run"
-    make, first = schedule.make, []
+    make, first = session.learning_rates, []
     with contextlib.ExitStack() as stack:
 
         def faster(*arguments):  # when all has been checked, another process makes the directory
-            monkeypatch.setattr(schedule, "make", make)
+            monkeypatch.setattr(session, "learning_rates", make)
             first.append(stack.enter_context(opened(made, directory)))
             return make(*arguments)
 
-        monkeypatch.setattr(schedule, "make", faster)
+        monkeypatch.setattr(session, "learning_rates", faster)
         values = options({**RECIPE, "batch_size": 4, "model": MODEL, "dataset": small, "epochs": 2})
         answer = inside("--config", DIGITS, *values, "--output", directory)
         assert_mistake(answer, f"{directory} exists already: --resume {directory} goes on with it")

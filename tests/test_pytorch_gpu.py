@@ -10,7 +10,8 @@ from pydmobilenet import zoo
 from pydmobilenet.data import batches, get_dataset
 from pydmobilenet.pytorch import trainer
 from pydmobilenet.pytorch.inference import PyTorchEngine
-from pydmobilenet.training import config, mixup
+from pydmobilenet.training import config
+from pydmobilenet.training.trainer import make_targets
 
 pytestmark = [pytest.mark.pytorch, pytest.mark.gpu]
 DIGITS = config.read(ROOT / "configs" / "digits.yaml")
@@ -36,7 +37,7 @@ def made(model, device, dtype="float32", compiled=False, **values):
 def first_batches(number):
     """Images and their targets."""
     for _, (images, labels) in zip(range(number), batches(get_dataset("digits"), 64, train=True)):
-        yield images, mixup.targets(labels, 10)
+        yield images, make_targets(labels, 10)
 
 
 def trained(model, device, steps=5, dtype="float32", compiled=False, **values):

@@ -19,7 +19,8 @@ from pydmobilenet.pytorch import devices, inference, trainer
 from pydmobilenet.pytorch.devices import engine_errors
 from pydmobilenet.pytorch.inference import PyTorchEngine
 from pydmobilenet.pytorch.network import Network
-from pydmobilenet.training import config, mixup
+from pydmobilenet.training import config
+from pydmobilenet.training.trainer import make_targets
 
 X = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
 
@@ -141,7 +142,7 @@ def test_a_cpu_answers_and_trains_and_all_settings_stay(precision, monkeypatch):
     digits = config.read(ROOT / "configs" / "digits.yaml")
     recipe = config.make({**digits, "model": "pyd-add-11-0.125", "batch_size": 3})
     made = trainer.make(recipe, get_dataset("digits").task, torch.device("cpu"))
-    assert np.isfinite(made.train_step(X, mixup.targets(np.arange(3), 10), 0.1)().loss)
+    assert np.isfinite(made.train_step(X, make_targets(np.arange(3), 10), 0.1)().loss)
     assert settings() == precision
 
 

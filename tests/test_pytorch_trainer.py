@@ -14,8 +14,8 @@ from pydmobilenet.errors import BadFileError, EngineError, InvalidValueError
 from pydmobilenet.metrics import count_wrong
 from pydmobilenet.pytorch import trainer as pytorch_trainer
 from pydmobilenet.pytorch.network import get_arrays
-from pydmobilenet.training import config, mixup
-from pydmobilenet.training.trainer import check_split
+from pydmobilenet.training import config
+from pydmobilenet.training.trainer import check_split, make_targets
 
 pytestmark = pytest.mark.pytorch
 
@@ -37,7 +37,7 @@ def batch(number=0, size=8):
     """Images and their smoothed targets."""
     dataset = get_dataset("digits", "train")
     part = slice(size * number, size * number + size)
-    return dataset.normalised(part.start, part.stop), mixup.targets(dataset.labels[part], 10, 0.1)
+    return dataset.normalised(part.start, part.stop), make_targets(dataset.labels[part], 10, 0.1)
 
 
 def train(trainer, *numbers, rate=0.1, size=8):

@@ -8,9 +8,9 @@ import pytest
 from helpers import ROOT
 
 from pydmobilenet.data import Dataset, Splits, batches, get_task
-from pydmobilenet.training import config, mixup, schedule
+from pydmobilenet.training import config
 from pydmobilenet.training.loop import Loop, Progress, updates_per_epoch
-from pydmobilenet.training.trainer import Score
+from pydmobilenet.training.trainer import Score, learning_rates, make_targets, mix, mixup_lam
 
 MODEL = "pyd-add-11-0.25"
 CIFAR = config.make({**config.read(ROOT / "configs" / "cifar.yaml"), "model": MODEL})
@@ -61,7 +61,7 @@ def boundaries(config, updates, warmup):
 
 @pytest.mark.parametrize(("config", "updates", "warmup"), CASES.values(), ids=CASES)
 def test_a_schedule_is_its_closed_form_on_both_sides_of_every_boundary(config, updates, warmup):
-    rate = schedule.make(config, updates)
+    rate = learning_rates(config, updates)
     for update in boundaries(config, updates, warmup):
         expected = closed_form(config, updates, warmup, update)
         assert rate(update) == pytest.approx(expected, rel=1e-12, abs=1e-15), update
@@ -77,14 +77,14 @@ def test_every_rate_is_that_of_mxnet_to_the_last_bit(config, updates, warmup):
     else:
         milestones = [epoch * updates for epoch in config.milestones] or [total + 1]  # MXNet's wants one at least
         scheduler = mx.lr_scheduler.MultiFactorScheduler(milestones, config.decay, **begin)
-    rate = schedule.make(config, updates)
+    rate = learning_rates(config, updates)
     assert [update for update in range(1, total + 1) if rate(update) != scheduler(update)] == []
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "authors" not in name])
 def test_a_schedule_has_no_memory(name):
     config, updates, _ = CASES[name]
-    rate, total = schedule.make(config, updates), config.epochs * updates
+    rate, total = learning_rates(config, updates), config.epochs * updates
     forwards = [rate(update) for update in range(1, total + 1)]
     shuffled = np.random.default_rng(0).permutation(total)
     assert [rate(int(update) + 1) for update in shuffled] == [forwards[update] for update in shuffled]
@@ -104,14 +104,14 @@ def test_a_schedule_has_no_memory(name):
 )
 def test_the_authors_schedules_have_these_values(config, updates, values):
     assert updates == updates_per_epoch(config, {390: 50_000, 5004: 1_281_167}[updates])
-    rate = schedule.make(config, updates)
+    rate = learning_rates(config, updates)
     assert {update: rate(update) for update in values} == pytest.approx(values, rel=1e-12, abs=1e-15)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "step"])
 @pytest.mark.parametrize(("epochs", "updates", "warmup"), [(1, 44, 0.99), (1, 1, 0.6), (2, 3, 1.9)])
 def test_a_warm_up_that_rounds_to_the_whole_run_is_a_schedule_all_the_same(kind, epochs, updates, warmup):
-    rate = schedule.make(recipe(schedule=kind, epochs=epochs, warmup_epochs=warmup), updates)
+    rate = learning_rates(recipe(schedule=kind, epochs=epochs, warmup_epochs=warmup), updates)
     rates = [rate(update) for update in range(1, epochs * updates + 1)]
     assert rates[:-1] == sorted(rates[:-1])
     assert all(0 <= each <= CIFAR.learning_rate for each in rates)
@@ -120,12 +120,12 @@ def test_a_warm_up_that_rounds_to_the_whole_run_is_a_schedule_all_the_same(kind,
 def test_smoothed_targets_are_those_of_numpy():
     labels = np.array([2, 0, 2, 3])
     for outputs, smoothing in ((4, 0.0), (4, 0.1), (10, 0.3), (1000, 0.1)):
-        found = mixup.targets(labels, outputs, smoothing)
+        found = make_targets(labels, outputs, smoothing)
         assert (found.dtype, found.shape) == (np.float32, (4, outputs))
         expected = (1 - smoothing) * np.eye(outputs)[labels] + smoothing / outputs
         np.testing.assert_allclose(found, expected, rtol=1e-6)
         np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-5)
-    np.testing.assert_array_equal(mixup.targets(labels, 4), np.eye(4)[labels])
+    np.testing.assert_array_equal(make_targets(labels, 4), np.eye(4)[labels])
 
 
 @pytest.mark.parametrize("number", [1, 2, 5])
@@ -133,7 +133,7 @@ def test_smoothed_targets_are_those_of_numpy():
 def test_mixtures_are_those_of_numpy(number, share):
     images = np.random.default_rng(0).standard_normal((number, 3, 4, 4)).astype(np.float32)
     before = images.copy()
-    mixed = mixup.mix(images, share)
+    mixed = mix(images, share)
     assert mixed.dtype == np.float32
     for i in range(number):
         expected = share * images[i].astype(float) + (1 - share) * images[number - 1 - i]
@@ -144,7 +144,7 @@ def test_mixtures_are_those_of_numpy(number, share):
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_shares_are_draws_from_a_beta_distribution(alpha):
-    shares = np.array([mixup.share(alpha, 0, epoch, batch) for epoch in range(40) for batch in range(200)])
+    shares = np.array([mixup_lam(alpha, 0, epoch, batch) for epoch in range(40) for batch in range(200)])
     assert ((shares >= 0) & (shares <= 1)).all()
     variance = 1 / (4 * (2 * alpha + 1))
     fourth = 3 * variance**2 * (2 * alpha + 1) / (2 * alpha + 3)  # the fourth central moment, of equal parameters
@@ -157,10 +157,10 @@ def test_shares_are_draws_from_a_beta_distribution(alpha):
 
 def test_a_share_depends_on_seed_epoch_and_batch_and_on_nothing_else():
     places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1), (7, 319, 389)]
-    shares = [mixup.share(0.2, *place) for place in places]
+    shares = [mixup_lam(0.2, *place) for place in places]
     np.random.seed(1)
     np.random.random(5)
-    assert [mixup.share(0.2, *place) for place in reversed(places)] == shares[::-1]
+    assert [mixup_lam(0.2, *place) for place in reversed(places)] == shares[::-1]
     assert len(set(shares)) == len(shares)
     assert all(type(share) is float for share in shares)
 
@@ -201,7 +201,7 @@ def dataset():
 def trained(dataset, **values):
     """What a trainer is given by a loop: a list of (images, targets, learning rate), and the loop."""
     trainer = Recorder(recipe(dataset="digits", batch_size=4, **values))
-    rates = schedule.make(trainer.config, updates_per_epoch(trainer.config, len(dataset)))
+    rates = learning_rates(trainer.config, updates_per_epoch(trainer.config, len(dataset)))
     loop = Loop(trainer, Splits(dataset, None, dataset), rates, Progress(), Path(), None)
     assert loop.run() == 0
     return trainer.seen, loop
@@ -216,7 +216,7 @@ def test_all_epochs_but_the_last_ones_are_mixed(dataset, alpha, off, mixed):
     assert len(seen) == 4 * 3
     for epoch in range(4):
         for number, (images, labels) in enumerate(batches(dataset, 4, True, seed=3, epoch=epoch)):
-            share = mixup.share(alpha, 3, epoch, number) if epoch in mixed else 1.0
+            share = mixup_lam(alpha, 3, epoch, number) if epoch in mixed else 1.0
             targets = 0.9 * np.eye(10)[labels] + 0.01
             found_images, found_targets, _ = seen[3 * epoch + number]
             np.testing.assert_allclose(found_images, share * images + (1 - share) * images[::-1], rtol=0, atol=1e-6)

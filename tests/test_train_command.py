@@ -16,7 +16,7 @@ import pydmobilenet
 from pydmobilenet.checkpoints import params, weights
 from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import UnusableError
-from pydmobilenet.training import config, schedule, session
+from pydmobilenet.training import config, session
 from pydmobilenet.training.checkpoint import State
 from pydmobilenet.training.loop import Loop
 
@@ -218,7 +218,7 @@ def test_what_is_printed_is_lines_for_people_and_nothing_for_terminals(finished)
 @pytest.mark.parametrize("rate", ["1e8", "1e38"])
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(rate, folder, tmp_path, inside, monkeypatch):
     run = tmp_path / "run"
-    monkeypatch.setattr(schedule, "make", lambda *_: lambda update: float(rate))  # which no recipe may ask for
+    monkeypatch.setattr(session, "learning_rates", lambda *_: lambda update: float(rate))  # which no recipe may ask for
     recipe = options({**TINY, "warmup_epochs": 0, "model": MODEL, "dataset": folder})
     answer = inside("--config", DIGITS, *recipe, "--output", run)
     assert answer.returncode == 1, answer

@@ -14,7 +14,8 @@ from pydmobilenet.gluon.inference import distance
 from pydmobilenet.gluon.network import build_for
 from pydmobilenet.gluon.trainer import GluonTrainer, initialize
 from pydmobilenet.metrics import cross_entropy
-from pydmobilenet.training import config, mixup, session
+from pydmobilenet.training import config, session
+from pydmobilenet.training.trainer import make_targets
 
 pytestmark = pytest.mark.instruction_sets
 
@@ -41,7 +42,7 @@ def batch(number=0):
     """Eight images and their smoothed targets."""
     dataset = get_dataset("digits", "train")
     part = slice(8 * number, 8 * number + 8)
-    return dataset.normalised(part.start, part.stop), mixup.targets(dataset.labels[part], 10, 0.1)
+    return dataset.normalised(part.start, part.stop), make_targets(dataset.labels[part], 10, 0.1)
 
 
 def train(trainer, *numbers, rate=0.1):

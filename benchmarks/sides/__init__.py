@@ -16,7 +16,8 @@ def pixels() -> tuple[np.ndarray, np.ndarray]:
 def loop(make_trainer, model: str, dtype: str = "float32"):
     """Train a batch each time it is asked, as `train.py` does, by a trainer of any engine."""
     from pydmobilenet.data import Dataset, batches, get_task
-    from pydmobilenet.training import config, mixup
+    from pydmobilenet.training import config
+    from pydmobilenet.training.trainer import make_targets
 
     values = {"model": model, "batch_size": BATCH, "dtype": dtype, "accumulation_steps": 1}
     recipe = config.make({**config.read("configs/cifar.yaml"), **values})
@@ -24,7 +25,7 @@ def loop(make_trainer, model: str, dtype: str = "float32"):
     trainer = make_trainer(recipe, dataset.task)
     while True:
         for images, labels in batches(dataset, BATCH, train=True, epoch=epoch):
-            targets = mixup.targets(labels, 10)
+            targets = make_targets(labels, 10)
             read, due = trainer.train_step(images, targets, LEARNING_RATE), read
             if due:
                 due()

@@ -16,7 +16,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from pydmobilenet.data import get_task
 from pydmobilenet.pytorch import get_model, trainer
-from pydmobilenet.training import config, mixup
+from pydmobilenet.training import config
+from pydmobilenet.training.trainer import make_targets, mix
 
 from . import BATCH
 
@@ -67,11 +68,11 @@ def train_step(model: str, device: str, dtype: str, compiled: bool = False, pass
     made = trainer.make(config.make(recipe), get_task("cifar10"), torch.device(device), compiled)
     rng, scores = np.random.default_rng(0), []
     images = rng.standard_normal((BATCH, 3, 32, 32)).astype(np.float32)
-    targets = mixup.targets(rng.integers(0, 10, BATCH), 10)
+    targets = make_targets(rng.integers(0, 10, BATCH), 10)
 
     def step() -> None:
         with not_waiting(device):
-            scores.append(made.train_step(mixup.mix(images, 0.3), mixup.mix(targets, 0.3), 0.01))
+            scores.append(made.train_step(mix(images, 0.3), mix(targets, 0.3), 0.01))
         if len(scores) > 1:
             scores.pop(0)()
 

@@ -21,11 +21,10 @@ from ..errors import BadFileError, InvalidValueError, UserError, of_engine
 from ..metrics import wilson
 from ..plots import draw
 from ..progress import bar as progress_bar
-from . import mixup
 from .checkpoint import Run, State
 from .config import Config
 from .history import Epoch, Events, History, check_types, csv_text, write_csv
-from .trainer import Score, Trainer
+from .trainer import Score, Trainer, make_targets, mix, mixup_lam
 
 SAVE_SECONDS = 600.0  # what a crash in the middle of a long epoch may cost
 
@@ -206,9 +205,9 @@ class Loop:
         # The batch in reverse order has the images of the first worker where those of the last one stand.
         partners = self._share(workers - 1 - rank) if workers > 1 else None
         for number, (images, targets) in enumerate(self._share(rank), progress.batches):
-            share = mixup.share(config.mixup, config.seed, progress.epochs, number)
+            lam = mixup_lam(config.mixup, config.seed, progress.epochs, number)
             other_images, other_targets = next(partners) if partners else (None, None)
-            yield mixup.mix(images, share, other_images), mixup.mix(targets, share, other_targets)
+            yield mix(images, lam, other_images), mix(targets, lam, other_targets)
 
     def _share(self, worker: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """A worker's share of the batches that are still to do: images, and target distributions before mixup."""
@@ -225,7 +224,7 @@ class Loop:
         )
         left = self.batches - progress.batches  # those after them are too few for an update
         for images, labels in islice(source, left):
-            targets = mixup.targets(labels, self.train.task.outputs, config.label_smoothing)
+            targets = make_targets(labels, self.train.task.outputs, config.label_smoothing)
             yield images, targets if self.weights is None else targets * self.weights[labels, None]
 
     def _learning_rate(self) -> float:

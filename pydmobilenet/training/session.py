@@ -21,13 +21,13 @@ from ..data import Fractions, Splits, Task, dataset_name, folder, get_splits, ge
 from ..data.datasets import located
 from ..errors import InvalidValueError, MissingFileError, UnusableError, UserError
 from ..text import printable
-from . import checkpoint, schedule
+from . import checkpoint
 from . import config as configuration
 from .checkpoint import CONFIG, STATE, Run, State, check_new
 from .config import AUTO, Config
 from .history import Events, History
 from .loop import Loop, Progress, updates_per_epoch
-from .trainer import Trainer
+from .trainer import Trainer, learning_rates
 
 PathLike = Union[str, "os.PathLike[str]"]
 MakeTrainer = Callable[[Config, Task], Trainer]
@@ -165,7 +165,7 @@ def _resume(session: Session, make_trainer: MakeTrainer) -> Iterator[Loop]:
 
 
 def _rates(config: Config, splits: Splits) -> Callable[[int], float]:
-    return schedule.make(config, updates_per_epoch(config, len(splits.train)))
+    return learning_rates(config, updates_per_epoch(config, len(splits.train)))
 
 
 def _loop(

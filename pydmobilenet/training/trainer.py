@@ -1,7 +1,8 @@
-"""What an engine has to offer to be trained with: the `Trainer` protocol, and what every trainer needs."""
+"""The `Trainer` protocol of an engine, and what its steps are fed: learning rates, targets, mixup."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,3 +106,59 @@ def check_split(config: Config, devices: int, workers: int) -> None:
             f"batch_size is {config.batch_size} (allowed: a multiple of {shares}, for {workers} worker(s) with "
             f"{devices} device(s) each; nearest: {nearest})"
         )
+
+
+def learning_rates(config: Config, updates_per_epoch: int) -> Callable[[int], float]:
+    """A function from the number of an update, from 1 on, to its learning rate.
+
+    The rate rises linearly over `warmup_epochs` and reaches `learning_rate` with their last update. After that,
+    ``step`` multiplies it by `decay` after each of the `milestones` (in epochs), and ``cosine`` brings it to 0 with the
+    last update of the run.
+    """
+    total = config.epochs * updates_per_epoch
+    warmup = min(round(config.warmup_epochs * updates_per_epoch), total - 1)
+    milestones = [epoch * updates_per_epoch for epoch in config.milestones]
+
+    # The order of the operations is that of MXNet's schedulers: the rates are the same to the last bit.
+    def rate(update: int) -> float:
+        if update < warmup:
+            return config.learning_rate * update / warmup
+        if config.schedule == "cosine":
+            return config.learning_rate * (1 + math.cos(math.pi * (update - warmup) / (total - warmup))) / 2
+        decayed = config.learning_rate
+        for milestone in milestones:
+            if update > milestone:
+                decayed *= config.decay  # one by one: a power of the decay rounds otherwise
+        return decayed
+
+    return rate
+
+
+def make_targets(labels: np.ndarray, outputs: int, smoothing: float = 0.0) -> np.ndarray:
+    """Labels (N,) to target distributions (N, outputs) in float32.
+
+    Each has ``1 - smoothing`` on its label, and `smoothing` spread over all outputs (label smoothing: Szegedy et al.,
+    2016, arXiv 1512.00567).
+    """
+    distributions = np.full((len(labels), outputs), smoothing / outputs, np.float32)
+    distributions[np.arange(len(labels)), labels] += 1 - smoothing
+    return distributions
+
+
+def mixup_lam(alpha: float, seed: int, epoch: int, batch: int) -> float:
+    """The share of each image in its mixture, one number a batch, drawn from Beta(alpha, alpha).
+
+    It depends on the seed, the epoch and the batch (both from 0) alone, so that a resumed run draws the same.
+    """
+    # To NumPy, [seed, epoch, 0] is [seed, epoch], of which the order of the images is drawn.
+    return float(np.random.default_rng([seed, epoch, batch, 1]).beta(alpha, alpha))
+
+
+def mix(array: np.ndarray, lam: float, others: np.ndarray | None = None) -> np.ndarray:
+    """Mix each of N images, or of N distributions, with its partner: the same batch in reverse order.
+
+    (mixup: Zhang et al., 2018, arXiv 1710.09412; the partners as in the PydMobileNet authors' code). Of several workers
+    that share a batch, `others` are those of the worker that has the partners.
+    """
+    own = np.float32(lam)
+    return own * array + (1 - own) * (array if others is None else others)[::-1]
