@@ -181,7 +181,7 @@ def _pieces(url: str, name: str) -> Iterator[bytes]:
     import requests
     from urllib3.exceptions import HTTPError
 
-    from .progress import bar as progress_bar
+    from .text import progress_bar
 
     host = url.split("/")[2] if "://" in url else url
     when, reason = _unreachable.get(host, (-MEMORY, ""))

@@ -23,6 +23,10 @@ STDOUT = Path("/dev/stdout")  # on every system
 STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 DESCRIPTORS = ("/dev/fd", "/proc/self/fd")
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of some NFS and FUSE
+# The recipes and the bundled checkpoints: beside the package in a checkout, inside it in an installed wheel.
+PACKAGE = Path(__file__).resolve().parent
+RESOURCES = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent
+CONFIGS, PRETRAINED = RESOURCES / "configs", RESOURCES / "pretrained"
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -15,8 +15,8 @@ from .catalog import Record
 from .checkpoints import Checkpoint, safetensors
 from .data import Task
 from .errors import UnusableError, UserError, unknown
+from .files import PRETRAINED
 from .network import Convolution, Network
-from .resources import PRETRAINED
 from .text import printable
 
 FORMAT = "huggingface"

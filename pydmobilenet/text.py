@@ -6,6 +6,12 @@ other than UTF-8, which Python keeps as lone surrogates (PEP 383) that no stream
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 
 def printable(text: object) -> str:
     r"""A text on one line, with what cannot be shown escaped as in a Python string: ``\n``, ``\x1b``, ``\u202e``.
@@ -30,3 +36,28 @@ def encodable(text: str) -> str:
     ``\udce9``.
     """
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def progress_bar(
+    total: int | None,
+    description: str,
+    unit: str,
+    shown: bool | None = None,
+    initial: int = 0,
+    unit_scale: bool = False,
+) -> tqdm:
+    """A progress bar, which goes when it is done; `shown` or not, by default on a terminal alone. Where there is no
+    standard error, as under ``pythonw``, there is none. With `unit_scale`, numbers have prefixes: ``1.2MB``.
+    """
+    from tqdm import tqdm
+
+    disable = True if sys.stderr is None else None if shown is None else not shown
+    return tqdm(
+        total=total,
+        desc=printable(description),
+        unit=unit if unit_scale else f" {unit}",
+        unit_scale=unit_scale,
+        initial=initial,
+        disable=disable,
+        leave=False,
+    )

@@ -16,7 +16,7 @@ from typing import Union
 import numpy as np
 from tqdm import tqdm
 
-from . import checkpoints, progress, provenance, zoo
+from . import checkpoints, provenance, zoo
 from .catalog import Record
 from .checkpoints import Checkpoint, runs
 from .data import Dataset, Fractions, folder, get_dataset, get_splits
@@ -27,7 +27,7 @@ from .errors import BadFileError, InvalidValueError, UserError
 from .metrics import Answers, Score, evaluate, wilson
 from .network import Complexity, Network
 from .processes import run_each
-from .text import printable
+from .text import printable, progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def validate(
     is wrong with a data set or with one row (no checkpoint, a corrupt file, a process that died) is the reason in their
     results, and the other rows go on. Each row is logged once it is finished. Up to so many `processes` work on
     different rows, where that is worth their start. With `keep_answers`, results have the answer to each image; with
-    `skip_bad`, unreadable images of a folder are passed over. Progress bars are `shown` as `progress.bar` has it.
+    `skip_bad`, unreadable images of a folder are passed over. Progress bars are `shown` as `text.progress_bar` has it.
     """
     row = partial(_row, engine, weights, batch_size or engine.batch_size, limit, keep_answers)
     for _, group in groupby(records, key=_same_images):
@@ -223,7 +223,7 @@ def _together(
     costliest_first = sorted(rows, key=lambda record: -described(record).complexity().multiply_adds)
     results = {}
     finished = run_each(answer, costliest_first, size)
-    with closing(finished), progress.bar(len(rows), title, "networks", shown) as bar:
+    with closing(finished), progress_bar(len(rows), title, "networks", shown) as bar:
         for record, future in finished:
             died = isinstance(future.exception(), BrokenProcessPool)
             results[record] = _told(Result(record, reason=DIED) if died else future.result())
@@ -292,7 +292,7 @@ def _row(
         images = dataset.head(limit)
         answers = Answers.empty(len(images)) if keep_answers else None
         predict = engine.load(network, weights(record))
-        with progress.bar(len(images), title, "images", shown) as bar:
+        with progress_bar(len(images), title, "images", shown) as bar:
             counts = evaluate(predict, images, batch_size, answers=answers, report=bar.update)
     except UserError as error:
         return replace(result, reason=str(error))

@@ -15,7 +15,7 @@ from pydmobilenet.data import Fractions, folder, get_splits, get_task
 from pydmobilenet.data.datasets import tell_of_namesake
 from pydmobilenet.data.splits import DEFAULT, sides
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UnusableError
-from pydmobilenet.resources import CONFIGS
+from pydmobilenet.files import CONFIGS
 from pydmobilenet.training import config
 
 

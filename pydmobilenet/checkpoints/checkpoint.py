@@ -19,8 +19,8 @@ from ..data import Task, about, dataset_name, decoded, folder, get_task, recorde
 from ..data.dataset import check_image_size
 from ..data.datasets import tell_of_namesake
 from ..errors import BadFileError, InvalidValueError, MissingFileError, UserError, unknown
+from ..files import PRETRAINED
 from ..network import CIFAR, Architecture, Network
-from ..resources import PRETRAINED
 from . import params, runs, safetensors
 from .weights import Head, load, obtain
 

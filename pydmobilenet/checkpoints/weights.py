@@ -20,6 +20,7 @@ from .. import fetching, files
 from ..catalog import PublishedFile
 from ..data import decoded
 from ..errors import BadFileError, InvalidValueError, MissingFileError, UnusableError
+from ..files import PRETRAINED
 from ..folding import lower
 from ..network import (
     CIFAR,
@@ -32,7 +33,6 @@ from ..network import (
     Network,
     describe,
 )
-from ..resources import PRETRAINED
 from . import params, safetensors
 
 Head = Literal["required", "optional", "fresh"]

@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import api, checkpoints, files, prediction, progress
+from .. import api, checkpoints, files, prediction
 from ..data.folder import listed, seen_through
 from ..errors import UserError, unknown
 from ..prediction import Prediction
-from ..text import encodable, printable
+from ..text import encodable, printable, progress_bar
 from . import options
 
 
@@ -89,7 +89,7 @@ class Tally:
     def count(self, found: Iterable[Prediction]) -> Iterator[Prediction]:
         """The answers as they come, with a progress bar where they do not go to the terminal themselves."""
         shown = False if sys.stdout.isatty() else None
-        with progress.bar(self.images, "predict", "images", shown) as bar:
+        with progress_bar(self.images, "predict", "images", shown) as bar:
             for each in found:
                 self.answered += 1
                 self.resized += each.resized

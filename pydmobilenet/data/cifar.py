@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import fetching, files
 from ..errors import BadFileError, MissingFileError
-from . import archives, pickles
+from . import archives
 from .dataset import Raw
 from .folder import images_by_class
 
@@ -257,7 +257,7 @@ def parse_pickle(layout: Layout, path: Path, content: bytes) -> tuple[np.ndarray
     """The same of a pickled batch's content."""
     columns = ("labels",) if layout.label_bytes == 1 else ("coarse_labels", "fine_labels")
     try:
-        batch = pickles.load(io.BytesIO(content))
+        batch = archives.read_pickle(io.BytesIO(content))
         labels = np.stack([batch[column] for column in columns], axis=1)
         pixels = batch["data"]
         if pixels.dtype != np.uint8 or labels.dtype.kind not in "iu" or pixels.shape != (len(labels), PIXELS):

@@ -20,7 +20,8 @@ import numpy as np
 
 from .. import fetching, files
 from ..errors import BadFileError, MissingFileError, UnusableError
-from . import archives, pickles
+from ..text import progress_bar
+from . import archives
 from .dataset import IMAGENET_MEAN, IMAGENET_STD, Raw, Task
 
 CLASSES = tuple(
@@ -158,8 +159,6 @@ def find_sources(directory: Path, split: str) -> list[Path]:
 
 def convert(sources: list[Path], arrays: Arrays) -> None:
     """Convert the official files of a split. Raises BadFileError, and UnusableError for a full disk."""
-    from ..progress import bar as progress_bar
-
     with fetching.locked(arrays.directory):
         if arrays.are_of(sources):  # another process was faster
             return
@@ -186,7 +185,7 @@ def load(source: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with fetching.readable(source) as file:
             npz = source.suffix == ".npz"
-            batch = archives.read_npz(file, ("data", "labels")) if npz else pickles.load(file)
+            batch = archives.read_npz(file, ("data", "labels")) if npz else archives.read_pickle(file)
         pixels, labels = batch["data"], batch["labels"]
     except (KeyError, ValueError) as error:
         raise BadFileError(f"{source} is no batch of ImageNet32: {error}") from None

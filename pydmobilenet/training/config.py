@@ -20,7 +20,7 @@ from .. import catalog, checkpoints, fetching
 from ..data import IMAGE_SIZES, dataset_name, folder, get_task
 from ..data.splits import kinds
 from ..errors import BadFileError, InvalidValueError, MissingFileError, nearest, unknown
-from ..resources import CONFIGS
+from ..files import CONFIGS
 
 MOST_BYTES = 1 << 16  # of a file: a run's has 600
 LARGEST = 2**31 - 1  # MXNet's seeds have 31 bits

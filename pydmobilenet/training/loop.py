@@ -20,7 +20,7 @@ from ..data import Dataset, Splits, batches
 from ..errors import BadFileError, InvalidValueError, UserError, of_engine
 from ..metrics import wilson
 from ..plots import draw
-from ..progress import bar as progress_bar
+from ..text import progress_bar
 from .checkpoint import Run, State
 from .config import Config
 from .history import Epoch, Events, History, check_types, csv_text, write_csv
@@ -84,7 +84,7 @@ class Loop:
     The best epoch is that of the lowest error on the validation images of `splits`, or on the test images where there
     are none. `schedule` gives the learning rate of each update, from 1 on. The run is in `directory`; `output` is what
     writes to it, and `events` those for TensorBoard, if they are wanted; both are None in all workers but the first.
-    A progress bar is `shown` as `progress.bar` has it; where that is False, nothing is printed.
+    A progress bar is `shown` as `text.progress_bar` has it; where that is False, nothing is printed.
     """
 
     def __init__(
