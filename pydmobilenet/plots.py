@@ -14,12 +14,17 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from . import catalog, files
+from .data import Dataset, batches
+from .data.batching import draw as draw_order
 from .text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from PIL import Image
 
     from .training.history import History
     from .validation import Result
@@ -53,6 +58,8 @@ STYLE: dict[str, Any] = {
 }
 # The numbers on a logarithmic axis whose ends differ by less than a factor; of the smallest, those of a linear one.
 DIGITS = {4: (), 12: (1, 1.5, 2, 3, 5, 7), 1e3: (1, 2, 5), math.inf: (1,)}
+COLUMNS, VARIANTS = 8, 3  # of `grid`: images in a row, augmented forms below each
+SIDE, MARGIN, TEXT_HEIGHT, LETTER_WIDTH = 96, 6, 14, 6  # of `grid`, in pixels
 PICTURES = itertools.count()  # their numbers: no two on a page shall have an id in common
 
 
@@ -238,3 +245,48 @@ def _markup(figure: Figure, label: str) -> str:
     text = re.sub("|".join(VARIABLES), lambda found: f"var(--{VARIABLES[found[0]]})", text)
     box, content = re.findall(r'<svg [^>]*(viewBox="[^"]*")[^>]*>(.*)', text, re.DOTALL)[0]
     return f'<figure class="plot"><svg role="img" aria-label="{escape(label)}" {box}>{content}</figure>'
+
+
+def grid(dataset: Dataset, seed: int = 0) -> Image.Image:
+    """Draw each image of a data set raw, with its label, and below it as augmented in three epochs."""
+    from PIL import Image, ImageDraw
+
+    rows = [dataset.images, *(_augmented(dataset, seed, epoch) for epoch in range(VARIANTS))]
+    count, width = len(dataset), dataset.images.shape[2]
+    side = width * max(1, round(SIDE / width))
+    step, block = side + MARGIN, (VARIANTS + 1) * (side + MARGIN) + TEXT_HEIGHT + MARGIN
+    columns = min(COLUMNS, count)
+    picture = Image.new("RGB", (columns * step + MARGIN, -(-count // columns) * block + MARGIN), "white")
+    pen = ImageDraw.Draw(picture)
+    for number in range(count):
+        x, y = MARGIN + number % columns * step, MARGIN + number // columns * block
+        name = printable(dataset.task.class_name(int(dataset.labels[number])))
+        pen.text((x, y), shortened(name, side // LETTER_WIDTH), fill="black")
+        for row, images in enumerate(rows):
+            image = Image.fromarray(images[number].transpose(1, 2, 0)).resize((side, side), Image.Resampling.NEAREST)
+            picture.paste(image, (x, y + TEXT_HEIGHT + row * step))
+    return picture
+
+
+def sample(dataset: Dataset, number: int, seed: int = 0) -> Dataset:
+    """Choose so many random images, of all classes in turn."""
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    labels = dataset.labels[order]
+    turns = np.empty(len(order), np.int64)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        turns[rows] = np.arange(len(rows))
+    return dataset.take(order[np.lexsort((labels, turns))[:number]], dataset.split)
+
+
+def shortened(name: str, length: int) -> str:
+    """Shorten a name to its beginning and its end, where long names differ."""
+    return name if len(name) <= length else f"{name[: length - 7]}…{name[-6:]}"
+
+
+def _augmented(dataset: Dataset, seed: int, epoch: int) -> np.ndarray:
+    """Return an epoch's images as uint8 in the data set's order, without the normalisation."""
+    mean, std = (np.array(values)[:, None, None] for values in (dataset.task.mean, dataset.task.std))
+    order = draw_order(len(dataset), seed, epoch).order
+    ((images, _),) = batches(dataset, len(dataset), train=True, seed=seed, epoch=epoch)
+    return np.rint((images * std + mean) * 255).astype(np.uint8)[np.argsort(order)]

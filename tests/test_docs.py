@@ -10,7 +10,7 @@ import sys
 import pytest
 from helpers import NOWHERE, ROOT, TRAINERS
 
-from pydmobilenet.cli import COMMANDS as COMMANDS_OF_THE_CLI
+from pydmobilenet.cli.commands import COMMANDS as COMMANDS_OF_THE_CLI
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}

@@ -14,10 +14,10 @@ from PIL import Image
 
 import pydmobilenet
 from pydmobilenet import zoo
-from pydmobilenet.cli.show import grid, sample, shortened
 from pydmobilenet.data import get_splits, get_task, splits
 from pydmobilenet.data.folder import find, listed
 from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
+from pydmobilenet.plots import grid, sample, shortened
 
 
 @pytest.fixture

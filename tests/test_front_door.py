@@ -9,7 +9,7 @@ from helpers import CIFAR_MODELS, ROOT, commander
 import pydmobilenet
 from pydmobilenet import catalog, checkpoints
 from pydmobilenet.data import DATASETS, get_task
-from pydmobilenet.reporting import listing
+from pydmobilenet.reporting import tables
 
 MODEL = ["-m", "pyd-add-29-0.25", "-d", "digits"]
 
@@ -128,7 +128,7 @@ def test_the_zoo_is_listed_with_what_is_here(run, monkeypatch):
 
 
 def test_on_a_narrow_terminal_the_zoo_is_narrow():
-    wide, narrow = (listing.zoo_table(checkpoints.bundled(), width=width).splitlines() for width in (None, 90))
+    wide, narrow = (tables.zoo_table(checkpoints.bundled(), width=width).splitlines() for width in (None, 90))
     assert "digits-pyd-add-29-0.25.params" in "".join(wide)
     assert [line.split("|")[-2].strip() for line in narrow[2:]] == ["yes"] * 4
     assert max(map(len, narrow)) <= 90

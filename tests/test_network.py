@@ -147,7 +147,7 @@ def test_a_description_is_a_value():
 
 def test_no_engine_is_imported_for_descriptions_and_counts():
     code = (
-        "import sys, pydmobilenet; from pydmobilenet import folding, zoo; from pydmobilenet.reporting import listing;"
+        "import sys, pydmobilenet; from pydmobilenet import folding, zoo; from pydmobilenet.reporting import tables;"
         "zoo.describe('pyd-concat-56-0.5').complexity(); "
         "print([name for name in ('mxnet', 'onnx', 'onnxruntime', 'torch', 'gluoncv') if name in sys.modules])"
     )

@@ -47,7 +47,7 @@ def pictures(tmp_path_factory, digits):
 def test_a_folder_of_images_is_classified(run, pictures, digits):
     code, out, err = run("predict", pictures, *MODEL)
     assert code == 0, err
-    assert err == "skipped: 1 .txt\n30 of 60 images resized to 32x32, which the network sees\n"
+    assert err == "skipped: 1 .txt\n30 of 60 images resized to 32x32\n"
     lines = dict(line.split(": ", 1) for line in out.splitlines())
     assert len(lines) == 60
     right = 0
@@ -153,7 +153,7 @@ def test_of_answers_that_were_printed_before_an_error_their_number_is_told(run, 
     assert code == 2
     assert len(out.splitlines()) == 1 + 50  # those of the batch before it
     told, error = err.splitlines()[-2:]
-    assert told == "stopped after 50 of 61 answers, which are written"
+    assert told == "stopped after 50 of 61 predictions, already written"
     assert "9.gif cannot be read as an image" in error
 
 
@@ -238,7 +238,7 @@ def test_bad_images_are_passed_over_on_request_and_the_others_answered(format, r
     assert (
         err
         == "skipped: 2 hidden, 1 broken link or special file\n1 of 3 images had transparency: composited on white\n"
-        + ("2 of 5 images passed over, as they cannot be read\n")
+        + ("2 of 5 images skipped as unreadable\n")
     )
     assert code == 1  # some were not answered
     names = [str(mixed / f"{number}.png") for number in range(3)]

@@ -1,18 +1,18 @@
-"""What the command lines share: a user's mistake is one line on standard error and exit code 2, never a traceback."""
+"""Options of several commands, and the errors of all: a user's mistake is one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import os
-import re
 import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from .. import checkpoints, fetching, files, processes
 from ..errors import EngineError, UserError, nearest, of_engine, unknown
@@ -20,44 +20,33 @@ from ..gluon import runtime
 from ..machine import available_processors
 from ..text import printable
 
-# Seconds. All processes that torchrun has started on a machine meet a mistake. The first one tells of it, whereupon
-# torchrun ends the others; one that has met it alone tells of it after this time.
-FIRST_SPEAKS = 5
+RANK0_GRACE = 5  # seconds: torchrun's first process reports a mistake of all; another one only if it is alone with it
 WEIGHTS_FILES = "a .params, .safetensors or .pth file, a directory in Hugging Face's layout"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are those of the project: one line, with the nearest choice for an unknown one."""
+    """A parser with errors of one line; for an unknown command or option they name the nearest one."""
 
-    def parse_args(  # type: ignore[override]  # argparse's takes a namespace of any class
-        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
-    ) -> argparse.Namespace:
-        """As argparse's, but for an unknown option the error names the nearest of those that the command has."""
-        found, unknown_ones = self.parse_known_args(args, namespace)
-        if unknown_ones:
-            parser = self.commands().get(str(getattr(found, "command", "")), self)
-            near = nearest(unknown_ones[0].partition("=")[0], parser._option_string_actions)
-            self.error(f"unrecognized arguments: {' '.join(unknown_ones)}{near}")
-        return found
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        values, extras = super().parse_known_args(args, namespace)
+        if extras:
+            near = nearest(extras[0].partition("=")[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(extras)}{near}")
+        return values, extras
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise unknown(action.dest, value, action.choices)
 
     def error(self, message: str) -> NoReturn:
-        unknown_command = re.search(r"argument COMMAND: invalid choice: '(.*)' \(choose from (.*)\)", message)
-        if unknown_command:
-            choices = [choice.strip("'\" ") for choice in unknown_command[2].split(",")]
-            message = str(unknown("command", unknown_command[1], choices))
         raise UserError(message)
-
-    def commands(self) -> dict[str, Parser]:
-        """The parsers of the commands by name; none where there are no commands."""
-        actions = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
-        return next((action.choices for action in actions), {})
 
 
 def exit_with(main: Callable[[], int], program: str) -> NoReturn:
-    """Run a command and exit with the code that it returns; for an error its own, which is 2 for a user's mistake and 1
-    for what an engine throws; 130 for an interruption, 141 for a pipe that was closed.
+    """Run a command and exit with its code; for an error with 2 for a user's mistake, 1 for an engine's failure, 130
+    for an interruption, 141 for a closed pipe.
 
-    What a terminal's encoding lacks is written as an escape; `text.printable` is for what no terminal should get.
+    Escapes characters beyond a terminal's encoding.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -66,27 +55,24 @@ def exit_with(main: Callable[[], int], program: str) -> NoReturn:
     try:
         code = main()
         sys.stdout.flush()
-    except UserError as error:
-        if processes.local_rank() > 0 and not isinstance(error, EngineError):
-            time.sleep(FIRST_SPEAKS)
-        print(f"{program}: error: {printable(error)}", file=sys.stderr)
-        code = error.exit_code
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         code = 130
-    except BrokenPipeError:  # the reader of a pipe has gone, as `head` does
+    except BrokenPipeError:  # the reader of a pipe has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
-    except (OSError, ImportError) as error:  # a full disk behind standard output; a library that is not installed
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"{program}: error: {printable(error)}", file=sys.stderr)
-        code = 2
     except Exception as error:
-        failure = of_engine(error)
-        if failure is None:
+        failure = of_engine(error) or error
+        if not isinstance(failure, (UserError, OSError, ImportError)):
             raise
+        if isinstance(failure, UserError):
+            code = failure.exit_code
+        else:  # a full disk behind standard output; a library that is not installed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 2
+        if processes.local_rank() > 0 and not isinstance(failure, EngineError):
+            time.sleep(RANK0_GRACE)
         print(f"{program}: error: {printable(failure)}", file=sys.stderr)
-        code = failure.exit_code
     sys.exit(code)
 
 
@@ -100,64 +86,55 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=directory, metavar="DIR", help="where the data is, or is to be put")
+    parser.add_argument("--data-dir", type=directory, metavar="DIR", help="read data from DIR, or download it there")
 
 
 def add_skip_bad(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--skip-bad", action="store_true", help="pass over images that cannot be read")
+    parser.add_argument("--skip-bad", action="store_true", help="skip unreadable images")
 
 
 def add_weights_dir(parser: argparse.ArgumentParser) -> None:
-    text = "where published weights are, or are to be put"
+    text = "read published weights from DIR, or download them there"
     parser.add_argument("--weights-dir", type=directory, metavar="DIR", help=text)
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    text = "gluon, pytorch, onnxruntime, or auto (default): Gluon where MXNet is installed and can use the device"
+    text = "gluon, pytorch, onnxruntime, or auto (default): Gluon if MXNet is installed and can use the device"
     parser.add_argument("--engine", default="auto", metavar="NAME", help=text)
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-    """Options that name one network and its weights: the arguments of `checkpoints.find`."""
+    """Add the arguments of `checkpoints.find`: a model and its weights."""
     parser.add_argument("-m", "--model", metavar="NAME", help="as pyd-concat-56-0.5; of a run, its own")
     add_dataset(parser)
     text = f"a run, {WEIGHTS_FILES}, or published (default): the authors' weights, or the bundled ones"
     parser.add_argument("--weights", default=checkpoints.PUBLISHED, metavar="PATH", help=text)
-    text = "pixels, wide and high, that images are resized to (default: those it was trained with)"
+    text = "resize images to N x N pixels (default: the size of the training images)"
     parser.add_argument("--image-size", type=positive, metavar="N", help=text)
     add_weights_dir(parser)
 
 
-def use_all_processors() -> None:
-    """Let engines use all of this machine, in a process that does nothing but answer."""
-    runtime.use_all_instructions()
-    # PyTorch reads it when it is imported, and does not know of a control group's quota by itself.
-    os.environ.setdefault("OMP_NUM_THREADS", str(available_processors()))
-
-
 def add_pattern(parser: argparse.ArgumentParser) -> None:
-    """Options that select rows of the tables, for `catalog.select`."""
+    """Add the arguments of `catalog.select`."""
     parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="as 'pyd-concat-*' (default: all)")
-    text = "of the tables (default: all)"
+    text = "data sets of the tables (default: all)"
     parser.add_argument("-d", "--dataset", nargs="+", default=["*"], metavar="NAME", help=text)
 
 
+def use_all_processors() -> None:
+    """Let engines use all processors and instructions, in a process without training."""
+    runtime.use_all_instructions()
+    # PyTorch reads it at its import, and ignores a control group's quota.
+    os.environ.setdefault("OMP_NUM_THREADS", str(available_processors()))
+
+
 def terminal_width() -> int | None:
-    """How many characters a line of the terminal has that standard output goes to; None where it goes elsewhere."""
+    """Return the columns of the terminal behind standard output; None if it is a file or a pipe."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def positive(text: str) -> int:
-    """An argument that is a whole number from 1."""
-    return _whole(text, 1)
-
-
-def natural(text: str) -> int:
-    """An argument that is a whole number from 0."""
-    return _whole(text, 0)
-
-
-def _whole(text: str, least: int) -> int:
+def positive(text: str, least: int = 1) -> int:
+    """Parse a whole number from `least`."""
     try:
         value = int(text)
     except ValueError:
@@ -167,21 +144,24 @@ def _whole(text: str, least: int) -> int:
     return value
 
 
+natural = partial(positive, least=0)
+
+
 def directory(text: str) -> Path:
-    """An argument that is a directory which is there."""
+    """Parse the path of an existing directory."""
     path = _path(text)
-    if not os.path.isdir(path):
+    if not path.is_dir():
         raise argparse.ArgumentTypeError(f"no such directory: {path}")
     return path
 
 
 def output_file(text: str) -> Path:
-    """An argument that is a file to write; ``-`` is standard output."""
+    """Parse the path of a file to write; ``-`` is standard output."""
     return files.STDOUT if text == "-" else _path(text)
 
 
 def status_stream(output: Path) -> TextIO:
-    """Where to tell of an output: not in its midst, where it is a stream."""
+    """Return the stream for messages about `output`: standard error if that is standard output itself."""
     return sys.stdout if files.stream(output) in (None, 2) else sys.stderr
 
 
