@@ -34,6 +34,19 @@ setup(
     description="PydMobileNet (Hoang and Jo, 2018): validate, train, classify, export",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    project_urls={
+        "Paper": "https://arxiv.org/abs/1811.07083",
+        "Authors' code and weights": "https://github.com/thanhhvnqb/pydmobilenet_mxnet",
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(9, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
     license="Apache-2.0",  # the text is in LICENSE
     license_files=["LICENSE"],
     # The recipes and the bundled checkpoints stay at the top of the repository; a wheel has them inside the package.

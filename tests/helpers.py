@@ -9,7 +9,6 @@ import io
 import json
 import os
 import pickle
-import resource
 import struct
 import subprocess
 import sys
@@ -139,6 +138,7 @@ def listing(directory):
 @contextmanager
 def no_larger_files_than(size):
     """Writing beyond so many bytes fails, as on a full disk."""
+    resource = pytest.importorskip("resource")  # Windows has none
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
