@@ -1,9 +1,11 @@
 # make validate [DEVICE=gpu] [ARGS='--dataset cifar10']   check the published table
 # make test [ARGS='-k weights']                           run the tests, at each instruction set of the processor
+# make test-fast                                          run those that take no processes of their own, in two minutes
+# make fuzz                                               run the long, random ones
 # make lint                                               check style, format, types, and what imports what
 # make docs                                               README, docs/ and the API as a site, build/docs/index.html
 # Each makes .venv and installs what this machine needs first; a second run installs nothing again. PyTorch, which is large,
-# comes with the last three alone.
+# comes with all but the first.
 
 DEVICE ?= cpu
 # The best one for all of the project first: MXNet 1.9.1 runs on Python 3.9 to 3.11, everything else on any from 3.9 on.
@@ -32,13 +34,21 @@ endif
 endif
 endif
 
-.PHONY: validate test lint docs clean
+.PHONY: validate test test-fast fuzz lint docs clean
 
 validate: $(INSTALLED)
 	$(BIN)/python run_validation.py $(ARGS)
 
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist loadfile
+
 test: $(PYTORCH)
-	$(BIN)/python tests/run.py --numprocesses auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(BIN)/python tests/run.py $(SIDE_BY_SIDE) $(ARGS)
+
+test-fast: $(PYTORCH)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow and not fuzz' $(ARGS)
+
+fuzz: $(PYTORCH)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m fuzz $(ARGS)
 
 lint: $(PYTORCH)
 	$(BIN)/ruff check .

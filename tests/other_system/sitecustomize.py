@@ -6,6 +6,7 @@ are not opened as text without an encoding, whose default differs.
 """
 
 import builtins
+import contextlib
 import errno
 import io
 import os
@@ -78,10 +79,8 @@ def in_use(path):
     path = os.path.realpath(os.fspath(path))
     used = []
     for number in _listdir("/proc/self/fd"):
-        try:
+        with contextlib.suppress(OSError):  # the descriptor of the listing itself
             used.append(_readlink(f"/proc/self/fd/{number}"))
-        except OSError:  # that of the listing itself
-            pass
     with _text("/proc/self/maps", encoding="utf-8") as file:
         used += [line.split(maxsplit=5)[-1].rstrip("\n") for line in file if line.count("/")]
     return any(name == path or name.startswith(path + os.sep) for name in used)
