@@ -31,7 +31,7 @@ import torch
 from sides import BATCH, gpu_steps, pytorch
 from torch.nn import functional as F
 
-from pydmobilenet import zoo
+from pydmobilenet import catalog
 from pydmobilenet.pytorch import inference, pyramid
 from pydmobilenet.training import session
 from pydmobilenet.training.checkpoint import read_history
@@ -126,7 +126,7 @@ def _images(device: str) -> np.ndarray:
 
 def answers(model: str, device: str) -> Iterator[None]:
     """Answer a batch each time it is asked, as validation does."""
-    network = zoo.describe(model)
+    network = catalog.describe(model)
     arrays = pytorch.trainer.get_arrays(pytorch.get_model(model))
     predict, images = inference.PyTorchEngine(device).load(network, arrays), _images(device)
     while True:

@@ -98,7 +98,7 @@ def main() -> None:
 
     sys.path.insert(0, str(ROOT))
     import pydmobilenet
-    from pydmobilenet import catalog, checkpoints, machine, provenance, zoo
+    from pydmobilenet import catalog, checkpoints, machine, provenance
     from pydmobilenet.errors import MissingFileError
     from pydmobilenet.folding import fold
     from pydmobilenet.onnx import graph, session
@@ -119,7 +119,7 @@ def main() -> None:
             except MissingFileError as error:
                 print(f"{record.model} left out: {error}", file=sys.stderr)
                 continue
-            network = fold(zoo.describe(record.model), arrays)
+            network = fold(catalog.describe(record.model), arrays)
             files[0].write_bytes(graph.convert(*network, test.task).SerializeToString())
             quantise(*files, calibration, bits)
             ways = [session.predictor(file.read_bytes(), threads=1) for file in files]

@@ -32,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     sys.path.insert(0, str(ROOT))
-    from pydmobilenet import catalog, engine, provenance, zoo
+    from pydmobilenet import catalog, engine, provenance
     from pydmobilenet.gluon import runtime
 
     runtime.use_all_instructions()
@@ -45,7 +45,7 @@ def main() -> None:
     print("| --- | --: | --: |" + " --: |" * len(engines))
     totals = np.zeros(1 + len(engines))
     for name in names:
-        network = zoo.describe(name)
+        network = catalog.describe(name)
         work = network.complexity().multiply_adds
         ways = [(each.load(network, random_arrays(network)), each.batch_size) for each in engines]
         seconds = np.median([turn(ways, images, work) for _ in range(arguments.rounds)], axis=0)

@@ -147,7 +147,7 @@ def export(name: str, folder: Path) -> None:
 
     import pydmobilenet
     from pydmobilenet import fetching
-    from pydmobilenet.checkpoints import params
+    from pydmobilenet.checkpoints import formats
 
     net = pydmobilenet.get_model(name)
     net.hybridize()
@@ -155,7 +155,7 @@ def export(name: str, folder: Path) -> None:
     folder.mkdir()
     net.export(str(folder / "net"))
     arrays = {key: each.data().asnumpy() for key, each in net._collect_params_with_prefix().items()}
-    params.write(folder / "best.params", arrays)
+    (folder / "best.params").write_bytes(formats.dump_params(arrays))
     digest = fetching.digest(folder / "best.params", "sha256").partition(":")[2]
     metadata = {
         "model": name,

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import network
 from .errors import InvalidValueError, unknown
-from .network import FAMILIES, Architecture, Complexity
+from .network import FAMILIES, Architecture, Complexity, Network
 
 if TYPE_CHECKING:
     from .data import Task
@@ -182,6 +183,17 @@ def parse_name(name: str) -> Architecture:
             f"nearest: {Architecture(key, depth, 1 / 32).name}"
         )
     return Architecture(key, depth, multiplier)
+
+
+def describe(model: str | Architecture, dataset: str = "cifar10", outputs: int | None = None) -> Network:
+    """Return a model's network for a data set, with so many outputs or as many as the data set needs.
+
+    Raises InvalidValueError for an unknown name.
+    """
+    from .data import get_task  # imports NumPy and Pillow, not needed for names
+
+    architecture = parse_name(model) if isinstance(model, str) else model
+    return network.describe(architecture, outputs or get_task(dataset).outputs, network.widths(dataset))
 
 
 def timm_name(architecture: Architecture) -> str:

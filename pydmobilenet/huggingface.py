@@ -12,7 +12,7 @@ from typing import Any
 
 from . import catalog, files
 from .catalog import Record
-from .checkpoints import Checkpoint, safetensors
+from .checkpoints import Checkpoint, formats
 from .data import Task
 from .errors import UnusableError, UserError, unknown
 from .files import PRETRAINED
@@ -20,7 +20,7 @@ from .network import Convolution, Network
 from .text import printable
 
 FORMAT = "huggingface"
-CONFIG, WEIGHTS, CARD = "config.json", safetensors.FILE, "README.md"
+CONFIG, WEIGHTS, CARD = "config.json", formats.MODEL_FILE, "README.md"
 ANY_NETWORK = "pydmobilenet"  # timm's name for networks that are not published; `model_args` say which one it is
 AUTHORS = "https://github.com/thanhhvnqb/pydmobilenet_mxnet"
 
@@ -54,7 +54,7 @@ def write(source: Checkpoint, directory: Path) -> None:
     check_output(directory)
     contents: dict[str, str | bytes] = {
         CONFIG: json.dumps(config(source), indent=2) + "\n",
-        WEIGHTS: safetensors.dump(source.arrays(), source.metadata()),
+        WEIGHTS: formats.dump_safetensors(source.arrays(), source.metadata()),
         CARD: card(source),
     }
     with files.new_directory(directory) as part:

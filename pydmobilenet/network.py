@@ -243,6 +243,11 @@ CIFAR = Widths(stem=32, stages=(32, 64, 128), features=0)
 IMAGENET32 = Widths(stem=64, stages=(64, 128, 256), features=1280)
 
 
+def widths(dataset: str) -> Widths:
+    """Return the widths of the networks for a data set."""
+    return IMAGENET32 if dataset == "imagenet32" else CIFAR
+
+
 @dataclass(frozen=True)
 class Family:
     """Networks that differ in depth and width alone, made by `describe`.

@@ -16,7 +16,7 @@ from typing import Union
 import numpy as np
 from tqdm import tqdm
 
-from . import checkpoints, provenance, zoo
+from . import catalog, checkpoints, provenance
 from .catalog import Record
 from .checkpoints import Checkpoint, runs
 from .data import Dataset, Fractions, folder, get_dataset, get_splits
@@ -248,7 +248,7 @@ def _worker_dataset(first: Record, data_dir: Path | None, skip_bad: bool) -> tup
 
 def described(record: Record) -> Network:
     """The network of a record."""
-    return zoo.describe(record.model, record.dataset, record.outputs)
+    return catalog.describe(record.model, record.dataset, record.outputs)
 
 
 def _told(result: Result) -> Result:

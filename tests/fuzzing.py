@@ -18,7 +18,7 @@ import yaml
 from helpers import ROOT, archive_of
 
 from pydmobilenet import checkpoints
-from pydmobilenet.checkpoints import params, runs, safetensors
+from pydmobilenet.checkpoints import formats, runs
 from pydmobilenet.data import about, cifar, decoded, get_task, imagenet32
 from pydmobilenet.training import config
 from pydmobilenet.training.checkpoint import State
@@ -133,7 +133,7 @@ ABOUT = {"model": "pyd-add-11-0.125", **about(get_task("digits")), "source": "be
 
 
 def described_weights(metadata):
-    return safetensors.dump(arrays(), metadata)
+    return formats.dump_safetensors(arrays(), metadata)
 
 
 def forged_texts(rng):
@@ -145,13 +145,13 @@ def forged_texts(rng):
 
 
 def sidecar(rng=None):
-    values = {**decoded(ABOUT), "sha256": hashlib.sha256(params.dump(arrays())).hexdigest()}
+    values = {**decoded(ABOUT), "sha256": hashlib.sha256(formats.dump_params(arrays())).hexdigest()}
     return json.dumps(with_another_value(values, rng) if rng else values).encode()
 
 
 def read_sidecar(path):
     """What is recorded beside parameters."""
-    path.with_suffix(".params").write_bytes(params.dump(arrays()))
+    path.with_suffix(".params").write_bytes(formats.dump_params(arrays()))
     return checkpoints.inspect(path.rename(path.with_suffix(".json")).with_suffix(".params"))
 
 
@@ -192,8 +192,8 @@ def zipped(files):
 
 TAR = {"test_batch.bin": bytes([1]) + bytes(range(256)) * 12, "readme.html": b"<html>"}
 FORMATS = [
-    Format("parameters.params", params.dump(arrays()), params.read),
-    Format("parameters.safetensors", safetensors.dump(arrays()), lambda path: safetensors.read(path).arrays),
+    Format("parameters.params", formats.dump_params(arrays()), formats.read_params),
+    Format("parameters.safetensors", formats.dump_safetensors(arrays()), formats.read_safetensors),
     Format("described.safetensors", described_weights(ABOUT), checkpoints.inspect),
     Format(
         "forged.safetensors",

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from pydmobilenet.checkpoints import formats
 from pydmobilenet.network import EPSILON, IMAGES, Convolution, Dense, GlobalAveragePool, Network
 from pydmobilenet.network import FAMILIES as REGISTRY
 
@@ -97,6 +98,11 @@ def random_arrays(network, seed=0):
             arrays[f"{layer.name}.gamma"][:] = 1
             arrays[f"{layer.name}.beta"][:] = 0
     return arrays
+
+
+def write_random(path, network):
+    """Write `random_arrays` of a network as a ``.params`` file."""
+    path.write_bytes(formats.dump_params(random_arrays(network)))
 
 
 def conv(name, inputs, channels=4, kernel=3, **options):

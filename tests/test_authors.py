@@ -10,7 +10,7 @@ import pytest
 from helpers import SHARED, first_images
 
 import pydmobilenet
-from pydmobilenet import catalog, checkpoints, engine, zoo
+from pydmobilenet import catalog, checkpoints, engine
 from pydmobilenet.checkpoints import weights
 from pydmobilenet.data import Dataset, get_task, normalise
 from pydmobilenet.gluon.inference import fuse, predictor
@@ -66,7 +66,7 @@ def test_logits_are_those_of_the_authors_graph(record, weights_dir, batch):
 @pytest.mark.parametrize("record", PRESENT, ids=name_of)
 def test_every_engine_has_the_logits_of_the_authors_graph(record, fused, name, weights_dir, batch):
     expected = authors_network(record)(mx.nd.array(batch)).asnumpy()
-    network, arrays = zoo.describe(record.model, record.dataset), checkpoints.load_record(record, weights_dir)
+    network, arrays = catalog.describe(record.model, record.dataset), checkpoints.load_record(record, weights_dir)
     found = engine.choose(name, "cpu", fused=fused).engine.load(network, arrays)(batch)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.ptp(expected))
 
@@ -113,7 +113,7 @@ def answered(name, model, weights_dir):
         labels = np.frombuffer(file.read(), np.uint8).reshape(1000, 3073)[:, 0].astype(np.int64)
     dataset = Dataset(get_task("cifar10"), "test", first_images(), labels, False, "first1000")
     arrays = checkpoints.load_record(catalog.find(model, "cifar10"), weights_dir)
-    predict = engine.choose(name, "cpu").engine.load(zoo.describe(model), arrays)
+    predict = engine.choose(name, "cpu").engine.load(catalog.describe(model), arrays)
     answers = Answers.empty(len(dataset))
     return evaluate(predict, dataset, 50, answers=answers).wrong, answers.classes
 

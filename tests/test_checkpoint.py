@@ -96,7 +96,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pydmobilenet.checkpoints import params
+from pydmobilenet.checkpoints import formats
 from pydmobilenet.training.checkpoint import Run, State
 
 METADATA = {"model": "pyd-add-11-0.25", "dataset": "digits"}
@@ -157,7 +157,7 @@ def check(directory):
     assert (left.parameters["w"] == epochs).all() and (left.momentum["w"] == -epochs).all()
     assert (directory / "config.yaml").read_text() == "model: x"
     for path in directory.glob("*.params"):
-        assert len(set(params.read(path)["w"])) == 1
+        assert len(set(formats.read_params(path)["w"])) == 1
     return epochs
 
 

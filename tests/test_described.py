@@ -11,8 +11,8 @@ import pytest
 from helpers import MODEL, ROOT, TRAINERS, commander, make_classes
 
 import pydmobilenet
-from pydmobilenet import catalog, checkpoints, fetching, zoo
-from pydmobilenet.checkpoints import params, safetensors, weights
+from pydmobilenet import catalog, checkpoints, fetching
+from pydmobilenet.checkpoints import formats, weights
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UnusableError, UserError
 from pydmobilenet.training import config as configuration
 from pydmobilenet.training import session
@@ -29,7 +29,7 @@ def command(monkeypatch, capsys):
 
 @pytest.fixture
 def arrays():
-    return oracle.random_arrays(zoo.describe(MODEL, "digits", outputs=3))
+    return oracle.random_arrays(catalog.describe(MODEL, "digits", outputs=3))
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def run(arrays, tmp_path):
     """A run of 64-pixel images, with a normalisation of its own."""
     directory = tmp_path / "run"
     directory.mkdir()
-    params.write(directory / "best.params", arrays)
+    (directory / "best.params").write_bytes(formats.dump_params(arrays))
     sha256 = fetching.digest(directory / "best.params", "sha256").removeprefix("sha256:")
     metadata = {"model": MODEL, "dataset": "folder:photos", "outputs": 3, "classes": ["a", "b", "c"], "image_size": 64}
     metadata.update(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
@@ -51,7 +51,7 @@ def answers(path, **options):
 
 
 def bare(tmp_path, arrays):
-    params.write(tmp_path / "bare.params", arrays)
+    (tmp_path / "bare.params").write_bytes(formats.dump_params(arrays))
     return tmp_path / "bare.params"
 
 
@@ -90,14 +90,14 @@ def test_no_sidecar_replaces_a_file(existing, target, words, run, command, tmp_p
 
 def test_the_sidecar_of_another_file_is_refused(run, command, arrays, tmp_path):
     command("convert", run, tmp_path / "x.params")
-    params.write(tmp_path / "x.params", {**arrays, "head.dense.bias": np.ones(3, np.float32)})
+    (tmp_path / "x.params").write_bytes(formats.dump_params({**arrays, "head.dense.bias": np.ones(3, np.float32)}))
     with pytest.raises(BadFileError, match=r"x\.json describes another file than .*x\.params"):
         answers(tmp_path / "x.params")
 
 
 def test_a_sidecar_is_of_the_params_file_alone(run, command, arrays, tmp_path):
     command("convert", run, tmp_path / "x.params")
-    safetensors.write(tmp_path / "x.safetensors", arrays, {})
+    (tmp_path / "x.safetensors").write_bytes(formats.dump_safetensors(arrays, {}))
     assert checkpoints.inspect(tmp_path / "x.safetensors") is None
 
 
@@ -112,7 +112,7 @@ def test_a_sidecar_that_describes_no_network_is_refused(wrong, run, command, tmp
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"model": "theirs"}'])
 def test_what_is_assumed_of_bare_parameters_is_said_in_a_line(content, command, tmp_path):
-    file = bare(tmp_path, oracle.random_arrays(zoo.describe(MODEL)))
+    file = bare(tmp_path, oracle.random_arrays(catalog.describe(MODEL)))
     if content:
         (tmp_path / "bare.json").write_text(content)
     image = make_classes(tmp_path / "photos", "a", {".": 1}) / "a" / "00.png"
@@ -148,7 +148,7 @@ def test_an_exported_directory_is_a_place_to_load_from(run, command, tmp_path):
 
 def test_a_directory_of_another_project_is_refused(arrays, tmp_path):
     (tmp_path / "hf").mkdir()
-    safetensors.write(tmp_path / "hf" / "model.safetensors", arrays)
+    (tmp_path / "hf" / "model.safetensors").write_bytes(formats.dump_safetensors(arrays))
     with pytest.raises(BadFileError, match=r"model\.safetensors does not record its model; pass the file itself"):
         checkpoints.inspect(tmp_path / "hf")
 
@@ -187,7 +187,7 @@ def test_a_state_dict_is_read_however_it_is_wrapped(form, suffix, arrays, torch,
     state = {name: torch.from_numpy(array) for name, array in arrays.items()}
     state["stem.norm.num_batches_tracked"] = torch.tensor(3)
     torch.save(WRAPPED[form](state), file, _use_new_zipfile_serialization=suffix == ".pth")
-    for name, array in weights.load(file, zoo.describe(MODEL, outputs=3)).items():
+    for name, array in weights.load(file, catalog.describe(MODEL, outputs=3)).items():
         np.testing.assert_array_equal(array, arrays[name])
 
 
@@ -195,7 +195,7 @@ def test_a_state_dict_is_read_however_it_is_wrapped(form, suffix, arrays, torch,
 def test_numbers_of_other_precisions_become_single_ones(dtype, arrays, torch, tmp_path):
     state = {name: torch.from_numpy(array).to(getattr(torch, dtype)) for name, array in arrays.items()}
     torch.save(state, tmp_path / "net.pth")
-    for name, array in weights.load(tmp_path / "net.pth", zoo.describe(MODEL, outputs=3)).items():
+    for name, array in weights.load(tmp_path / "net.pth", catalog.describe(MODEL, outputs=3)).items():
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, state[name].float().numpy())
 
@@ -276,7 +276,7 @@ def test_without_pytorch_its_files_are_refused_in_a_line(monkeypatch, tmp_path):
 def test_a_file_is_judged_by_the_error_of_its_origin_and_else_not_at_all(command, tmp_path):
     options = ("-m", "pyd-add-29-0.25", "-d", "digits")
     assert command("convert", BUNDLED, tmp_path / "known.safetensors", *options)[0] == 0
-    digits = oracle.random_arrays(zoo.describe(MODEL, "digits"))
+    digits = oracle.random_arrays(catalog.describe(MODEL, "digits"))
     command("convert", bare(tmp_path, digits), tmp_path / "mine.safetensors", "-m", MODEL, "-d", "digits")
     code, out, _ = command("validate", tmp_path / "known.safetensors", "--engine", "onnxruntime")
     assert (code, "| match" in out) == (0, True)
@@ -298,7 +298,7 @@ def test_a_file_for_a_folder_is_evaluated_on_the_folder_that_is_given(run, tmp_p
         options = {"data_dir": folder, "progress": False, "engine": "onnxruntime"}
         (result,) = pydmobilenet.validate(tmp_path / "x.safetensors", **options)
         assert (result.verdict, result.counts.images) == ("not judged", images), result.reason
-        assert result.complexity == zoo.describe(MODEL, outputs=3).complexity((3, 64, 64))
+        assert result.complexity == catalog.describe(MODEL, outputs=3).complexity((3, 64, 64))
     out = command("validate", tmp_path / "x.safetensors", "-d", alone, "--engine", "onnxruntime")[1]
     assert "These are not the official test images** (all images, also those trained on)" in out
 
@@ -313,7 +313,7 @@ def test_bare_parameters_cannot_be_validated(arrays, command, tmp_path):
 
 def test_the_layers_of_a_run_are_counted_at_its_own_size(run, command):
     out = command("validate", run, "--print-net", "--engine", "onnxruntime")[1]
-    counts = zoo.describe(MODEL, outputs=3).complexity((3, 64, 64))
+    counts = catalog.describe(MODEL, outputs=3).complexity((3, 64, 64))
     assert f"{counts.multiply_adds:,}" in out
 
 

@@ -13,7 +13,7 @@ from helpers import ROOT, make_classes
 from PIL import Image
 
 import pydmobilenet
-from pydmobilenet import zoo
+from pydmobilenet import catalog
 from pydmobilenet.data import get_splits, get_task, splits
 from pydmobilenet.data.folder import find, listed
 from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
@@ -44,7 +44,7 @@ def test_a_folder_is_a_data_set_with_its_classes_in_sorted_order(folder):
     for image, label in zip(train.images, train.labels):
         assert abs(image[1, 16, 16].astype(int) - (250 if label else 30)) <= 2
     assert len(pydmobilenet.get_dataset(name, "test")) == 4
-    assert zoo.describe("pyd-add-11-0.25", name).head.parameters["weight"] == (2, 128)
+    assert catalog.describe("pyd-add-11-0.25", name).head.parameters["weight"] == (2, 128)
 
 
 def test_grey_images_and_images_with_transparency_are_read(folder):

@@ -11,7 +11,7 @@ from oracle import FAMILIES
 from PIL import Image
 
 import pydmobilenet
-from pydmobilenet import checkpoints, engine, zoo
+from pydmobilenet import catalog, checkpoints, engine
 
 ENGINES = [*TRAINERS, "onnxruntime"]
 RECIPE = {"model": MODEL, "batch_size": 8, "epochs": 2, "warmup_epochs": 1, "image_size": 48, "device": "cpu"}
@@ -31,7 +31,7 @@ def photos(tmp_path_factory):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("kind", ENGINES)
 def test_the_answers_to_images_of_any_size_are_the_oracle_s(kind, name, side):
-    network = zoo.describe(name)
+    network = catalog.describe(name)
     arrays = oracle.random_arrays(network)
     images = np.random.default_rng(0).standard_normal((2, 3, side, side)).astype(np.float32)
     predict = engine.choose(kind, "cpu").engine.load(network, arrays)
@@ -48,7 +48,7 @@ def test_a_run_of_larger_images_tells_their_size_to_whatever_takes_it(kind, phot
     assert checkpoints.inspect(run).task.image == (3, 48, 48)
     (result,) = pydmobilenet.validate(run, progress=False)
     assert result.verdict == "match"
-    assert result.complexity == zoo.describe(MODEL, outputs=3).complexity((3, 48, 48))
+    assert result.complexity == catalog.describe(MODEL, outputs=3).complexity((3, 48, 48))
     answers = pydmobilenet.predict(photos, weights=run, top=1)
     assert all(each.resized and each.size == (64, 64) for each in answers)
     pydmobilenet.export(None, tmp_path / "net.onnx", weights=run, uint8_input=True)

@@ -10,7 +10,7 @@ from helpers import NETWORKS
 from oracle import FAMILIES, conv, ended
 
 import pydmobilenet
-from pydmobilenet import zoo
+from pydmobilenet import catalog
 from pydmobilenet.gluon import inference
 from pydmobilenet.gluon.inference import fuse, fused, unfused
 from pydmobilenet.gluon.network import get_arrays, set_arrays
@@ -54,7 +54,7 @@ def test_the_fused_network_computes_the_same(name, dataset, onednn):
 @pytest.mark.parametrize("fuse_it", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_answers_are_the_oracle_s(name, fuse_it):
-    network = zoo.describe(name)
+    network = catalog.describe(name)
     arrays = oracle.random_arrays(network)
     net = (fused if fuse_it else unfused)(network, arrays, CPU)
     expected = oracle.logits(network, arrays, X)

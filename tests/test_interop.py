@@ -13,8 +13,8 @@ import yaml
 from helpers import CIFAR_MODELS, ROOT, make_classes
 
 import pydmobilenet
-from pydmobilenet import catalog, checkpoints, zoo
-from pydmobilenet.checkpoints import params, safetensors, weights
+from pydmobilenet import catalog, checkpoints
+from pydmobilenet.checkpoints import formats, weights
 from pydmobilenet.data import get_task
 from pydmobilenet.errors import InvalidValueError, MissingFileError, UnusableError, UserError
 
@@ -43,11 +43,11 @@ def test_a_directory_has_the_network_its_configuration_and_a_card(exported):
     assert config["label_names"] == list("0123456789")
     assert config["pretrained_cfg"]["mean"] == list(get_task("digits").mean)
     assert config["pretrained_cfg"]["classifier"] == "head.dense"
-    found = safetensors.read(exported / "model.safetensors")
-    bundled = params.read(ROOT / "pretrained" / f"digits-{MODEL}.params")
-    assert found.arrays.keys() == bundled.keys()
+    found = formats.read_safetensors(exported / "model.safetensors")
+    bundled = formats.read_params(ROOT / "pretrained" / f"digits-{MODEL}.params")
+    assert found.keys() == bundled.keys()
     for name, array in bundled.items():
-        np.testing.assert_array_equal(found.arrays[name], array)
+        np.testing.assert_array_equal(found[name], array)
     assert checkpoints.find(None, weights=exported / "model.safetensors").task == get_task("digits")
 
 
@@ -74,7 +74,7 @@ def test_a_run_tells_its_card_the_classes_and_the_error(tmp_path):
     task = get_task("digits")
     run = tmp_path / "run"
     run.mkdir()
-    params.write(run / "best.params", oracle.random_arrays(zoo.describe("pyd-add-11-0.125", "digits", outputs=2)))
+    oracle.write_random(run / "best.params", catalog.describe("pyd-add-11-0.125", "digits", outputs=2))
     sha256 = hashlib.sha256((run / "best.params").read_bytes()).hexdigest()
     checkpoints = {"best.params": {"epoch": 1, "test_error": 12.5, "sha256": sha256}}
     told = {"model": "pyd-add-11-0.125", "dataset": "folder:/photos/of pets", "classes": ["cat", "d\nog"], "outputs": 2}
@@ -97,8 +97,8 @@ def test_a_run_tells_its_card_the_classes_and_the_error(tmp_path):
 
 def test_what_is_given_away_has_no_path_of_the_folder_that_was_learned(tmp_path, monkeypatch):
     task = get_task("digits")
-    arrays = oracle.random_arrays(zoo.describe("pyd-add-11-0.125", "digits", outputs=2))
-    params.write(tmp_path / "best.params", arrays)
+    arrays = oracle.random_arrays(catalog.describe("pyd-add-11-0.125", "digits", outputs=2))
+    (tmp_path / "best.params").write_bytes(formats.dump_params(arrays))
     checkpoint = {"test_error": 12.5, "sha256": hashlib.sha256((tmp_path / "best.params").read_bytes()).hexdigest()}
     told = {
         "model": "pyd-add-11-0.125",
@@ -132,7 +132,7 @@ def test_what_is_given_away_has_no_path_of_the_folder_that_was_learned(tmp_path,
 
 
 def test_a_network_that_is_not_published_is_named_by_arguments(tmp_path):
-    params.write(tmp_path / "x.params", oracle.random_arrays(zoo.describe("pyd-add-11-0.125", "imagenet32")))
+    oracle.write_random(tmp_path / "x.params", catalog.describe("pyd-add-11-0.125", "imagenet32"))
     network = ("pyd-add-11-0.125", tmp_path / "hf", "imagenet32")
     pydmobilenet.export(*network, weights=tmp_path / "x.params", format="huggingface")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
@@ -301,8 +301,8 @@ def features_of(net):
 
 @pytest.mark.parametrize("model", [MODEL, "pyd-add-11-0.125", "wrn-10-1"])
 def test_timm_loads_a_directory_that_was_exported(timm, torch, tmp_path, model):
-    arrays = oracle.random_arrays(zoo.describe(model, "digits"))
-    params.write(tmp_path / "x.params", arrays)
+    arrays = oracle.random_arrays(catalog.describe(model, "digits"))
+    (tmp_path / "x.params").write_bytes(formats.dump_params(arrays))
     pydmobilenet.export(model, tmp_path / "hf", "digits", weights=tmp_path / "x.params", format="huggingface")
     net = timm.create_model(f"local-dir:{tmp_path / 'hf'}", pretrained=True)
     assert torch.equal(logits(torch, net), reference(torch, model, weights=tmp_path / "hf" / "model.safetensors"))
@@ -363,8 +363,8 @@ def test_a_pool_is_chosen(timm, torch):
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_other_channels_have_adapted_weights(timm, torch, channels, tmp_path):
-    arrays = oracle.random_arrays(zoo.describe(MODEL, "digits"))
-    params.write(tmp_path / "x.params", arrays)
+    arrays = oracle.random_arrays(catalog.describe(MODEL, "digits"))
+    (tmp_path / "x.params").write_bytes(formats.dump_params(arrays))
     pydmobilenet.export(MODEL, tmp_path / "hf", "digits", weights=tmp_path / "x.params", format="huggingface")
     net = timm.create_model(f"local-dir:{tmp_path / 'hf'}", pretrained=True, in_chans=channels).eval()
     assert net(torch.zeros(1, channels, 32, 32)).shape == (1, 10)

@@ -24,7 +24,7 @@ from helpers import (
     runner,
 )
 
-from pydmobilenet.checkpoints import params
+from pydmobilenet.checkpoints import formats
 from pydmobilenet.data import Dataset, Splits, get_task
 from pydmobilenet.errors import EngineError
 from pydmobilenet.gluon import trainer
@@ -356,5 +356,5 @@ def test_an_epoch_whose_parameters_are_not_finite_leaves_no_trace(tmp_path, quic
         training.run()
     assert run.state().progress["epochs"] == 2
     assert run.state().parameters["w"] == 4
-    assert params.read(run.directory / "last.params")["w"] == 4
+    assert formats.read_params(run.directory / "last.params")["w"] == 4
     assert len(rows(run.directory / "history.csv")) == 2  # what it says is what there is

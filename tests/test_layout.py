@@ -20,7 +20,7 @@ LAYERS = [
     {"gluon", "pytorch", "onnx"},
     {"training", "huggingface"},
     {"checkpoints"},
-    {"provenance", "plots", "zoo"},
+    {"provenance", "plots"},
     {"network", "folding", "data"},
 ]
 

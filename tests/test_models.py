@@ -9,8 +9,7 @@ import pytest
 from helpers import CIFAR_MODELS, NETWORKS, with_gluoncv
 
 import pydmobilenet
-from pydmobilenet import machine, zoo
-from pydmobilenet.checkpoints import params
+from pydmobilenet import catalog, machine
 from pydmobilenet.errors import InvalidValueError, UnusableError
 from pydmobilenet.gluon.network import build_for, set_arrays
 
@@ -27,10 +26,10 @@ def images(number=2, seed=0):
 @pytest.mark.parametrize(("name", "dataset"), [*NETWORKS, ("wrn-28-2", "imagenet32"), ("wrn-10-1", "cifar10")])
 def test_a_network_has_the_parameters_that_are_described_in_their_order(name, dataset):
     net = build_for(name, dataset)
-    expected = zoo.describe(name, dataset).parameters
+    expected = catalog.describe(name, dataset).parameters
     parameters = net._collect_params_with_prefix()
     assert {key: parameter.shape for key, parameter in parameters.items()} == expected
-    assert net.description == zoo.describe(name, dataset)
+    assert net.description == catalog.describe(name, dataset)
     # Gluon's own names, which an export has, count the layers in the order in which they are made.
     made = sorted(parameters, key=lambda key: int(re.search(r"\d+", parameters[key].name)[0]))
     for kind in ("conv", "batchnorm"):
@@ -57,7 +56,7 @@ def gluoncv_s(request, tmp_path_factory):
     """The name of a Wide ResNet, and a directory with GluonCV's: its parameters, images, and its logits of these."""
     directory = tmp_path_factory.mktemp(request.param)
     _, depth, factor = request.param.split("-")
-    params.write(directory / "net.params", oracle.random_arrays(zoo.describe(request.param, outputs=7)))
+    oracle.write_random(directory / "net.params", catalog.describe(request.param, outputs=7))
     np.save(directory / "images.npy", images(3).asnumpy())
     code = (
         "from gluoncv.model_zoo.cifarwideresnet import get_cifar_wide_resnet\n"
@@ -184,7 +183,7 @@ def test_a_network_that_does_not_fit_into_memory_is_refused(name, classes):
 
 
 def test_a_network_may_take_what_memory_is_free(monkeypatch):
-    parameters = zoo.describe("pyd-add-11-0.25").complexity().parameters
+    parameters = catalog.describe("pyd-add-11-0.25").complexity().parameters
     monkeypatch.setattr(machine, "available_memory", lambda: 8 * parameters)
     pydmobilenet.get_model("pyd-add-11-0.25")
     monkeypatch.setattr(machine, "available_memory", lambda: 8 * parameters - 1)

@@ -15,8 +15,7 @@ import pytest
 from helpers import ROOT
 from PIL import Image
 
-from pydmobilenet import catalog, cli, fetching, zoo
-from pydmobilenet.checkpoints import params
+from pydmobilenet import catalog, cli, fetching
 from pydmobilenet.cli import options
 from pydmobilenet.data import get_dataset, get_task
 from pydmobilenet.errors import BadFileError, UserError
@@ -82,7 +81,7 @@ def run(folder):
     """A run with a hostile name, on that data."""
     run = folder / os.fsdecode(b"run\xe9\n")
     run.mkdir()
-    params.write(run / "best.params", oracle.random_arrays(zoo.describe(MODEL, f"folder:{folder}")))
+    oracle.write_random(run / "best.params", catalog.describe(MODEL, f"folder:{folder}"))
     sha256 = fetching.digest(run / "best.params", "sha256").removeprefix("sha256:")
     checkpoints = {"best.params": {"epoch": 1, "test_error": 50.0, "sha256": sha256}}
     metadata = {"model": MODEL, "dataset": f"folder:{folder}", "outputs": 4, "classes": CLASSES}

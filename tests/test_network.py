@@ -10,7 +10,7 @@ import oracle
 import pytest
 from oracle import FAMILIES, conv, ended
 
-from pydmobilenet import catalog, zoo
+from pydmobilenet import catalog
 from pydmobilenet.folding import fold
 from pydmobilenet.network import Add, BatchNorm, Concat, ReLU
 
@@ -20,7 +20,7 @@ IMAGES = np.random.default_rng(0).standard_normal((2, 3, 16, 16))
 
 @pytest.mark.parametrize("record", catalog.RECORDS, ids=lambda record: f"{record.model}@{record.dataset}")
 def test_counts_are_exact_and_as_published(record):
-    found = zoo.describe(record.model, record.dataset).complexity()
+    found = catalog.describe(record.model, record.dataset).complexity()
     assert record.exact in (None, found)
     assert abs(found.parameters / 1e6 - record.params_m) <= record.params_tolerance_m
 
@@ -28,7 +28,7 @@ def test_counts_are_exact_and_as_published(record):
 def test_counts_are_those_of_the_reference(shared):
     with open(shared / "reference" / "exact-counts.csv") as file:
         for row in csv.DictReader(file):
-            network = zoo.describe(row["model"], row["dataset"].replace("cifar100", "cifar100-coarse"))
+            network = catalog.describe(row["model"], row["dataset"].replace("cifar100", "cifar100-coarse"))
             assert network.complexity() == (int(row["parameters"]), int(row["multiply_adds"])), row
             statistics = [np.prod(shape) for name, shape in network.parameters.items() if "running" in name]
             assert sum(statistics) == int(row["moving_statistics"]), row
@@ -36,7 +36,7 @@ def test_counts_are_those_of_the_reference(shared):
 
 @pytest.mark.parametrize(("name", "dataset"), CASES)
 def test_the_oracle_s_outputs_have_the_shapes_that_are_described(name, dataset):
-    network = zoo.describe(name, dataset)
+    network = catalog.describe(name, dataset)
     found = oracle.outputs(network, oracle.random_arrays(network), IMAGES)
     assert {name: array.shape[1:] for name, array in found.items()} == network.shapes((3, 16, 16))
     assert network.outputs == network.shapes()[network.head.name][0]
@@ -44,7 +44,7 @@ def test_the_oracle_s_outputs_have_the_shapes_that_are_described(name, dataset):
 
 @pytest.mark.parametrize(("name", "dataset"), CASES)
 def test_the_folded_network_is_the_same_function(name, dataset):
-    network = zoo.describe(name, dataset)
+    network = catalog.describe(name, dataset)
     arrays = oracle.random_arrays(network)
     folded, others = fold(network, arrays)
     expected = oracle.logits(network, arrays, IMAGES)
@@ -56,7 +56,7 @@ def test_the_folded_network_is_the_same_function(name, dataset):
 
 @pytest.mark.parametrize("name", ["resnet-29-0.5", "mobilenet-29-1", "pyd-add-29-0.5", "pyd-concat-29-0.5"])
 def test_what_can_be_folded_is_folded(name):
-    network = zoo.describe(name)
+    network = catalog.describe(name)
     folded, _ = fold(network, oracle.random_arrays(network))
     operators = [layer.operator for layer in folded.layers]
     blocks, kernels = 9, 3 if "concat" in name else 1
@@ -130,7 +130,7 @@ def test_a_scale_that_is_fixed_is_not_read():
 
 
 def test_folding_leaves_what_it_was_given():
-    network = zoo.describe("pyd-add-11-0.25")
+    network = catalog.describe("pyd-add-11-0.25")
     arrays = oracle.random_arrays(network)
     before = {name: array.copy() for name, array in arrays.items()}
     fold(network, arrays)
@@ -139,16 +139,16 @@ def test_folding_leaves_what_it_was_given():
 
 
 def test_a_description_is_a_value():
-    assert zoo.describe("pyd-add-11-0.25") == zoo.describe("pyd-add-11-0.25")
-    assert zoo.describe("pyd-add-11-0.25") != zoo.describe("pyd-add-11-0.5")
-    layer = zoo.describe("pyd-add-11-0.25").layers[0]
+    assert catalog.describe("pyd-add-11-0.25") == catalog.describe("pyd-add-11-0.25")
+    assert catalog.describe("pyd-add-11-0.25") != catalog.describe("pyd-add-11-0.5")
+    layer = catalog.describe("pyd-add-11-0.25").layers[0]
     assert replace(layer, name="other") != layer
 
 
 def test_no_engine_is_imported_for_descriptions_and_counts():
     code = (
-        "import sys, pydmobilenet; from pydmobilenet import folding, zoo; from pydmobilenet.reporting import tables;"
-        "zoo.describe('pyd-concat-56-0.5').complexity(); "
+        "import sys; from pydmobilenet import catalog, folding; from pydmobilenet.reporting import tables;"
+        "catalog.describe('pyd-concat-56-0.5').complexity(); "
         "print([name for name in ('mxnet', 'onnx', 'onnxruntime', 'torch', 'gluoncv') if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

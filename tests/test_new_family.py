@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT, commander
 
 import pydmobilenet
-from pydmobilenet import network, zoo
+from pydmobilenet import catalog, network
 from pydmobilenet.network import FAMILIES
 
 pytestmark = pytest.mark.pytorch
@@ -33,7 +33,7 @@ def run(tmp_path):
 
 
 def test_it_has_parameters_and_a_layer_table(monkeypatch, capsys):
-    description = zoo.describe(MODEL)
+    description = catalog.describe(MODEL)
     assert description.parameters["stages.0.0.spatial.conv9.weight"] == (8, 1, 9, 9)
     code, out, err = commander(monkeypatch, capsys)("info", MODEL)
     assert code == 0, err
@@ -47,7 +47,7 @@ def test_its_answers_are_the_oracle_s(fused):
     from pydmobilenet.onnx import graph, session
     from pydmobilenet.pytorch.inference import PyTorchEngine
 
-    description = zoo.describe(MODEL)
+    description = catalog.describe(MODEL)
     arrays = oracle.random_arrays(description)
     images = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
     expected = oracle.logits(description, arrays, images)

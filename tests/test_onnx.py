@@ -15,8 +15,8 @@ import pytest
 from helpers import NETWORKS, ROOT, make_classes
 from PIL import Image
 
-from pydmobilenet import cli, zoo
-from pydmobilenet.checkpoints import params
+from pydmobilenet import catalog, cli
+from pydmobilenet.checkpoints import formats
 from pydmobilenet.data import get_dataset, get_task, images, normalise
 from pydmobilenet.errors import BadFileError, InvalidValueError, UnusableError
 from pydmobilenet.folding import fold
@@ -32,7 +32,7 @@ TABLES = [(name, dataset) for name, dataset in NETWORKS if dataset != "cifar100-
 
 def made(name, dataset="cifar10"):
     """A network, its arrays, and the oracle's answers."""
-    network = zoo.describe(name, dataset)
+    network = catalog.describe(name, dataset)
     arrays = oracle.random_arrays(network)
     return network, arrays, lambda images: oracle.logits(network, arrays, images)
 
@@ -301,7 +301,7 @@ def test_the_documented_lines_classify_an_image_without_mxnet(run, tmp_path):
 def test_a_mistake_is_one_line_and_leaves_no_file(arguments, words, run, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     own = tmp_path / "own.params"
-    params.write(own, made("pyd-concat-11-0.25")[1])
+    own.write_bytes(formats.dump_params(made("pyd-concat-11-0.25")[1]))
     code, out, err = run(*(each.format(own=own) for each in arguments), "--output", tmp_path / "net.onnx")
     assert (code, out) == (2, "")
     assert words in err

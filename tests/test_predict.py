@@ -15,7 +15,7 @@ from PIL import Image
 
 import pydmobilenet
 from pydmobilenet import checkpoints, engine
-from pydmobilenet.checkpoints import params
+from pydmobilenet.checkpoints import formats
 from pydmobilenet.data import get_dataset
 
 MODEL = ["-m", "pyd-add-29-0.25", "-d", "digits"]
@@ -264,9 +264,9 @@ def test_a_file_of_weights_or_a_run_may_be_named(run, pictures):
 
 
 def test_nothing_is_predicted_with_parameters_that_are_not_finite(run, pictures, tmp_path):
-    arrays = {**params.read(ROOT / "pretrained" / "digits-pyd-add-29-0.25.params")}
+    arrays = {**formats.read_params(ROOT / "pretrained" / "digits-pyd-add-29-0.25.params")}
     arrays["head.dense.bias"] = np.full(10, np.nan, np.float32)
-    params.write(tmp_path / "bad.params", arrays)
+    (tmp_path / "bad.params").write_bytes(formats.dump_params(arrays))
     code, out, err = run("predict", pictures / "00.png", *MODEL, "--weights", tmp_path / "bad.params")
     assert (code, out) == (2, "")
     assert "bad.params holds numbers that are not finite: in 'head.dense.bias'" in err

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import ROOT
 
-from pydmobilenet import zoo
+from pydmobilenet import catalog
 from pydmobilenet.data import batches, get_dataset
 from pydmobilenet.pytorch import trainer
 from pydmobilenet.pytorch.inference import PyTorchEngine
@@ -20,7 +20,7 @@ DIGITS = config.read(ROOT / "configs" / "digits.yaml")
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", oracle.FAMILIES)
 def test_answers_are_those_of_the_description_without_tf32(name, fused):
-    network = zoo.describe(name)
+    network = catalog.describe(name)
     arrays = oracle.random_arrays(network)
     images = np.random.default_rng(0).standard_normal((20, 3, 32, 32)).astype(np.float32)
     found = PyTorchEngine("gpu", fused).load(network, arrays)(images)

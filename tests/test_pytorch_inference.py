@@ -11,7 +11,7 @@ import torch
 from helpers import ROOT
 from oracle import FAMILIES, conv, ended
 
-from pydmobilenet import engine, machine, zoo
+from pydmobilenet import catalog, engine, machine
 from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import EngineError, InvalidValueError, UnusableError
 from pydmobilenet.network import IMAGES, Add, BatchNorm, ReLU
@@ -36,7 +36,7 @@ def assert_the_oracle_s(network, fused, images=X):
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_answers_are_the_oracle_s(name, fused):
-    assert_the_oracle_s(zoo.describe(name), fused)
+    assert_the_oracle_s(catalog.describe(name), fused)
 
 
 SHARED_INPUTS = {
@@ -62,7 +62,7 @@ def test_nothing_is_written_over_that_is_needed_later(kind):
 
 @pytest.mark.parametrize("images", [np.broadcast_to(X[:1], (2, 3, 32, 32)), X[::-1], X.astype(np.float64)])
 def test_images_may_lie_in_memory_as_they_like(images, recwarn):
-    assert_the_oracle_s(zoo.describe("pyd-add-11-0.25"), True, images)
+    assert_the_oracle_s(catalog.describe("pyd-add-11-0.25"), True, images)
     assert not [each for each in recwarn if each.category is UserWarning]
 
 
@@ -83,7 +83,7 @@ def test_no_map_is_kept_longer_than_it_is_needed(name, monkeypatch):
     monkeypatch.setattr(
         Network, "calls_of_layers", lambda net: [(watched(call), step) for call, step in calls_of_layers(net)]
     )
-    network = zoo.describe(name)
+    network = catalog.describe(name)
     PyTorchEngine("cpu").load(network, oracle.random_arrays(network))(X)
     assert max(alive) <= 6  # Concat's three, with what they are of, what is to be added, and the concatenation
 

@@ -14,12 +14,12 @@ from helpers import CIFAR_MODELS, SHARED, first_images, with_gluoncv
 from oracle import FAMILIES, conv, ended
 
 import pydmobilenet
-from pydmobilenet import catalog, engine, zoo
-from pydmobilenet.checkpoints import params
+from pydmobilenet import catalog, engine
+from pydmobilenet.checkpoints import formats
 from pydmobilenet.checkpoints.weights import checkpoint_names
 from pydmobilenet.data import get_task, normalise
 from pydmobilenet.errors import InvalidValueError, UnusableError
-from pydmobilenet.network import EPSILON, IMAGES, Add
+from pydmobilenet.network import EPSILON, IMAGES, Add, widths
 from pydmobilenet.pytorch.network import Network, build, get_arrays, initialize, set_arrays
 
 pytestmark = pytest.mark.pytorch
@@ -68,9 +68,9 @@ def assert_close(found, expected, tolerance=1e-5):
 
 @pytest.mark.parametrize("record", catalog.RECORDS, ids=name_of)
 def test_a_network_has_the_parameters_that_are_described_and_published(record):
-    description = zoo.describe(record.model, record.dataset)
+    description = catalog.describe(record.model, record.dataset)
     with torch.device("meta"):  # without memory for the large ones
-        net = build(catalog.parse_name(record.model), description.outputs, zoo.widths(record.dataset))
+        net = build(catalog.parse_name(record.model), description.outputs, widths(record.dataset))
     state = net.state_dict()
     found = {name: tuple(state[own].shape) for own, name in checkpoint_names(state).items()}
     assert list(found.items()) == list(description.parameters.items())
@@ -205,7 +205,7 @@ def test_the_authors_weights_answer_as_in_gluon(record, weights_dir):
 @pytest.mark.parametrize(("depth", "factor"), [(10, 1), (16, 2)])
 def test_a_wide_resnet_is_gluoncv_s(depth, factor, tmp_path):
     name = f"wrn-{depth}-{factor}"
-    params.write(tmp_path / "net.params", oracle.random_arrays(zoo.describe(name, outputs=7)))
+    oracle.write_random(tmp_path / "net.params", catalog.describe(name, outputs=7))
     np.save(tmp_path / "images.npy", images())
     code = (
         "from gluoncv.model_zoo.cifarwideresnet import get_cifar_wide_resnet\n"
@@ -277,8 +277,8 @@ def test_a_run_of_either_engine_gives_its_best_network(trained_by, tmp_path):
     recipe = {"epochs": 1, "batch_size": 256, "warmup_epochs": 0, "device": "cpu", "progress": False}
     run = pydmobilenet.train(MODEL, "digits", engine=trained_by, output=tmp_path / "run", **recipe)
     net = run.model(engine="pytorch")
-    arrays = params.read(run.directory / "best.params")
-    assert_close(answers(net, images()), oracle.logits(zoo.describe(MODEL, "digits"), arrays, images()))
+    arrays = formats.read_params(run.directory / "best.params")
+    assert_close(answers(net, images()), oracle.logits(catalog.describe(MODEL, "digits"), arrays, images()))
 
 
 # What a PyTorch user does with it

@@ -7,8 +7,8 @@ import pytest
 import torch
 from helpers import ROOT
 
-from pydmobilenet import folding, zoo
-from pydmobilenet.checkpoints import params
+from pydmobilenet import catalog, folding
+from pydmobilenet.checkpoints import formats
 from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import BadFileError, EngineError, InvalidValueError
 from pydmobilenet.metrics import count_wrong
@@ -251,7 +251,7 @@ def test_weights_of_a_file_are_loaded_and_another_head_is_left(suffix, tmp_path)
     assert all(np.array_equal(array, get_arrays(source.net)[name]) for name, array in get_arrays(trainer.net).items())
     arrays = get_arrays(source.net)
     arrays["head.dense.weight"], arrays["head.dense.bias"] = np.zeros((7, 128), "f4"), np.zeros(7, "f4")
-    params.write(tmp_path / "other.params", arrays)
+    (tmp_path / "other.params").write_bytes(formats.dump_params(arrays))
     assert trainer.load_weights(tmp_path / "other.params", head="optional") is True
 
 
@@ -279,6 +279,6 @@ def test_what_is_evaluated_is_the_folded_network(monkeypatch):
     folded = []
     monkeypatch.setattr(pytorch_trainer, "fold", lambda *arguments: folded.append(1) or folding.fold(*arguments))
     trainer = made()
-    assert trainer.net.description == zoo.describe("pyd-add-11-0.125", "digits")
+    assert trainer.net.description == catalog.describe("pyd-add-11-0.125", "digits")
     trainer.evaluate(get_dataset("digits", "test").head(3))
     assert folded

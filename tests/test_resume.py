@@ -27,7 +27,7 @@ from helpers import (
     runner,
 )
 
-from pydmobilenet import zoo
+from pydmobilenet import catalog
 from pydmobilenet.training.checkpoint import State
 
 ENGINES = [
@@ -168,7 +168,7 @@ def an_array(path):
 
 
 def of_another_model(path):
-    parameters = oracle.random_arrays(zoo.describe("resnet-11-0.25", "digits"))
+    parameters = oracle.random_arrays(catalog.describe("resnet-11-0.25", "digits"))
     State(parameters, {}, State.read(path).progress).write(path)
 
 

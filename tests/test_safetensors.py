@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import oracle
@@ -13,8 +14,8 @@ import pytest
 import safetensors.numpy as official
 from helpers import ROOT
 
-from pydmobilenet import api, catalog, checkpoints, cli, zoo
-from pydmobilenet.checkpoints import params, safetensors, weights
+from pydmobilenet import api, catalog, checkpoints, cli
+from pydmobilenet.checkpoints import formats, weights
 from pydmobilenet.data import get_task
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UserError
 
@@ -24,14 +25,14 @@ BUNDLED = ROOT / "pretrained" / "digits-pyd-add-29-0.25.params"
 
 @pytest.fixture
 def arrays():
-    return oracle.random_arrays(zoo.describe(MODEL, "digits"))
+    return oracle.random_arrays(catalog.describe(MODEL, "digits"))
 
 
 @pytest.fixture
 def file(arrays, tmp_path):
     """A file that tells its own network."""
     path = tmp_path / "net.safetensors"
-    safetensors.write(path, arrays, {"model": MODEL, **api.data.about(get_task("digits"))})
+    path.write_bytes(formats.dump_safetensors(arrays, {"model": MODEL, **api.data.about(get_task("digits"))}))
     return path
 
 
@@ -47,7 +48,7 @@ def convert(monkeypatch, capsys, *arguments):
 
 
 def test_the_package_safetensors_reads_what_is_written_here(arrays, tmp_path):
-    safetensors.write(tmp_path / "x.safetensors", arrays, {"note": "été \udce9"})
+    (tmp_path / "x.safetensors").write_bytes(formats.dump_safetensors(arrays, {"note": "été \udce9"}))
     found = official.load_file(tmp_path / "x.safetensors")
     assert found.keys() == arrays.keys()
     for name, array in arrays.items():
@@ -60,18 +61,18 @@ def test_the_package_safetensors_reads_what_is_written_here(arrays, tmp_path):
 def test_what_the_package_safetensors_writes_is_read_here(tmp_path):
     arrays = {"b": np.arange(6, dtype=np.int8).reshape(2, 3), "a": np.float16([1.5]), "empty": np.zeros((0, 4), "f4")}
     (tmp_path / "x").write_bytes(official.save(arrays, {"key": "value"}))
-    found = safetensors.read(tmp_path / "x")
-    assert found.metadata == {"key": "value"}
-    assert {name: (array.dtype, array.tolist()) for name, array in found.arrays.items()} == {
+    found = formats.read_safetensors(tmp_path / "x")
+    assert formats.read_metadata(tmp_path / "x") == {"key": "value"}
+    assert {name: (array.dtype, array.tolist()) for name, array in found.items()} == {
         name: (array.dtype, array.tolist()) for name, array in arrays.items()
     }
 
 
 def test_the_same_network_is_the_same_file_in_every_process(arrays, tmp_path):
     code = (
-        "from pydmobilenet.checkpoints import safetensors; import numpy, sys, hashlib;"
-        "content = safetensors.dump({'b': numpy.ones(3), 'a': numpy.zeros((1, 2))}, dict.fromkeys('zyxabc', 'v'));"
-        "print(hashlib.sha256(content).hexdigest(), 'torch' in sys.modules)"
+        "from pydmobilenet.checkpoints import formats; import numpy, sys, hashlib;"
+        "text = formats.dump_safetensors({'b': numpy.ones(3), 'a': numpy.zeros((1, 2))}, dict.fromkeys('zyx', 'v'));"
+        "print(hashlib.sha256(text).hexdigest(), 'torch' in sys.modules)"
     )
     answers = {subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) for _ in range(3)}
     assert len(answers) == 1
@@ -90,9 +91,9 @@ def one(dtype="F32", shape=(2,), offsets=(0, 8), **more):
 @pytest.mark.parametrize(
     ("made", "words"),
     [
-        (b"", "does not begin as one"),
-        (b"PK\3\4" * 9, "does not begin as one"),
-        ((1 << 62).to_bytes(8, "little") + b"{}", "does not begin as one"),
+        (b"", "wrong first bytes"),
+        (b"PK\3\4" * 9, "wrong first bytes"),
+        ((1 << 62).to_bytes(8, "little") + b"{}", "wrong first bytes"),
         ((99_000_000).to_bytes(8, "little") + b"{}", "no safetensors file, or a damaged one"),
         (content(b"{" + b'"a":[' * 20_000), "no safetensors file, or a damaged one"),
         (content(one(shape=(10**12,))), "no safetensors file, or a damaged one"),
@@ -103,29 +104,29 @@ def one(dtype="F32", shape=(2,), offsets=(0, 8), **more):
         (content(one(), bytes(80)), "no safetensors file, or a damaged one"),
         (content(one("BF16", (4,))), "of a type that cannot be read: 'BF16'"),
         (content(one("BOOL", (8,))), "other than whole and real numbers"),
-        (content(one(__metadata__={"sha256": "00" * 32})), "do not have the SHA-256 that it tells"),
+        (content(one(__metadata__={"sha256": "00" * 32})), "do not have the SHA-256 of its metadata"),
         (content(one(), np.float32([1, np.nan]).tobytes()), "not finite: in 'a'"),
     ],
 )
 def test_what_is_none_is_refused_in_a_line(made, words, tmp_path):
     (tmp_path / "x.safetensors").write_bytes(made)
     with pytest.raises(BadFileError, match=words) as refused:
-        safetensors.read(tmp_path / "x.safetensors")
+        formats.read_safetensors(tmp_path / "x.safetensors")
     assert "\n" not in str(refused.value)
 
 
 def test_a_device_is_not_read_to_its_end_and_an_absent_file_is_missing(tmp_path):
-    with pytest.raises(BadFileError, match="does not begin as one"):
-        safetensors.read("/dev/zero")
+    with pytest.raises(BadFileError, match="wrong first bytes"):
+        formats.read_safetensors(Path("/dev/zero"))
     with pytest.raises(MissingFileError, match="no such parameter file"):
-        safetensors.read(tmp_path / "absent")
+        formats.read_safetensors(tmp_path / "absent")
 
 
 def test_arrays_that_have_exchanged_their_names_are_noticed(tmp_path):
-    whole = safetensors.dump({"a": np.ones(2), "b": np.zeros(2)})
+    whole = formats.dump_safetensors({"a": np.ones(2), "b": np.zeros(2)})
     (tmp_path / "x").write_bytes(whole.replace(b'"a"', b'"c"').replace(b'"b"', b'"a"').replace(b'"c"', b'"b"'))
     with pytest.raises(BadFileError, match="do not have the SHA-256"):
-        safetensors.read(tmp_path / "x")
+        formats.read_safetensors(tmp_path / "x")
 
 
 # Files that tell their own network
@@ -157,7 +158,7 @@ def test_a_fresh_head_is_drawn_for_other_classes_than_a_file_tells(file):
 
 
 def test_a_file_without_metadata_is_one_of_bare_parameters(arrays, tmp_path):
-    safetensors.write(tmp_path / "bare.safetensors", arrays)
+    (tmp_path / "bare.safetensors").write_bytes(formats.dump_safetensors(arrays))
     assert checkpoints.inspect(tmp_path / "bare.safetensors") is None
     with pytest.raises(UserError, match="does not record its model and data set; pass both, or"):
         checkpoints.find(None, weights=tmp_path / "bare.safetensors")
@@ -174,7 +175,7 @@ def test_a_file_is_known_by_its_content_and_not_by_its_name(file, tmp_path):
 )
 def test_metadata_that_describe_no_network_are_refused(wrong, arrays, tmp_path):
     told = {"model": MODEL, **api.data.about(get_task("digits")), **wrong}
-    safetensors.write(tmp_path / "x.safetensors", arrays, told)
+    (tmp_path / "x.safetensors").write_bytes(formats.dump_safetensors(arrays, told))
     with pytest.raises(BadFileError, match="does not describe a network"):
         checkpoints.find(None, weights=tmp_path / "x.safetensors")
 
@@ -199,7 +200,7 @@ def test_there_and_back_is_the_same_network(tmp_path, monkeypatch, capsys):
     assert convert(monkeypatch, capsys, BUNDLED, there, *network) == (0, f"wrote {there}\n")
     assert convert(monkeypatch, capsys, there, back) == (0, f"wrote {back}\n")
     assert back.read_bytes() == BUNDLED.read_bytes()
-    metadata = safetensors.read(there).metadata
+    metadata = formats.read_metadata(there)
     assert (metadata["source"], metadata["source_sha256"]) == (
         BUNDLED.name,
         hashlib.sha256(BUNDLED.read_bytes()).hexdigest(),
@@ -219,7 +220,7 @@ def test_an_existing_target_and_an_unnamed_network_are_mistakes(file, arrays, tm
     assert (code, "exists already" in text) == (2, True)
     code, text = convert(monkeypatch, capsys, ROOT / "pretrained" / "absent.params", tmp_path / "x.params")
     assert (code, "no such parameter file" in text) == (2, True)
-    params.write(tmp_path / "bare.params", arrays)
+    (tmp_path / "bare.params").write_bytes(formats.dump_params(arrays))
     code, text = convert(monkeypatch, capsys, tmp_path / "bare.params", tmp_path / "x.params")
     assert (code, "does not record its model" in text) == (2, True)
 

@@ -13,7 +13,7 @@ import yaml
 from helpers import DIGITS, MODEL, TINY, assert_mistake, make_folder, options, runner, train
 
 import pydmobilenet
-from pydmobilenet.checkpoints import params, weights
+from pydmobilenet.checkpoints import formats, weights
 from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import UnusableError
 from pydmobilenet.training import config, session
@@ -179,7 +179,7 @@ def test_last_and_best_and_every_second_epoch_are_kept(finished):
     assert {name: known["epoch"] for name, known in metadata["checkpoints"].items()} == kept
     for name, epoch in kept.items():
         assert metadata["checkpoints"][name]["test_error"] == rows[epoch - 1]["test_error"]
-    last = params.read(directory / "last.params")
+    last = formats.read_params(directory / "last.params")
     assert last.keys() == state.parameters.keys()
     assert all(last[name].tobytes() == state.parameters[name].tobytes() for name in last)
     assert (directory / "epoch-0004.params").read_bytes() == (directory / "last.params").read_bytes()
@@ -237,9 +237,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(rate, f
 
 
 def test_no_run_starts_from_weights_that_are_not_finite(finished, folder, tmp_path, inside):
-    arrays = {name: array.copy() for name, array in params.read(finished[0] / "last.params").items()}
+    arrays = {name: array.copy() for name, array in formats.read_params(finished[0] / "last.params").items()}
     arrays["stem.conv.weight"][0, 0, 0, 0] = np.nan
-    params.write(tmp_path / "nan.params", arrays)
+    (tmp_path / "nan.params").write_bytes(formats.dump_params(arrays))
     recipe = options({**TINY, "model": MODEL, "dataset": folder})
     answer = inside("--config", DIGITS, *recipe, "--init", tmp_path / "nan.params", "--output", tmp_path / "run")
     assert_mistake(answer, "nan.params holds numbers that are not finite: in 'stem.conv.weight'")
@@ -267,7 +267,7 @@ def head(name):
 def test_a_run_starts_from_the_weights_of_a_file(finished, folder, tmp_path, begun):
     file = finished[0] / "best.params"
     answer, parameters = begun(tmp_path / "run", "-m", MODEL, "-d", folder, "--batch-size", 8, "--init", file)
-    given = params.read(file)
+    given = formats.read_params(file)
     assert parameters.keys() == given.keys()
     assert all(parameters[name].tobytes() == given[name].tobytes() for name in given)
     assert "anew" not in answer.stderr
@@ -277,7 +277,7 @@ def test_a_head_of_another_size_is_made_anew_which_is_said(finished, tmp_path, b
     file = finished[0] / "best.params"
     answer, parameters = begun(tmp_path / "run", "-m", MODEL, "-d", "digits", "--init", file)
     assert f"{file} has other classes: the dense layer for Digits starts anew" in answer.stderr
-    given = params.read(file)
+    given = formats.read_params(file)
     assert all(parameters[name].tobytes() == given[name].tobytes() for name in given if not head(name))
     assert parameters["head.dense.weight"].shape == (10, 128)
     assert parameters["head.dense.weight"].std() > 0.01
@@ -288,7 +288,7 @@ def test_a_head_of_as_many_but_other_classes_is_made_anew(finished, tmp_path, be
     file = finished[0] / "best.params"
     answer, parameters = begun(tmp_path / "run", "-d", other, "--batch-size", 8, "--weights", finished[0])
     assert f"{file} has other classes: the dense layer for other starts anew" in answer.stderr
-    given = params.read(file)  # whose network is taken, as no other is given
+    given = formats.read_params(file)  # whose network is taken, as no other is given
     assert parameters.keys() == given.keys()
     assert all((parameters[name].tobytes() == given[name].tobytes()) != head(name) for name in given)
 

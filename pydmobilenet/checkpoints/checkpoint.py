@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .. import catalog, fetching, zoo
+from .. import catalog, fetching
 from ..catalog import Record, parse_name
 from ..data import Task, about, dataset_name, decoded, folder, get_task, recorded_task
 from ..data.dataset import check_image_size
 from ..data.datasets import tell_of_namesake
 from ..errors import BadFileError, InvalidValueError, MissingFileError, UserError, unknown
 from ..files import PRETRAINED
-from ..network import CIFAR, Architecture, Network
-from . import params, runs, safetensors
+from ..network import CIFAR, Architecture, Network, widths
+from . import formats, runs
 from .weights import Head, load, obtain
 
 if TYPE_CHECKING:  # for the types of `Record`'s fields
@@ -57,7 +57,7 @@ class Checkpoint(Record):
     @property
     def network(self) -> Network:
         """The description of its network."""
-        return zoo.describe(self.model, self.task.name, self.task.outputs)
+        return catalog.describe(self.model, self.task.name, self.task.outputs)
 
     @property
     def run(self) -> Path | None:
@@ -180,7 +180,7 @@ def resolve(
     head: Head = "required" if classes is None or not found.recorded else "optional"
     if to_train and dataset_name(dataset) != found.dataset:
         head = "fresh"
-    return Request(architecture, dataset, outputs, found.arrays(zoo.describe(architecture, dataset, outputs), head))
+    return Request(architecture, dataset, outputs, found.arrays(catalog.describe(architecture, dataset, outputs), head))
 
 
 def _rows() -> list[Record]:
@@ -197,7 +197,7 @@ def _row(model: str, dataset: str, to_train: bool = False) -> Record:
     if dataset in rows:
         return rows[dataset]
     text = f"no weights of {model} are published for {dataset}"
-    if to_train and "cifar10" in rows and zoo.widths(dataset) == CIFAR:
+    if to_train and "cifar10" in rows and widths(dataset) == CIFAR:
         warnings.warn(f"{text}: starting from the body of those for cifar10", stacklevel=4)
         return rows["cifar10"]
     if to_train:
@@ -243,32 +243,32 @@ def inspect(path: str | os.PathLike[str]) -> Checkpoint | None:
     """Read what a path records of its network; None for a file that records nothing.
 
     These record it: a run and its files, a directory in Hugging Face's layout, a ``.safetensors`` file with metadata,
-    and a file with a `params.sidecar`. Files of published weights, and bundled ones, are known by their hash.
+    and a file with a `formats.sidecar`. Files of published weights, and bundled ones, are known by their hash.
 
     Raises MissingFileError for a path that is none of them, BadFileError for one that is damaged or has the sidecar of
     another file.
     """
     path = fetching.expanded(path)
-    is_run, file = os.path.isfile(path / runs.METADATA), path / safetensors.FILE
+    is_run, file = os.path.isfile(path / runs.METADATA), path / formats.MODEL_FILE
     if os.path.isdir(path) and (is_run or not os.path.isfile(file)):
         return _of_run(path, runs.BEST)
     file = file if os.path.isdir(path) else path
-    head = params.read_file(file)
-    if safetensors.recognised(head):
-        metadata = safetensors.read(file).metadata
+    head = formats.read_head(file)
+    if formats.is_safetensors(head):
+        metadata = formats.read_metadata(file)
         if {"model", "dataset"} <= metadata.keys():
             return _described(file, file, metadata)
     if file != path:
         raise BadFileError(f"{file} does not record its model; pass the file itself, with its model and data set")
-    sidecar = params.sidecar(file)
-    metadata = _read_json(sidecar) if params.recognised(head) else {}
+    sidecar = formats.sidecar(file)
+    metadata = _read_json(sidecar) if formats.is_params(head) else {}
     if {"model", "dataset", "sha256"} <= metadata.keys():  # else it is somebody else's
         if metadata["sha256"] != _sha256(file):
             raise BadFileError(f"{sidecar} describes another file than {file}, by its SHA-256; move it away to go on")
         return _described(file, sidecar, metadata)
     if os.path.isfile(path.parent / runs.METADATA):
         return _of_run(path.parent, path.name)
-    origin = _origin(_sha256(file)) if params.recognised(head) else None
+    origin = _origin(_sha256(file)) if formats.is_params(head) else None
     return _of_file(file, origin.model, origin.task or get_task(origin.dataset), origin) if origin else None
 
 

@@ -33,7 +33,7 @@ from ..network import (
     Network,
     describe,
 )
-from . import params, safetensors
+from . import formats
 
 Head = Literal["required", "optional", "fresh"]
 """Whether a file's dense layer has to fit the network, is loaded where it fits, or is never loaded."""
@@ -90,11 +90,11 @@ def find(file: PublishedFile, root: Path | None = None) -> Path | None:
     Raises BadFileError for a file of that name with other content.
     """
     forms = [Path(form) for form in (file.name, file.path.removeprefix("models/"), file.path)]
-    forms += [form.with_suffix(safetensors.SUFFIX) for form in forms]
+    forms += [form.with_suffix(formats.SAFETENSORS) for form in forms]
     path = fetching.first_existing(place / form for place in places(root) for form in forms)
-    if path is None or path.suffix != safetensors.SUFFIX:
+    if path is None or path.suffix != formats.SAFETENSORS:
         return path and fetching.verify(path, file.digest, file.bytes)
-    source = safetensors.read(path).metadata.get("source_sha256")
+    source = formats.read_metadata(path).get("source_sha256")
     if not source or source != file.sha256:
         raise BadFileError(
             f"{path} was not converted from the published file: its source_sha256 is {str(source)[:100]}, not "
@@ -145,11 +145,11 @@ def read(path: Path, network: Network | None = None) -> dict[str, np.ndarray]:
 
 
 def _arrays(path: Path) -> Mapping[str, np.ndarray]:
-    head = params.read_file(path)
-    if safetensors.recognised(head):
-        return safetensors.read(path).arrays
+    head = formats.read_head(path)
+    if formats.is_safetensors(head):
+        return formats.read_safetensors(path)
     if not head.startswith((b"PK\3\4", b"\x80")):  # as ``torch.save`` begins: a zip archive or, of old, a pickle
-        return params.read(path)
+        return formats.read_params(path)
     try:
         from ..pytorch import state_dict
     except Exception as error:  # its shared libraries may be missing, or not fit together
@@ -261,11 +261,11 @@ def _fitting(family: str, blocks: int, shapes: Mapping[str, tuple[int, ...]]) ->
 
 def check_target(target: Path) -> None:
     """Raises InvalidValueError for a file whose name is none that `write` knows, UnusableError where it exists."""
-    if target.suffix not in (params.SUFFIX, safetensors.SUFFIX):
-        likely = target.with_suffix(safetensors.SUFFIX)
-        allowed = f"{params.SUFFIX}, {safetensors.SUFFIX}"
+    if target.suffix not in (formats.PARAMS, formats.SAFETENSORS):
+        likely = target.with_suffix(formats.SAFETENSORS)
+        allowed = f"{formats.PARAMS}, {formats.SAFETENSORS}"
         raise InvalidValueError(f"{target} ends like no parameter file; nearest: {likely.name} (allowed: {allowed})")
-    sidecar = [params.sidecar(target)] if target.suffix == params.SUFFIX else []
+    sidecar = [formats.sidecar(target)] if target.suffix == formats.PARAMS else []
     if any(path.name == "run.json" for path in sidecar):
         raise InvalidValueError(f"{target} would make its directory look like a run; choose another name")
     for path in (target, *sidecar):
@@ -275,16 +275,16 @@ def check_target(target: Path) -> None:
 
 def write(target: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Write parameters under their structural names, in the format that the target's name ends with: ``.safetensors``,
-    or ``.params`` for Gluon's ``net.load_parameters``, whose metadata go into a `params.sidecar`.
+    or ``.params`` for Gluon's ``net.load_parameters``, whose metadata go into a `formats.sidecar`.
 
     Raises as `check_target` does, and UnusableError where the files cannot be written; they are put in place whole or
     not at all.
     """
     check_target(target)
-    if target.suffix == safetensors.SUFFIX:
-        safetensors.write(target, arrays, metadata)
+    if target.suffix == formats.SAFETENSORS:
+        files.write(target, formats.dump_safetensors(arrays, metadata))
         return
-    content = params.dump(arrays)
+    content = formats.dump_params(arrays)
     record = {**decoded(metadata), "sha256": hashlib.sha256(content).hexdigest()}
     # The sidecar first: an interruption leaves no parameters behind that would be taken for those of another task.
-    files.write_together({params.sidecar(target): json.dumps(record, indent=1) + "\n", target: content})
+    files.write_together({formats.sidecar(target): json.dumps(record, indent=1) + "\n", target: content})

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import api, catalog, checkpoints, fetching, files, plots, processes, provenance, zoo
-from ..checkpoints import params, runs, safetensors, weights
+from .. import api, catalog, checkpoints, fetching, files, plots, processes, provenance
+from ..checkpoints import formats, runs, weights
 from ..data import Dataset, get_dataset, get_task
 from ..data.datasets import located
 from ..data.splits import kinds
@@ -73,7 +73,7 @@ def validate(
         for record in (result.record for result in results if print_net):
             print(printable(f"{record.model} on {record.dataset}"))
             task = record.task or get_task(record.dataset)
-            print(tables.layer_table(zoo.describe(record.model, task.name, task.outputs), task.image))
+            print(tables.layer_table(catalog.describe(record.model, task.name, task.outputs), task.image))
         print(tables.summary(results) if quiet else classes.with_classes(dataset, results, width), flush=True)
 
     progress = False if quiet else None
@@ -174,8 +174,8 @@ def info(model: str, dataset: str | None) -> int:
     """Show a network layer by layer, and the origin of a run."""
     path = fetching.expanded(model)
     # A folder may have a network's name too.
-    is_file = path.is_file() or path.suffix in (params.SUFFIX, safetensors.SUFFIX)
-    is_directory = any((path / name).exists() for name in (runs.METADATA, safetensors.FILE))
+    is_file = path.is_file() or path.suffix in (formats.PARAMS, formats.SAFETENSORS)
+    is_directory = any((path / name).exists() for name in (runs.METADATA, formats.MODEL_FILE))
     checkpoint = checkpoints.find(None, dataset, path) if is_file or is_directory else None
     name = checkpoint.model if checkpoint else catalog.parse_name(model).name
     task = checkpoint.task if checkpoint else get_task(dataset or "cifar10")
@@ -185,7 +185,7 @@ def info(model: str, dataset: str | None) -> int:
         print(f"images: {task.image_size}x{task.image_size} pixels")
         for key, text in runs.origin(checkpoint):
             print(printable(f"{key}: {text}"))
-    print(tables.layer_table(zoo.describe(name, task.name, task.outputs), task.image))
+    print(tables.layer_table(catalog.describe(name, task.name, task.outputs), task.image))
     return 0
 
 

@@ -10,12 +10,12 @@ import numpy as np
 from mxnet.gluon import nn
 from mxnet.gluon.block import HybridBlock
 
-from .. import machine, zoo
+from .. import machine
 from ..catalog import parse_name
 from ..checkpoints import Request, weights
 from ..data import get_task
 from ..errors import BadFileError, UnusableError
-from ..network import CIFAR, Architecture, Widths, describe
+from ..network import CIFAR, Architecture, Widths, describe, widths
 from . import FAMILIES, devices
 from .blocks import SPATIAL, BasicBlock, ResidualBlock, batch_norm, convolution, relu
 
@@ -112,7 +112,7 @@ class WideResNet(HybridBlock):
 
 def make(request: Request, device: str | mx.Context | None = None) -> HybridBlock:
     """The network that `pydmobilenet.get_model` is asked for."""
-    net = build(request.architecture, request.outputs, zoo.widths(request.dataset))
+    net = build(request.architecture, request.outputs, widths(request.dataset))
     initialize(net, device)
     set_arrays(net, request.arrays)
     return net
@@ -120,7 +120,7 @@ def make(request: Request, device: str | mx.Context | None = None) -> HybridBloc
 
 def build_for(model: str, dataset: str, outputs: int | None = None) -> HybridBlock:
     """The network for a data set, its parameters not yet initialised. Raises as `build` does."""
-    return build(parse_name(model), outputs or get_task(dataset).outputs, zoo.widths(dataset))
+    return build(parse_name(model), outputs or get_task(dataset).outputs, widths(dataset))
 
 
 def build(architecture: Architecture, outputs: int, widths: Widths = CIFAR) -> HybridBlock:

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .. import checkpoints, machine, network, zoo
+from .. import checkpoints, machine, network
 from ..checkpoints.weights import checkpoint_names
 from ..errors import hinted
-from ..network import CIFAR, EPSILON, Architecture, Layer, Widths, describe
+from ..network import CIFAR, EPSILON, Architecture, Layer, Widths, describe, widths
 from . import devices
 from .pyramid import JOINS, Pyramid
 
@@ -273,7 +273,7 @@ def get_model(
 
 def make(request: checkpoints.Request, device: str | torch.device | None = None) -> nn.Module:
     """The network that `get_model` is asked for."""
-    net = build(request.architecture, request.outputs, zoo.widths(request.dataset))
+    net = build(request.architecture, request.outputs, widths(request.dataset))
     initialize(net)
     set_arrays(net, request.arrays)
     return net.eval().to(devices.choose(device).device if isinstance(device, str) else device)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..checkpoints.params import check_finite
+from ..checkpoints.formats import check_finite
 from ..errors import BadFileError, UnusableError
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # the keys under which checkpoints keep it

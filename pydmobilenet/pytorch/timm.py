@@ -18,7 +18,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from .. import checkpoints, machine, network, zoo
+from .. import catalog, checkpoints, machine, network
 from ..catalog import list_models, parse_name, timm_name
 from ..data import get_task
 from ..data.dataset import check_image_size
@@ -134,7 +134,7 @@ def make_network(
     """A network with random parameters; with 0 classes, of pooled features."""
     for size in (img_size,) if isinstance(img_size, int) else img_size:
         check_image_size(size)
-    description = zoo.describe(name, dataset, num_classes or 1)
+    description = catalog.describe(name, dataset, num_classes or 1)
     machine.check_memory(name, description.complexity().parameters)
     norm, conv, *others = description.layers
     first: list[Any] = [norm, conv]
@@ -190,13 +190,13 @@ def _entrypoint(variant: str, model: str) -> Callable[..., nn.Module]:
 def pydmobilenet(pretrained: bool = False, name: str = "", dataset: str = TAGS[0], **options: Any) -> nn.Module:
     """Any network, by its `name`, as ``pyd-add-83-0.6``, in its form for a data set."""
     if not options.get("pretrained_cfg"):
-        options["pretrained_cfg"] = pretrained_cfg(zoo.describe(name, dataset), get_task(dataset))
+        options["pretrained_cfg"] = pretrained_cfg(catalog.describe(name, dataset), get_task(dataset))
     return _create(ANY_NETWORK, pretrained, name, dataset, **options)
 
 
 default_cfgs = generate_default_cfgs(
     {
-        f"{variant}.{tag}": pretrained_cfg(zoo.describe(model, tag), get_task(tag))
+        f"{variant}.{tag}": pretrained_cfg(catalog.describe(model, tag), get_task(tag))
         for variant, model in NAMES.items()
         for tag in TAGS
     }

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .. import machine, zoo
+from .. import machine
 from ..catalog import parse_name
 from ..checkpoints import weights
 from ..checkpoints.weights import checkpoint_names
 from ..data import Dataset, Task
 from ..folding import fold
 from ..metrics import Score, evaluate
+from ..network import widths
 from ..processes import processors
 from ..training.config import Config
 from ..training.trainer import LOSS_SCALE, check_split, check_state, rate_multiplier
@@ -39,7 +40,7 @@ def make(config: Config, task: Task, device: torch.device, compiled: bool = Fals
         warn_of_slow_type(config.dtype)
         torch.set_num_threads(processors())
         machine.keep_freed_memory()
-    net = build(parse_name(config.model), task.outputs, zoo.widths(config.dataset))
+    net = build(parse_name(config.model), task.outputs, widths(config.dataset))
     initialize(net, config.initialiser, config.seed)
     with engine_errors():
         return PyTorchTrainer(net, config, device, Workers(device), compiled)

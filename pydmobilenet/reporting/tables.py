@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tabulate import tabulate
 
-from .. import files, network, zoo
+from .. import catalog, files, network
 from ..catalog import Record
 from ..checkpoints import Checkpoint, runs, weights
 from ..data import Dataset, get_task
@@ -264,7 +264,9 @@ def zoo_table(records: Sequence[Record], root: Path | None = None, width: int | 
     """
     rows = []
     for record in records:
-        exact = record.exact or (None if record.published else zoo.describe(record.model, record.dataset).complexity())
+        exact = record.exact or (
+            None if record.published else catalog.describe(record.model, record.dataset).complexity()
+        )
         params = f"{exact.parameters / 1e6:.3f}" if exact else f"{record.params_m:g}"
         flops = f"{exact.multiply_adds / 1e6:.1f}" if exact else ""
         top5 = f" (top-5 {record.top5_error:.2f})" if record.top5_error is not None else ""

@@ -28,7 +28,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from .. import files, provenance
-from ..checkpoints import params, runs
+from ..checkpoints import formats, runs
 from ..checkpoints.runs import METADATA, read_metadata
 from ..data import Splits, Task, archives, folder, get_task
 from ..data.splits import kinds
@@ -78,7 +78,7 @@ class State:
                 # Beside the momentum stands the loss scale of half precision, in double precision.
                 if kind not in parts or array.dtype not in (("f4",) if kind == "parameter" else ("f4", "f8")):
                     raise ValueError(f"it has an array {name} of {array.dtype}")
-                if not params.is_finite(array):
+                if not formats.is_finite(array):
                     raise ValueError(f"{name} is not finite")
                 parts[kind][own_name] = array
         except FileNotFoundError:
@@ -138,7 +138,7 @@ class Run:
 
         Raises UnusableError, for a full disk for example. The earlier files stay as they were then.
         """
-        content = params.dump(state.parameters)
+        content = formats.dump_params(state.parameters)
         sha256 = hashlib.sha256(content).hexdigest()
         checkpoints = {**self.metadata["checkpoints"], **{name: {**also[name], "sha256": sha256} for name in also}}
         metadata = {**self.metadata, "checkpoints": checkpoints}

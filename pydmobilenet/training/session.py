@@ -15,7 +15,7 @@ from typing import Any, Union
 import numpy as np
 
 from .. import checkpoints, fetching, processes, provenance
-from ..checkpoints import Checkpoint, params, runs
+from ..checkpoints import Checkpoint, formats, runs
 from ..checkpoints.runs import METADATA, read_metadata
 from ..data import Fractions, Splits, Task, dataset_name, folder, get_splits, get_task, recorded_task
 from ..data.datasets import located
@@ -271,7 +271,7 @@ def _describe(
     """The content of ``run.json``: what one needs to use a run or to resume it, even if its data has moved."""
     task = splits.train.task
     source = str(init.locate()) if init else random_weights(config)
-    sha256 = init.sha256 if init else hashlib.sha256(params.dump(state.parameters)).hexdigest()
+    sha256 = init.sha256 if init else hashlib.sha256(formats.dump_params(state.parameters)).hexdigest()
     val = splits.val.hashes if splits.val else ()
     seen = {*splits.train.hashes, *val, *(init.seen.split() if init else ())}
     return {
