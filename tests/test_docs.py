@@ -1,5 +1,6 @@
-"""What README and docs/ say is what happens: each command is run here, or by a test that is named; links lead on."""
+"""What README and docs/ say is what happens: each command is one, code runs, and links lead on."""
 
+import functools
 import os
 import re
 import runpy
@@ -10,6 +11,7 @@ import sys
 import pytest
 from helpers import NOWHERE, ROOT, TRAINERS
 
+from pydmobilenet import cli
 from pydmobilenet.cli.commands import COMMANDS as COMMANDS_OF_THE_CLI
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -26,70 +28,31 @@ INLINE = [
     if "..." not in text
 ]
 
-# Commands that need minutes, a network, or files of the reader's, and the test that runs their like.
-ELSEWHERE = {
-    "make validate": "test_commands.py::test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason",
-    "make test": "test_processor.py::test_the_tests_run_at_the_processor_s_own_level_and_at_each_lower_one",
-    "pip install '.": "test_docs.py::test_what_is_installed_on_request_can_be_had",
-    "pip install .": "test_wheel.py::test_from_a_wheel_everything_works_in_an_empty_directory",
-    "pydmobilenet validate": "test_wheel.py::test_from_a_wheel_everything_works_in_an_empty_directory",
-    "make lint": "test_layout.py::test_no_arrow_runs_back",  # and by .ci/run
-    "make clean": "test_docs.py::test_make_has_each_target_that_is_named",
-    "make docs": "test_docs.py::test_links_lead_to_pages_and_headings",  # and by .ci/run
-    "pydmobilenet predict PHOTOS": "test_predict.py::test_a_folder_of_images_is_classified",
-    "pydmobilenet predict PHOTOS --weights runs/MINE --csv": (
-        "test_predict.py::test_csv_has_the_probability_of_each_class_where_that_is_asked_for"
-    ),
-    "pydmobilenet predict other-photos": "test_own_pictures.py::test_five_commands_lead_from_a_folder_to_an_onnx_file",
-    "pydmobilenet train photos": "test_own_pictures.py::test_five_commands_lead_from_a_folder_to_an_onnx_file",
-    "pydmobilenet train photos --image-size": (
-        "test_image_size.py::test_a_run_of_larger_images_tells_their_size_to_whatever_takes_it"
-    ),
-    "pydmobilenet train photos --weights": (
-        "test_validation_images.py::test_class_weights_scale_the_losses_of_their_images"
-    ),
-    "pydmobilenet validate runs/MINE": (
-        "test_validation_images.py::"
-        "test_a_run_is_measured_on_its_own_test_images_wherever_they_are_and_on_all_of_other_ones"
-    ),
-    "pydmobilenet export --weights": "test_own_pictures.py::test_five_commands_lead_from_a_folder_to_an_onnx_file",
-    "pydmobilenet fetch": ("test_front_door.py::test_files_are_fetched_from_a_server_and_what_is_missing_is_said"),
-    "pydmobilenet info": "test_front_door.py::test_a_network_s_layers_add_up",
-    "pydmobilenet convert": "test_commands.py::test_a_checkpoint_is_converted",
-    "pydmobilenet export": "test_onnx.py::test_the_documented_lines_classify_an_image_without_mxnet",
-    "python run_validation.py --engine onnxruntime": "test_commands.py::test_every_engine_gives_the_same_table",
-    "python run_validation.py --run": "test_trained.py::test_a_run_is_validated_like_a_row_of_the_tables",
-    "python run_validation.py --data-dir DIR": "test_commands.py::test_real_images_and_weights_give_the_table",
-    "python run_validation.py --dataset cifar10": "test_commands.py::test_real_images_and_weights_give_the_table",
-    "python run_validation.py": (
-        "test_commands.py::test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason"
-    ),
-    "torchrun --nproc-per-node": (
-        "test_torchrun.py::test_a_run_goes_on_with_any_number_of_processes_and_the_first_one_writes_and_speaks"
-    ),
-    "torchrun --max-restarts": (
-        "test_torchrun.py::test_a_new_run_goes_on_where_torchrun_starts_all_again_after_one_was_killed"
-    ),
-    "torchrun --nnodes": "test_torchrun.py::test_two_processes_follow_one",
-    "python train.py --resume": "test_resume.py::test_killed_at_three_random_moments_a_run_ends_with_the_same_bits",
-    "python train.py": "test_train_command.py::test_last_and_best_and_every_second_epoch_are_kept",
-    "OMP_NUM_THREADS=1 python train.py --dataset digits": "test_trained.py::test_a_bundled_network_is_trained_again",
-    "python benchmarks/": "test_docs.py::test_help_is_there_and_fits",  # figures: by hand, on a quiet machine
-    "python pretrained/reproduce.py": "test_trained.py::test_a_bundled_network_is_trained_again",
-}
+OURS = re.compile(r"\b(train\.py|run_validation\.py|(?<!-m )pydmobilenet) ")
 # What is run here, and what of it stands in the README.
 HERE = {
     "pydmobilenet predict examples/digits --model pyd-add-29-0.25 --dataset digits": "stdout",
-    "pydmobilenet list 'pyd-add-*'": "",
+    'pydmobilenet list "pyd-add-*"': "",
     "pydmobilenet info pyd-concat-56-0.5": "",
     "pydmobilenet show --dataset digits --output grid.png": "",
 }
-ENTRIES = [
-    *("run_validation.py", "train.py", "-m pydmobilenet"),
-    *(f"-m pydmobilenet {name}" for name in COMMANDS_OF_THE_CLI),
-    *(f"benchmarks/{path.name}" for path in sorted((ROOT / "benchmarks").glob("*.py")) if path.stem != "server"),
-    "pretrained/reproduce.py",
-]
+SCRIPTS = {"train.py": "train", "run_validation.py": "validate"}
+ENTRIES = [["pydmobilenet"], *([name] for name in SCRIPTS), *(["pydmobilenet", name] for name in COMMANDS_OF_THE_CLI)]
+PROGRAMS = [path for folder in ("benchmarks", "pretrained") for path in sorted((ROOT / folder).glob("*.py"))]
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command line inside this process: exit code, standard output and standard error."""
+
+    def run(words):
+        monkeypatch.setenv("COLUMNS", "100")
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(SCRIPTS.get(words[0], ""))
+        return ended.value.code, *capsys.readouterr()
+
+    return run
 
 
 def run(command, **settings):
@@ -99,21 +62,19 @@ def run(command, **settings):
     return subprocess.run([sys.executable, *shlex.split(command)], **settings)
 
 
-def entry_of(command):
-    """The longest key of `ELSEWHERE` that a command begins with."""
-    return max((key for key in ELSEWHERE if command.startswith(key)), key=len, default=None)
-
-
-@pytest.mark.parametrize("command", dict.fromkeys([*COMMANDS, *INLINE]))
-def test_every_command_is_tested_somewhere(command):
-    assert command in HERE or entry_of(command), f"no test is named for {command!r}"
-
-
-@pytest.mark.parametrize("key", ELSEWHERE)
-def test_a_test_that_is_named_for_a_command_is_there(key):
-    assert key in map(entry_of, [*COMMANDS, *INLINE]), "no page has such a command"
-    file, name = ELSEWHERE[key].split("::")
-    assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(encoding="utf-8"), re.MULTILINE)
+@pytest.mark.parametrize("command", dict.fromkeys(command for command in [*COMMANDS, *INLINE] if OURS.search(command)))
+def test_every_command_of_the_pages_is_one(command, call, monkeypatch, tmp_path):
+    given = []
+    for name, (add_options, function) in COMMANDS_OF_THE_CLI.items():
+        instead = functools.wraps(function)(lambda name=name, **_: given.append(name))
+        monkeypatch.setitem(COMMANDS_OF_THE_CLI, name, (add_options, instead))
+    for name in ("DIR", "NEW"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(command[OURS.search(command).start() :])
+    code, _, err = call(words)
+    assert not code, err
+    assert given == [SCRIPTS.get(words[0]) or words[1]]
 
 
 def test_make_has_each_target_that_is_named():
@@ -150,23 +111,33 @@ def test_the_table_of_the_bundled_checkpoints_is_the_readme_s():
     assert "```\n" + "\n".join(table) + "\n```" in README
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
-def test_help_is_there_and_fits(entry):
-    answer = run(f"{entry} --help")
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout.startswith("usage: ")
-    assert max(map(len, answer.stdout.splitlines())) <= 120
-    assert len(answer.stdout.splitlines()) <= 80
+def check_help(code, out):
+    assert code == 0
+    assert out.startswith("usage: ")
+    assert max(map(len, out.splitlines())) <= 120
+    assert len(out.splitlines()) <= 80
 
 
-@pytest.mark.parametrize(
-    "entry", [entry for entry in ENTRIES if entry.partition("/")[0] not in ("benchmarks", "pretrained")]
-)
-def test_an_unknown_option_is_one_line_and_exit_code_2(entry):
-    answer = run(f"{entry} --nonsense")
-    assert (answer.returncode, answer.stdout) == (2, "")
-    assert len(answer.stderr.splitlines()) == 1
-    assert "error: " in answer.stderr
+@pytest.mark.parametrize("words", ENTRIES, ids=" ".join)
+def test_help_is_there_and_fits(words, call):
+    code, out, _ = call([*words, "--help"])
+    check_help(code, out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_the_help_of_a_benchmark_is_there_and_fits(program):
+    if "ArgumentParser(" in program.read_text(encoding="utf-8"):
+        answer = run(f"{program} --help")
+        check_help(answer.returncode, answer.stdout)
+
+
+@pytest.mark.parametrize("words", ENTRIES, ids=" ".join)
+def test_an_unknown_option_is_one_line_and_exit_code_2(words, call):
+    code, out, err = call([*words, "--nonsense"])
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert "error: " in err
 
 
 def python_blocks(page):
@@ -184,12 +155,18 @@ def run_code(code, directory, threads="1"):
     return answer.stdout
 
 
+def smaller(code):
+    """Code that trains, with a network that takes seconds."""
+    return code.replace("pyd-add-29-0.25", "pyd-add-11-0.125")
+
+
 WITHOUT_MXNET = "import sys; sys.modules['mxnet'] = None\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", TRAINERS)
 def test_readme_s_python_trains_validates_predicts_and_exports(engine, tmp_path):
-    code = python_blocks("README.md")[0].replace("epochs=2", "epochs=1")
+    code = smaller(python_blocks("README.md")[0].replace("epochs=2", "epochs=1"))
     out = run_code((WITHOUT_MXNET if engine == "pytorch" else "") + code + "print(*results, len(answers))", tmp_path)
     assert out.splitlines()[-1].endswith(": match 3")
     assert (tmp_path / "digits.onnx").is_file()
@@ -220,9 +197,11 @@ def test_the_features_of_a_pytorch_network_are_had_as_is_said(tmp_path):
     assert run_code(code + "print(tuple(features.shape))", tmp_path) == "(8, 128)\n"
 
 
+@pytest.mark.slow
 @pytest.mark.gluon
 def test_the_python_of_training_gives_the_same_network_each_way(tmp_path):
-    first, *others = python_blocks("docs/train.md")[0].replace("epochs=4", "epochs=1, warmup_epochs=0").splitlines()
+    code = smaller(python_blocks("docs/train.md")[0].replace("epochs=4", "epochs=1, warmup_epochs=0"))
+    first, *others = code.splitlines()
     out = run_code("\n".join(["import pydmobilenet", first, *others, "print(*results)"]), tmp_path)
     assert out.splitlines()[-1].endswith(": match")
 
