@@ -190,12 +190,12 @@ def test_the_matrix_shows_each_count(cifar):
 def test_an_answer_that_is_no_class_has_a_column_of_its_own():
     dataset = images_of(get_task("cifar10"), 60)
     result = answered(catalog.find("resnet-29-0.5", "cifar10"), dataset)
-    assert "none of these" not in page_of((dataset, [result]))
+    assert "no class" not in page_of((dataset, [result]))
     result.answers.classes[:2] = 57, NO_CLASS
     result.answers.confidences[:2] = 1, 0
     text = page_of((dataset, [result]))
-    assert "none of these" in text
-    assert "taken for <b>57</b>, 100.0&nbsp;%<br>image 0" in text
+    assert "no class" in text
+    assert "predicted <b>57</b>, 100.0&nbsp;%<br>image 0" in text
 
 
 def test_of_a_thousand_classes_the_most_frequent_confusions_are_listed():
@@ -217,7 +217,7 @@ def test_the_most_confident_mistakes_are_shown_first(cifar):
     answers = answered(catalog.RECORDS[0], cifar, error=0.9).answers
     found = mistakes(cifar, answers)
     wrong = [place for place in range(len(cifar)) if answers.classes[place] != cifar.labels[place]]
-    assert [each.place for each in found] == sorted(wrong, key=lambda place: -answers.confidences[place])[:12]
+    assert [row.index for row in found] == sorted(wrong, key=lambda place: -answers.confidences[place])[:12]
     perfect = answers._replace(classes=cifar.labels.astype(np.uint16))
     assert len(mistakes(cifar, perfect)) == 0
 
@@ -235,7 +235,7 @@ def test_a_picture_is_the_image_itself_and_embedded_once(cifar):
     one = answered(record, cifar)
     page = Page(page_of((cifar, [one, one, one])))
     pictures = [attributes for tag, attributes, _ in page.elements if tag == "image"]
-    places = [each.place for each in mistakes(cifar, one.answers)]
+    places = [row.index for row in mistakes(cifar, one.answers)]
     assert len(pictures) == len(places)
     uses = [attributes["href"] for tag, attributes, _ in page.elements if tag == "use" and "href" in attributes]
     assert uses == [f"#s0i{place}" for place in places] * 3

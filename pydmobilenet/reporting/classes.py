@@ -1,4 +1,4 @@
-"""Class by class: recall, precision, confusions, and the worst mistakes of a network that was evaluated."""
+"""Per-class results of a network: recall, precision, confusions, and its most confident mistakes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from ..metrics import NO_CLASS, Answers, confusion, recall_precision
 from ..text import printable
 from ..validation import Result
 from . import tables
-from .tables import grid
 
-LISTED = 20  # so many classes have a row each; of more, those of the lowest recall
-MATRIX = 10  # so many classes have a confusion matrix; of more, the most frequent confusions are listed
-WORST = 12  # of which so many, and so many mistakes
+MAX_CLASSES = 20  # rows of the class table, those of the lowest recall; beyond it there is no confusion matrix
+MAX_MISTAKES = 12  # and confusions
 
 
 class Class(NamedTuple):
-    """One class: how many images it has, and in % its recall and its precision; None where they are of no image."""
+    """A class: its images, recall and precision in %, None if of no image."""
 
     name: str
     images: int
@@ -29,36 +27,33 @@ class Class(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """A wrong answer: the image's place in the data set and its file, its class, the answer, the confidence in %."""
+    """A wrong prediction for the image at `index` of the data set; `confidence` in %."""
 
-    place: int
+    index: int
     file: str
-    own: str
-    answer: str
+    label: str
+    predicted: str
     confidence: float
 
 
-class Matrix(NamedTuple):
-    """A confusion matrix: the names of its columns, and a row for each class. Answers of no class have a column too."""
-
-    columns: list[str]
-    counts: list[list[int]]
-
-
 class Details(NamedTuple):
-    """The answers of one network: a `matrix`, or the most frequent `confusions` (class, what it was taken for, how
-    often), `classes` one by one (`some` where there are more), and the most confident `mistakes`.
+    """The per-class results of one network.
+
+    `classes` are all of them, or if `only_worst` those of the lowest recall. `matrix` counts the images of each class
+    (row) by prediction (`columns`, perhaps with "no class"); it is empty for many classes. `confusions` are the most
+    frequent ones: the class, the predicted one, how often.
     """
 
     classes: list[Class]
-    some: bool
-    matrix: Matrix | None
+    only_worst: bool
+    columns: list[str]
+    matrix: list[list[int]]
     confusions: list[tuple[str, str, str]]
     mistakes: list[Mistake]
 
 
 def headline(result: Result) -> str:
-    """What a run comes to, in a line: its error and accuracy, with the interval; empty where nothing was counted."""
+    """Return a run's error, interval and accuracy on a line; empty for other networks and without an error."""
     if not result.record.run or result.counts is None:
         return ""
     low, high = result.interval
@@ -69,32 +64,29 @@ def headline(result: Result) -> str:
 
 
 def details(dataset: Dataset, answers: Answers) -> Details:
-    """What the answers to a data set, or to its first images, tell of its classes."""
+    """Compute the per-class results of predictions for a data set, or for its first images."""
     task, labels = dataset.task, dataset.labels[: len(answers.classes)]
     counts = confusion(labels, answers.classes, len(task.classes) or task.outputs)
-    names = [_name(task, label) for label in range(len(counts))]
-    shares = [[None if np.isnan(share) else float(share) for share in row] for row in recall_precision(counts)]
-    classes = [Class(name, int(row.sum()), *both) for name, row, *both in zip(names, counts, *shares)]
-    some = len(classes) > LISTED
-    if some:
-        classes = sorted((row for row in classes if row.recall is not None), key=lambda row: row.recall or 0.0)[:LISTED]
-    found = mistakes(dataset, answers)
-    if len(counts) > MATRIX:
-        return Details(classes, some, None, _confusions(counts, [*names, "none of the classes"]), found)
-    columns = [*names, "none of these"] if counts[:, -1].any() else names
-    return Details(classes, some, Matrix(columns, counts[:, : len(columns)].tolist()), [], found)
+    names = [*(_name(task, label) for label in range(len(counts))), "no class"]
+    percent = [[None if np.isnan(value) else float(value) for value in row] for row in recall_precision(counts)]
+    classes = [Class(name, int(row.sum()), *both) for name, row, *both in zip(names, counts, *percent)]
+    columns = names if counts[:, -1].any() else names[:-1]
+    matrix = counts[:, : len(columns)].tolist()
+    only_worst = len(classes) > MAX_CLASSES
+    if only_worst:
+        with_images = [row for row in classes if row.recall is not None]
+        classes, matrix = sorted(with_images, key=lambda row: row.recall or 0.0)[:MAX_CLASSES], []
+    return Details(classes, only_worst, columns, matrix, _confusions(counts, names), mistakes(dataset, answers))
 
 
 def _name(task: Task, label: int) -> str:
-    """A class's name, as people see it."""
     return "no class (not a number)" if label == NO_CLASS else printable(task.class_name(label))
 
 
 def _confusions(counts: np.ndarray, names: list[str]) -> list[tuple[str, str, str]]:
-    """The most frequent confusions, the most frequent first."""
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:WORST]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MAX_MISTAKES]
     return [
         (names[row], names[column], f"{wrong[row, column]} of {counts[row].sum()}")
         for row, column in zip(*np.unravel_index(order, wrong.shape))
@@ -103,59 +95,61 @@ def _confusions(counts: np.ndarray, names: list[str]) -> list[tuple[str, str, st
 
 
 def mistakes(dataset: Dataset, answers: Answers) -> list[Mistake]:
-    """The most confident wrong answers, the most confident first."""
-    labels = dataset.labels[: len(answers.classes)]
-    wrong = np.flatnonzero(answers.classes != labels)
-    found = wrong[np.argsort(-answers.confidences[wrong], kind="stable")[:WORST]].tolist()
+    """List the wrong predictions of the highest confidence."""
+    wrong = np.flatnonzero(answers.classes != dataset.labels[: len(answers.classes)])
+    order = np.argsort(-answers.confidences[wrong], kind="stable")[:MAX_MISTAKES]
     return [
         Mistake(
-            place,
-            printable(dataset.files[place]) if dataset.files else "",
-            _name(dataset.task, int(labels[place])),
-            _name(dataset.task, int(answers.classes[place])),
-            100 * float(answers.confidences[place]),
+            index,
+            printable(dataset.files[index]) if dataset.files else "",
+            _name(dataset.task, int(dataset.labels[index])),
+            _name(dataset.task, int(answers.classes[index])),
+            100 * float(answers.confidences[index]),
         )
-        for place in found
+        for index in wrong[order].tolist()
     ]
 
 
-def markdown(dataset: Dataset, result: Result) -> str:
-    """A run's error and accuracy and the `details` of its answers as text; empty where the answers were not kept."""
+def markdown(dataset: Dataset, result: Result, width: int | None = None) -> str:
+    """Format a run's error and per-class results; empty if its predictions were not kept.
+
+    A confusion matrix wider than `width` gives way to the list of confusions.
+    """
     if result.answers is None:
         return ""
-    found = details(dataset, result.answers)
+    report = details(dataset, result.answers)
     rows = [
-        [row.name, f"{row.images:,}", *("" if share is None else f"{share:.1f}" for share in row[2:])]
-        for row in found.classes
+        [row.name, f"{row.images:,}", *("" if value is None else f"{value:.1f}" for value in row[2:])]
+        for row in report.classes
     ]
     parts = [
         headline(result),
-        f"The {len(rows)} classes of the lowest recall:" if found.some else "Class by class:",
+        f"The {len(rows)} classes of the lowest recall:" if report.only_worst else "Class by class:",
         _grid(["class", "images", "recall, %", "precision, %"], rows),
     ]
-    if found.matrix:
-        columns, counts = found.matrix
-        matrix = _grid([r"is \ taken for", *columns], [[name, *map(str, row)] for name, row in zip(columns, counts)])
+    rows = [[name, *map(str, row)] for name, row in zip(report.columns, report.matrix)]
+    matrix = _grid([r"true class \ predicted", *report.columns], rows)
+    if rows and (width is None or len(matrix.partition("\n")[0]) <= width):
         parts += ["Confusion matrix, in images:", matrix]
-    elif found.confusions:
-        lines = [f"- {own}, taken for {taken}: {images}" for own, taken, images in found.confusions]
+    elif report.confusions:
+        lines = [f"- {name}, predicted {predicted}: {images}" for name, predicted, images in report.confusions]
         parts += ["The most frequent confusions:", "\n".join(lines)]
-    if found.mistakes:
+    if report.mistakes:
         lines = [
-            f"- {each.file or f'image {each.place}'}: is {each.own}, taken for {each.answer} ({each.confidence:.1f} %)"
-            for each in found.mistakes
+            f"- {row.file or f'image {row.index}'}: {row.label}, predicted {row.predicted} ({row.confidence:.1f} %)"
+            for row in report.mistakes
         ]
         parts += ["The most confident mistakes:", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
 def _grid(columns: list[str], rows: list[list[str]]) -> str:
-    return grid(rows, columns, ["left", *["right"] * (len(columns) - 1)])
+    return tables.grid(rows, columns, ["left", *["right"] * (len(columns) - 1)])
 
 
 def with_classes(
     dataset: Dataset | None, results: Sequence[Result], width: int | None = None, origins: bool = False
 ) -> str:
-    """The table of one data set (`tables.markdown`), and below it the classes of each run."""
-    own = [markdown(dataset, row) for row in results if dataset and row.answers and row.record.run]
-    return "\n".join([tables.markdown(dataset, results, width, origins), *own])
+    """Format the table of one data set (`tables.markdown`), and below it the per-class results of each run."""
+    texts = [markdown(dataset, row, width) for row in results if dataset and row.answers and row.record.run]
+    return "\n".join([tables.markdown(dataset, results, width, origins), *texts])

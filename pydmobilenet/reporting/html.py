@@ -1,7 +1,6 @@
-"""Results as one web page that needs nothing but itself: tables, plots, confusions, and the worst mistakes as pictures.
+"""Results as one self-contained web page: tables, plots, confusions, and the worst mistakes as pictures.
 
-No script, and nothing from elsewhere: the page's own policy forbids both. Whatever comes from data is printable, and
-the template, `report.html.j2`, escapes it.
+It has no scripts and loads nothing; its own policy forbids both. The template, `report.html.j2`, escapes all data.
 """
 
 from __future__ import annotations
@@ -30,19 +29,17 @@ from ..text import printable
 from ..training.checkpoint import read_history
 from ..validation import Result
 from .classes import Details, details, headline, with_classes
-from .tables import Table, table, write
+from .tables import Column, Table, table, write
 
 PUBLISHED = "PydMobileNet: published and measured"
 TRAINED = "PydMobileNet: networks trained with this project"
-SHADES = 5  # of the cells of a matrix; the style has a colour for each
+SHADES = 5  # of the cells of a matrix; report.css has a colour for each
 
 
 class Network(NamedTuple):
-    """What the page tells of the network in the table's row `place`. Of a run, also its `curves` as markup, and the
-    `command` that began it.
-    """
+    """The details of the network in row `row` of a table; for a run also its curves and its first command."""
 
-    place: int
+    row: int
     result: Result
     checkpoint: str
     details: Details
@@ -51,9 +48,7 @@ class Network(NamedTuple):
 
 
 class Section(NamedTuple):
-    """The part of the page on one data set. `headline` tells the error of the one run that it is about, if it is.
-    `pictures` are the images that some network mistakes, as PNG.
-    """
+    """The part of the page about one data set. `pictures` are the mistaken images as PNG, by index."""
 
     anchor: str
     table: Table
@@ -65,10 +60,7 @@ class Section(NamedTuple):
 
 
 class Report:
-    """The tables of a validation in a directory, and the page, written anew after each data set.
-
-    Raises UnusableError where the directory cannot be made or written to.
-    """
+    """The tables of a validation in a directory, and the page, rewritten after each data set. Raises UnusableError."""
 
     def __init__(self, directory: Path):
         try:
@@ -83,7 +75,7 @@ class Report:
         self.results: list[Result] = []
 
     def add(self, dataset: Dataset | None, results: Sequence[Result]) -> None:
-        """Write what has been found on one more data set."""
+        """Write the results of one more data set."""
         self.texts.append(with_classes(dataset, results, origins=True))
         self.sections.append(section(dataset, results, len(self.sections)))
         self.results += results
@@ -91,7 +83,7 @@ class Report:
 
 
 def page(sections: Sequence[Section], results: Sequence[Result]) -> str:
-    """The whole page of some data sets' sections; `results` are those of all of them."""
+    """Render the page from its sections and the results of all of them."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -101,17 +93,20 @@ def page(sections: Sequence[Section], results: Sequence[Result]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        alone=_alone, breakable=_breakable, references=_references, shade=_shade, strong=_strong, zip=zip
+        breakable=_breakable, full_names=_full_names, references=_references, shade=_shade, strong=_strong, zip=zip
     )
-    template = environment.get_template("report.html.j2")
     title = _title(sections, results)
-    verdicts = Counter(result.verdict for result in results)
-    context = {"title": title, "published": title == PUBLISHED, "command": printable(provenance.command())}
-    return template.render(sections=sections, verdicts=verdicts, **context).lstrip()
+    text = environment.get_template("report.html.j2").render(
+        title=title,
+        published=title == PUBLISHED,
+        command=printable(provenance.command()),
+        sections=sections,
+        verdicts=Counter(result.verdict for result in results),
+    )
+    return text.lstrip()
 
 
 def _title(sections: Sequence[Section], results: Sequence[Result]) -> str:
-    """What the page is about: the tables, or what was trained with this project."""
     if any(result.record.published for result in results):
         return PUBLISHED
     if not all(result.record.run for result in results):
@@ -120,34 +115,29 @@ def _title(sections: Sequence[Section], results: Sequence[Result]) -> str:
 
 
 def section(dataset: Dataset | None, results: Sequence[Result], number: int) -> Section:
-    """The part of the page on one data set; the `number` tells its anchors from those of the other sections."""
+    """Build the part of the page about one data set; `number` makes its anchors unique."""
     content = table(dataset, results)
     figures = plots.costs(results, content.title) if results[0].record.published else []
     networks: list[Network] = []
     pictures: dict[int, str] = {}
     if dataset is not None:
-        networks = [_network(dataset, result, place) for place, result in enumerate(results) if result.answers]
-        shown = sorted({mistake.place for network in networks for mistake in network.details.mistakes})
-        pictures = {index: _png(dataset.images[index]) for index in shown}
+        networks = [_network(dataset, result, row) for row, result in enumerate(results) if result.answers]
+        indices = sorted({mistake.index for network in networks for mistake in network.details.mistakes})
+        pictures = {index: _png(dataset.images[index]) for index in indices}
     line = headline(results[0]) if len(results) == 1 else ""
     return Section(f"s{number}", content, line, results, figures, networks, pictures)
 
 
-def _network(dataset: Dataset, result: Result, place: int) -> Network:
+def _network(dataset: Dataset, result: Result, row: int) -> Network:
     record = result.record
     assert result.answers is not None
-    return Network(
-        place,
-        result,
-        "" if record.published else printable(f", {record.place}"),
-        details(dataset, result.answers),
-        _curves(record),
-        printable(runs.command(record)),
-    )
+    checkpoint = "" if record.published else printable(f", {record.place}")
+    report = details(dataset, result.answers)
+    return Network(row, result, checkpoint, report, _curves(record), printable(runs.command(record)))
 
 
 def _curves(record: Record) -> list[str]:
-    """A run's curves; none where its history cannot be read, as of a run of which someone has sent the best alone."""
+    """Draw a run's curves, if its history is there: someone may have sent the best parameters alone."""
     if record.run is None:
         return []
     try:
@@ -157,19 +147,19 @@ def _curves(record: Record) -> list[str]:
 
 
 def _png(image: np.ndarray) -> str:
-    """An image (3, H, W) uint8 as the address of a PNG that holds its own bytes."""
+    """Encode an image (3, H, W) uint8 as a PNG in a data URL."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).save(buffer, "png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-# The template's filters. What they take is escaped, what they give is markup.
+# The template's filters. Their arguments are escaped, their results are markup.
 
 
-def _alone(columns: Sequence[str]) -> list[str]:
-    """The names of columns for where each stands alone: ``published``, say, with what was published."""
+def _full_names(columns: Sequence[Column]) -> list[str]:
+    """Name columns for use without their neighbours: ``error, published`` instead of ``published``."""
     names, subject = [], ""
-    for name in columns:
+    for name in (column.name for column in columns):
         if name.endswith((", M", ", %")):
             subject = name[:-3]
         names.append(f"{subject}, {name}" if name in ("published", "recorded") else name)
@@ -177,20 +167,20 @@ def _alone(columns: Sequence[str]) -> list[str]:
 
 
 def _shade(count: int, images: int) -> int:
-    """A cell's shade grows with the root of its share of the class's images, so that the few that are wrong show."""
+    """Return a cell's shade, by the root of its fraction of the class, to show the few wrong ones."""
     return math.ceil(SHADES * math.sqrt(count / max(1, images)))
 
 
 def _breakable(name: str) -> Markup:
-    """A class's name, which may break at its underscores."""
+    """Let a class's name break at its underscores."""
     return escape(name).replace("_", Markup("_<wbr>"))
 
 
 def _references(verdict: str, anchor: str) -> Markup:
-    """A verdict whose number of a reason leads to the reason."""
+    """Link the number in a verdict to its reason."""
     return Markup(re.sub(r"\[(\d+)\]$", rf'<a href="#{anchor}r\1">[\1]</a>', str(escape(verdict))))
 
 
 def _strong(note: str) -> Markup:
-    """A note of the Markdown table, with what is strong there strong here."""
+    """Convert Markdown's strong text to HTML."""
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(note))))
