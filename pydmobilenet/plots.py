@@ -1,4 +1,4 @@
-"""Pictures by Matplotlib: the curves of a run, as a file and on the web page, and there also error against cost."""
+"""Pictures: the curves of a run, error against cost, and a grid of a data set's images."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from .training.history import History
     from .validation import Result
 
-LONGEST = 100  # characters of a title, which the picture has room for
-DOTTED = 30  # so many epochs have a dot each: a single one has no line, hundreds have no room
+MAX_TITLE = 100  # characters
+MAX_DOTTED = 30  # epochs with a dot each: a single epoch has no line, hundreds have no room
 RATE_DECADES = 4  # of learning rates on a logarithmic axis; a cosine ends at 0
 KINDS = {"error": "error, %", "loss": "loss", "learning_rate": "learning rate"}
 COSTS = {"parameters": "parameters, millions", "multiply_adds": "multiply-adds, millions"}
-TRAIN, HELD_OUT, RATE = "#1d5fd1", "#b45309", "#0f766e"  # told apart by the colour-blind too
+TRAIN, HELD_OUT, RATE = "#1d5fd1", "#b45309", "#0f766e"  # distinct for the colour-blind too
 INK, FAINT, LINE, PAPER = "#1b1f24", "#59626d", "#d5dae0", "#ffffff"
-# The families are told apart without their colours too.
+# Families differ by marker too.
 FAMILIES = {
     "resnet": ("#59626e", "o"),
     "mobilenet": ("#b45309", "s"),
@@ -44,7 +44,7 @@ FAMILIES = {
     "pyd-concat": ("#b0197e", "D"),
     "wrn": ("#0f766e", "v"),
 }
-# The page's style has a variable for each colour, with another value in its dark mode.
+# report.css has a variable for each colour, with another value in dark mode.
 VARIABLES = {INK: "ink", FAINT: "faint", LINE: "line", PAPER: "paper"}
 VARIABLES.update((colour, family) for family, (colour, _) in FAMILIES.items())
 STYLE: dict[str, Any] = {
@@ -56,53 +56,53 @@ STYLE: dict[str, Any] = {
     **{"legend.handlelength": 1.5, "legend.handletextpad": 0.4, "legend.columnspacing": 1},
     **{"svg.fonttype": "none", "font.sans-serif": "DejaVu Sans"},
 }
-# The numbers on a logarithmic axis whose ends differ by less than a factor; of the smallest, those of a linear one.
+# Ticks of a logarithmic axis by the ratio of its ends; for the smallest ratio those of a linear one.
 DIGITS = {4: (), 12: (1, 1.5, 2, 3, 5, 7), 1e3: (1, 2, 5), math.inf: (1,)}
 COLUMNS, VARIANTS = 8, 3  # of `grid`: images in a row, augmented forms below each
 SIDE, MARGIN, TEXT_HEIGHT, LETTER_WIDTH = 96, 6, 14, 6  # of `grid`, in pixels
-PICTURES = itertools.count()  # their numbers: no two on a page shall have an id in common
+PICTURES = itertools.count()  # seeds of the SVGs' ids, unique on a page
 
 
 def draw(history: History, path: str | os.PathLike[str], title: str) -> None:
-    """Draw the errors, the losses and the learning rate of a run as a PNG of 1440 x 540 pixels.
+    """Draw the errors, losses and learning rate of a run as a PNG of 1440 x 540 pixels.
 
-    Leaves out values that no axis has room for, as infinite ones. Characters of the title that cannot be printed are
-    escaped. Raises UnusableError where the file cannot be written.
+    Omits infinite and other extreme values. Raises UnusableError.
     """
     title, image = printable(title), io.BytesIO()
     with drawing(12, 4.5, (0.045, 0.11, 0.99, 0.82), len(KINDS)) as (figure, fields):
-        figure.suptitle(title if len(title) <= LONGEST else f"{title[:LONGEST]}…", parse_math=False)
+        figure.suptitle(title if len(title) <= MAX_TITLE else f"{title[:MAX_TITLE]}…", parse_math=False)
         for axes, kind in zip(fields, KINDS):
             _draw_curves(axes, history, kind)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph")  # that the font lacks: it is drawn as a box
+            warnings.filterwarnings("ignore", "Glyph")  # missing in the font: drawn as a box
             figure.savefig(image, format="png", dpi=120)
     files.write(Path(path), image.getvalue())
 
 
 def curves(history: History) -> list[str]:
-    """The same three pictures as markup; none where no epoch is finished."""
-    found, best = [], history.best
+    """Draw the same three pictures as markup; none before the first epoch has ended."""
+    texts, best = [], history.best
     for kind in KINDS if best else ():
         with drawing(4, 3.6, (0.13, 0.14, 0.98, 0.85)) as (figure, (axes,)):
             _draw_curves(axes, history, kind)
             label = f"{kind.replace('_', ' ')} of {len(history.rows)} epochs"
-            found.append(_markup(figure, label + (f", of which {best.epoch} is the best" if best else "")))
-    return found
+            texts.append(_markup(figure, label + (f"; the best is {best.epoch}" if best else "")))
+    return texts
 
 
 def _draw_curves(axes: Axes, history: History, kind: str) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    lines = {f"train_{kind}": TRAIN, f"{history.split}_{kind}": HELD_OUT} if kind != "learning_rate" else {kind: RATE}
-    epochs, best, shown = len(history.rows), history.best, []
+    is_rate, epochs, best = kind == "learning_rate", len(history.rows), history.best
+    lines = {kind: RATE} if is_rate else {f"train_{kind}": TRAIN, f"{history.split}_{kind}": HELD_OUT}
+    shown: list[float] = []
     for column, colour in lines.items():
-        values = [value if _has_room(value) else math.nan for value in (getattr(row, column) for row in history.rows)]
-        marker = "o" if epochs <= DOTTED else ""
+        values = [value if _fits(value) else math.nan for value in (getattr(row, column) for row in history.rows)]
+        marker = "o" if epochs <= MAX_DOTTED else ""
         axes.plot(range(1, epochs + 1), values, color=colour, marker=marker, ms=4, label=column.partition("_")[0])
         shown += [value for value in values if math.isfinite(value)]
-    if kind != "learning_rate":
-        if best and _has_room(getattr(best, kind)):
+    if not is_rate:
+        if best and _fits(getattr(best, kind)):
             text = f"best epoch, {best.epoch}" + (f": {best.error:.2f} %" if kind == "error" else "")
             star: dict[str, Any] = {"marker": "*", "ls": "", "color": HELD_OUT, "mec": INK, "ms": 12, "zorder": 3}
             axes.plot(best.epoch, getattr(best, kind), label=text, **star)
@@ -111,26 +111,20 @@ def _draw_curves(axes: Axes, history: History, kind: str) -> None:
     axes.set_xlabel("epoch")
     axes.set_xlim(1 - max(0.5, epochs / 50), max(1, epochs) + max(0.5, epochs / 50))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if kind != "error" and _differ_in_order(shown, RATE_DECADES if kind == "learning_rate" else math.inf):
+    ratio = max(shown) / min(shown) if shown and min(shown) > 0 else math.inf
+    if (is_rate and 10 <= ratio <= 10**RATE_DECADES) or (kind == "loss" and 10 <= ratio < math.inf):
         _make_logarithmic(axes, "y", min(shown) / 1.5, max(shown) * 1.5)
     elif kind != "loss" or not shown:
         axes.set_ylim(0, 1.08 * max(shown, default=1) or 1)
 
 
-def _has_room(value: float) -> bool:
-    """Whether an axis has room for a value."""
+def _fits(value: float) -> bool:
+    """Return whether an axis can show a value."""
     return 1e-100 < value < 1e100 or value == 0
 
 
-def _differ_in_order(values: Sequence[float], decades: float) -> bool:
-    """Whether an axis of the values should be logarithmic: all are above 0, and differ by more than a factor of 10, but
-    by no more than so many `decades`.
-    """
-    return bool(values) and 0 < 10 * min(values) <= max(values) <= 10**decades * min(values)
-
-
 class Point(NamedTuple):
-    """One figure: `cost` in millions, `error` in %, and of a part of the test set the 95 % interval of the error."""
+    """An error in % at a `cost` in millions, with its 95 % interval if measured on a part of the test set."""
 
     model: str
     measured: bool
@@ -140,16 +134,17 @@ class Point(NamedTuple):
 
 
 def costs(results: Sequence[Result], title: str) -> list[str]:
-    """Error against each cost as markup. Where families have networks of several depths, each depth has a picture of
-    its own, in the same scale: together, their lines cross each other.
+    """Draw error against each cost as markup.
+
+    Families with networks of several depths have a picture for each depth, in the same scale: in one their lines cross.
     """
     architectures = {catalog.parse_name(result.record.model) for result in results}
-    lines = {(each.family, each.depth) for each in architectures}
-    alone = len({family for family, _ in lines}) == len(lines)
-    found = []
+    lines = {(architecture.family, architecture.depth) for architecture in architectures}
+    depths = sorted({depth for _, depth in lines})
+    texts = []
     for cost in COSTS:
         points = _points(results, cost)
-        for depth in [None] if alone else sorted({depth for _, depth in lines}):
+        for depth in depths if len(lines) > len({family for family, _ in lines}) else [None]:
             part = [point for point in points if depth in (None, catalog.parse_name(point.model).depth)]
             if part:
                 about = f"{depth} layers, top-1 error" if depth else "top-1 error"
@@ -157,33 +152,33 @@ def costs(results: Sequence[Result], title: str) -> list[str]:
                 with drawing(4.8, 4, (0.09, 0.12, 0.98, 0.86)) as (figure, (axes,)):
                     axes.set_title(f"{about}, %")
                     draw_costs(axes, part, points, cost)
-                    found.append(_markup(figure, label))
-    return found
+                    texts.append(_markup(figure, label))
+    return texts
 
 
 def _points(results: Iterable[Result], cost: str) -> list[Point]:
-    """The published and the measured figures of some rows: the published error at the published cost."""
-    found = []
+    """Return the published errors at the published costs, and the measured ones."""
+    points = []
     for result in results:
         record = result.record
         published = record.params_m if cost == "parameters" else record.flops_m
         if record.published and published and record.top1_error is not None:
-            found.append(Point(record.model, False, published, record.top1_error))
+            points.append(Point(record.model, False, published, record.top1_error))
         if result.counts and result.complexity:
             interval = None if result.complete else result.interval
-            found.append(Point(record.model, True, getattr(result.complexity, cost) / 1e6, result.error, interval))
-    return found
+            points.append(Point(record.model, True, getattr(result.complexity, cost) / 1e6, result.error, interval))
+    return points
 
 
 def draw_costs(axes: Axes, part: Iterable[Point], points: Sequence[Point], cost: str) -> None:
-    """Draw a part of some points, in the scale of all of them: families as lines, as in the paper."""
+    """Draw a part of the points, in the scale of all of them: families as lines, as in the paper."""
 
     def line(point: Point) -> tuple[str, int, bool]:
         architecture = catalog.parse_name(point.model)
         return architecture.family, architecture.depth, not point.measured
 
-    for (family, _, published), found in itertools.groupby(sorted(part, key=lambda p: (line(p), p.cost)), key=line):
-        members, (colour, marker) = list(found), FAMILIES[family]
+    for (family, _, published), group in itertools.groupby(sorted(part, key=lambda p: (line(p), p.cost)), key=line):
+        members, (colour, marker) = list(group), FAMILIES[family]
         style: dict[str, Any] = {"color": colour, "zorder": 2 if published else 3}
         label = "" if family in axes.get_legend_handles_labels()[1] else family
         path = [point.cost for point in members], [point.error for point in members]
@@ -206,7 +201,7 @@ def draw_costs(axes: Axes, part: Iterable[Point], points: Sequence[Point], cost:
 def drawing(
     width: float, height: float, edges: tuple[float, float, float, float], fields: int = 1
 ) -> Iterator[tuple[Figure, Sequence[Axes]]]:
-    """Yield a figure of so many inches and its fields, which stand beside each other, while the style is set."""
+    """Yield a figure of a size in inches, and its fields in a row; the style is set meanwhile."""
     from matplotlib import rc_context  # slow to import, and few commands draw
     from matplotlib.figure import Figure
 
@@ -218,17 +213,17 @@ def drawing(
 
 
 def _show_legend(axes: Axes) -> None:
-    """Show the legend above the field, where it hides no curve."""
+    """Show the legend above the field, clear of all curves."""
     if axes.get_legend_handles_labels()[1]:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=5)
 
 
-def _make_logarithmic(axes: Axes, which: str, low: float, high: float) -> None:
-    """Make an axis logarithmic, with plain numbers: 0.1 and 0.05, which need less room than powers of ten."""
+def _make_logarithmic(axes: Axes, name: str, low: float, high: float) -> None:
+    """Make an axis logarithmic, with plain numbers as 0.05: they need less room than powers of ten."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    axis = getattr(axes, f"{which}axis")
+    axes.set(**{f"{name}scale": "log", f"{name}lim": (low, high)})
+    axis = getattr(axes, f"{name}axis")
     digits = next(digits for span, digits in DIGITS.items() if high < span * low)
     axis.set_major_locator(LogLocator(subs=digits) if digits else MaxNLocator(5))
     axis.set_minor_locator(NullLocator())
@@ -236,13 +231,13 @@ def _make_logarithmic(axes: Axes, which: str, low: float, high: float) -> None:
 
 
 def _markup(figure: Figure, label: str) -> str:
-    """The figure as SVG in the page's colours, with words for those who do not see it, and texts where one points."""
+    """Convert a figure to SVG in the page's colours, with a label for screen readers and tooltips."""
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = re.sub(r'<g id="title ([^"]*)">', r"<g><title>\1</title>", buffer.getvalue())
-    text = re.sub(r' id="[\w.]+_\d+"', "", text)  # of groups, which nothing refers to
-    text = re.sub("|".join(VARIABLES), lambda found: f"var(--{VARIABLES[found[0]]})", text)
+    text = re.sub(r' id="[\w.]+_\d+"', "", text)  # of groups; nothing refers to them
+    text = re.sub("|".join(VARIABLES), lambda match: f"var(--{VARIABLES[match[0]]})", text)
     box, content = re.findall(r'<svg [^>]*(viewBox="[^"]*")[^>]*>(.*)', text, re.DOTALL)[0]
     return f'<figure class="plot"><svg role="img" aria-label="{escape(label)}" {box}>{content}</figure>'
 

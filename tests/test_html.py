@@ -79,7 +79,7 @@ def answered(record, dataset, seed=1, error=0.1):
 
 
 def page_of(*validated):
-    sections = [html.section(dataset, results, number) for number, (dataset, results) in enumerate(validated)]
+    sections = [html.Section(dataset, results, number) for number, (dataset, results) in enumerate(validated)]
     return html.page(sections, [result for _, results in validated for result in results])
 
 
@@ -217,7 +217,7 @@ def test_the_most_confident_mistakes_are_shown_first(cifar):
     answers = answered(catalog.RECORDS[0], cifar, error=0.9).answers
     found = mistakes(cifar, answers)
     wrong = [place for place in range(len(cifar)) if answers.classes[place] != cifar.labels[place]]
-    assert [row.index for row in found] == sorted(wrong, key=lambda place: -answers.confidences[place])[:12]
+    assert [row.image for row in found] == sorted(wrong, key=lambda place: -answers.confidences[place])[:12]
     perfect = answers._replace(classes=cifar.labels.astype(np.uint16))
     assert len(mistakes(cifar, perfect)) == 0
 
@@ -235,7 +235,7 @@ def test_a_picture_is_the_image_itself_and_embedded_once(cifar):
     one = answered(record, cifar)
     page = Page(page_of((cifar, [one, one, one])))
     pictures = [attributes for tag, attributes, _ in page.elements if tag == "image"]
-    places = [row.index for row in mistakes(cifar, one.answers)]
+    places = [row.image for row in mistakes(cifar, one.answers)]
     assert len(pictures) == len(places)
     uses = [attributes["href"] for tag, attributes, _ in page.elements if tag == "use" and "href" in attributes]
     assert uses == [f"#s0i{place}" for place in places] * 3

@@ -201,7 +201,7 @@ def test_reasons_and_classes_are_printable_in_tables_and_on_the_page():
         Result(record, record.exact, Score(0.0, 10, 10, 5), answers=answers),
         Result(record, record.exact, reason=f"no {HOSTILE}"),
     ]
-    page = html.page([html.section(dataset, rows, 0)], rows)
+    page = html.page([html.Section(dataset, rows, 0)], rows)
     for text in (report.markdown(dataset, rows), page):
         assert text.replace("\n", "").isprintable()
         assert f"no {SHOWN}" in text

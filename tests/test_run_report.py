@@ -139,7 +139,7 @@ def test_the_curves_show_errors_losses_rates_and_the_best_epoch():
     assert f"best epoch, {best.epoch}" in loss
     assert "best epoch, " not in rate.partition(">")[2]
     assert [Page(text).values("aria-label") for text in (error, loss, rate)] == [
-        [f"{what} of 40 epochs, of which {best.epoch} is the best"] for what in ("error", "loss", "learning rate")
+        [f"{what} of 40 epochs; the best is {best.epoch}"] for what in ("error", "loss", "learning rate")
     ]
     assert plots.curves(History()) == []
 

@@ -27,9 +27,9 @@ class Class(NamedTuple):
 
 
 class Mistake(NamedTuple):
-    """A wrong prediction for the image at `index` of the data set; `confidence` in %."""
+    """A wrong prediction for the image of number `image` in the data set; `confidence` in %."""
 
-    index: int
+    image: int
     file: str
     label: str
     predicted: str
@@ -136,7 +136,7 @@ def markdown(dataset: Dataset, result: Result, width: int | None = None) -> str:
         parts += ["The most frequent confusions:", "\n".join(lines)]
     if report.mistakes:
         lines = [
-            f"- {row.file or f'image {row.index}'}: {row.label}, predicted {row.predicted} ({row.confidence:.1f} %)"
+            f"- {row.file or f'image {row.image}'}: {row.label}, predicted {row.predicted} ({row.confidence:.1f} %)"
             for row in report.mistakes
         ]
         parts += ["The most confident mistakes:", "\n".join(lines)]

@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -29,34 +28,35 @@ from ..text import printable
 from ..training.checkpoint import read_history
 from ..validation import Result
 from .classes import Details, details, headline, with_classes
-from .tables import Column, Table, table, write
+from .tables import Column, table, write
 
 PUBLISHED = "PydMobileNet: published and measured"
 TRAINED = "PydMobileNet: networks trained with this project"
 SHADES = 5  # of the cells of a matrix; report.css has a colour for each
 
 
-class Network(NamedTuple):
-    """The details of the network in row `row` of a table; for a run also its curves and its first command."""
+class Section:
+    """The part of the page about one data set; `number` makes its anchors unique.
 
-    row: int
-    result: Result
-    checkpoint: str
-    details: Details
-    curves: list[str]
-    command: str
+    `details` and `curves` are of the networks with predictions, by row of the table; `pictures` are the mistaken
+    images as PNG, by index.
+    """
 
-
-class Section(NamedTuple):
-    """The part of the page about one data set. `pictures` are the mistaken images as PNG, by index."""
-
-    anchor: str
-    table: Table
-    headline: str
-    results: Sequence[Result]
-    figures: list[str]
-    networks: list[Network]
-    pictures: dict[int, str]
+    def __init__(self, dataset: Dataset | None, results: Sequence[Result], number: int):
+        self.anchor = f"s{number}"
+        self.results = results
+        self.table = table(dataset, results)
+        self.headline = headline(results[0]) if len(results) == 1 else ""
+        self.figures = plots.costs(results, self.table.title) if results[0].record.published else []
+        self.details: dict[int, Details] = {}
+        self.pictures: dict[int, str] = {}
+        if dataset is not None:
+            self.details = {
+                row: details(dataset, result.answers) for row, result in enumerate(results) if result.answers
+            }
+            indices = {mistake.image for report in self.details.values() for mistake in report.mistakes}
+            self.pictures = {index: _png(dataset.images[index]) for index in sorted(indices)}
+        self.curves = {row: _curves(results[row].record) for row in self.details}
 
 
 class Report:
@@ -77,7 +77,7 @@ class Report:
     def add(self, dataset: Dataset | None, results: Sequence[Result]) -> None:
         """Write the results of one more data set."""
         self.texts.append(with_classes(dataset, results, origins=True))
-        self.sections.append(section(dataset, results, len(self.sections)))
+        self.sections.append(Section(dataset, results, len(self.sections)))
         self.results += results
         write(self.directory, self.texts, self.results, page(self.sections, self.results))
 
@@ -93,7 +93,14 @@ def page(sections: Sequence[Section], results: Sequence[Result]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        breakable=_breakable, full_names=_full_names, references=_references, shade=_shade, strong=_strong, zip=zip
+        breakable=_breakable,
+        first_command=runs.command,
+        full_names=_full_names,
+        printable=printable,
+        references=_references,
+        shade=_shade,
+        strong=_strong,
+        zip=zip,
     )
     title = _title(sections, results)
     text = environment.get_template("report.html.j2").render(
@@ -112,28 +119,6 @@ def _title(sections: Sequence[Section], results: Sequence[Result]) -> str:
     if not all(result.record.run for result in results):
         return TRAINED
     return f"PydMobileNet: {f'{len(results)} runs' if len(results) > 1 else sections[0].table.title}"
-
-
-def section(dataset: Dataset | None, results: Sequence[Result], number: int) -> Section:
-    """Build the part of the page about one data set; `number` makes its anchors unique."""
-    content = table(dataset, results)
-    figures = plots.costs(results, content.title) if results[0].record.published else []
-    networks: list[Network] = []
-    pictures: dict[int, str] = {}
-    if dataset is not None:
-        networks = [_network(dataset, result, row) for row, result in enumerate(results) if result.answers]
-        indices = sorted({mistake.index for network in networks for mistake in network.details.mistakes})
-        pictures = {index: _png(dataset.images[index]) for index in indices}
-    line = headline(results[0]) if len(results) == 1 else ""
-    return Section(f"s{number}", content, line, results, figures, networks, pictures)
-
-
-def _network(dataset: Dataset, result: Result, row: int) -> Network:
-    record = result.record
-    assert result.answers is not None
-    checkpoint = "" if record.published else printable(f", {record.place}")
-    report = details(dataset, result.answers)
-    return Network(row, result, checkpoint, report, _curves(record), printable(runs.command(record)))
 
 
 def _curves(record: Record) -> list[str]:

@@ -25,7 +25,7 @@ FILES = ("validation.md", "validation.csv", "validation.json", "report.html")
 
 
 class Column(NamedTuple):
-    """A column with a cell for each row. `rank` is 1 for the columns that a narrow table omits first, 4 for the last."""
+    """A column with a cell for each row. Narrow tables omit columns of `rank` 1 first, of 4 never."""
 
     rank: int
     name: str
@@ -276,7 +276,7 @@ def _weights_path(record: Record, root: Path | None) -> str:
 
 
 def layer_table(described: network.Network, image: tuple[int, int, int]) -> str:
-    """Format a row for each layer: its name in checkpoints, output for an image (3, H, W), parameters, multiply-adds."""
+    """Format a row for each layer; outputs and multiply-adds are for an `image` (3, H, W)."""
     shapes = described.shapes(image)
     rows = []
     for layer in described.layers:
