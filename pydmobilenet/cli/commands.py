@@ -40,11 +40,7 @@ def add_validate_options(parser: ArgumentParser) -> None:
     option("-l", "--depth", **several, type=options.positive, metavar="N", help="29, 56 or 28 (the Wide ResNets)")
     text = "runs, files that record their model, or published (default): the tables and the bundled networks"
     option("--weights", "-r", "--run", **several, metavar="PATH", help=text)
-    options.add_device(parser)
-    options.add_data_dir(parser)
-    options.add_skip_bad(parser)
-    options.add_weights_dir(parser)
-    options.add_engine(parser)
+    options.add(parser, "--device", "--data-dir", "--skip-bad", "--weights-dir", "--engine")
     option("--batch-size", type=options.positive, metavar="N", help="images a call (default: the fastest)")
     option("--limit", type=options.positive, metavar="N", help="only the first N images")
     option("--output", metavar="DIR", help="write the table to DIR as Markdown, CSV, JSON and a web page")
@@ -85,19 +81,16 @@ def add_train_options(parser: ArgumentParser) -> None:
     option = parser.add_argument
     option("data", nargs="?", metavar="DATA", help="the data set, as --dataset: a name, or a folder of images")
     option("--config", metavar="FILE", help="the recipe, or the name of one in configs/ (default: the data set's)")
-    text = "gluon, pytorch, or auto (default): Gluon where MXNet runs on the device, else PyTorch; a run's own"
+    text = "gluon, pytorch, or auto (default): Gluon if MXNet can use the device, else PyTorch; a resumed run's own"
     option("--engine", default="auto", metavar="NAME", help=text)
-    option("-g", "--device", default="auto", help="auto (default), cpu, gpu, gpu:N, mps; by Gluon gpu:0,1, cpu:0,1")
+    options.add(parser, "--device", "--data-dir", "--weights-dir", "--skip-bad")
     option("--compile", action="store_true", help="PyTorch: compile the network, on a GPU to CUDA graphs")
-    options.add_data_dir(parser)
-    options.add_skip_bad(parser)
     option("--output", metavar="DIR", help="the run's directory (default: runs/MODEL-DATASET)")
     option("--resume", metavar="DIR", help="continue this run; auto: continue the run in --output, or begin it")
     initial = parser.add_mutually_exclusive_group().add_argument
     initial("--weights", "--init", metavar="PATH", help=f"start from a run, {options.WEIGHTS_FILES}, or published")
     text = "the same as --weights published"
     initial("--pretrained", action="store_const", dest="weights", const=checkpoints.PUBLISHED, help=text)
-    options.add_weights_dir(parser)
     option("--tensorboard", action="store_true", help="write events for TensorBoard")
     option("-q", "--quiet", action="store_true", help="print nothing but the errors at the end")
     option("-v", "--verbose", action="store_true", help="print the configuration first")
@@ -132,7 +125,7 @@ def train(data: str | None, dataset: str | None, quiet: bool, **others: Any) -> 
 
 def add_export_options(parser: ArgumentParser) -> None:
     option = parser.add_argument
-    options.add_network(parser)
+    options.add(parser, *options.NETWORK)
     option("--format", default="onnx", metavar="NAME", help="onnx (default), or huggingface: a directory")
     text = "the file to write, as net.onnx, - for standard output, or the directory"
     option("--output", required=True, type=options.output_file, metavar="PATH", help=text)
@@ -141,7 +134,7 @@ def add_export_options(parser: ArgumentParser) -> None:
     option("--no-measure", dest="measure", action="store_false", help="do not measure latency and memory (a second)")
     text = "compare on this data's test images (default: random)"
     option("--data-dir", type=options.directory, metavar="DIR", help=text)
-    options.add_engine(parser)
+    options.add(parser, "--engine")
 
 
 def export(output: Path, **others: Any) -> int:
@@ -155,7 +148,7 @@ def export(output: Path, **others: Any) -> int:
 
 def add_list_options(parser: ArgumentParser) -> None:
     options.add_pattern(parser)
-    options.add_weights_dir(parser)
+    options.add(parser, "--weights-dir")
 
 
 def list_zoo(pattern: str, dataset: list[str], weights_dir: Path | None) -> int:
@@ -167,7 +160,7 @@ def list_zoo(pattern: str, dataset: list[str], weights_dir: Path | None) -> int:
 
 def add_info_options(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="as pyd-concat-56-0.5, or a run")
-    options.add_dataset(parser)
+    options.add(parser, "--dataset")
 
 
 def info(model: str, dataset: str | None) -> int:
@@ -191,8 +184,7 @@ def info(model: str, dataset: str | None) -> int:
 
 def add_fetch_options(parser: ArgumentParser) -> None:
     options.add_pattern(parser)
-    options.add_data_dir(parser)
-    options.add_weights_dir(parser)
+    options.add(parser, "--data-dir", "--weights-dir")
 
 
 def fetch(pattern: str, dataset: list[str], data_dir: Path | None, weights_dir: Path | None) -> int:
@@ -224,7 +216,7 @@ def add_convert_options(parser: ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help=f"a run, {options.WEIGHTS_FILES}")
     parser.add_argument("target", type=Path, help="the file to write, .params or .safetensors")
     parser.add_argument("-m", "--model", metavar="NAME", help="as pyd-concat-56-0.5 (default: the source's)")
-    options.add_dataset(parser)
+    options.add(parser, "--dataset")
 
 
 def convert(source: Path, target: Path, model: str | None, dataset: str | None) -> int:
@@ -241,13 +233,13 @@ def add_show_options(parser: ArgumentParser) -> None:
     text = "as cifar10, digits, or a folder of images (default: cifar10)"
     option("-d", "--dataset", default="cifar10", metavar="NAME", help=text)
     option("--split", help="train (default), test, of a folder val too; of class folders alone all (default)")
-    options.add_data_dir(parser)
+    options.add(parser, "--data-dir")
     text = "the picture to write, as grid.png; - for standard output"
     option("--output", required=True, type=options.output_file, metavar="FILE", help=text)
     option("--images", type=options.positive, default=16, metavar="N", help="how many (default: 16)")
     option("--seed", type=options.natural, default=0, help="of the choice and the augmentation (default: 0)")
     option("--image-size", type=options.positive, metavar="N", help="pixels, wide and high, of a folder's images")
-    options.add_skip_bad(parser)
+    options.add(parser, "--skip-bad")
 
 
 def show(

@@ -22,6 +22,7 @@ from ..text import printable
 
 RANK0_GRACE = 5  # seconds: torchrun's first process reports a mistake of all; another one only if it is alone with it
 WEIGHTS_FILES = "a .params, .safetensors or .pth file, a directory in Hugging Face's layout"
+NETWORK = ("--model", "--dataset", "--weights", "--image-size", "--weights-dir")  # arguments of `checkpoints.find`
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,51 +77,6 @@ def exit_with(main: Callable[[], int], program: str) -> NoReturn:
     sys.exit(code)
 
 
-def add_dataset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-d", "--dataset", metavar="NAME", help="cifar10 (default), digits, ...; of a run, its own")
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    text = "auto (default), cpu, gpu, gpu:N, mps; or N for GPU N"
-    parser.add_argument("-g", "--device", default="auto", help=text)
-
-
-def add_data_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=directory, metavar="DIR", help="read data from DIR, or download it there")
-
-
-def add_skip_bad(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--skip-bad", action="store_true", help="skip unreadable images")
-
-
-def add_weights_dir(parser: argparse.ArgumentParser) -> None:
-    text = "read published weights from DIR, or download them there"
-    parser.add_argument("--weights-dir", type=directory, metavar="DIR", help=text)
-
-
-def add_engine(parser: argparse.ArgumentParser) -> None:
-    text = "gluon, pytorch, onnxruntime, or auto (default): Gluon if MXNet is installed and can use the device"
-    parser.add_argument("--engine", default="auto", metavar="NAME", help=text)
-
-
-def add_network(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `checkpoints.find`: a model and its weights."""
-    parser.add_argument("-m", "--model", metavar="NAME", help="as pyd-concat-56-0.5; of a run, its own")
-    add_dataset(parser)
-    text = f"a run, {WEIGHTS_FILES}, or published (default): the authors' weights, or the bundled ones"
-    parser.add_argument("--weights", default=checkpoints.PUBLISHED, metavar="PATH", help=text)
-    text = "resize images to N x N pixels (default: the size of the training images)"
-    parser.add_argument("--image-size", type=positive, metavar="N", help=text)
-    add_weights_dir(parser)
-
-
-def add_pattern(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `catalog.select`."""
-    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="as 'pyd-concat-*' (default: all)")
-    text = "data sets of the tables (default: all)"
-    parser.add_argument("-d", "--dataset", nargs="+", default=["*"], metavar="NAME", help=text)
-
-
 def use_all_processors() -> None:
     """Let engines use all processors and instructions, in a process without training."""
     runtime.use_all_instructions()
@@ -170,3 +126,46 @@ def _path(text: str) -> Path:
         return fetching.expanded(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--data-dir": {"type": directory, "metavar": "DIR", "help": "read data from DIR, or download it there"},
+    "--dataset": {"metavar": "NAME", "help": "cifar10 (default), digits, ...; of a run, its own"},
+    "--device": {"default": "auto", "help": "auto (default), cpu, mps, gpu, gpu:N or N; for Gluon's training gpu:0,1"},
+    "--engine": {
+        "default": "auto",
+        "metavar": "NAME",
+        "help": "gluon, pytorch, onnxruntime, or auto (default): Gluon if MXNet is installed and can use the device",
+    },
+    "--image-size": {
+        "type": positive,
+        "metavar": "N",
+        "help": "resize images to N x N pixels (default: the size of the training images)",
+    },
+    "--model": {"metavar": "NAME", "help": "as pyd-concat-56-0.5; of a run, its own"},
+    "--skip-bad": {"action": "store_true", "help": "skip unreadable images"},
+    "--weights": {
+        "default": checkpoints.PUBLISHED,
+        "metavar": "PATH",
+        "help": f"a run, {WEIGHTS_FILES}, or published (default): the authors' weights, or the bundled ones",
+    },
+    "--weights-dir": {
+        "type": directory,
+        "metavar": "DIR",
+        "help": "read published weights from DIR, or download them there",
+    },
+}
+SHORT = {"--dataset": ["-d"], "--device": ["-g"], "--model": ["-m"]}
+
+
+def add(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add options of several commands."""
+    for name in names:
+        parser.add_argument(*SHORT.get(name, []), name, **OPTIONS[name])
+
+
+def add_pattern(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `catalog.select`."""
+    parser.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="as 'pyd-concat-*' (default: all)")
+    text = "data sets of the tables (default: all)"
+    parser.add_argument("-d", "--dataset", nargs="+", default=["*"], metavar="NAME", help=text)

@@ -24,7 +24,7 @@ from . import options
 def add_predict_options(parser: argparse.ArgumentParser) -> None:
     option = parser.add_argument
     option("images", nargs="+", metavar="IMAGE", help="a file, a folder, or - for standard input")
-    options.add_network(parser)
+    options.add(parser, *options.NETWORK)
     option("--top", type=options.positive, default=3, metavar="K", help="classes an image (default: 3)")
     formats = parser.add_mutually_exclusive_group().add_argument
     formats("--format", default="text", metavar="NAME", help="text (default), csv or json")
@@ -33,9 +33,7 @@ def add_predict_options(parser: argparse.ArgumentParser) -> None:
     option("--probabilities", action="store_true", help="with --csv: a column for each class")
     text = "write to FILE, completely or not at all; - for standard output (default)"
     option("--output", type=options.output_file, metavar="FILE", help=text)
-    options.add_skip_bad(parser)
-    options.add_engine(parser)
-    options.add_device(parser)
+    options.add(parser, "--skip-bad", "--engine", "--device")
 
 
 def predict(
