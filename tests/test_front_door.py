@@ -76,6 +76,20 @@ def test_the_version_is_told_without_an_engine(command):
     assert answer.stdout.splitlines() == [f"pydmobilenet {pydmobilenet.__version__}", "set()"]
 
 
+def test_the_environment_is_printed_for_a_report(run):
+    code, out, _ = run("info", "--environment")
+    assert code == 0
+    names = [line.partition(": ")[0] for line in out.splitlines()]
+    assert {"pydmobilenet", "python", "numpy", "onnxruntime", "processor", "system", "NVIDIA GPUs"} <= set(names)
+    for arguments in (
+        ["info"],
+        ["info", "pyd-add-29-0.25", "--environment"],
+        ["info", "--environment", "-d", "digits"],
+    ):
+        code, _, err = run(*arguments)
+        assert (code, "either MODEL" in err) == (2, True)
+
+
 def test_the_package_lists_what_it_offers():
     assert set(pydmobilenet.__all__) <= set(dir(pydmobilenet))
     assert "__version__" in dir(pydmobilenet)

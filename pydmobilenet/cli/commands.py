@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import platform
 import shlex
 import sys
 import warnings
@@ -17,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import api, catalog, checkpoints, fetching, files, plots, processes, provenance
+from .. import api, catalog, checkpoints, fetching, files, machine, plots, processes, provenance
 from ..checkpoints import formats, runs, weights
 from ..data import Dataset, get_dataset, get_task
 from ..data.datasets import located
@@ -159,12 +160,21 @@ def list_zoo(pattern: str, dataset: list[str], weights_dir: Path | None) -> int:
 
 
 def add_info_options(parser: ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="as pyd-concat-56-0.5, or a run")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="as pyd-concat-56-0.5, or a run")
     options.add(parser, "--dataset")
+    text = "print versions, processor and GPUs instead, for a report of a bug"
+    parser.add_argument("--environment", action="store_true", help=text)
 
 
-def info(model: str, dataset: str | None) -> int:
+def info(model: str | None, dataset: str | None, environment: bool) -> int:
     """Show a network layer by layer, and the origin of a run."""
+    if bool(model) == environment or (environment and dataset):
+        raise UserError("pass either MODEL, with or without --dataset, or --environment alone")
+    if model is None:
+        gpus = ", ".join(f"compute capability {major}.{minor}" for major, minor in machine.compute_capabilities())
+        rows = {**provenance.environment(), "system": platform.platform(), "NVIDIA GPUs": gpus or "none"}
+        print(*(f"{name}: {value}" for name, value in rows.items()), sep="\n")
+        return 0
     path = fetching.expanded(model)
     # A folder may have a network's name too.
     is_file = path.is_file() or path.suffix in (formats.PARAMS, formats.SAFETENSORS)
