@@ -326,7 +326,7 @@ def test_a_warm_up_that_auto_epochs_leave_no_room_for_is_named():
 
 
 def test_images_of_another_size_are_a_folder_s_alone():
-    with pytest.raises(InvalidValueError, match=r"image_size is 64 \(allowed: 32, which the images of cifar10 have"):
+    with pytest.raises(InvalidValueError, match=r"image_size is 64 \(allowed: 32, as cifar10 has"):
         config.make({**VALUES, "image_size": 64})
 
 

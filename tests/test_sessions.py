@@ -227,7 +227,7 @@ def test_other_data_is_told_by_its_count_before_a_picture_is_decoded(layout, tmp
     assert_mistake(answer, "data that the run began with")  # the numbers of files are right again, the pictures are not
 
 
-@pytest.mark.filterwarnings("ignore:.*passed over")
+@pytest.mark.filterwarnings("ignore:.*skipped")
 def test_a_run_that_has_passed_over_pictures_goes_on(tmp_path, inside):
     photos = make_classes(tmp_path / "photos", "ab", {".": 10})
     (photos / "a" / "bad.png").write_bytes(b"no picture")

@@ -147,7 +147,7 @@ def test_the_authors_way_stays_the_default_of_other_data_sets(train, tmp_path):
         ("digits", ["--test-fraction", 0.2], "test_fraction 0.2 cannot be used: it is for class folders alone"),
         ("digits", ["--patience", 3], "patience 3 cannot be used: it waits for the validation error"),
         ("digits", ["--body-rate", 0.5], "body_rate 0.5 cannot be used: it is for loaded weights"),
-        ("digits", ["--image-size", 64], "image_size is 64 (allowed: 32, which the images of digits have"),
+        ("digits", ["--image-size", 64], "image_size is 64 (allowed: 32, as digits has"),
         ("digits", ["--dataset", "cifar10"], "digits and --dataset cifar10 are two data sets"),
         ("phtos", [], "unknown data set 'phtos'"),
         ("./phtos", [], "no such folder: phtos"),
