@@ -68,10 +68,9 @@ def get_model(
     Raises InvalidValueError, MissingFileError, BadFileError or UnusableError, which are ValueError, FileNotFoundError,
     ValueError and OSError; UnusableError too where the engine is not installed.
     """
-    engines.check_name(engine, "networks")  # before weights are loaded, perhaps from the network
-    request = checkpoints.resolve(name, dataset, classes, pretrained, weights, weights_dir)
-    choice = engines.choose(engine, "cpu", "networks", request.architecture.family)
-    return choice.get_model(request, device)
+    source = checkpoints.resolve(name, dataset, classes, pretrained, weights, weights_dir)
+    choice = engines.choose(engine, "cpu", "networks", catalog.parse_name(source.model).family)
+    return choice.get_model(source, device)
 
 
 @dataclass(frozen=True)

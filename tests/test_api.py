@@ -12,6 +12,7 @@ import pytest
 
 import pydmobilenet
 from pydmobilenet import checkpoints
+from pydmobilenet import engine as engines
 from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import InvalidValueError, MissingFileError, UserError
 
@@ -237,7 +238,11 @@ def test_a_path_that_is_not_there_is_no_reason_for_random_weights(given, error, 
         pydmobilenet.get_model("mobilenet-29-0.5", **given)
 
 
-def test_an_unknown_engine_is_told_before_weights_are_looked_for(monkeypatch):
-    monkeypatch.setattr(checkpoints, "resolve", lambda *_: pytest.fail("looked for"))
-    with pytest.raises(InvalidValueError, match="unknown engine for networks 'torch'"):
-        pydmobilenet.get_model("pyd-add-29-0.25", pretrained=True, engine="torch")
+@pytest.mark.parametrize(
+    ("engine", "words"), [("torch", "unknown engine for networks 'torch'"), ("pytorch", "'pytorch': not installed")]
+)
+def test_an_unusable_engine_is_told_before_weights_are_loaded(engine, words, monkeypatch):
+    monkeypatch.setattr(checkpoints.Checkpoint, "arrays", lambda source: pytest.fail("loaded"))
+    monkeypatch.setattr(engines, "obstacle", lambda name: "not installed")
+    with pytest.raises(UserError, match=words):
+        pydmobilenet.get_model("pyd-add-29-0.25", pretrained=True, engine=engine)

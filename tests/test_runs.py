@@ -166,8 +166,8 @@ def test_a_run_tells_all_that_its_result_depends_on(original):
     ("arguments", "words"),
     [
         (("--model", "resnet-11-0.125"), f"is of {MODEL}, not of resnet-11-0.125; nearest: {MODEL}"),
-        (("--dataset", "cifar10"), "has learned folder:"),
-        (("--weights-dir", ROOT), "weights_dir is where published weights are looked for: pass either that or weights"),
+        (("--dataset", "cifar10"), "was trained on folder:"),
+        (("--weights-dir", ROOT), "weights_dir is for published weights: pass either weights_dir or weights"),
     ],
 )
 def test_what_is_given_beside_a_run_and_differs_is_a_mistake(arguments, words, original, moved, call):

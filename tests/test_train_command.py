@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -119,7 +118,7 @@ def of_another_model(tmp_path):
         (["-d", "imagenet32"], "no free address"),
         (
             ["-d", "cifar10", "--pretrained"],
-            f"no weights of {MODEL} are published for cifar10: --weights FILE takes any others",
+            f"no weights of {MODEL} are published for cifar10; pass others by --weights FILE",
         ),
         (["--init", "/nowhere.params"], "no such parameter file or run: /nowhere.params"),
         (["--init", damaged], "damaged.params is no MXNet parameter file, or a damaged one"),
@@ -276,7 +275,7 @@ def test_a_run_starts_from_the_weights_of_a_file(finished, folder, tmp_path, beg
 def test_a_head_of_another_size_is_made_anew_which_is_said(finished, tmp_path, begun):
     file = finished[0] / "best.params"
     answer, parameters = begun(tmp_path / "run", "-m", MODEL, "-d", "digits", "--init", file)
-    assert f"{file} has other classes: the dense layer for Digits starts anew" in answer.stderr
+    assert "The last layer is new, for your 10 classes." in answer.stderr
     given = formats.read_params(file)
     assert all(parameters[name].tobytes() == given[name].tobytes() for name in given if not head(name))
     assert parameters["head.dense.weight"].shape == (10, 128)
@@ -287,7 +286,7 @@ def test_a_head_of_as_many_but_other_classes_is_made_anew(finished, tmp_path, be
     other = make_folder(tmp_path / "other", classes="wxyz")
     file = finished[0] / "best.params"
     answer, parameters = begun(tmp_path / "run", "-d", other, "--batch-size", 8, "--weights", finished[0])
-    assert f"{file} has other classes: the dense layer for other starts anew" in answer.stderr
+    assert "The last layer is new, for your 4 classes." in answer.stderr
     given = formats.read_params(file)  # whose network is taken, as no other is given
     assert parameters.keys() == given.keys()
     assert all((parameters[name].tobytes() == given[name].tobytes()) != head(name) for name in given)
@@ -295,10 +294,9 @@ def test_a_head_of_as_many_but_other_classes_is_made_anew(finished, tmp_path, be
 
 def test_a_run_starts_from_the_authors_weights_with_a_head_of_its_own(shared, folder, tmp_path, begun):
     start = ("--pretrained", "--weights-dir", shared / "weights")
-    said = f"no weights of resnet-29-0.5 are published for {folder}: starting from the body of those for cifar10"
-    with pytest.warns(UserWarning, match=re.escape(said)):
+    with pytest.warns(UserWarning, match=r"Starting from the authors' CIFAR-10 weights\."):
         answer, parameters = begun(tmp_path / "run", "-m", "resnet-29-0.5", "-d", folder, "--batch-size", 8, *start)
-    assert "has other classes" in answer.stderr
+    assert "The last layer is new, for your 4 classes." in answer.stderr
     given = weights.read(shared / "weights" / "resnet" / "cifar10_resnet29-0000.params")
     assert parameters.keys() == given.keys()
     assert all(parameters[name].tobytes() == given[name].tobytes() for name in given if not head(name))

@@ -245,9 +245,8 @@ def _data_set(config: Config, data_dir: Path | None, init: Checkpoint | None) ->
 def _load(init: Checkpoint, trainer: Trainer, task: Task, session: Session) -> None:
     """Have a new run start from weights, and say what is assumed of them."""
     config = session.config
-    file = init.locate()
-    if trainer.load_weights(file, "optional" if init.task.classes == task.classes else "fresh"):
-        session.say(f"{file} has other classes: the dense layer for {task.title} starts anew")
+    if trainer.load_weights(init.locate(), "optional" if init.task.classes == task.classes else "fresh"):
+        session.say(f"The last layer is new, for your {task.outputs} classes.")
     if init.task.image_size != config.image_size and config.body_rate < 1:
         size, body_rate = init.task.image_size, config.body_rate
         session.say(
