@@ -1,6 +1,6 @@
-"""Errors on one line: the value, what is allowed, and the nearest valid choice.
+"""Mistakes that a user can mend: one line that names the value, what is allowed and the nearest valid choice.
 
-The commands print a `UserError` and exit with code 2; any other exception is a bug.
+The scripts print a `UserError` on one line and exit with code 2; everything else is a fault of the program.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-# The engines' packages and their names.
+# The packages that engines come in, and how people call them.
 ENGINES = {"mxnet": "MXNet", "torch": "PyTorch", "onnxruntime": "ONNX Runtime", "onnx": "ONNX"}
-# Names of options, arguments, keys and functions in other projects, and here.
+# What other projects call an option, an argument, a key or a function, and what it is called here.
 SYNONYMS = {
     "arch": "model",
     "batch": "batch_size",
     "checkpoint": "weights",
-    "classes": "dataset",
+    "classes": "dataset",  # which tells them
     "create_model": "get_model",
     "ctx": "device",
     "data": "data_dir",
@@ -39,37 +39,37 @@ SYNONYMS = {
 
 
 class UserError(Exception):
-    """A user's mistake; the message says how to correct it."""
+    """A mistake that the user can mend; the text says how."""
 
     exit_code = 2
 
 
 class InvalidValueError(UserError, ValueError):
-    """An invalid name or value."""
+    """A name or value that is none of the allowed ones."""
 
 
 class BadFileError(UserError, ValueError):
-    """A file with invalid content; never used, never overwritten."""
+    """A file that is not what it has to be; it is never used and never overwritten."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file found neither on this machine nor on the network."""
+    """A file that is neither on this machine nor to be had from the network."""
 
 
 class UnusableError(UserError, OSError):
-    """A device, directory or package that is not available here."""
+    """A device, directory or package that this machine does not offer."""
 
 
 class EngineError(UserError, RuntimeError):
-    """A failure inside an engine: an unsupported kernel, no memory."""
+    """What an engine has thrown, in words: a kernel that cannot be made, no memory."""
 
     exit_code = 1
 
 
 def of_engine(error: BaseException) -> EngineError | None:
-    """Return an engine's exception, or a MemoryError, as an `EngineError`; None for any other.
+    """What an engine or the memory's end has thrown as an `EngineError`, None for anything else.
 
-    The package of its class tells the engine, so none has to be imported.
+    An engine's own errors are told by the package that their class comes from, so that none has to be imported.
     """
     if isinstance(error, EngineError):
         return error
@@ -82,7 +82,7 @@ def of_engine(error: BaseException) -> EngineError | None:
 
 
 def engine_error(engine: str, words: str) -> EngineError:
-    """Return an engine's error, with advice."""
+    """What an engine has thrown, `words`, with what to do."""
     advice = ""
     if "memory" in words.lower():
         advice = " (a smaller batch needs less)"
@@ -90,19 +90,19 @@ def engine_error(engine: str, words: str) -> EngineError:
         advice = " (--device cpu may help)"
     elif any(sign in words for sign in ("by peer", "Broken pipe", "remote process")):
         advice = " (another process of this training has ended)"
-    elif engine == ENGINES["mxnet"]:  # its oneDNN may lack a kernel
+    elif engine == ENGINES["mxnet"]:  # a kernel that its oneDNN lacks
         advice = " (DNNL_MAX_CPU_ISA=AVX2 or SSE41 may help)"
     return EngineError(f"{engine} has failed: {words[:300]}{advice}")
 
 
 def engine_words(error: BaseException) -> str:
-    """Return the last line of an engine's error; a stack trace may precede it."""
+    """What an engine's error says, on one line: the last one, as a trace of the engine's own code may come before."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].removeprefix("MXNetError: ")[:300] if lines else type(error).__name__
 
 
 def unknown(kind: str, value: object, choices: Iterable[object], allowed: str = "") -> InvalidValueError:
-    """Return the error for a `value` outside of `choices`; `allowed` describes a long list."""
+    """The error for a `value` that is none of `choices`; `allowed` describes them where a list would be too long."""
     names = [str(choice) for choice in choices]
     return InvalidValueError(
         f"unknown {kind} {str(value)!r}{nearest(value, names)} (allowed: {allowed or ', '.join(names)})"
@@ -110,7 +110,7 @@ def unknown(kind: str, value: object, choices: Iterable[object], allowed: str = 
 
 
 def nearest(value: object, choices: Iterable[str]) -> str:
-    """Return ``; nearest: …`` with the synonym of a value, or up to three similar choices, or nothing."""
+    """``; nearest: …`` with the choice that a value is a synonym of, or up to three that are like it, or nothing."""
     spelt = {_plain(choice): choice for choice in choices}
     word = _plain(str(value))
     meant = SYNONYMS.get(word, word)
@@ -122,12 +122,12 @@ def nearest(value: object, choices: Iterable[str]) -> str:
 
 
 def _plain(word: str) -> str:
-    """Return a name without the differences between an option, an argument and a key."""
+    """A name without what differs between an option, an argument and a key."""
     return word.lstrip("-").replace("-", "_").lower()
 
 
 def hinted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a function: its error for an unknown argument names the nearest one."""
+    """The function, whose error for an unknown argument names the nearest one."""
     known = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""Data sets, pictures, splits and batches; in NumPy, without an engine."""
+"""The data sets, by name. Speaks NumPy alone."""
 
 from .batching import batches
 from .dataset import IMAGE_SIZES, Dataset, Task, normalise
