@@ -74,6 +74,7 @@ setup(
         "onnx>=1.16",  # ONNX files are written and checked by it
         "onnxruntime>=1.17",  # the engine of a small install
         "pillow>=10.1",  # folders of images; before, a TIFF's orientation was applied twice
+        "psutil",  # free memory, and the processors of a process, on every system
         "pyyaml",  # the recipes in configs/
         "requests",  # downloads
         "safetensors",  # files of parameters that PyTorch, timm and Hugging Face read

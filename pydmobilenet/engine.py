@@ -19,7 +19,7 @@ from .gluon import runtime
 from .network import Network
 
 if TYPE_CHECKING:
-    from .checkpoints import Request
+    from .checkpoints import Checkpoint
     from .data import Task
     from .training.config import Config
     from .training.trainer import Trainer
@@ -83,9 +83,9 @@ class Choice:
 
         return OnnxRuntimeEngine(self.devices[0], self.fused)
 
-    def get_model(self, request: Request, device: Any) -> Any:
+    def get_model(self, source: Checkpoint, device: Any) -> Any:
         """Make the network that a user asks for."""
-        return importlib.import_module(f".{self.name}.network", __package__).make(request, device)
+        return importlib.import_module(f".{self.name}.network", __package__).make(source, device)
 
     def make_trainer(self, config: Config, task: Task) -> Trainer:
         """Make a trainer with fresh parameters."""

@@ -1,6 +1,6 @@
-"""Mistakes that a user can mend: one line that names the value, what is allowed and the nearest valid choice.
+"""Errors on one line: the value, what is allowed, and the nearest valid choice.
 
-The scripts print a `UserError` on one line and exit with code 2; everything else is a fault of the program.
+The commands print a `UserError` and exit with code 2; any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
-# The packages that engines come in, and how people call them.
+# The engines' packages and their names.
 ENGINES = {"mxnet": "MXNet", "torch": "PyTorch", "onnxruntime": "ONNX Runtime", "onnx": "ONNX"}
-# What other projects call an option, an argument, a key or a function, and what it is called here.
+# Names of options, arguments, keys and functions in other projects, and here.
 SYNONYMS = {
     "arch": "model",
     "batch": "batch_size",
     "checkpoint": "weights",
-    "classes": "dataset",  # which tells them
+    "classes": "dataset",
     "create_model": "get_model",
     "ctx": "device",
     "data": "data_dir",
@@ -39,37 +39,37 @@ SYNONYMS = {
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the text says how."""
+    """A user's mistake; the message says how to correct it."""
 
     exit_code = 2
 
 
 class InvalidValueError(UserError, ValueError):
-    """A name or value that is none of the allowed ones."""
+    """An invalid name or value."""
 
 
 class BadFileError(UserError, ValueError):
-    """A file that is not what it has to be; it is never used and never overwritten."""
+    """A file with invalid content; never used, never overwritten."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file that is neither on this machine nor to be had from the network."""
+    """A file found neither on this machine nor on the network."""
 
 
 class UnusableError(UserError, OSError):
-    """A device, directory or package that this machine does not offer."""
+    """A device, directory or package that is not available here."""
 
 
 class EngineError(UserError, RuntimeError):
-    """What an engine has thrown, in words: a kernel that cannot be made, no memory."""
+    """A failure inside an engine: an unsupported kernel, no memory."""
 
     exit_code = 1
 
 
 def of_engine(error: BaseException) -> EngineError | None:
-    """What an engine or the memory's end has thrown as an `EngineError`, None for anything else.
+    """Return an engine's exception, or a MemoryError, as an `EngineError`; None for any other.
 
-    An engine's own errors are told by the package that their class comes from, so that none has to be imported.
+    The package of its class tells the engine, so none has to be imported.
     """
     if isinstance(error, EngineError):
         return error
@@ -82,7 +82,7 @@ def of_engine(error: BaseException) -> EngineError | None:
 
 
 def engine_error(engine: str, words: str) -> EngineError:
-    """What an engine has thrown, `words`, with what to do."""
+    """Return an engine's error, with advice."""
     advice = ""
     if "memory" in words.lower():
         advice = " (a smaller batch needs less)"
@@ -90,19 +90,19 @@ def engine_error(engine: str, words: str) -> EngineError:
         advice = " (--device cpu may help)"
     elif any(sign in words for sign in ("by peer", "Broken pipe", "remote process")):
         advice = " (another process of this training has ended)"
-    elif engine == ENGINES["mxnet"]:  # a kernel that its oneDNN lacks
+    elif engine == ENGINES["mxnet"]:  # its oneDNN may lack a kernel
         advice = " (DNNL_MAX_CPU_ISA=AVX2 or SSE41 may help)"
     return EngineError(f"{engine} has failed: {words[:300]}{advice}")
 
 
 def engine_words(error: BaseException) -> str:
-    """What an engine's error says, on one line: the last one, as a trace of the engine's own code may come before."""
+    """Return the last line of an engine's error; a stack trace may precede it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1].removeprefix("MXNetError: ")[:300] if lines else type(error).__name__
 
 
 def unknown(kind: str, value: object, choices: Iterable[object], allowed: str = "") -> InvalidValueError:
-    """The error for a `value` that is none of `choices`; `allowed` describes them where a list would be too long."""
+    """Return the error for a `value` outside of `choices`; `allowed` describes a long list."""
     names = [str(choice) for choice in choices]
     return InvalidValueError(
         f"unknown {kind} {str(value)!r}{nearest(value, names)} (allowed: {allowed or ', '.join(names)})"
@@ -110,7 +110,7 @@ def unknown(kind: str, value: object, choices: Iterable[object], allowed: str = 
 
 
 def nearest(value: object, choices: Iterable[str]) -> str:
-    """``; nearest: …`` with the choice that a value is a synonym of, or up to three that are like it, or nothing."""
+    """Return ``; nearest: …`` with the synonym of a value, or up to three similar choices, or nothing."""
     spelt = {_plain(choice): choice for choice in choices}
     word = _plain(str(value))
     meant = SYNONYMS.get(word, word)
@@ -122,12 +122,12 @@ def nearest(value: object, choices: Iterable[str]) -> str:
 
 
 def _plain(word: str) -> str:
-    """A name without what differs between an option, an argument and a key."""
+    """Return a name without the differences between an option, an argument and a key."""
     return word.lstrip("-").replace("-", "_").lower()
 
 
 def hinted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, whose error for an unknown argument names the nearest one."""
+    """Decorate a function: its error for an unknown argument names the nearest one."""
     known = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)

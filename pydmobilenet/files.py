@@ -1,4 +1,4 @@
-"""Files and directories that are put in place whole or not at all, and streams, which are written to at once."""
+"""Atomic files and directories, output streams, locks, and the package's resources."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from filelock import FileLock
 
 from .errors import UnusableError, UserError
 
-STDOUT = Path("/dev/stdout")  # on every system
+STDOUT = Path("/dev/stdout")  # a name that works on every system
 STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 DESCRIPTORS = ("/dev/fd", "/proc/self/fd")
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # of some NFS and FUSE
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # some NFS and FUSE
 # The recipes and the bundled checkpoints: beside the package in a checkout, inside it in an installed wheel.
 PACKAGE = Path(__file__).resolve().parent
 RESOURCES = PACKAGE if (PACKAGE / "configs").is_dir() else PACKAGE.parent
@@ -30,14 +30,14 @@ CONFIGS, PRETRAINED = RESOURCES / "configs", RESOURCES / "pretrained"
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a whole file, as `writing` does."""
+    """Write a file, as `writing` does."""
     write_together({path: content})
 
 
 def write_together(contents: Mapping[Path, str | bytes]) -> None:
-    """Write several whole files. Once all of them are on the disk they are put in place, in their order."""
+    """Write several files; rename them, in their order, once all are written."""
     with ExitStack() as stack:
-        for path, content in reversed(list(contents.items())):  # the last one that is begun is put in place first
+        for path, content in reversed(list(contents.items())):  # an ExitStack closes the last one first
             file = stack.enter_context(writing(path))
             file.write(content.encode() if isinstance(content, str) else content)
             _sync(file)
@@ -45,41 +45,39 @@ def write_together(contents: Mapping[Path, str | bytes]) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file to write to, which is put in place once the block has ended.
+    """Yield a temporary file beside `path`, renamed to it at the end of the block.
 
-    Whatever is raised in the block, an earlier file stays as it was. A link stays too, and the file that it leads to is
-    replaced; the new one has its mode. A stream is written to at once. Raises UnusableError where a file cannot be
-    written.
+    On any error, an earlier file stays. Symlinks are followed, the mode is kept. A stream is written to at once. Raises
+    UnusableError.
     """
     check(path)
     number = stream(path)
     if number is not None:
         for buffered in filter(None, (sys.stdout, sys.stderr)):
-            buffered.flush()  # what was printed before comes before
+            buffered.flush()  # earlier lines come first
         with _naming(path), open(number, "wb", closefd=False) as file:
             yield file
         return
     target = Path(os.path.realpath(path))
-    part, old = _beside(target), target.stat() if target.exists() else None
-    mode = stat.S_IMODE(old.st_mode) if old else 0o666
+    tmp = _beside(target)
+    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
     try:
         with _naming(path):
-            with open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-                if old:
-                    with suppress(OSError, AttributeError):  # not everybody may, and Windows has none
-                        os.chown(part, old.st_uid, old.st_gid)
-                    os.chmod(part, mode)  # of which the process's mask may have taken away some
+            with open(
+                tmp, "xb", opener=lambda name, flags: os.open(name, flags, 0o666 if mode is None else mode)
+            ) as file:
+                if mode is not None:
+                    os.chmod(tmp, mode)  # the umask may have removed some bits
                 yield file
                 _sync(file)
-            os.replace(part, target)
-            _sync_directory(target.parent)
+            os.replace(tmp, target)
     finally:
         with suppress(OSError):
-            part.unlink()
+            tmp.unlink()
 
 
 def _beside(target: Path) -> Path:
-    """Return a name for what is not finished: nobody else's, and not too long."""
+    """Return a unique name for a temporary file, short enough for any file system."""
     return target.with_name(f".{target.name[:50]}.{secrets.token_hex(4)}.part")
 
 
@@ -89,20 +87,10 @@ def _sync(file: BinaryIO) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_directory(path: Path) -> None:
-    """Have a new name itself come to the disk, where the system can do that."""
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def stream(path: Path) -> int | None:
-    """Return the number of the open descriptor that a path names, as ``/dev/stdout`` and ``/dev/fd/3``, else None.
+    """Return the descriptor of a path such as ``/dev/stdout`` or ``/dev/fd/3``, else None.
 
-    ``os.path.realpath`` would lead to the file that a descriptor is redirected to.
+    `os.path.realpath` would follow the redirection of a descriptor.
     """
     directory, _, name = path.as_posix().rpartition("/")
     if directory in DESCRIPTORS and name.isdecimal():
@@ -111,10 +99,10 @@ def stream(path: Path) -> int | None:
 
 
 def check(path: Path) -> None:
-    """Raise UnusableError where a file cannot be put: onto what is none, onto a read-only one, or into no directory."""
+    """Raise UnusableError if a file cannot be written: not a file, read-only, or no such directory."""
     try:
         if (number := stream(path)) is not None:
-            os.write(number, b"")  # fails where it is closed, or open for reading alone
+            os.write(number, b"")  # fails for a closed or read-only one
             return
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -122,38 +110,37 @@ def check(path: Path) -> None:
         if not os.path.isdir(parent):
             raise UnusableError(f"cannot write {path}: no such directory: {parent}") from None
         return
-    except (OSError, ValueError) as error:  # ValueError: a name that can be none
+    except (OSError, ValueError) as error:  # ValueError: an invalid name
         raise UnusableError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
         raise UnusableError(f"cannot write {path}: it is {kind} (allowed: a file)")
-    if not (mode & 0o222 and os.access(path, os.W_OK)):  # of root, the latter is true of any
+    if not (mode & 0o222 and os.access(path, os.W_OK)):  # root may write any
         raise UnusableError(f"cannot write {path}: it is read-only")
 
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Yield a directory to fill, which is at `path` once the block has ended.
+    """Yield a temporary directory, renamed to `path` at the end of the block.
 
-    Of several at once the first wins. Raises UnusableError where something else is at `path` by then, or it cannot be
-    made; nothing is left behind then.
+    Of several at once, the first wins. Raises UnusableError if `path` exists by then or cannot be made.
     """
-    part = _beside(path)
+    tmp = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.mkdir()
-        yield part
-        os.rename(part, path)  # which replaces nothing but an empty directory
+        tmp.mkdir()
+        yield tmp
+        os.rename(tmp, path)  # replaces only an empty directory
     except UserError:
         raise
     except OSError as error:
         raise UnusableError(f"cannot make the directory {path}: {error.strerror or error}") from None
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(tmp, ignore_errors=True)
 
 
 def check_new_directory(path: Path) -> None:
-    """Raise UnusableError where `new_directory` could not make a directory, as a trial of its names tells."""
+    """Raise UnusableError if `new_directory` would fail; tries it with a temporary one."""
     target = path.absolute()
     parent = next(each for each in target.parents if os.path.lexists(each))
     try:
@@ -164,7 +151,7 @@ def check_new_directory(path: Path) -> None:
 
 
 def acquire(lock: FileLock, timeout: float) -> None:
-    """Acquire a lock; where the file system has none, warn and go on without it. Raises as `FileLock.acquire`."""
+    """Acquire a lock; warn if the file system has no locks. Raises as `FileLock.acquire`."""
     try:
         lock.acquire(timeout)
     except (OSError, NotImplementedError) as error:
@@ -178,7 +165,7 @@ def acquire(lock: FileLock, timeout: float) -> None:
 def _naming(path: Path) -> Iterator[None]:
     try:
         yield
-    except (UserError, BrokenPipeError):  # the latter: the reader of a stream has gone
+    except (UserError, BrokenPipeError):  # BrokenPipeError: a reader such as head has ended
         raise
     except OSError as error:
         raise UnusableError(f"cannot write {path}: {error.strerror or error}") from None

@@ -108,7 +108,7 @@ def predict(
             if isinstance(found, images.Picture):
                 read.append((name, found))
             elif skip_bad:
-                warnings.warn(f"{found}: passed over", stacklevel=2)
+                warnings.warn(f"{found}: skipped", stacklevel=2)
             else:
                 raise BadFileError(f"{found}; --skip-bad goes on without it" if len(files) > 1 else str(found))
         if not read:

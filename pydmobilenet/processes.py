@@ -1,4 +1,4 @@
-"""Processes that share this machine's processors and end with the one that started them."""
+"""Worker processes, torchrun's environment, and signals."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from .machine import available_processors
 
 
 def launched() -> bool:
-    """Tell whether ``torchrun`` has started this process, beside others that train the same network."""
+    """Tell whether ``torchrun`` started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def restarted() -> bool:
-    """Tell whether ``torchrun`` has started this process again, after another one has failed."""
+    """Tell whether ``torchrun`` restarted this process after a failure."""
     return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def rank() -> int:
-    """Return the number of this process among torchrun's; 0 for one that stands alone."""
+    """Return torchrun's rank of this process; 0 without torchrun."""
     return int(os.environ["RANK"]) if launched() else 0
 
 
 def local_rank() -> int:
-    """Return the number of this process among torchrun's on this machine; 0 for one that stands alone."""
+    """Return torchrun's local rank of this process; 0 without torchrun."""
     return int(os.environ["LOCAL_RANK"]) if launched() else 0
 
 
 def die_with(parent: int) -> None:
-    """Have this process killed as soon as its parent dies, even if that is killed itself. Linux alone offers it."""
+    """Have Linux kill this process as soon as its parent dies; do nothing elsewhere."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # it died before
@@ -49,9 +49,7 @@ def die_with(parent: int) -> None:
 
 
 def processors() -> int:
-    """Count the processors to use: as many as OpenMP's threads are to be; all where nothing says so, as where MXNet was
-    imported before this package.
-    """
+    """Count the processors to use: OpenMP's threads, or all processors if ``OMP_NUM_THREADS`` is not set."""
     value = os.environ.get("OMP_NUM_THREADS", str(available_processors()))
     return min(int(value), available_processors()) if value.isdigit() else 1  # OpenMP also takes lists
 
@@ -59,16 +57,16 @@ def processors() -> int:
 def run_each(
     function: Callable[..., Any], values: Iterable[Any], size: int
 ) -> Generator[tuple[Any, Future], None, None]:
-    """Run ``function(value)`` for each value, in so many processes; yield a value with its future once it is finished.
+    """Run ``function(value)`` for each value in `size` processes; yield each value with its finished future.
 
-    The values are begun in their order. Where a process dies, the future of its value raises BrokenProcessPool, and a
-    new process takes its place. To close the iterator ends the processes, and so does an interruption.
+    If a process dies, only the future of its value raises BrokenProcessPool. Closing the iterator, or an interruption,
+    ends the processes.
     """
     waiting = deque(values)
     working: dict[Future, tuple[ProcessPoolExecutor, Any]] = {}
     with _threads(max(1, processors() // size)), ExitStack() as stack:
 
-        def pool() -> ProcessPoolExecutor:  # of one process: one that dies breaks its whole pool
+        def pool() -> ProcessPoolExecutor:  # with one process, as one that dies breaks its whole pool
             context = multiprocessing.get_context("spawn")  # MXNet's threads do not survive a fork
             return stack.enter_context(ProcessPoolExecutor(1, context, _begin, (os.getpid(),)))
 
@@ -76,12 +74,12 @@ def run_each(
         try:
             while waiting or working:
                 while waiting and idle:
-                    own, value = idle.pop(), waiting.popleft()
-                    working[own.submit(function, value)] = own, value
+                    worker, value = idle.pop(), waiting.popleft()
+                    working[worker.submit(function, value)] = worker, value
                 finished, _ = wait(working, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    own, value = working.pop(future)
-                    idle.append(pool() if isinstance(future.exception(), BrokenProcessPool) else own)
+                    worker, value = working.pop(future)
+                    idle.append(pool() if isinstance(future.exception(), BrokenProcessPool) else worker)
                     yield value, future
         finally:
             for process in multiprocessing.active_children() if working else ():
@@ -90,7 +88,7 @@ def run_each(
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """Give each process that is started meanwhile so many of OpenMP's threads."""
+    """Give processes started in this context so many OpenMP threads."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(number)
     try:
@@ -102,24 +100,24 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def _begin(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the parent's to deal with
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     die_with(parent)
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that is killed leaves behind
+    tqdm.set_lock(threading.RLock())  # a killed process would leak tqdm's semaphore
 
 
 URGENT = (signal.SIGINT, signal.SIGTERM)
-# Of a terminal that was closed, and of Slurm before its time is up; Windows has neither.
+# Sent by a closing terminal, and by Slurm before its time limit; Windows has neither.
 POLITE = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
 STOP_SIGNALS = (*URGENT, *POLITE)
 
 
 @contextmanager
 def handle_signals(stop: Callable[[int], None]) -> Iterator[None]:
-    """Call `stop` with the number of each signal that comes; a second SIGINT or SIGTERM ends the process at once.
+    """Call `stop` with the number of each signal; a second SIGINT or SIGTERM ends the process at once.
 
-    Under torchrun, repeats are ignored: torchrun forwards a signal to workers that already have it. Those that are not
-    done after 30 seconds it kills. SIGHUP and SIGUSR1 are left to whoever ignores them, as nohup does, or handles them.
-    Python handles signals in the main thread alone: in another thread, all are left as they are.
+    Under torchrun, repeats are ignored: torchrun forwards a signal to workers that already have it, and kills them
+    after 30 seconds. SIGHUP and SIGUSR1 stay with whoever ignores (nohup) or handles them. Outside the main thread,
+    nothing changes, as Python handles signals there alone.
     """
 
     def handle(number: int, _frame: object) -> None:
@@ -127,10 +125,10 @@ def handle_signals(stop: Callable[[int], None]) -> Iterator[None]:
         if number in URGENT and not launched():
             signal.signal(number, earlier[signal.Signals(number)])
 
-    own: list[signal.Signals] = []
+    numbers: list[signal.Signals] = []
     if threading.current_thread() is threading.main_thread():
-        own = [*URGENT, *(number for number in POLITE if signal.getsignal(number) == signal.SIG_DFL)]
-    earlier = {number: signal.signal(number, handle) for number in own}
+        numbers = [*URGENT, *(number for number in POLITE if signal.getsignal(number) == signal.SIG_DFL)]
+    earlier = {number: signal.signal(number, handle) for number in numbers}
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""Names as people see them, and as files can hold them.
+"""Text for terminals and files, and progress bars.
 
-A file name is any bytes but ``/`` and the null: line breaks, a terminal's control sequences, or letters of an encoding
-other than UTF-8, which Python keeps as lone surrogates (PEP 383) that no stream can write.
+A file name is any bytes but ``/`` and null: line breaks, control sequences, or bytes of another encoding, as lone
+surrogates (PEP 383).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def printable(text: object) -> str:
-    r"""A text on one line, with what cannot be shown escaped as in a Python string: ``\n``, ``\x1b``, ``\u202e``.
+    r"""Return a text on one line, unprintable characters escaped as in Python: ``\n``, ``\x1b``, ``\u202e``.
 
     >>> print(printable("a\nb"))
     a\nb
@@ -26,15 +26,13 @@ def printable(text: object) -> str:
 def _printable(character: str) -> str:
     if character.isprintable():
         return character
-    if "\udc80" <= character <= "\udcff":  # a byte that is no UTF-8
+    if "\udc80" <= character <= "\udcff":  # a byte outside of UTF-8
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
 
 
 def encodable(text: str) -> str:
-    r"""A text that UTF-8 can hold: itself, but for the bytes of a name that is no UTF-8, which stand as in JSON:
-    ``\udce9``.
-    """
+    r"""Return a text that UTF-8 can encode: lone surrogates escaped as in JSON, ``\udce9``."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -46,11 +44,10 @@ def progress_bar(
     initial: int = 0,
     unit_scale: bool = False,
 ) -> tqdm:
-    """A progress bar, which goes when it is done; `shown` or not, by default on a terminal alone. Where there is no
-    standard error, as under ``pythonw``, there is none. With `unit_scale`, numbers have prefixes: ``1.2MB``.
-    """
+    """Return a progress bar; `shown` by default on a terminal. With `unit_scale`, numbers have prefixes: ``1.2MB``."""
     from tqdm import tqdm
 
+    # Under pythonw, there is no standard error.
     disable = True if sys.stderr is None else None if shown is None else not shown
     return tqdm(
         total=total,

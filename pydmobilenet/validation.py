@@ -139,7 +139,7 @@ def validate(
     is wrong with a data set or with one row (no checkpoint, a corrupt file, a process that died) is the reason in their
     results, and the other rows go on. Each row is logged once it is finished. Up to so many `processes` work on
     different rows, where that is worth their start. With `keep_answers`, results have the answer to each image; with
-    `skip_bad`, unreadable images of a folder are passed over. Progress bars are `shown` as `text.progress_bar` has it.
+    `skip_bad`, unreadable images of a folder are skipped. Progress bars are `shown` as `text.progress_bar` has it.
     """
     row = partial(_row, engine, weights, batch_size or engine.batch_size, limit, keep_answers)
     for _, group in groupby(records, key=_same_images):

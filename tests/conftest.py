@@ -100,10 +100,10 @@ def home(tmp_path_factory, monkeypatch) -> Path:
 @pytest.fixture
 def at_update(monkeypatch):
     """Something happens, once, when the learning rate of an update is asked for."""
-    from pydmobilenet.training import loop
+    from pydmobilenet.training import session
 
     def arrange(number, happening):
-        make, pending = loop.learning_rates, [happening]
+        make, pending = session.learning_rates, [happening]
 
         def made(*arguments):
             rate = make(*arguments)
@@ -115,7 +115,7 @@ def at_update(monkeypatch):
 
             return asked
 
-        monkeypatch.setattr(loop, "learning_rates", made)
+        monkeypatch.setattr(session, "learning_rates", made)
 
     return arrange
 

@@ -12,6 +12,7 @@ import pytest
 
 import pydmobilenet
 from pydmobilenet import checkpoints
+from pydmobilenet import engine as engines
 from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import InvalidValueError, MissingFileError, UserError
 
@@ -70,7 +71,7 @@ def test_what_is_exported_is_said(measure, run, tmp_path):
 def test_a_signal_ends_training_with_its_exit_code_and_the_directory(tmp_path, at_update):
     pytest.importorskip("mxnet", exc_type=ImportError)
     at_update(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(KeyboardInterrupt, match="the run is saved: continue it with resume=") as stopped:
+    with pytest.raises(KeyboardInterrupt, match="goes on with it") as stopped:
         pydmobilenet.train(MODEL, "digits", output=tmp_path / "run", device="cpu", progress=False)
     assert (stopped.value.exit_code, stopped.value.directory) == (143, tmp_path / "run")
 
@@ -78,7 +79,7 @@ def test_a_signal_ends_training_with_its_exit_code_and_the_directory(tmp_path, a
 def test_a_run_goes_on(run):
     again = pydmobilenet.train(resume=run, device="cpu", progress=False)
     assert [row.epoch for row in again.history.rows] == [1, 2]
-    with pytest.raises(InvalidValueError, match="epochs is 3, but the run began with 2"):
+    with pytest.raises(InvalidValueError, match="epochs is 3, but the run to resume has 2"):
         pydmobilenet.train(resume=run.directory, epochs=3, progress=False)
 
 
@@ -196,7 +197,7 @@ def test_a_mistake_in_a_recipe_is_named(recipe, words, tmp_path):
 
 @pytest.mark.gluon
 def test_two_places_of_the_data_are_refused():
-    with pytest.raises(UserError, match="pass either a folder or --data-dir, not both"):
+    with pytest.raises(UserError, match="name two places of the data: give one of them"):
         pydmobilenet.train(MODEL, "folder:photos", data_dir="elsewhere")
 
 
@@ -237,7 +238,11 @@ def test_a_path_that_is_not_there_is_no_reason_for_random_weights(given, error, 
         pydmobilenet.get_model("mobilenet-29-0.5", **given)
 
 
-def test_an_unknown_engine_is_told_before_weights_are_looked_for(monkeypatch):
-    monkeypatch.setattr(checkpoints, "resolve", lambda *_: pytest.fail("looked for"))
-    with pytest.raises(InvalidValueError, match="unknown engine for networks 'torch'"):
-        pydmobilenet.get_model("pyd-add-29-0.25", pretrained=True, engine="torch")
+@pytest.mark.parametrize(
+    ("engine", "words"), [("torch", "unknown engine for networks 'torch'"), ("pytorch", "'pytorch': not installed")]
+)
+def test_an_unusable_engine_is_told_before_weights_are_loaded(engine, words, monkeypatch):
+    monkeypatch.setattr(checkpoints.Checkpoint, "arrays", lambda source: pytest.fail("loaded"))
+    monkeypatch.setattr(engines, "obstacle", lambda name: "not installed")
+    with pytest.raises(UserError, match=words):
+        pydmobilenet.get_model("pyd-add-29-0.25", pretrained=True, engine=engine)

@@ -1,4 +1,4 @@
-"""Images of a folder that cannot be read: train.py and run_validation.py name them, or pass over them on request."""
+"""Images of a folder that cannot be read: train.py and run_validation.py name them, or skip them on request."""
 
 import subprocess
 import sys
@@ -40,11 +40,11 @@ def test_a_bad_image_ends_a_run_before_it_begins(data, tmp_path, inside):
     assert not (tmp_path / "run").exists()
 
 
-def test_bad_images_are_passed_over_on_request_in_training_and_validation(data, tmp_path, monkeypatch, inside):
+def test_bad_images_are_skipped_on_request_in_training_and_validation(data, tmp_path, monkeypatch, inside):
     run = tmp_path / "run"
 
-    def passing_over(*arguments):
-        with pytest.warns(UserWarning, match="passed over") as warned:
+    def skipping(*arguments):
+        with pytest.warns(UserWarning, match="skipped") as warned:
             answer = inside(*arguments, "--skip-bad")
         told = [str(each.message) for each in warned if each.category is UserWarning]
         assert [text.split(" cannot be read as an image")[0] for text in told] == [
@@ -56,9 +56,9 @@ def test_bad_images_are_passed_over_on_request_in_training_and_validation(data, 
 
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "run", lambda self: 143)  # interrupted at once
-        assert passing_over(*recipe(data), "--output", run) == 143
+        assert skipping(*recipe(data), "--output", run) == 143
     assert_mistake(inside("--resume", run), "(--skip-bad leaves out unreadable ones)")
-    assert passing_over("--resume", run) == 0
+    assert skipping("--resume", run) == 0
 
     refused = validated("--run", run)
     assert refused.returncode == 3

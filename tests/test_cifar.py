@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from helpers import GOOD, archive_of, as_binary, as_pickle, batch, first_images, split_contents
+from helpers import GOOD, archive_of, as_binary, as_pickle, batch, first_images, png, split_contents
 from PIL import Image
 
 import pydmobilenet
@@ -130,7 +130,7 @@ def put(tmp_path, name, content):
 def test_a_binary_file_of_a_wrong_size_is_refused(content, tmp_path):
     with put(tmp_path, "test_batch.bin", content) as caught:
         pydmobilenet.get_dataset("cifar10", "test", tmp_path)
-    assert f"{tmp_path}/test_batch.bin is truncated, or no file of CIFAR-10" in str(caught.value)
+    assert f"{tmp_path}/test_batch.bin is truncated, or not of CIFAR-10" in str(caught.value)
 
 
 def test_a_label_out_of_range_is_named_with_its_image(tmp_path):
@@ -169,7 +169,7 @@ class Malicious:
         (b"cbuiltins\neval\n(S'1'\ntR.", "builtins.eval"),
         (b"c_codecs\nencode\n(Vx\nVzip\ntR.", "encoded as 'zip'"),
         # Two that would have NumPy's own classes take bytes for pointers:
-        (b"cnumpy\nndarray\n((K\x01tcnumpy\ndtype\n(S'O8'\nI00\nI01\ntRC\x08AAAAAAAAtR.", "no pickled batch"),
+        (b"cnumpy\nndarray\n((K\x01tcnumpy\ndtype\n(S'O8'\nI00\nI01\ntRC\x08AAAAAAAAtR.", "not a pickled batch"),
         (
             b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR(K\x01(K\x01tcnumpy\ndtype\n"
             b"(S'O8'\nI00\nI01\ntR(K\x03S'|'\nNNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tbI00\nC\x08AAAAAAAAtb.",
@@ -180,15 +180,15 @@ class Malicious:
         (b"c_codecs\nencode\n}X\x0c\x00\x00\x00__defaults__K\x01sb.", "it holds a function"),
         (b"\x80\x04\x8f.", "holds a set"),
         (b"c" + b"m" * 100_000 + b"\nx\n.", "it calls mmm"),  # on one line all the same
-        (b"B" + (3_500_000_000).to_bytes(4, "little") + b"..", "no pickled batch"),
+        (b"B" + (3_500_000_000).to_bytes(4, "little") + b"..", "not a pickled batch"),
         (pickle.dumps([1, 2]), "holds a list"),
-        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}), "no pickled batch of CIFAR-10"),
+        (pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [1]}), "not a pickled batch of CIFAR-10"),
         (pickle.dumps({"data": np.zeros((1, 3072), np.float32), "labels": [1]}), "float32"),
         (pickle.dumps({"data": np.zeros((1, 100), np.uint8), "labels": [1]}), "100"),
-        (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": ["cat"]}), "no pickled batch"),
+        (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": ["cat"]}), "not a pickled batch"),
         (pickle.dumps({"labels": [1]}), "'data'"),
-        (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [1]})[:-9], "no pickled batch"),
-        (b"", "no pickled batch"),
+        (pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "labels": [1]})[:-9], "not a pickled batch"),
+        (b"", "not a pickled batch"),
     ],
 )
 def test_a_bad_or_malicious_pickle_is_refused(content, words, tmp_path):
@@ -245,7 +245,7 @@ def test_a_folder_of_one_data_set_does_not_stand_in_the_way_of_another(tmp_path)
 
 def test_an_image_that_declares_to_be_huge_is_refused_unread(tmp_path):
     (tmp_path / "test" / "cat").mkdir(parents=True)
-    Image.new("1", (60_000, 60_000)).save(tmp_path / "test" / "cat" / "1.png")
+    (tmp_path / "test" / "cat" / "1.png").write_bytes(png([], 1, 0, size=(60_000, 60_000)))
     with pytest.raises(BadFileError, match=r"1\.png"):
         pydmobilenet.get_dataset("cifar10", "test", tmp_path)
 

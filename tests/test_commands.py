@@ -67,7 +67,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words):
 def test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason(tmp_path):
     answer = run("--output", tmp_path)
     assert answer.returncode == 0, answer
-    assert answer.stderr.startswith("Evaluating ")
+    assert answer.stderr.startswith("device: the ")
     rows = list(csv.DictReader((tmp_path / "validation.csv").open()))
     own, published = ([row for row in rows if (row["dataset"] == "digits") == wanted] for wanted in (True, False))
     assert (len(own), len(published)) == (4, 50)
@@ -108,6 +108,27 @@ def test_on_a_terminal_there_is_a_line_a_network_too(tmp_path):
         lines = re.findall(rb"(\S+) on digits: \d+ of 20 wrong\r\n", shown)
         assert len(lines) == (0 if quiet else 4)
         assert ("## Digits" in (tmp_path / "table").read_text()) != quiet
+
+
+ENTRIES = {
+    "run_validation.py": "run_validation.py",
+    "train.py": "train.py",
+    "-m pydmobilenet": "pydmobilenet",
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("module", ["numpy", "filelock"])
+def test_an_interruption_of_the_imports_is_a_line(entry, module, tmp_path):
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
+    answer = run(*entry.split(), "--help", script=None, PYTHONPATH=str(tmp_path))
+    assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", f"{ENTRIES[entry]}: interrupted\n")
+
+
+def test_another_program_s_interruptions_are_left_to_it(tmp_path):
+    (tmp_path / "other.py").write_text("import pydmobilenet\nraise KeyboardInterrupt")
+    answer = run("-m", "other", script=None, PYTHONPATH=str(tmp_path))
+    assert "Traceback" in answer.stderr
 
 
 def test_where_nothing_can_be_evaluated_the_exit_code_is_3_and_with_require_all_1():

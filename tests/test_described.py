@@ -131,7 +131,7 @@ def test_published_files_are_known_by_their_hash(tmp_path):
     shutil.copy(BUNDLED, tmp_path / "x.params")
     found = checkpoints.inspect(tmp_path / "x.params")
     assert (found.model, found.task.name, found.top1_error) == ("pyd-add-29-0.25", "digits", found.origin.top1_error)
-    with pytest.raises(InvalidValueError, match=r"has learned digits .*, not cifar10; nearest: digits"):
+    with pytest.raises(InvalidValueError, match=r"was trained on digits .*, not cifar10; nearest: digits"):
         checkpoints.find("pyd-add-29-0.25", "cifar10", tmp_path / "x.params")
 
 
@@ -143,7 +143,7 @@ def test_an_exported_directory_is_a_place_to_load_from(run, command, tmp_path):
     assert "images of\n64x64 pixels to 3 logits" in (tmp_path / "hf" / "README.md").read_text()
     assert answers(tmp_path / "hf") == answers(run)
     assert command("info", tmp_path / "hf")[1] == command("info", run)[1]
-    assert checkpoints.resolve(weights=tmp_path / "hf").architecture.name == MODEL
+    assert checkpoints.resolve(weights=tmp_path / "hf").model == MODEL
 
 
 def test_a_directory_of_another_project_is_refused(arrays, tmp_path):
@@ -362,8 +362,8 @@ def test_published_means_the_same_to_every_function(classes):
     assert file == BUNDLED
     first = checkpoints.resolve(name, "digits", classes, pretrained=True)
     second = checkpoints.resolve(name, "digits", classes, weights="published")
-    assert first.arrays.keys() == second.arrays.keys()
-    assert ("head.dense.bias" in first.arrays) == (classes is None)
+    assert first.arrays().keys() == second.arrays().keys()
+    assert ("head.dense.bias" in first.arrays()) == (classes is None)
 
 
 def test_training_on_digits_starts_from_the_bundled_digits():
@@ -375,14 +375,14 @@ def test_training_on_digits_starts_from_the_bundled_digits():
 def test_training_and_other_classes_take_the_body_of_cifar_10_where_nothing_else_is_published(weights_dir):
     if not weights.find(catalog.find("mobilenet-29-1", "cifar10").file, weights_dir):
         pytest.skip("the authors' weights are not here")
-    said = "no weights of mobilenet-29-1 are published for digits: starting from the body of those for cifar10"
+    said = "Starting from the authors' CIFAR-10 weights."
     config = configuration.configure({"model": "mobilenet-29-1", "dataset": "digits"}, weights=checkpoints.PUBLISHED)
     with pytest.warns(UserWarning, match=said):
         assert session.initial_weights(config, checkpoints.PUBLISHED, weights_dir).task.name == "cifar10"
     with pytest.warns(UserWarning, match=said):
         asked = checkpoints.resolve("mobilenet-29-1", "digits", 10, pretrained=True, weights_dir=weights_dir)
-    assert "head.dense.bias" not in asked.arrays  # though it has ten outputs too
-    assert "stem.conv.weight" in asked.arrays
+    assert "head.dense.bias" not in asked.arrays()  # though it has ten outputs too
+    assert "stem.conv.weight" in asked.arrays()
 
 
 @pytest.mark.parametrize("dataset", ["digits", "cifar100", "imagenet32"])
@@ -391,10 +391,10 @@ def test_no_answers_come_from_the_weights_of_another_data_set(dataset):
         lambda: checkpoints.resolve("mobilenet-29-1", dataset, pretrained=True),
         lambda: checkpoints.find("mobilenet-29-1", dataset).arrays(),
     ):
-        with pytest.raises(MissingFileError, match=r"no weights of mobilenet-29-1 are published for (the 100|\w+)"):
+        with pytest.raises(MissingFileError, match=r"no weights of mobilenet-29-1 are published for \w+"):
             call()
 
 
 def test_the_wider_networks_of_imagenet32_take_no_body_of_cifar_10():
-    with pytest.raises(MissingFileError, match="are published for imagenet32: --weights FILE takes any others"):
+    with pytest.raises(MissingFileError, match="are published for imagenet32; pass others by --weights FILE"):
         checkpoints.find("mobilenet-29-1", "imagenet32", to_train=True)

@@ -172,18 +172,6 @@ def test_a_temporary_file_is_never_more_readable_than_what_it_replaces(tmp_path,
     assert [rest for path, *rest in made if path.endswith(".part")] == [[0o640]]
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
-def test_a_file_that_is_overwritten_keeps_its_owner_where_that_is_allowed(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    path.write_text("old")
-    os.chown(path, 12345, 23456)
-    files.write(path, "new")
-    assert (path.stat().st_uid, path.stat().st_gid) == (12345, 23456)
-    monkeypatch.setattr(os, "chown", failing(PermissionError()))
-    files.write(path, "newer")
-    assert (path.read_text(), path.stat().st_uid) == ("newer", 0)
-
-
 def test_a_read_only_file_is_refused_and_stays(tmp_path):
     path = tmp_path / "file"
     path.write_text("mine")

@@ -55,12 +55,12 @@ def test_grey_images_and_images_with_transparency_are_read(folder):
         assert len(pydmobilenet.get_dataset(f"folder:{folder}", "train")) == 11
 
 
-def test_an_unreadable_image_is_named_or_passed_over_on_request(folder):
+def test_an_unreadable_image_is_named_or_skipped_on_request(folder):
     (folder / "train" / "ant" / "bad.png").write_bytes(b"no image")
     name = f"folder:{folder}"
     with pytest.raises(BadFileError, match=r"ant/bad\.png cannot be read.*--skip-bad"):
         pydmobilenet.get_dataset(name, "train")
-    with pytest.warns(UserWarning, match=r"bad\.png.*passed over"):
+    with pytest.warns(UserWarning, match=r"bad\.png.*skipped"):
         assert len(pydmobilenet.get_dataset(name, "train", skip_bad=True)) == 8
 
 
@@ -75,8 +75,8 @@ def test_a_class_of_which_no_image_can_be_read_does_not_vanish(folder):
     for path in (folder / "train" / "ant").iterdir():
         path.write_bytes(b"no image")
     with (
-        pytest.warns(UserWarning, match="passed over"),
-        pytest.raises(BadFileError, match="a class of which no image can be read"),
+        pytest.warns(UserWarning, match="skipped"),
+        pytest.raises(BadFileError, match="a class without any readable image"),
     ):
         pydmobilenet.get_dataset(f"folder:{folder}", "train", skip_bad=True)
 
@@ -88,7 +88,7 @@ def test_an_empty_class_is_named(folder):
         pydmobilenet.get_dataset(f"folder:{folder}", "train")
 
 
-def test_empty_and_hidden_folders_and_those_of_macos_archives_are_passed_over_with_a_note(folder):
+def test_empty_and_hidden_folders_and_those_of_macos_archives_are_skipped_with_a_note(folder):
     (folder / "train" / "bee" / "deeper").mkdir(parents=True)
     (folder / "train" / "bee" / ".DS_Store").write_bytes(b"")
     for place in (folder, folder / "train", folder / "train" / "ant"):
@@ -118,7 +118,7 @@ def test_a_split_is_known_by_its_other_names_in_any_case(train, val, tmp_path):
 
 def test_two_names_of_one_split_are_a_mistake(tmp_path):
     make_classes(tmp_path, "ab", {"train": 2, "val": 2, "valid": 2})
-    with pytest.raises(BadFileError, match="has val/ and valid/, two names of one split: keep one of them"):
+    with pytest.raises(BadFileError, match="has val/ and valid/, two names of one split: keep one"):
         get_splits(tmp_path)
 
 

@@ -121,7 +121,7 @@ def test_arrays_that_were_cut_short_are_refused(folder):
     pydmobilenet.get_dataset("imagenet32", "test", folder)
     arrays = Arrays(folder, "test")
     os.truncate(arrays.images, 1000)
-    with pytest.raises(BadFileError, match=r"not of the size that its conversion has recorded; delete .*json"):
+    with pytest.raises(BadFileError, match=r"has another size than recorded; delete .*json"):
         pydmobilenet.get_dataset("imagenet32", "test", folder)
     arrays.path(".json").unlink()
     assert len(pydmobilenet.get_dataset("imagenet32", "test", folder)) == EACH

@@ -126,7 +126,7 @@ def test_what_is_given_away_has_no_path_of_the_folder_that_was_learned(tmp_path,
         assert (loaded.task.title, loaded.task.classes) == ("photos", ("a", "b"))
         assert checkpoints.find(None, "folder:photos", file).task == loaded.task
     make_classes(tmp_path / "photos", "ac", {".": 1})  # another folder that is called so
-    with pytest.raises(InvalidValueError, match=r"has learned folder:photos \(classes: a, b\), not folder:photos"):
+    with pytest.raises(InvalidValueError, match=r"was trained on folder:photos \(classes: a, b\), not folder:photos"):
         checkpoints.find(None, "folder:photos", file)
     pydmobilenet.export(None, away / "again.onnx", weights=file)
 

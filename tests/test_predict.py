@@ -229,11 +229,11 @@ def test_a_bad_image_is_named_and_how_to_go_on_without_it(run, mixed):
 
 @pytest.mark.parametrize("format", [[], ["--json"], ["--csv"]])
 def test_bad_images_are_passed_over_on_request_and_the_others_answered(format, run, mixed, digits):
-    with pytest.warns(UserWarning, match="passed over") as warned:
+    with pytest.warns(UserWarning, match="skipped") as warned:
         code, out, err = run("predict", mixed, "--skip-bad", *MODEL, *format)
     assert [str(each.message) for each in warned if each.category is UserWarning] == [
-        f"{mixed}/1a.jpg cannot be read as an image (allowed: PNG, JPEG, WebP, BMP, TIFF, GIF): passed over",
-        f"{mixed}/9.gif cannot be read as an image: image file is truncated: passed over",
+        f"{mixed}/1a.jpg cannot be read as an image (allowed: PNG, JPEG, WebP, BMP, TIFF, GIF): skipped",
+        f"{mixed}/9.gif cannot be read as an image: image file is truncated: skipped",
     ]
     assert (
         err
@@ -252,7 +252,7 @@ def test_bad_images_are_passed_over_on_request_and_the_others_answered(format, r
 
 
 def test_where_all_images_are_bad_there_is_no_answer_to_give(run, mixed):
-    with pytest.warns(UserWarning, match="passed over"):
+    with pytest.warns(UserWarning, match="skipped"):
         code, out, err = run("predict", mixed / "1a.jpg", mixed / "9.gif", "--skip-bad", *MODEL)
     assert (code, out) == (2, "")
     assert err.splitlines()[-1].endswith("error: none of the 2 images can be read")

@@ -27,7 +27,6 @@ from helpers import (
     runner,
 )
 
-import pydmobilenet
 from pydmobilenet import catalog
 from pydmobilenet.training.checkpoint import State
 
@@ -96,7 +95,6 @@ def undisturbed(tmp_path_factory, beginning):
     return directory, seconds
 
 
-@pytest.mark.slow
 def test_killed_at_three_random_moments_a_run_ends_with_the_same_bits(undisturbed, beginning, tmp_path):
     expected, seconds = undisturbed
     directory = tmp_path / "run"
@@ -106,7 +104,7 @@ def test_killed_at_three_random_moments_a_run_ends_with_the_same_bits(undisturbe
     for moment in moments:
         resumed = directory.exists()
         with started(*(["--resume", directory] if resumed else [*beginning, "--output", directory])) as run:
-            until(run.stderr, "resuming " if resumed else "Training ")
+            until(run.stderr, "resuming " if resumed else "device: ")
             while run.poll() is None and not directory.exists():  # it is there before the first epoch begins
                 time.sleep(0.001)
             if int(moment) > finished:
@@ -120,7 +118,6 @@ def test_killed_at_three_random_moments_a_run_ends_with_the_same_bits(undisturbe
     assert_same(content(directory), content(expected))
 
 
-@pytest.mark.slow
 def test_interrupted_and_terminated_in_an_epoch_a_run_ends_with_the_same_bits(undisturbed, beginning, tmp_path):
     expected, seconds = undisturbed
     directory = tmp_path / "a run"
@@ -143,16 +140,9 @@ def test_interrupted_and_terminated_in_an_epoch_a_run_ends_with_the_same_bits(un
     assert_same(content(directory), content(expected))
 
 
-@pytest.fixture(scope="module")
-def finished(folder, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("runs") / "finished"
-    recipe = {**RECIPE, "config": DIGITS, "epochs": EPOCHS}
-    return pydmobilenet.train(MODEL, folder, output=directory, device="cpu", progress=False, **recipe).directory
-
-
-def test_a_finished_run_that_is_resumed_stays_as_it_is(finished, tmp_path, inside):
+def test_a_finished_run_that_is_resumed_stays_as_it_is(undisturbed, tmp_path, inside):
     directory = tmp_path / "run"
-    shutil.copytree(finished, directory)
+    shutil.copytree(undisturbed[0], directory)
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in directory.iterdir()}
     answer = inside("--resume", directory, "--epochs", EPOCHS)
     assert answer.returncode == 0, answer.stderr
@@ -185,11 +175,11 @@ def of_another_model(path):
 @pytest.mark.parametrize(
     ("file", "spoil", "words"),
     [
-        ("last.state", cut_short, "last.state is not the state of a run, or damaged: "),
-        ("last.state", spoilt_in_the_middle, "last.state is not the state of a run, or damaged: "),
-        ("last.state", lambda path: path.write_bytes(b""), "last.state is not the state of a run, or damaged: "),
-        ("last.state", lambda path: path.write_text("x"), "last.state is not the state of a run, or damaged: "),
-        ("last.state", an_array, "last.state is not the state of a run, or damaged: "),
+        ("last.state", cut_short, "last.state is no state of a run, or a damaged one: "),
+        ("last.state", spoilt_in_the_middle, "last.state is no state of a run, or a damaged one: "),
+        ("last.state", lambda path: path.write_bytes(b""), "last.state is no state of a run, or a damaged one: "),
+        ("last.state", lambda path: path.write_text("x"), "last.state is no state of a run, or a damaged one: "),
+        ("last.state", an_array, "last.state is no state of a run, or a damaged one: "),
         ("last.state", Path.unlink, "last.state is missing"),
         ("last.state", of_another_model, "the state is of another network"),
         ("run.json", cut_short, "run.json does not describe a run: "),
@@ -203,9 +193,9 @@ def of_another_model(path):
         ("", shutil.rmtree, "holds no run: it has no config.yaml"),
     ],
 )
-def test_a_damaged_run_is_refused_on_one_line_and_left_alone(file, spoil, words, finished, tmp_path, inside):
+def test_a_damaged_run_is_refused_on_one_line_and_left_alone(file, spoil, words, undisturbed, tmp_path, inside):
     directory = tmp_path / "run"
-    shutil.copytree(finished, directory)
+    shutil.copytree(undisturbed[0], directory)
     spoil(directory / file)
     before = listing(directory) if file else None
     assert_mistake(inside("--resume", directory), words)
@@ -217,17 +207,17 @@ def test_a_damaged_run_is_refused_on_one_line_and_left_alone(file, spoil, words,
     [
         (
             ["-m", "resnet-11-0.125"],
-            f"model is 'resnet-11-0.125', but the run began with '{MODEL}'; to train on, start",
+            f"model is 'resnet-11-0.125', but the run to resume has '{MODEL}'; to train on with",
         ),
         (
             ["--epochs", "70"],
-            "epochs is 70, but the run began with 5; to train on, start a new run with ",
+            "epochs is 70, but the run to resume has 5; to train on with another recipe, start a run ",
         ),
-        (["-d", "digits"], "dataset is 'digits', but the run began with 'folder:"),
+        (["-d", "digits"], "dataset is 'digits', but the run to resume has 'folder:"),
         (["--device", "gpu:99"], "device 'gpu:99': "),
     ],
 )
-def test_a_run_does_not_go_on_as_another_one(arguments, words, finished, inside):
-    before = listing(finished)
-    assert_mistake(inside("--resume", finished, *arguments), words)
-    assert listing(finished) == before
+def test_a_run_does_not_go_on_as_another_one(arguments, words, undisturbed, inside):
+    before = listing(undisturbed[0])
+    assert_mistake(inside("--resume", undisturbed[0], *arguments), words)
+    assert listing(undisturbed[0]) == before

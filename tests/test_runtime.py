@@ -135,13 +135,8 @@ def test_a_cuda_library_that_is_nowhere_is_named(monkeypatch):
         ("0::/a/b\n", {"a/b/cpu.max": "150000 100000\n"}, 1.5),
         ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "50000 100000\n"}, 0.5),
         ("0::/a/b\n", {"cpu.max": "400000 100000\n"}, 4),  # in a container, only the root is there
-        (
-            "4:cpu,cpuacct:/x\n",
-            {"cpu,cpuacct/x/cpu.cfs_quota_us": "-1", "cpu,cpuacct/x/cpu.cfs_period_us": "9"},
-            math.inf,
-        ),
+        ("4:cpu:/x\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
         ("4:cpu:/x\n", {"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
-        ("7:memory:/x\n", {"cpu.max": "100000 100000\n"}, math.inf),
         ("0::/\n", {}, math.inf),
     ],
 )

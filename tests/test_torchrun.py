@@ -27,6 +27,7 @@ from pydmobilenet.pytorch import trainer as pytorch_trainer
 from pydmobilenet.pytorch.distributed import CPUSyncBatchNorm
 from pydmobilenet.training import config, loop, session
 from pydmobilenet.training.checkpoint import State
+from pydmobilenet.training.trainer import learning_rates
 
 pytestmark = pytest.mark.pytorch
 
@@ -51,7 +52,8 @@ def updates(model, way):
     pytorch_trainer.build = build
     if way != "float32":
         trainer._copied = lambda array: torch.tensor(array, dtype=torch.float64)
-    run = loop.Loop(trainer, Splits(dataset, None, dataset), loop.Progress(), Path(), None)
+    rates = learning_rates(recipe, loop.updates_per_epoch(recipe, len(dataset)))
+    run = loop.Loop(trainer, Splits(dataset, None, dataset), rates, loop.Progress(), Path(), None)
     batches = run._mixed_batches()
     scores = [trainer.train_step(*next(batches), 0.02)() for _ in range(number * passes)]
     parameters, momentum = trainer.state()
@@ -311,7 +313,7 @@ def test_one_that_is_killed_ends_all_within_seconds(victim, folder, tmp_path):
         code, _, err = ended(torchrun)
     assert code != 0
     assert time.monotonic() - begun < 15
-    errors = [line for line in own_part(err) if not line.startswith(("data: ", "Training ", "weights: "))]
+    errors = [line for line in own_part(err) if not line.startswith(("data: ", "device: ", "weights: "))]
     if victim == "torchrun":
         assert errors == []
     else:
@@ -339,7 +341,7 @@ def test_a_batch_that_cannot_be_shared_out_is_one_line(folder, tmp_path):
     with started(2, *command(folder, tmp_path / "run", batch_size=9)) as torchrun:
         code, out, err = ended(torchrun)
     assert (code, out) == (1, "")
-    (error,) = (line for line in own_part(err) if not line.startswith(("data: ", "Training ", "weights: ")))
+    (error,) = (line for line in own_part(err) if not line.startswith(("data: ", "device: ", "weights: ")))
     words = "batch_size is 9 (allowed: a multiple of 2, for 2 worker(s) with 1 device(s) each; nearest: 8)"
     assert error == f"train.py: error: {words}"
     assert not (tmp_path / "run").exists()

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -10,13 +9,13 @@ import mxnet as mx
 import numpy as np
 import pytest
 import yaml
-from helpers import DIGITS, MODEL, ROOT, TINY, assert_mistake, make_folder, options, runner, train
+from helpers import DIGITS, MODEL, TINY, assert_mistake, make_folder, options, runner, train
 
 import pydmobilenet
 from pydmobilenet.checkpoints import formats, weights
 from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import UnusableError
-from pydmobilenet.training import config, loop, session
+from pydmobilenet.training import config, session
 from pydmobilenet.training.checkpoint import State
 from pydmobilenet.training.loop import Loop
 
@@ -39,9 +38,8 @@ def finished(tmp_path_factory, folder):
     return directory, train("--config", DIGITS, *values, "--output", directory)
 
 
-def test_help_fits_two_screens_and_names_every_option(inside, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    answer = inside("--help")
+def test_help_fits_two_screens_and_names_every_option():
+    answer = train("--help")
     assert answer.returncode == 0
     lines = answer.stdout.splitlines()
     assert len(lines) <= 80
@@ -73,13 +71,13 @@ def test_help_fits_two_screens_and_names_every_option(inside, monkeypatch):
         ),
         (["-m", MODEL, "--config", "train.py"], "train.py: no valid YAML: "),
         (["-m", MODEL, "--data-dir", "/nowhere"], "argument --data-dir: no such directory: /nowhere"),
-        (["-m", MODEL, "--output", "configs"], "configs exists already: pass --resume configs, or another --output"),
-        (["--resume", "x", "--output", "y"], "--resume reads the run's own settings: leave out --output, --config"),
-        (["--resume", "x", "--pretrained"], "--resume reads the run's own settings: leave out --output, --config"),
+        (["-m", MODEL, "--output", "configs"], "configs exists already: --resume configs goes on with it, --output "),
+        (["--resume", "x", "--output", "y"], "--resume takes all of that from the run: leave out --output, --config"),
+        (["--resume", "x", "--pretrained"], "--resume takes all of that from the run: leave out --output, --config"),
         (["--pretrained", "--init", "x"], "argument --weights/--init: not allowed with argument --pretrained"),
         (
             ["--weights-dir", ".", "-m", MODEL],
-            "--weights-dir is only used with --weights published",
+            "--weights-dir is where --weights published looks",
         ),
         (["--modle", MODEL], "unrecognized arguments: --modle; nearest: --model"),
         (["--lr", "0.1"], "unrecognized arguments: --lr; nearest: --learning-rate"),
@@ -87,11 +85,10 @@ def test_help_fits_two_screens_and_names_every_option(inside, monkeypatch):
         (["--ctx", "gpu"], "unrecognized arguments: --ctx; nearest: --device"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, tmp_path, inside, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, tmp_path):
     (tmp_path / "bad.yaml").write_text("epoch: 3\n")
     arguments = [tmp_path / "bad.yaml" if argument == "bad.yaml" else argument for argument in arguments]
-    answer = inside(*arguments)
+    answer = train(*arguments)
     assert_mistake(answer, words)
     assert len(answer.stderr.splitlines()) == 1  # nothing is computed that far
 
@@ -121,7 +118,7 @@ def of_another_model(tmp_path):
         (["-d", "imagenet32"], "no free address"),
         (
             ["-d", "cifar10", "--pretrained"],
-            f"no weights of {MODEL} are published for cifar10: --weights FILE takes any others",
+            f"no weights of {MODEL} are published for cifar10; pass others by --weights FILE",
         ),
         (["--init", "/nowhere.params"], "no such parameter file or run: /nowhere.params"),
         (["--init", damaged], "damaged.params is no MXNet parameter file, or a damaged one"),
@@ -141,11 +138,10 @@ def test_what_is_missing_or_does_not_fit_is_one_line_and_exit_code_2(arguments, 
 def test_events_without_tensorboardx_are_refused_before_anything_is_written(tmp_path, inside, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     answer = inside("-m", MODEL, "-d", "digits", "--output", tmp_path / "run", "--tensorboard")
-    assert_mistake(answer, "pip install 'pydmobilenet[tensorboard]'")
+    assert_mistake(answer, "pip install '.[tensorboard]' in the checkout")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_a_process_that_is_to_use_a_gpu_where_there_is_none_ends_alike(tmp_path):
     answer = train("-m", MODEL, "-d", "digits", "--device", "gpu:99", cwd=tmp_path)
     assert_mistake(answer, "device 'gpu:99': ")
@@ -215,13 +211,13 @@ def test_what_is_printed_is_lines_for_people_and_nothing_for_terminals(finished)
         f"Test error after the last epoch (4): {float(rows[3]['test_error']):.2f} %; "
         f"the best, after epoch {best['epoch']}: {float(best['test_error']):.2f} %."
     )
-    assert [re.split(": | ", line)[0] for line in answer.stderr.splitlines()] == ["Training", "weights", "data", "data"]
+    assert [line.split(": ")[0] for line in answer.stderr.splitlines()] == ["device", "weights", "data", "data"]
 
 
 @pytest.mark.parametrize("rate", ["1e8", "1e38"])
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(rate, folder, tmp_path, inside, monkeypatch):
     run = tmp_path / "run"
-    monkeypatch.setattr(loop, "learning_rates", lambda *_: lambda update: float(rate))  # which no recipe may ask for
+    monkeypatch.setattr(session, "learning_rates", lambda *_: lambda update: float(rate))  # which no recipe may ask for
     recipe = options({**TINY, "warmup_epochs": 0, "model": MODEL, "dataset": folder})
     answer = inside("--config", DIGITS, *recipe, "--output", run)
     assert answer.returncode == 1, answer
@@ -229,7 +225,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(rate, f
     assert line.startswith("train.py: error: the loss became ") or "a parameter is no longer finite" in line
     assert "the last checkpoint is kept" in line
     assert all(
-        line.startswith(("Training ", "data: ", "weights: ", "train.py: ")) for line in answer.stderr.splitlines()
+        line.startswith(("device: ", "data: ", "weights: ", "train.py: ")) for line in answer.stderr.splitlines()
     )
     state = State.read(run / "last.state")
     arrays = [*state.parameters.values(), *state.momentum.values()]
@@ -279,7 +275,7 @@ def test_a_run_starts_from_the_weights_of_a_file(finished, folder, tmp_path, beg
 def test_a_head_of_another_size_is_made_anew_which_is_said(finished, tmp_path, begun):
     file = finished[0] / "best.params"
     answer, parameters = begun(tmp_path / "run", "-m", MODEL, "-d", "digits", "--init", file)
-    assert f"{file} has other classes: the dense layer for Digits is initialised anew" in answer.stderr
+    assert "The last layer is new, for your 10 classes." in answer.stderr
     given = formats.read_params(file)
     assert all(parameters[name].tobytes() == given[name].tobytes() for name in given if not head(name))
     assert parameters["head.dense.weight"].shape == (10, 128)
@@ -290,7 +286,7 @@ def test_a_head_of_as_many_but_other_classes_is_made_anew(finished, tmp_path, be
     other = make_folder(tmp_path / "other", classes="wxyz")
     file = finished[0] / "best.params"
     answer, parameters = begun(tmp_path / "run", "-d", other, "--batch-size", 8, "--weights", finished[0])
-    assert f"{file} has other classes: the dense layer for other is initialised anew" in answer.stderr
+    assert "The last layer is new, for your 4 classes." in answer.stderr
     given = formats.read_params(file)  # whose network is taken, as no other is given
     assert parameters.keys() == given.keys()
     assert all((parameters[name].tobytes() == given[name].tobytes()) != head(name) for name in given)
@@ -298,10 +294,9 @@ def test_a_head_of_as_many_but_other_classes_is_made_anew(finished, tmp_path, be
 
 def test_a_run_starts_from_the_authors_weights_with_a_head_of_its_own(shared, folder, tmp_path, begun):
     start = ("--pretrained", "--weights-dir", shared / "weights")
-    said = f"no weights of resnet-29-0.5 are published for {folder}: starting from the body of those for cifar10"
-    with pytest.warns(UserWarning, match=re.escape(said)):
+    with pytest.warns(UserWarning, match=r"Starting from the authors' CIFAR-10 weights\."):
         answer, parameters = begun(tmp_path / "run", "-m", "resnet-29-0.5", "-d", folder, "--batch-size", 8, *start)
-    assert "has other classes" in answer.stderr
+    assert "The last layer is new, for your 4 classes." in answer.stderr
     given = weights.read(shared / "weights" / "resnet" / "cifar10_resnet29-0000.params")
     assert parameters.keys() == given.keys()
     assert all(parameters[name].tobytes() == given[name].tobytes() for name in given if not head(name))
@@ -314,7 +309,7 @@ def test_a_run_is_put_below_the_working_directory_by_default(folder, tmp_path, m
     assert inside("-m", MODEL, "-d", "digits").returncode == 143
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [f"{MODEL}-digits"]
     again = inside("-m", MODEL, "-d", "digits")
-    assert_mistake(again, f"runs/{MODEL}-digits exists already: pass --resume runs/{MODEL}-digits, or another --output")
+    assert_mistake(again, f"runs/{MODEL}-digits exists already: --resume runs/{MODEL}-digits goes on with it")
     assert inside("-m", MODEL, "-d", folder, "--batch-size", 8).returncode == 143
     assert len(list((tmp_path / "runs").iterdir())) == 2
 
@@ -325,15 +320,6 @@ def test_a_run_on_a_folder_is_put_into_a_directory_of_the_folder_s_own_name(path
     monkeypatch.chdir(tmp_path / "here" / ("photos" if path == "." else ""))
     made = config.Config(MODEL, f"folder:{path}")
     assert session.default_directory(made) == Path("runs") / f"{MODEL}-folder-photos"
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [(r"C:\photos", "C--photos"), ('a*b?"<c>|d', "a-b---c--d"), ("dots. .", "dots")],
-)
-def test_a_default_directory_is_a_valid_name_on_windows(path, name):
-    made = config.Config(MODEL, f"folder:{path}")
-    assert session.default_directory(made) == Path("runs") / f"{MODEL}-folder-{name}"
 
 
 @pytest.mark.parametrize("name", ["x" * 255, "é" * 120, "a" + "é" * 120], ids=len)
@@ -349,12 +335,12 @@ def test_the_directory_of_a_folder_with_a_long_name_can_be_made(name, tmp_path, 
 
 def test_a_directory_that_cannot_be_made_is_named_before_any_picture_is_read(folder, tmp_path, monkeypatch, inside):
     monkeypatch.setattr(session, "get_splits", None)
-    with pytest.raises(UnusableError, match=r"cannot make .*: .*File name too long"):
-        pydmobilenet.train(MODEL, folder, output=tmp_path / ("x" * 256))
+    for place, words in (("x" * 256, "File name too long"), ("a\0b", "null")):
+        with pytest.raises(UnusableError, match=f"cannot make .*: .*{words}"):
+            pydmobilenet.train(MODEL, folder, output=tmp_path / place)
     assert_mistake(inside("-m", MODEL, "-d", folder, "--output", tmp_path / ("x" * 256)), "File name too long")
 
 
-@pytest.mark.slow
 def test_when_what_is_printed_finds_no_room_the_epoch_is_saved_all_the_same(folder, tmp_path):
     recipe = options({**TINY, "model": MODEL, "dataset": folder})
     with open("/dev/full", "w") as full:

@@ -100,7 +100,7 @@ def test_a_lone_file_needs_no_run(run, tmp_path):
 
 
 def test_what_is_asked_for_has_to_be_what_the_run_is(run):
-    with pytest.raises(InvalidValueError, match=r"has learned digits \(classes: 0, .*\), not cifar10; nearest: digits"):
+    with pytest.raises(InvalidValueError, match=r"was trained on digits \(classes: .*\), not cifar10; nearest: digits"):
         pydmobilenet.get_model(MODEL, "cifar10", weights=run)
     with pytest.raises(InvalidValueError, match=r"is of pyd-add-11-0.25, not of resnet-11-0.5"):
         pydmobilenet.get_model("resnet-11-0.5", "digits", weights=run)

@@ -1,5 +1,5 @@
-"""Which weights? A network with the weights that a name, a run or a file stands for."""
+"""Weights: find, verify, read and write them."""
 
-from .checkpoint import PUBLISHED, Checkpoint, Request, bundled, find, inspect, load_record, resolve
+from .checkpoint import PUBLISHED, Checkpoint, bundled, find, inspect, load_record, resolve
 
-__all__ = ["PUBLISHED", "Checkpoint", "Request", "bundled", "find", "inspect", "load_record", "resolve"]
+__all__ = ["PUBLISHED", "Checkpoint", "bundled", "find", "inspect", "load_record", "resolve"]

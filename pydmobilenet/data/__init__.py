@@ -1,4 +1,4 @@
-"""The data sets, by name. Speaks NumPy alone."""
+"""Data sets, pictures, splits and batches; in NumPy, without an engine."""
 
 from .batching import batches
 from .dataset import IMAGE_SIZES, Dataset, Task, normalise

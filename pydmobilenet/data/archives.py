@@ -1,4 +1,4 @@
-"""Archives, arrays and pickles of others, read into memory: nothing is unpacked to the disk, and none runs code."""
+"""Archives, arrays and pickles of others, read into memory: nothing is unpacked to disk, and nothing runs code."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ import numpy as np
 
 
 def read_tar(file: BinaryIO, names: Collection[str], largest: int) -> dict[str, bytes]:
-    """Return the named files of a ``.tar.gz``, in whatever directory they stand in it.
+    """Read the named files of a ``.tar.gz``, in any of its directories.
 
-    Raises ValueError where it is damaged or unpacks to more than `largest` bytes.
+    Raises ValueError if it is damaged or unpacks to more than `largest` bytes.
     """
     try:
-        content = gzip.GzipFile(fileobj=file).read(largest + 1)  # to its end, where the checksum is
+        content = gzip.GzipFile(fileobj=file).read(largest + 1)  # to its end: the checksum is there
         if len(content) > largest:
             raise ValueError(f"it unpacks to more than {largest} bytes")
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             members = {member.name.rpartition("/")[2]: member for member in archive if member.isfile()}
-            found = {name: archive.extractfile(members[name]) for name in names if name in members}
-            return {name: file.read() for name, file in found.items() if file}
+            files = {name: archive.extractfile(members[name]) for name in names if name in members}
+            return {name: file.read() for name, file in files.items() if file}
     except (OSError, EOFError, zlib.error, tarfile.TarError, RecursionError) as error:
         raise ValueError(str(error)) from None
 
 
 def read_npz(file: BinaryIO, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-    """Return the arrays in a ``.npz``, or the named ones. Raises ValueError where it is damaged or holds objects."""
+    """Read the arrays of a ``.npz``, or the named ones. Raises ValueError if it is damaged or holds objects."""
     try:
         with zipfile.ZipFile(file) as archive:
             stems = {name.removesuffix(".npy"): name for name in archive.namelist()}
@@ -44,68 +44,18 @@ def read_npz(file: BinaryIO, names: Collection[str] | None = None) -> dict[str, 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(name) as file:
         array = np.lib.format.read_array(file)
-        if file.read(1):  # at the end, the checksum has been compared
-            raise ValueError(f"{name} goes on behind its array")
+        if file.read(1):  # zipfile compares the checksum at the end
+            raise ValueError(f"{name} continues after its array")
     return array
 
 
-class _Type:
-    """``numpy.dtype`` of a plain number."""
-
-    def __init__(self, code: str | bytes):
-        self.dtype = np.dtype(_text(code))
-        if self.dtype.kind not in "biuf":
-            raise pickle.UnpicklingError(f"it holds values of type {_text(code)!r}, which is no plain number")
-
-    def __setstate__(self, state: tuple) -> None:
-        self.dtype = self.dtype.newbyteorder(_text(state[1]))  # type: ignore[arg-type]  # NumPy raises for others
-
-
-class _Array:
-    """``numpy.ndarray``: its state is (version, shape, type, whether in Fortran's order, bytes)."""
-
-    values: np.ndarray | None = None
-
-    def __setstate__(self, state: tuple) -> None:
-        _version, shape, kind, fortran, content = state
-        self.values = np.frombuffer(content, kind.dtype).reshape(shape, order="F" if fortran else "C")
-
-
-class _Reader(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> object:
-        # Each is made anew: a pickle can give a function attributes, which shall not outlive it.
-        def encode(text: str, encoding: str) -> bytes:
-            """``_codecs.encode(text, 'latin1')``: what Python 3 writes for bytes in old protocols."""
-            if encoding != "latin1":
-                raise pickle.UnpicklingError(f"it is encoded as {encoding!r}, which no data file needs")
-            return text.encode("latin1")
-
-        def array(content: bytes, kind: _Type, shape: tuple, order: str) -> _Array:
-            made = _Array()
-            made.__setstate__((1, shape, kind, order == "F", content))
-            return made
-
-        admitted = {("numpy", "ndarray"): "", ("numpy", "dtype"): lambda code, *_: _Type(code)}
-        admitted["_codecs", "encode"] = encode
-        for core in ("numpy.core", "numpy._core"):  # the second as NumPy 2 writes it
-            admitted[f"{core}.multiarray", "_reconstruct"] = lambda *_: _Array()
-            admitted[f"{core}.numeric", "_frombuffer"] = array
-        if (module, name) not in admitted:
-            raise pickle.UnpicklingError(f"it calls {module}.{name}, which no data file needs")
-        return admitted[module, name]
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else value
-
-
 def read_pickle(file: BinaryIO) -> dict[str, np.ndarray]:
-    """Return the arrays, and the lists of whole numbers as arrays, of the dict that a pickled batch holds.
+    """Read the arrays, and the lists of whole numbers as arrays, of a pickled dict. Runs nothing.
 
     Raises ValueError for anything else.
     """
     try:
-        batch = _Reader(file, encoding="bytes").load()  # Python 2's strings, in the official CIFAR files, are bytes
+        batch = _Reader(file, encoding="bytes").load()  # the official CIFAR files have Python 2's strings: bytes
         if not isinstance(batch, dict):
             raise pickle.UnpicklingError(f"it holds a {type(batch).__name__}, not a dict")
         arrays = {}
@@ -117,3 +67,58 @@ def read_pickle(file: BinaryIO) -> dict[str, np.ndarray]:
         return arrays
     except Exception as error:  # a damaged pickle raises nearly anything
         raise ValueError(" ".join(str(error).split())[:100] or type(error).__name__) from None
+
+
+class _Type:
+    """Stand in for ``numpy.dtype``; plain numbers only."""
+
+    def __init__(self, code: str | bytes):
+        self.dtype = np.dtype(_text(code))
+        if self.dtype.kind not in "biuf":
+            raise pickle.UnpicklingError(f"it holds values of type {_text(code)!r}, no plain number")
+
+    def __setstate__(self, state: tuple) -> None:
+        self.dtype = self.dtype.newbyteorder(_text(state[1]))  # type: ignore[arg-type]  # NumPy raises for others
+
+
+class _Array:
+    """Stand in for ``numpy.ndarray``; its state is (version, shape, type, Fortran order, bytes)."""
+
+    values: np.ndarray | None = None
+
+    def __setstate__(self, state: tuple) -> None:
+        _version, shape, kind, fortran, content = state
+        self.values = np.frombuffer(content, kind.dtype).reshape(shape, order="F" if fortran else "C")
+
+
+class _Reader(pickle.Unpickler):
+    """Replace NumPy's names by classes that only hold numbers; refuse all other names.
+
+    A pickle is a program, and NumPy's own functions can be made to read arbitrary memory.
+    """
+
+    def find_class(self, module: str, name: str) -> object:
+        # New functions for each lookup: a pickle may set attributes on them.
+        def encode(text: str, encoding: str) -> bytes:
+            """``_codecs.encode(text, 'latin1')``: bytes, as Python 3 writes them in old protocols."""
+            if encoding != "latin1":
+                raise pickle.UnpicklingError(f"it is encoded as {encoding!r}, not latin1")
+            return text.encode("latin1")
+
+        def array(content: bytes, kind: _Type, shape: tuple, order: str) -> _Array:
+            array = _Array()
+            array.__setstate__((1, shape, kind, order == "F", content))
+            return array
+
+        allowed = {("numpy", "ndarray"): "", ("numpy", "dtype"): lambda code, *_: _Type(code)}
+        allowed["_codecs", "encode"] = encode
+        for core in ("numpy.core", "numpy._core"):  # NumPy 1 and 2
+            allowed[f"{core}.multiarray", "_reconstruct"] = lambda *_: _Array()
+            allowed[f"{core}.numeric", "_frombuffer"] = array
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it calls {module}.{name}; only arrays are allowed")
+        return allowed[module, name]
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else value

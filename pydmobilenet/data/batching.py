@@ -1,7 +1,7 @@
-"""Batches of images for a network: shuffled, cropped, flipped and normalised, a whole batch at once.
+"""Batches of images: shuffled, cropped, flipped and normalised, a whole batch at once.
 
-Everything stays in uint8 up to the last step, goes into buffers that are used again and again, and is done by threads
-while the network computes: NumPy lets go of the interpreter meanwhile, so no worker processes are needed.
+Images stay in uint8 up to the last step, in reused buffers. Threads fill them while the network computes: NumPy
+releases the interpreter, so no worker processes are needed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,7 @@ from .dataset import PAD, Dataset, normalise, padded
 
 @dataclass(frozen=True)
 class Epoch:
-    """What happens to the images in one epoch: a pure function of seed and epoch, by position in the epoch's order.
-
-    `order` (N,) holds the images' numbers, `offsets` (N, 2) the rows and columns of the crops, `flips` (N,) whether an
-    image is mirrored.
-    """
+    """The augmentation of an epoch: image numbers `order` (N,), crop `offsets` (N, 2), and horizontal `flips` (N,)."""
 
     order: np.ndarray
     offsets: np.ndarray
@@ -31,7 +27,7 @@ class Epoch:
 
 
 def draw(images: int, seed: int, epoch: int) -> Epoch:
-    """The random choices of an epoch. A generator of its own: nothing else that draws numbers has a say in it."""
+    """Draw the augmentation of an epoch, a pure function of seed and epoch."""
     generator = np.random.default_rng([seed, epoch])
     return Epoch(
         order=generator.permutation(images),
@@ -51,19 +47,16 @@ def batches(
     start: int = 0,
     threads: int = 2,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The batches of one epoch: images (batch_size, 3, H, W) in float32 and labels (batch_size,) in int64.
+    """Yield the batches of an epoch: images (batch_size, 3, H, W) in float32 and labels (batch_size,) in int64.
 
-    In training, images come in a random order, padded by 4 zero pixels, cropped back at random and (if the task allows
-    it) mirrored half of the time, and a last batch that is not full is dropped. Otherwise they come as they are, and
-    the last batch may be smaller. The same arguments give the same batches, whatever the number of `threads`; `start`
-    leaves out the first ones, as after a resume.
+    In training, images are shuffled, padded by 4 zero pixels, cropped at random and, if the task allows, flipped half
+    of the time; an incomplete last batch is dropped. Otherwise, images come as they are, and the last batch may be
+    smaller. The first `start` batches are skipped. The number of `threads` changes nothing.
 
-    Of several workers, the one with number `part` of `parts` gets every `parts`-th image. In training the parts are of
-    equal length (N mod `parts` images, others each time, sit out the epoch), and the i-th batches of all are together
-    the i-th batch, of `parts` times the size, of a single worker; otherwise they are together all images.
+    Worker `part` of `parts` gets every `parts`-th image. In training, all workers' parts are of equal length, and their
+    i-th batches are together the i-th batch of a single worker with `parts` times the size.
 
-    The two arrays are used again: they are valid until the next batch is asked for. Raises InvalidValueError for
-    numbers that make no sense.
+    Both arrays are valid until the next batch. Raises InvalidValueError.
     """
     if batch_size < 1 or threads < 1 or start < 0 or seed < 0 or epoch < 0 or not 0 <= part < parts:
         raise InvalidValueError(
@@ -72,13 +65,13 @@ def batches(
         )
     plan = draw(len(dataset), seed, epoch) if train else None
     positions = np.arange(part, len(dataset) // parts * parts if train else len(dataset), parts)
-    batch_size = batch_size if train else min(batch_size, max(1, len(positions)))  # no larger buffers than are needed
+    batch_size = batch_size if train else min(batch_size, max(1, len(positions)))  # no larger buffers than needed
     if train and len(positions) < batch_size:
         raise InvalidValueError(
             f"batch_size={batch_size} leaves no full batch of {len(positions)} images (nearest: {len(positions)})"
         )
     count = len(positions) // batch_size if train else -(-len(positions) // batch_size)
-    workers = [_Worker(dataset, batch_size, plan, parts) for _ in range(threads + 1)]  # one holds what is being used
+    workers = [_Worker(dataset, batch_size, plan, parts) for _ in range(threads + 1)]  # one is in use
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future] = deque()
         try:
@@ -95,7 +88,7 @@ def batches(
 
 
 class _Worker:
-    """The buffers of one batch under way, and how they are filled."""
+    """The buffers of a batch."""
 
     def __init__(self, dataset: Dataset, batch_size: int, plan: Epoch | None, step: int):
         self.dataset = dataset
@@ -105,11 +98,11 @@ class _Worker:
         self.images = np.empty((batch_size, *shape), np.float32)
         self.labels = np.empty(batch_size, np.int64)
         images = dataset.images
-        self.path = ""  # of the file that the images are read from; those in memory have none
+        self.path = ""  # of memory-mapped images
         if isinstance(images, np.memmap) and images.flags.c_contiguous and images.filename is not None:
             self.path, self.start = images.filename, file_offset(images)
             self.raw = np.empty((batch_size, *shape), np.uint8)
-        if plan:  # images in memory are padded once, those on disk as they come, into a frame that stays zero
+        if plan:  # images in memory are padded once, those on disk by batch, into a zero frame
             self.padded = padded(np.zeros_like(self.raw)) if self.path else dataset.padded
             self.windows = np.lib.stride_tricks.sliding_window_view(  # type: ignore[call-overload]  # typed for one axis
                 self.padded, shape[1:], axis=(2, 3)
@@ -120,13 +113,13 @@ class _Worker:
         if self.plan:
             pixels, labels[:] = self._augmented(self.plan, positions), self.dataset.labels[self.plan.order[positions]]
         else:
-            numbers = slice(positions[0], positions[-1] + 1, self.step)  # seen, not copied
+            numbers = slice(positions[0], positions[-1] + 1, self.step)  # a view, not a copy
             pixels = self._read(positions) if self.path else self.dataset.images[numbers]
             labels[:] = self.dataset.labels[numbers]
         return normalise(pixels, self.dataset.task, images), labels
 
     def _augmented(self, plan: Epoch, positions: np.ndarray) -> np.ndarray:
-        """The images at these positions of the epoch, cropped and mirrored: uint8 (n, 3, H, W)."""
+        """Crop and flip the images at some positions of the epoch: uint8 (n, 3, H, W)."""
         numbers = plan.order[positions]
         if self.path:
             self.padded[: len(numbers), :, PAD:-PAD, PAD:-PAD] = self._read(numbers)
@@ -139,20 +132,18 @@ class _Worker:
         return pixels
 
     def _read(self, numbers: np.ndarray) -> np.ndarray:
-        """Images of a memory-mapped file, read from it: through the map, one image at random makes megabytes around it
-        resident.
-        """
+        """Read images from a memory-mapped file: through the map, each would load megabytes around it."""
         raw = self.raw[: len(numbers)]
         with open(self.path, "rb", buffering=0) as file:
             for row, number in zip(raw, numbers.tolist()):
                 file.seek(self.start + number * row.nbytes)
                 if file.readinto(row.data) < row.nbytes:
-                    raise BadFileError(f"{self.path} has become shorter while it was read")
+                    raise BadFileError(f"{self.path} became shorter while it was read")
         return raw
 
 
 def file_offset(images: np.memmap) -> int:
-    """Where in its file a memory-mapped array, or a slice of one, begins."""
+    """Return the position of a memory-mapped array, or of a slice, in its file."""
     root = images
     while isinstance(root.base, np.memmap):
         root = root.base
@@ -160,10 +151,7 @@ def file_offset(images: np.memmap) -> int:
 
 
 def mirror(images: np.ndarray) -> np.ndarray:
-    """Images (n, 3, H, W) in uint8 with their columns in reverse order.
-
-    Where W allows it, as reversed words of eight bytes each: twice as fast as byte by byte.
-    """
+    """Reverse the columns of images (n, 3, H, W) in uint8; by words of eight bytes where possible, twice as fast."""
     if images.shape[3] % 8:
         return images[:, :, :, ::-1]
     return images.view(np.uint64)[:, :, :, ::-1].byteswap().view(np.uint8)

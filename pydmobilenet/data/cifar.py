@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), in every layout that people have; else downloaded.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009): read in every common layout, or downloaded.
 
-A directory may hold the binary files, the Python pickles, either one's archive, or ``train/`` and ``test/`` with one
-folder of 32x32 images a class.
+A directory may hold the binary files, the Python pickles, an archive of either, or ``train/`` and ``test/`` with a
+folder of 32x32 images for each class.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 from .. import fetching, files
 from ..errors import BadFileError, MissingFileError
 from . import archives
-from .dataset import Raw
+from .dataset import Dataset, Task
 from .folder import images_by_class
 
-PIXELS = 3 * 32 * 32  # bytes of an image: the red, the green, then the blue plane, each row by row
-LARGEST = 1 << 28  # bytes that an archive unpacks to: the official ones have up to 186 MB
+PIXELS = 3 * 32 * 32  # bytes of an image: red, green and blue planes, row by row
+LARGEST = 1 << 28  # bytes of an unpacked archive: the official ones have up to 186 MB
 TORONTO = "https://www.cs.toronto.edu/~kriz"
 MXNET_REPOSITORY = "https://apache-mxnet.s3-accelerate.dualstack.amazonaws.com"
 
@@ -57,14 +57,12 @@ COARSE_OF_FINE = np.array(
 
 @dataclass(frozen=True)
 class Layout:
-    """The files of one data set. `digests` are SHA-1 (of MXNet's loader) for the binary files, MD5 (of the data sets'
-    home and torchvision) for the pickles; `sources` the archive of the binary files.
-    """
+    """The files of a data set. Digests: SHA-1 of MXNet's loader for binary files, MD5 of torchvision for pickles."""
 
     name: str
     title: str
     classes: tuple[str, ...]
-    label_bytes: int  # before each image in a binary file; the last of them is the class
+    label_bytes: int  # before each image in a binary file; the last one is the class
     folders: tuple[str, ...]
     binary: dict[str, tuple[str, ...]]
     pickled: dict[str, tuple[str, ...]]
@@ -123,40 +121,40 @@ CIFAR100 = Layout(
 )
 
 
-def read(layout: Layout, split: str, root: Path | None = None, coarse: bool = False) -> Raw:
-    """A split of CIFAR-10 or CIFAR-100, from `root`, ``$PYDMOBILENET_HOME``, MXNet's home or, at last, the network.
+def read(name: str, task: Task, split: str, root: Path | None = None) -> Dataset:
+    """Read a split from `root`, ``$PYDMOBILENET_HOME`` or MXNet's home, else download it.
 
-    `coarse` gives CIFAR-100's superclasses. Raises BadFileError for damaged files, and for unofficial ones that are not
-    in `root`; MissingFileError where the data is not to be had; UnusableError where it cannot be read or stored.
+    Raises BadFileError for damaged files, and for unofficial ones outside of `root`; MissingFileError, UnusableError.
     """
-    places = fetching.search_path(f"datasets/{layout.name}", root)
-    target = root / layout.name if root else places[0]
-    for place in places:
-        if found := find_files(layout, split, place):
-            return _decode(layout, found, coarse, named=place == root)
-        if place == root and (folder := _image_folder(layout, split, place)):
-            raw = images_by_class(layout.classes, folder)
+    layout, coarse = CIFAR10 if name == CIFAR10.name else CIFAR100, name == "cifar100-coarse"
+    directories = fetching.search_path(f"datasets/{layout.name}", root)
+    target = root / layout.name if root else directories[0]
+    for directory in directories:
+        if contents := find_files(layout, split, directory):
+            return _decode(layout, contents, task, split, coarse, user_data=directory == root)
+        if directory == root and (folder := _image_folder(layout, split, directory)):
+            dataset = images_by_class(replace(task, classes=layout.classes), split, folder)
             instead = ", ".join((layout.binary[split][0], layout.pickled[split][0], *layout.archives))
-            doubt = f"a folder of images cannot be shown to be; what can is {instead}"
-            labels = COARSE_OF_FINE[raw.labels] if coarse else raw.labels
-            return replace(raw, labels=labels, doubt=doubt)
+            doubt = f"a folder of images cannot be verified; these can: {instead}"
+            labels = COARSE_OF_FINE[dataset.labels] if coarse else dataset.labels
+            return replace(dataset, task=task, labels=labels, doubt=doubt)
     try:
         download(layout, target)
     except MissingFileError as error:
-        looked = ", ".join(map(str, places))
+        searched = ", ".join(map(str, directories))
         raise MissingFileError(
-            f"the {split} images of {layout.title} are not in {looked}, and could not be downloaded ({error}); to go "
-            f"on without a network, put {layout.archives[0]} or what it holds into {target}"
+            f"the {split} images of {layout.title} are not in {searched}, and could not be downloaded ({error}); to go "
+            f"on without a network, put {layout.archives[0]} or its files into {target}"
         ) from None
-    return _decode(layout, find_files(layout, split, target), coarse, named=False)
+    return _decode(layout, find_files(layout, split, target), task, split, coarse, user_data=False)
 
 
-def find_files(layout: Layout, split: str, place: Path) -> list[tuple[Path, bytes]]:
-    """The files of a split in or right below a directory, with their content; an empty list where there are none.
+def find_files(layout: Layout, split: str, root: Path) -> list[tuple[Path, bytes]]:
+    """Read the files of a split in or right below a directory; an empty list if there are none.
 
-    Raises BadFileError where one of several is missing, and for a damaged archive.
+    Raises BadFileError if one of several is missing, and for a damaged archive.
     """
-    for directory in (place, *(place / folder for folder in layout.folders)):
+    for directory in (root, *(root / folder for folder in layout.folders)):
         incomplete = ""
         for names in (layout.binary[split], layout.pickled[split]):
             present = [name for name in names if os.path.isfile(directory / name)]
@@ -166,9 +164,9 @@ def find_files(layout: Layout, split: str, place: Path) -> list[tuple[Path, byte
                 missing = ", ".join(name for name in names if name not in present)
                 incomplete = f"{directory} has {present[0]}, but of the same split it lacks {missing}"
         for archive, table in zip(layout.archives, (layout.binary, layout.pickled)):
-            if os.path.isfile(directory / archive):  # where its extraction was interrupted, it stands beside a part
-                found = members(directory / archive, table[split])
-                return [(directory / archive / name, content) for name, content in found]
+            if os.path.isfile(directory / archive):  # preferred to the files of an interrupted extraction
+                contents = members(directory / archive, table[split])
+                return [(directory / archive / name, content) for name, content in contents]
         if incomplete:
             raise BadFileError(incomplete)
     return []
@@ -180,25 +178,22 @@ def _content(path: Path) -> bytes:
 
 
 def members(archive: Path, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
-    """The named files of an archive, in whatever directory they stand in it, in the order of `names`.
-
-    Raises BadFileError for a damaged archive and for one that lacks a file.
-    """
+    """Read the named files of an archive, in any of its directories. Raises BadFileError."""
     try:
         with fetching.readable(archive) as file:
-            found = archives.read_tar(file, names, LARGEST)
+            contents = archives.read_tar(file, names, LARGEST)
     except ValueError as error:
-        raise BadFileError(f"{archive} is a damaged archive, or none: {error}") from None
-    missing = [name for name in names if name not in found]
+        raise BadFileError(f"{archive} is not an archive, or a damaged one: {error}") from None
+    missing = [name for name in names if name not in contents]
     if missing:
         raise BadFileError(f"{archive} lacks {', '.join(missing)}")
-    return [(name, found[name]) for name in names]
+    return [(name, contents[name]) for name in names]
 
 
 def download(layout: Layout, directory: Path) -> None:
-    """Put the binary files of a data set into a directory, from MXNet's bucket or the University of Toronto.
+    """Download the binary files into a directory, from MXNet's bucket or the University of Toronto.
 
-    Raises MissingFileError where neither gives them, and UnusableError where the directory cannot be written.
+    Raises MissingFileError and UnusableError.
     """
     names = layout.binary["train"] + layout.binary["test"]
     with fetching.locked(directory):
@@ -212,41 +207,42 @@ def download(layout: Layout, directory: Path) -> None:
             archive.unlink()
 
 
-def _decode(layout: Layout, found: list[tuple[Path, bytes]], coarse: bool, named: bool) -> Raw:
+def _decode(
+    layout: Layout, contents: list[tuple[Path, bytes]], task: Task, split: str, coarse: bool, user_data: bool
+) -> Dataset:
     official = True
-    for path, content in found:
+    for path, content in contents:
         expected = layout.digests[path.name]
-        kind = expected.split(":", 1)[0]
+        kind = expected.partition(":")[0]
         digest = f"{kind}:{hashlib.new(kind, content, usedforsecurity=False).hexdigest()}"
         official = official and digest == expected
-        if not official and not named:
+        if not official and not user_data:
             raise BadFileError(
-                f"{path} is not the official file of {layout.title} (it has {digest}, not {expected}); other data is "
-                "used only from a directory that you name. Move it away, or name its directory, to go on"
+                f"{path} is not the official file of {layout.title} (it has {digest}, not {expected}): move it away, "
+                "or pass its directory to use it"
             )
     parts = [
         parse_binary(layout, path, content) if path.suffix == ".bin" else parse_pickle(layout, path, content)
-        for path, content in found
+        for path, content in contents
     ]
-    images, labels = (np.concatenate(pieces) for pieces in zip(*parts))
+    images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
     limits = (len(SUPERCLASSES), len(layout.classes))[-layout.label_bytes :]
     for column, limit in enumerate(limits):
         wrong = np.flatnonzero((labels[:, column] < 0) | (labels[:, column] >= limit))
         if len(wrong):
             raise BadFileError(
-                f"{found[0][0].parent}: label {labels[wrong[0], column]} of image {wrong[0]} is out of range "
+                f"{contents[0][0].parent}: label {labels[wrong[0], column]} of image {wrong[0]} is out of range "
                 f"(allowed: 0 to {limit - 1})"
             )
-    return Raw(images, labels[:, 0 if coarse else -1], official, source=str(found[0][0].parent))
+    return Dataset(task, split, images, labels[:, 0 if coarse else -1], official, str(contents[0][0].parent))
 
 
 def parse_binary(layout: Layout, path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 3, 32, 32) uint8 and labels (N, label_bytes) int64 of a binary file's content."""
+    """Parse a binary file to images (N, 3, 32, 32) uint8 and labels (N, label_bytes) int64."""
     record = layout.label_bytes + PIXELS
     if not content or len(content) % record:
         raise BadFileError(
-            f"{path} is truncated, or no file of {layout.title}: "
-            f"{len(content)} bytes are not one or more records of {record}"
+            f"{path} is truncated, or not of {layout.title}: {len(content)} bytes are not records of {record}"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, record)
     labels, pixels = records[:, : layout.label_bytes], records[:, layout.label_bytes :]
@@ -254,7 +250,7 @@ def parse_binary(layout: Layout, path: Path, content: bytes) -> tuple[np.ndarray
 
 
 def parse_pickle(layout: Layout, path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """The same of a pickled batch's content."""
+    """Parse a pickled batch to the same."""
     columns = ("labels",) if layout.label_bytes == 1 else ("coarse_labels", "fine_labels")
     try:
         batch = archives.read_pickle(io.BytesIO(content))
@@ -263,13 +259,13 @@ def parse_pickle(layout: Layout, path: Path, content: bytes) -> tuple[np.ndarray
         if pixels.dtype != np.uint8 or labels.dtype.kind not in "iu" or pixels.shape != (len(labels), PIXELS):
             raise ValueError(f"data {pixels.dtype} {pixels.shape} beside {labels.dtype} labels {labels.shape}")
     except (KeyError, ValueError) as error:
-        raise BadFileError(f"{path} is no pickled batch of {layout.title}: {error}") from None
+        raise BadFileError(f"{path} is not a pickled batch of {layout.title}: {error}") from None
     return pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64)
 
 
-def _image_folder(layout: Layout, split: str, place: Path) -> Path | None:
-    """A directory `split` in or right below a place, with folders of images of which one at least is of a class."""
-    for folder in (place / split, place / layout.name / split):
+def _image_folder(layout: Layout, split: str, root: Path) -> Path | None:
+    """Find the directory of a split, in or right below `root`, with a folder of images for some class."""
+    for folder in (root / split, root / layout.name / split):
         if os.path.isdir(folder) and any(os.path.isdir(folder / name) for name in layout.classes):
             return folder
     return None

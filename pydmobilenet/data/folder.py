@@ -1,14 +1,11 @@
-"""A folder of images with one folder per class, of any depth: ``train/<class>/…`` with ``test/`` or ``val/`` or both
-beside it, under any of their `SPLIT_NAMES`, or the class folders alone.
-"""
+"""Folders of images, one a class: in ``train/``, ``val/`` and ``test/`` under any of their `SPLIT_NAMES`, or alone."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -18,10 +15,10 @@ from .. import fetching
 from ..errors import BadFileError, MissingFileError, UnusableError, unknown
 from ..machine import available_memory
 from . import images
-from .dataset import IMAGENET_MEAN, IMAGENET_STD, Raw, Task
+from .dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, Task
 
 SPLITS = ("train", "val", "test")
-# What people call them, in any case.
+# Their names, in any case.
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -31,33 +28,33 @@ SPLIT_NAMES = {
     "dev": "val",
     "test": "test",
 }
-ALL = "all"  # the one split of class folders alone
-LISTED = 20  # classes whose images are counted one by one, and kinds of files that were skipped
+ALL = "all"  # the only split of class folders without train/
+LISTED = 20  # classes, kinds of skipped files, or folders to list
 
 
 class Found(NamedTuple):
-    """The files of images in a folder, and how many others of each kind were skipped."""
+    """The images of a folder, and the number of skipped files by kind."""
 
     files: list[Path]
     skipped: Counter
 
 
 def place(name: str) -> Path:
-    """The folder that ``folder:PATH`` names."""
+    """Return the path of ``folder:PATH``."""
     return fetching.expanded(name.partition(":")[2])
 
 
 def title(name: str) -> str:
-    """What people call ``folder:PATH``: the folder's own name."""
+    """Return the name of the folder of ``folder:PATH``."""
     path = place(name)
     return os.path.basename(os.path.abspath(path)) or str(path)
 
 
 def layout(root: Path) -> dict[str, Path]:
-    """Find the folders of ``train``, ``val`` and ``test``; the root as ``all`` where it has class folders instead.
+    """Find the folders of ``train``, ``val`` and ``test``, or the root as ``all`` if it has class folders.
 
-    A ``train`` without folders in it, beside other classes, is a class: trains are vehicles. Raises MissingFileError,
-    UnusableError, and BadFileError where no image can have a class, and where a split has two names.
+    A ``train`` without folders, beside other classes, is a class. Raises MissingFileError, UnusableError, and
+    BadFileError if there are no classes, or two names of a split.
     """
     if not os.path.isdir(root):
         raise MissingFileError(f"no such folder: {root}")
@@ -68,177 +65,165 @@ def layout(root: Path) -> dict[str, Path]:
         if split and _class_folders(path):
             if split in named:
                 raise BadFileError(
-                    f"{root} has {named[split].name}/ and {path.name}/, two names of one split: keep one of them"
+                    f"{root} has {named[split].name}/ and {path.name}/, two names of one split: keep one"
                 )
             named[split] = path
     if named:
         return {split: named[split] for split in SPLITS if split in named}
     if not folders:
         raise MissingFileError(
-            f"{root} has neither train/ nor test/ with one folder of images a class, nor such folders"
+            f"{root} has neither train/ nor test/ with a folder of images for each class, nor such folders"
         )
     if all(path.name.lower() in SPLIT_NAMES for path in folders):
-        raise BadFileError(f"{folders[0]} has no folder of images, one a class")
+        raise BadFileError(f"{folders[0]} has no folder of images for each class")
     return {ALL: root}
 
 
 def task(name: str, image_size: int) -> Task:
-    """The task of ``folder:PATH``: its classes are the folders of ``train/``, if it has that, or those in it.
-
-    The pixels are normalised by ImageNet's mean and standard deviation, the usual choice for photographs.
-    """
+    """Return the task of ``folder:PATH``: its classes, and ImageNet's normalisation, as usual for photographs."""
     first = next(iter(layout(place(name)).values()))
     classes = tuple(path.name for path in _class_folders(first))
     return Task(name, title(name), classes, len(classes), IMAGENET_MEAN, IMAGENET_STD, image_size=image_size)
 
 
-def read(name: str, split: str, task: Task, skip_bad: bool = False) -> Raw:
-    """A split of ``folder:PATH``, its images resized to the task's size, labelled by their class's place in it.
+def read(name: str, task: Task, split: str, skip_bad: bool = False) -> Dataset:
+    """Read a split of ``folder:PATH``, its images resized to the task's size.
 
-    With the first split come a warning of folders that are none, and a note of those that are passed over.
+    With the first split, warn of unused folders and note the skipped ones.
     """
     root = place(name)
     folders = layout(root)
     if split not in folders:
         wanted = f"no {split}/" if ALL not in folders else f"class folders alone, no {split}/"
         raise MissingFileError(f"{root} has {wanted} (it has: {', '.join(folders)})")
-    beside: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     if split == next(iter(folders)) != ALL:
-        others = [f"{path.name}/" for path in _class_folders(root, beside) if path not in folders.values()]
+        others = [f"{path.name}/" for path in _class_folders(root, skipped) if path not in folders.values()]
         if others:
-            shown = ", ".join(others[:LISTED]) + (" …" if len(others) > LISTED else "")
-            warnings.warn(f"{root}: beside {folders[split].name}/, not used: {shown}", stacklevel=2)
-    size = task.image_size
-    return images_by_class(task.classes, folders[split], skip_bad=skip_bad, size=size, root=root, beside=beside)
+            names = ", ".join(others[:LISTED]) + (" …" if len(others) > LISTED else "")
+            warnings.warn(f"{root}: beside {folders[split].name}/, not used: {names}", stacklevel=2)
+    return images_by_class(task, split, folders[split], skip_bad, root, skipped)
 
 
 def find(folder: Path) -> Found:
-    """The files of images in a folder and in those below it, in sorted order, told by their suffixes.
+    """List the images in a folder and below it, by their suffixes, in sorted order.
 
-    Hidden files and folders are skipped, as ``._x.png`` and ``.ipynb_checkpoints``, and links to folders, which may
-    form a ring. Raises UnusableError where a folder cannot be read.
+    Hidden files and folders are skipped, and links to folders, as they may form a ring. Raises UnusableError.
     """
     files: list[Path] = []
     skipped: Counter[str] = Counter()
-    for place, folders, names in os.walk(folder, onerror=_refuse):
-        kinds = {name: _skipped(Path(place, name)) for name in folders + names}
-        folders[:] = [name for name in folders if not kinds[name]]  # those that are walked through
-        files += [Path(place, name) for name in names if not kinds[name]]
+    for parent, folders, names in os.walk(folder, onerror=_refuse):
+        kinds = {name: _skipped(Path(parent, name)) for name in folders + names}
+        folders[:] = [name for name in folders if not kinds[name]]  # os.walk goes on in these
+        files += [Path(parent, name) for name in names if not kinds[name]]
         skipped.update(filter(None, kinds.values()))
     return Found(sorted(files), skipped)
 
 
 def listed(counts: Counter) -> str:
-    """Counts in words, the highest first: ``3 .txt, 1 hidden``."""
+    """Format counts, the highest first: ``3 .txt, 1 hidden``."""
     parts = [f"{count:,} {kind}" for kind, count in counts.most_common(LISTED)]
     rest = sum(counts.values()) - sum(count for _, count in counts.most_common(LISTED))
     return ", ".join(parts + [f"{rest:,} others"] * bool(rest))
 
 
 def images_by_class(
-    classes: Sequence[str],
+    task: Task,
+    split: str,
     folder: Path,
     skip_bad: bool = False,
-    size: int | None = None,
     root: Path | None = None,
-    beside: Mapping[str, int] | None = None,
-) -> Raw:
-    """The images of ``folder/<class>/**``, with how many there are of each class, and what was skipped, as its note.
+    skipped: Counter[str] | None = None,
+) -> Dataset:
+    """Read the images of ``folder/<class>/**``, with the counts of each class and of `skipped` files as a note.
 
-    With a `size`, the folder is the data set: its images are resized, and their files, named from `root` on, are
-    hashed. `beside` counts what was skipped elsewhere. The classes take turns, so that the first N images are of all of
-    them. Warns of a single class, and of transparent images. Raises BadFileError for a folder that is no class, in a
-    data set for a class without images, and for an image that cannot be read (unless `skip_bad`, which warns) or,
-    without a `size`, is not 32x32.
+    With a `root`, images are resized, named from there, and no class may be empty; without one, other sizes are
+    refused. The first N images are of all classes in turn. Warns of a single class, of transparency and, with
+    `skip_bad`, of unreadable images. Raises BadFileError.
     """
-    entries, skipped = _files_by_class(classes, folder, resized=size is not None)
-    skipped.update(beside or {})
+    skipped = Counter() if skipped is None else skipped
+    entries = _files_by_class(task.classes, folder, skipped, may_be_empty=root is None)
     if not entries:
         raise BadFileError(f"{folder} has no folder of images (allowed: {', '.join(images.FORMATS)})")
-    paths = [path for _, _, path in entries]
-    pixels, read, hashes, transparent = _pixels(paths, skip_bad, size)
-    labels = np.array([entries[number][1] for number in read], np.int64)
+    pixels, rows, hashes, transparent = _pixels([path for _, _, path in entries], skip_bad, root is not None, task)
+    labels = np.array([entries[row][1] for row in rows], np.int64)
     present = {label for _, label, _ in entries}
-    if not len(labels) or (size and present != set(labels.tolist())):
-        raise BadFileError(f"{folder} has a class of which no image can be read")
+    if not len(labels) or (root and present != set(labels.tolist())):
+        raise BadFileError(f"{folder} has a class without any readable image")
     if len(present) == 1:
-        warnings.warn(f"{folder} has images of one class only, {classes[labels[0]]!r}", stacklevel=2)
+        warnings.warn(f"{folder} has images of one class only, {task.classes[labels[0]]!r}", stacklevel=2)
     if transparent:
         warnings.warn(f"{folder}: {seen_through(transparent, len(labels))}", stacklevel=2)
-    note = f"{folder}: {per_class(classes, labels)}" + (f"; skipped: {listed(skipped)}" if skipped else "")
-    raw = Raw(pixels, labels, official=False, source=str(folder), note=note)
-    if root is None:
-        return raw
-    return replace(raw, files=tuple(str(paths[number].relative_to(root)) for number in read), hashes=tuple(hashes))
+    note = f"{folder}: {per_class(task.classes, labels)}" + (f"; skipped: {listed(skipped)}" if skipped else "")
+    files = tuple(str(entries[row][2].relative_to(root)) for row in rows) if root else ()
+    return Dataset(task, split, pixels, labels, False, str(folder), note, files=files, hashes=hashes if root else ())
 
 
 def count(name: str, split: str, classes: Sequence[str]) -> list[int]:
-    """How many files of images each class has in a split of ``folder:PATH``. Raises as `read` does for what no image
-    can be in.
-    """
-    entries, _ = _files_by_class(classes, layout(place(name))[split], resized=True)
+    """Count the images of each class in a split of ``folder:PATH``, without reading them. Raises as `read`."""
+    entries = _files_by_class(classes, layout(place(name))[split], Counter())
     return np.bincount([label for _, label, _ in entries], minlength=len(classes)).tolist()
 
 
-def _files_by_class(classes: Sequence[str], folder: Path, resized: bool) -> tuple[list[tuple[int, int, Path]], Counter]:
-    """The turn, the label and the path of each image of ``folder/<class>/**``, in order, and what was skipped."""
+def _files_by_class(
+    classes: Sequence[str], folder: Path, skipped: Counter, may_be_empty: bool = False
+) -> list[tuple[int, int, Path]]:
+    """List the turn, the label and the path of each image of ``folder/<class>/**``, in order; count `skipped` files."""
     entries: list[tuple[int, int, Path]] = []
-    skipped: Counter[str] = Counter()
     for directory in _class_folders(folder, skipped):
         if directory.name not in classes:
             raise BadFileError(f"{directory}: {unknown('class', directory.name, classes)}")
         found = find(directory)
-        if not found.files and resized:
+        if not found.files and not may_be_empty:
             raise BadFileError(f"{no_images(directory, found)}: move the empty class away to go on")
         entries += [(turn, classes.index(directory.name), path) for turn, path in enumerate(found.files)]
         skipped.update(found.skipped)
-    return sorted(entries), skipped
+    return sorted(entries)
 
 
-def _pixels(paths: Sequence[Path], skip_bad: bool, size: int | None) -> tuple[np.ndarray, list[int], list[str], int]:
-    """The pixels (n, 3, H, W) of those files that can be read, their places and hashes, and how many had transparency.
-
-    Each file is read once.
-    """
-    side = size or images.SIDE
-    needed, free = len(paths) * 3 * side * side, available_memory()
-    if 2 * needed > free:  # training keeps a padded copy
+def _pixels(
+    paths: Sequence[Path], skip_bad: bool, resize: bool, task: Task
+) -> tuple[np.ndarray, list[int], tuple[str, ...], int]:
+    """Read the pixels (n, 3, H, W), row numbers and hashes of readable files, and count the transparent ones."""
+    size = len(paths) * int(np.prod(task.image))
+    free = available_memory()
+    if 2 * size > free:  # training keeps a padded copy
         raise UnusableError(
-            f"{len(paths):,} images of {side}x{side} pixels take {2 * needed / 1e9:,.1f} GB of memory (free: "
-            f"{free / 1e9:,.1f} GB): a smaller --image-size takes less"
+            f"{len(paths):,} images of {task.image_size}x{task.image_size} pixels take {2 * size / 1e9:,.1f} GB of "
+            f"memory (free: {free / 1e9:,.1f} GB): a smaller --image-size takes less"
         )
-    pixels = np.empty((len(paths), 3, side, side), np.uint8)
-    read: list[int] = []
+    pixels = np.empty((len(paths), *task.image), np.uint8)
+    rows: list[int] = []
     hashes: list[str] = []
     transparent = 0
-    for number, path in enumerate(paths):
+    for row, path in enumerate(paths):
         try:
-            picture = images.read(path, size is not None, side)
+            picture = images.read(path, resize, task.image_size)
         except BadFileError as error:
             if not skip_bad:
-                raise BadFileError(f"{error}; --skip-bad goes on without it" if size else str(error)) from None
-            warnings.warn(f"{error}: passed over", stacklevel=3)
+                raise BadFileError(f"{error}; --skip-bad goes on without it" if resize else str(error)) from None
+            warnings.warn(f"{error}: skipped", stacklevel=3)
             continue
-        pixels[len(read)] = picture.pixels
-        read.append(number)
+        pixels[len(rows)] = picture.pixels
+        rows.append(row)
         hashes.append(picture.hash)
         transparent += picture.transparent
-    return pixels[: len(read)], read, hashes, transparent
+    return pixels[: len(rows)], rows, tuple(hashes), transparent
 
 
 def seen_through(transparent: int, of: int) -> str:
-    """What to say of images that were transparent."""
+    """Describe the transparent images."""
     return f"{transparent:,} of {of:,} images had transparency: composited on {images.BACKGROUND}"
 
 
 def no_images(folder: Path, found: Found) -> str:
-    """What to say of a folder in which no images were found."""
+    """Describe a folder without images."""
     rest = f"; skipped: {listed(found.skipped)}" if found.skipped else ""
     return f"{folder} has no images (allowed: {', '.join(images.FORMATS)}{rest})"
 
 
 def per_class(classes: Sequence[str], labels: np.ndarray) -> str:
-    """How many images there are of each class, in words."""
+    """Format the number of images of each class."""
     numbers = np.bincount(labels, minlength=len(classes))
     total = f"{len(labels):,} images"
     if len(classes) > LISTED:
@@ -247,7 +232,7 @@ def per_class(classes: Sequence[str], labels: np.ndarray) -> str:
 
 
 def _class_folders(folder: Path, skipped: Counter | None = None) -> list[Path]:
-    """List the folders in a folder that are not passed over, in order; count the other entries in `skipped`."""
+    """List the class folders in a folder, in order; count the other entries in `skipped`."""
     try:
         kinds = {path: _hidden(path.name) or _no_class(path) for path in sorted(folder.iterdir())}
     except OSError as error:
@@ -258,14 +243,14 @@ def _class_folders(folder: Path, skipped: Counter | None = None) -> list[Path]:
 
 
 def _no_class(path: Path) -> str | None:
-    """Return why an entry is no class and no split; None where it may be one."""
+    """Return why an entry is neither a class nor a split, or None."""
     if not path.is_dir():
         return "outside of classes"
     return "empty folder" if _is_empty(path) else None
 
 
 def _is_empty(folder: str | Path) -> bool:
-    """Whether there are no files in a folder, nor in those below it, but hidden ones."""
+    """Return True if a folder and those below it have only hidden files."""
     with os.scandir(folder) as entries:
         return all(
             _hidden(entry.name) or (entry.is_dir(follow_symlinks=False) and _is_empty(entry.path)) for entry in entries
@@ -273,14 +258,14 @@ def _is_empty(folder: str | Path) -> bool:
 
 
 def _hidden(name: str) -> str | None:
-    """Return of what kind a name is that is passed over wherever it stands: macOS's archives have a ``__MACOSX``."""
+    """Return why a name is always skipped, or None. Archives of macOS have a ``__MACOSX``."""
     if name == "__MACOSX":
         return name
     return "hidden" if name.startswith(".") else None
 
 
 def _skipped(path: Path) -> str | None:
-    """Return why a folder is not walked through, or an image not read from a file; None where it is."""
+    """Return why a file or folder is skipped, or None."""
     if kind := _hidden(path.name):
         return kind
     if path.is_dir():
@@ -288,7 +273,7 @@ def _skipped(path: Path) -> str | None:
     suffix = path.suffix.lower()
     if suffix not in images.SUFFIXES:
         return suffix if suffix[1:].isalnum() and len(suffix) < 10 else "of no known kind"
-    return None if path.is_file() else "broken link or special file"  # as a pipe, which would be waited for
+    return None if path.is_file() else "broken link or special file"  # reading a pipe would block
 
 
 def _refuse(error: OSError) -> NoReturn:

@@ -1,10 +1,8 @@
 """ImageNet32 (Chrabaszcz, Loshchilov and Hutter, 2017, arXiv 1707.08819): ImageNet's images at 32x32 pixels.
 
-Both official forms are read: the pickled batches and the ``.npz`` ones. They are 3.9 GB of pixels, so they are
-converted once into plain arrays on disk, which open at once and are mapped into memory rather than read.
-
-The arrays of a split are ``imagenet32-<split>-images.u8`` (N, 3, 32, 32) and ``…-labels.i16`` (N,). They are valid only
-with ``….json``, which is written last and says which official files they were made of.
+The official files, pickles or ``.npz``, hold 3.9 GB of pixels. They are converted once into arrays on disk, mapped into
+memory: ``imagenet32-<split>-images.u8`` (N, 3, 32, 32) and ``…-labels.i16`` (N,). A record, ``….json``, is written last
+and names the converted files.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from .. import fetching, files
 from ..errors import BadFileError, MissingFileError, UnusableError
 from ..text import progress_bar
 from . import archives
-from .dataset import IMAGENET_MEAN, IMAGENET_STD, Raw, Task
+from .dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, Task
 
 CLASSES = tuple(
     line
@@ -30,7 +28,7 @@ CLASSES = tuple(
     if not line.startswith("#")
 )
 PIXELS = 3 * 32 * 32
-OFFICIAL_IMAGES = {"train": 1_281_167, "test": 50_000}  # no hash of the files is published: their number has to do
+OFFICIAL_IMAGES = {"train": 1_281_167, "test": 50_000}  # verified by number, as no hash is published
 FILES = {"train": tuple(f"train_data_batch_{number}" for number in range(1, 11)), "test": ("val_data",)}
 FOLDERS = ("", "imagenet32", "Imagenet32_train", "Imagenet32_val", "Imagenet32_train_npz", "Imagenet32_val_npz")
 
@@ -55,65 +53,64 @@ class Arrays(NamedTuple):
         return self.path("-labels.i16")
 
     def sources(self) -> list[dict]:
-        """Return what is recorded of the official files; nothing where there is no record of a whole conversion."""
+        """Return the records of the converted files; none without a complete conversion."""
         try:
             record = json.loads(self.path(".json").read_text(encoding="utf-8"))
             keys = ("name", "size", "mtime", "images")
-            return [{key: one[key] for key in keys} for one in record["sources"]] if record["complete"] is True else []
+            sources = [{key: source[key] for key in keys} for source in record["sources"]]
+            return sources if record["complete"] is True else []
         except (OSError, ValueError, TypeError, KeyError):
             return []
 
     def are_of(self, sources: list[Path]) -> bool:
-        """Whether these official files are the ones that were converted."""
-        recorded = [{**one, "images": None} for one in self.sources()]
+        """Return True if these official files were converted."""
+        recorded = [{**source, "images": None} for source in self.sources()]
         return recorded == [{**_identity(path), "images": None} for path in sources]
 
-    def open(self) -> Raw:
-        """Return the split, its images mapped into memory. Raises BadFileError for files of another size than
-        recorded.
-        """
+    def open(self, task: Task) -> Dataset:
+        """Open the split, its images mapped into memory. Raises BadFileError for files of another size."""
         number = sum(source["images"] for source in self.sources())
         sizes = [os.path.getsize(path) if os.path.isfile(path) else 0 for path in (self.images, self.labels)]
         if sizes != [number * PIXELS, number * 2]:
             raise BadFileError(
-                f"{self.images} or {self.labels.name} is not of the size that its conversion has recorded; "
-                f"delete {self.path('.json')} to convert again"
+                f"{self.images} or {self.labels.name} has another size than recorded; delete {self.path('.json')} to "
+                "convert again"
             )
         try:
             images = np.memmap(self.images, np.uint8, "r", shape=(number, 3, 32, 32))
             labels = np.fromfile(self.labels, "<i2").astype(np.int64)
         except OSError as error:
             raise UnusableError(f"cannot read {self.directory}: {error.strerror}") from None
-        return Raw(images, labels, number == OFFICIAL_IMAGES[self.split], source=str(self.directory))
+        official = number == OFFICIAL_IMAGES[self.split]
+        return Dataset(task, self.split, images, labels, official, str(self.directory))
 
 
-def read(split: str, root: Path | None = None) -> Raw:
-    """A split of ImageNet32, from `root`, ``$PYDMOBILENET_HOME`` or MXNet's home; ``test`` is the validation set.
+def read(task: Task, split: str, root: Path | None = None) -> Dataset:
+    """Read a split from `root`, ``$PYDMOBILENET_HOME`` or MXNet's home; ``test`` is the validation set.
 
-    It is converted if it has not been: beside the official files or, where that is read-only, in the home directory.
-    Raises MissingFileError where there are no files, BadFileError for damaged ones, UnusableError for a full disk.
+    Raises MissingFileError, BadFileError and UnusableError.
     """
-    home, places = fetching.search_path("datasets/imagenet32")[0], fetching.search_path("datasets/imagenet32", root)
-    for place in places:
-        raw = _read_from(place, split, home)
-        if raw is None:
+    home, paths = fetching.search_path("datasets/imagenet32")[0], fetching.search_path("datasets/imagenet32", root)
+    for path in paths:
+        dataset = _read_from(path, task, split, home)
+        if dataset is None:
             continue
-        if not raw.official and place != root:
+        if not dataset.official and path != root:
             raise BadFileError(
-                f"{raw.source} has {len(raw.labels)} images, not the {OFFICIAL_IMAGES[split]} of ImageNet32; other "
-                "data is used only from a directory that you name"
+                f"{dataset.source} has {len(dataset)} images, not the {OFFICIAL_IMAGES[split]} of ImageNet32: pass its "
+                "directory to use it"
             )
-        return raw
-    files = f"{FILES[split][0]} to {FILES[split][-1]}" if split == "train" else FILES[split][0]
+        return dataset
+    names = f"{FILES[split][0]} to {FILES[split][-1]}" if split == "train" else FILES[split][0]
     raise MissingFileError(
-        f"the {split} images of ImageNet32 are not in {', '.join(map(str, places))}; they have no free address: get "
-        f"'Downsampled ImageNet, 32x32' at https://image-net.org/download-images and put {files} (pickles, or .npz) "
-        f"into {places[0]}"
+        f"the {split} images of ImageNet32 are not in {', '.join(map(str, paths))}; they have no free address: get "
+        f"'Downsampled ImageNet, 32x32' at https://image-net.org/download-images and put {names} (pickles, or .npz) "
+        f"into {paths[0]}"
     )
 
 
-def _read_from(place: Path, split: str, home: Path) -> Raw | None:
-    for directory in (place / folder for folder in FOLDERS):
+def _read_from(root: Path, task: Task, split: str, home: Path) -> Dataset | None:
+    for directory in (root / folder for folder in FOLDERS):
         beside = Arrays(directory, split)
         try:
             sources = find_sources(directory, split)
@@ -122,28 +119,28 @@ def _read_from(place: Path, split: str, home: Path) -> Raw | None:
                 raise
             sources = []
         if not sources:
-            if beside.sources():  # once they are converted, the official files may go
-                return beside.open()
+            if beside.sources():  # the official files may be deleted after their conversion
+                return beside.open(task)
             continue
-        # What is converted at home is of one directory alone: others have files of the same names.
+        # Files of a read-only directory are converted at home, under a key: others may have the same names.
         key = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
         target = beside if os.access(directory, os.W_OK) else Arrays(home / f"converted-{key}", split)
         for arrays in (beside, target):
             if arrays.are_of(sources):
-                return arrays.open()
+                return arrays.open(task)
         convert(sources, target)
-        return target.open()
+        return target.open(task)
     return None
 
 
 def _identity(source: Path) -> dict:
-    """What tells one official file from another, without reading it."""
+    """Return the name, size and time of a file, to notice changes without reading it."""
     status = source.stat()
     return {"name": source.name, "size": status.st_size, "mtime": status.st_mtime_ns}
 
 
 def find_sources(directory: Path, split: str) -> list[Path]:
-    """The official files of a split in a directory, in either form; raises BadFileError where some are missing."""
+    """Find the official files of a split in a directory, in either form. Raises BadFileError if some are missing."""
     incomplete = ""
     for ending in ("", ".npz"):
         paths = [directory / f"{name}{ending}" for name in FILES[split]]
@@ -158,11 +155,11 @@ def find_sources(directory: Path, split: str) -> list[Path]:
 
 
 def convert(sources: list[Path], arrays: Arrays) -> None:
-    """Convert the official files of a split. Raises BadFileError, and UnusableError for a full disk."""
+    """Convert the official files of a split. Raises BadFileError and UnusableError."""
     with fetching.locked(arrays.directory):
         if arrays.are_of(sources):  # another process was faster
             return
-        with suppress(OSError):  # what it says is true no longer
+        with suppress(OSError):  # no longer valid
             arrays.path(".json").unlink()
         record = []
         progress = progress_bar(len(sources), f"converting ImageNet32, {arrays.split}", "files")
@@ -178,20 +175,17 @@ def convert(sources: list[Path], arrays: Arrays) -> None:
 
 
 def load(source: Path) -> tuple[np.ndarray, np.ndarray]:
-    """One official file: pixels (n, 3072) uint8, the red, green and blue planes, and labels (n,) from 1 to 1000.
-
-    Raises BadFileError for anything else.
-    """
+    """Load an official file: pixels (n, 3072) uint8, in planes, and labels (n,) from 1. Raises BadFileError."""
     try:
         with fetching.readable(source) as file:
             npz = source.suffix == ".npz"
             batch = archives.read_npz(file, ("data", "labels")) if npz else archives.read_pickle(file)
         pixels, labels = batch["data"], batch["labels"]
     except (KeyError, ValueError) as error:
-        raise BadFileError(f"{source} is no batch of ImageNet32: {error}") from None
+        raise BadFileError(f"{source} is not a batch of ImageNet32: {error}") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise BadFileError(
-            f"{source} is no batch of ImageNet32: data {pixels.dtype} {pixels.shape}, labels {labels.shape}"
+            f"{source} is not a batch of ImageNet32: data {pixels.dtype} {pixels.shape}, labels {labels.shape}"
         )
     if pixels.shape[1] != PIXELS:
         side = (pixels.shape[1] / 3) ** 0.5
@@ -199,7 +193,7 @@ def load(source: Path) -> tuple[np.ndarray, np.ndarray]:
     if len(pixels) != len(labels) or not len(labels):
         raise BadFileError(f"{source} has {len(pixels)} images and {len(labels)} labels")
     if labels.min() < 1 or labels.max() > TASK.outputs:
-        counted = ": they seem to be counted from 0" if labels.min() == 0 and labels.max() < TASK.outputs else ""
+        counted = ", perhaps counted from 0" if labels.min() == 0 and labels.max() < TASK.outputs else ""
         raise BadFileError(
             f"{source} has labels from {labels.min()} to {labels.max()} (allowed: 1 to {TASK.outputs}){counted}"
         )

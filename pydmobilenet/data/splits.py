@@ -1,7 +1,7 @@
-"""Training, validation and test images of a data set: those that it has, and those that are put aside.
+"""Training, validation and test images, existing or held out.
 
-An image is put aside by the SHA-256 of its content, a number below 1: for the test below the one fraction, for
-validation from 1 less the other one on. So it stays where it is, whatever is added, removed or renamed.
+An image is held out by the SHA-256 of its content, a number below 1: below one fraction for the test, and from 1 less
+the other one for validation. It stays there, whatever is added, removed or renamed.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from .datasets import located, read_split
 
 
 class Fractions(NamedTuple):
-    """Shares of the images that are put aside for validation and for the test, but for chance."""
+    """Expected fractions of the images held out for validation and for the test."""
 
     val: float = 0.0
     test: float = 0.0
 
 
 NOTHING = Fractions()
-DEFAULT = Fractions(0.2, 0.2)  # of class folders alone, as the recipes for folders have it
+DEFAULT = Fractions(0.2, 0.2)  # of class folders alone, as in the recipes for folders
 MOST = 0.5
 
 
 class Splits(NamedTuple):
-    """The images to train on, those that choose the best epoch, and those for the test, where there are any."""
+    """Images for training, for choosing the best epoch, and for the test."""
 
     train: Dataset
     val: Dataset | None
@@ -41,7 +41,7 @@ class Splits(NamedTuple):
 
 
 def kinds(name: str) -> tuple[str, ...]:
-    """The splits that a data set has: some of ``train``, ``val`` and ``test``, or ``all`` of class folders alone."""
+    """List the existing splits: some of ``train``, ``val`` and ``test``, or ``all`` of class folders alone."""
     return tuple(folder.layout(folder.place(name))) if name.startswith("folder:") else ("train", "test")
 
 
@@ -54,20 +54,18 @@ def get_dataset(
     val_fraction: float | None = None,
     test_fraction: float | None = None,
 ) -> Dataset:
-    """A split of a data set: ``train``, ``test``, of a folder ``val`` too, or ``all`` of class folders alone.
+    """Read a split of a data set: ``train``, ``test``, ``val`` of a folder, or ``all`` of class folders alone.
 
-    ``cifar10``, ``cifar100`` and ``cifar100-coarse`` (the 20 superclasses) are looked for in `root`,
-    ``$PYDMOBILENET_HOME`` and MXNet's home, else downloaded; ``imagenet32`` is looked for there too, but has no free
-    address. Other files than the official ones are used from `root` alone. ``digits`` comes with the package.
-    A path, or ``folder:PATH``, is any folder of images, which `root` replaces. Those that cannot be read are passed
-    over, with a warning, if `skip_bad` says so. With a `task`, as a run has recorded it, labels, normalisation and size
-    are that task's.
+    ``cifar10``, ``cifar100`` and ``cifar100-coarse`` (the 20 superclasses) are searched for in `root`,
+    ``$PYDMOBILENET_HOME`` and MXNet's home, else downloaded. ``imagenet32`` has no free address. ``digits`` comes with
+    the package. Unofficial files are used only from `root`. A path, or ``folder:PATH``, is a folder of images; `root`
+    replaces it, and `skip_bad` skips unreadable images with a warning. A recorded `task` sets labels, normalisation and
+    size.
 
-    The fractions put images aside, as training does: `val_fraction` of the training images, `test_fraction` of class
-    folders alone. Of these, both are 0.2 by default, as in training; of other data, 0.
+    The fractions hold images out, as in training: `val_fraction` of the training images, `test_fraction` of class
+    folders alone. Both are 0.2 by default for class folders alone, else 0.
 
-    Raises InvalidValueError, MissingFileError, BadFileError and UnusableError; BadFileError too where the data has
-    other classes than the `task`.
+    Raises InvalidValueError, MissingFileError, BadFileError (also for other classes than the `task`'s), UnusableError.
     """
     has = kinds(located(name, root))
     alone = has == (folder.ALL,)
@@ -75,9 +73,10 @@ def get_dataset(
     for key, value in unused.items():
         if value:
             raise InvalidValueError(f"{key} {value:g} cannot be used: the data has {', '.join(has)}; nearest: 0")
-    given = (val_fraction, test_fraction)
-    default = DEFAULT if alone else NOTHING
-    fractions = Fractions(*(own if value is None else value for own, value in zip(default, given)))
+    val, test = DEFAULT if alone else NOTHING
+    fractions = Fractions(
+        val if val_fraction is None else val_fraction, test if test_fraction is None else test_fraction
+    )
     if not all(0 <= value <= MOST for value in fractions):
         raise InvalidValueError(f"fractions are {fractions.val:g} and {fractions.test:g} (allowed: 0 to {MOST})")
     if not (split in folder.SPLITS if alone else split in ("train", "val") and fractions.val):
@@ -95,10 +94,10 @@ def get_splits(
     skip_bad: bool = False,
     task: Task | None = None,
 ) -> Splits:
-    """All images of a data set, in their splits. Validation images, where the data set has none, and the test images of
-    class folders alone are put aside as `fractions` say. Of a folder, no image to train on is in another split too.
+    """Read all splits of a data set; `fractions` hold out the validation and test images that it lacks.
 
-    Raises as `get_dataset` does, and InvalidValueError where a class is too small, or ``imagenet32`` is to be split.
+    Training images of a folder that are in another split too are left out. Raises as `get_dataset`, and
+    InvalidValueError for a class that is too small, or a fraction of ``imagenet32``.
     """
     name = located(name, root)
     has = kinds(name)
@@ -109,11 +108,9 @@ def get_splits(
     if has == (folder.ALL,):
         return put_aside(read(folder.ALL), fractions)
     if "train" not in has:
-        raise InvalidValueError(f"{folder.place(name)} has no train/ to learn from (it has: {', '.join(has)})")
+        raise InvalidValueError(f"{folder.place(name)} has no train/ (it has: {', '.join(has)})")
     if name == "imagenet32" and fractions.val:
-        raise InvalidValueError(
-            "val_fraction: of imagenet32, which is read from the disk, nothing is put aside (allowed: 0)"
-        )
+        raise InvalidValueError("val_fraction of imagenet32 is not supported (allowed: 0)")
     train, val, test = (read(split) if split in has else None for split in folder.SPLITS)
     assert train is not None
     for held_out in filter(None, (val, test)):
@@ -124,10 +121,7 @@ def get_splits(
 
 
 def put_aside(dataset: Dataset, fractions: Fractions) -> Splits:
-    """Split a data set into what is left for training, and what is put aside for validation and for the test.
-
-    Raises InvalidValueError where nothing of a class is left.
-    """
+    """Split a data set by `fractions`. Raises InvalidValueError if no image of a class is left for training."""
     hashes = dataset.hashes or tuple(content_hash(np.ascontiguousarray(image).data) for image in dataset.images)
     dataset = replace(dataset, hashes=hashes)
     side = sides(hashes, dataset.labels, fractions)
@@ -135,20 +129,20 @@ def put_aside(dataset: Dataset, fractions: Fractions) -> Splits:
     stay = np.bincount(dataset.labels[side == 0], minlength=len(numbers))
     for label in np.flatnonzero((numbers > 0) & (stay == 0)).tolist():
         raise InvalidValueError(
-            f"class {dataset.task.class_name(label)!r} has no image left to train on, of {numbers[label]}: add some, "
+            f"class {dataset.task.class_name(label)!r} has no image left for training, of {numbers[label]}: add some, "
             "or lower test_fraction"
         )
     train, val, test = (_part(dataset, split, np.flatnonzero(side == at)) for at, split in enumerate(folder.SPLITS))
-    assert train is not None  # of each class, an image stays
+    assert train is not None  # an image of each class stays
     return Splits(_with_skipped(train, dataset.note), val, test)
 
 
 def sides(hashes: tuple[str, ...], labels: np.ndarray, fractions: Fractions) -> np.ndarray:
-    """Decide which images stay to train on (0), and which are put aside for validation (1) and for the test (2).
+    """Return the side of each image: 0 for training, 1 for validation, 2 for the test.
 
-    A class without test images lends the one with the lowest hash, and one without validation images the one with the
-    highest that is left, for as long as it has none of its own there. One with nothing to train on takes the lowest of
-    its validation images back, and never a test image. Equal images go together.
+    A class without test images gives the one with the lowest hash, and one without validation images the remaining one
+    with the highest. One without training images takes its lowest validation image back, never a test image. Equal
+    images go together.
     """
     train, val, test = range(3)
     contents, number = np.unique(hashes, return_inverse=True)  # in the order of the hashes
@@ -158,12 +152,12 @@ def sides(hashes: tuple[str, ...], labels: np.ndarray, fractions: Fractions) -> 
     side[position < fractions.test] = test
     classes = [np.unique(number[labels == label]) for label in np.unique(labels)]
     if fractions.test:
-        side[[own[0] for own in classes if test not in side[own]]] = test
+        side[[label[0] for label in classes if test not in side[label]]] = test
     if fractions.val:
-        left = [own[side[own] == train] for own in classes if val not in side[own]]
-        side[[own[-1] for own in left if len(own)]] = val
-        kept = [own[side[own] == val] for own in classes if train not in side[own]]
-        side[[own[0] for own in kept if len(own)]] = train
+        left = [label[side[label] == train] for label in classes if val not in side[label]]
+        side[[label[-1] for label in left if len(label)]] = val
+        kept = [label[side[label] == val] for label in classes if train not in side[label]]
+        side[[label[0] for label in kept if len(label)]] = train
     return side[number]
 
 
@@ -176,26 +170,23 @@ def _part(dataset: Dataset, split: str, positions: np.ndarray) -> Dataset | None
 
 
 def _with_skipped(train: Dataset, note: str) -> Dataset:
-    """Add to the training images' note what the `note` of all images says was skipped."""
+    """Copy the skipped files of a `note` to the training images' note."""
     _, _, skipped = note.partition("; ")
     return replace(train, note=f"{train.note}; {skipped}") if skipped else train
 
 
 def _without_twins(train: Dataset, held_out: Dataset) -> Dataset:
-    """Leave out, with a warning, training images whose content is in a split that chooses or judges.
-
-    Raises BadFileError where nothing of a class is left.
-    """
+    """Leave out, with a warning, training images that are held out too. Raises BadFileError if a class has no other."""
     stays = ~np.isin(train.hashes, held_out.hashes)
     if stays.all():
         return train
     twins = len(train) - int(stays.sum())
     first = train.files[int(stays.argmin())]
     warnings.warn(
-        f"{twins:,} of {len(train):,} training images are {held_out.split} images too, as {first}: not trained on",
+        f"{twins:,} of {len(train):,} training images are {held_out.split} images too, as {first}: left out",
         stacklevel=3,
     )
     part = _part(train, "train", np.flatnonzero(stays))
     if part is None or set(part.labels.tolist()) != set(train.labels.tolist()):
-        raise BadFileError(f"{train.source} has a class of which all images are {held_out.split} images too")
+        raise BadFileError(f"{train.source} has a class with only {held_out.split} images")
     return _with_skipped(part, train.note)

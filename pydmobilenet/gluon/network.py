@@ -12,7 +12,7 @@ from mxnet.gluon.block import HybridBlock
 
 from .. import machine
 from ..catalog import parse_name
-from ..checkpoints import Request, weights
+from ..checkpoints import Checkpoint, weights
 from ..data import get_task
 from ..errors import BadFileError, UnusableError
 from ..network import CIFAR, Architecture, Widths, describe, widths
@@ -110,11 +110,11 @@ class WideResNet(HybridBlock):
         return self.output(self.features(x))
 
 
-def make(request: Request, device: str | mx.Context | None = None) -> HybridBlock:
+def make(source: Checkpoint, device: str | mx.Context | None = None) -> HybridBlock:
     """The network that `pydmobilenet.get_model` is asked for."""
-    net = build(request.architecture, request.outputs, widths(request.dataset))
+    net = build(parse_name(source.model), source.task.outputs, widths(source.dataset))
     initialize(net, device)
-    set_arrays(net, request.arrays)
+    set_arrays(net, source.arrays())
     return net
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .. import checkpoints, machine, network
+from ..catalog import parse_name
 from ..checkpoints.weights import checkpoint_names
 from ..errors import hinted
 from ..network import CIFAR, EPSILON, Architecture, Layer, Widths, describe, widths
@@ -271,11 +272,11 @@ def get_model(
     return make(checkpoints.resolve(name, dataset, classes, pretrained, weights, weights_dir), device)
 
 
-def make(request: checkpoints.Request, device: str | torch.device | None = None) -> nn.Module:
+def make(source: checkpoints.Checkpoint, device: str | torch.device | None = None) -> nn.Module:
     """The network that `get_model` is asked for."""
-    net = build(request.architecture, request.outputs, widths(request.dataset))
+    net = build(parse_name(source.model), source.task.outputs, widths(source.dataset))
     initialize(net)
-    set_arrays(net, request.arrays)
+    set_arrays(net, source.arrays())
     return net.eval().to(devices.choose(device).device if isinstance(device, str) else device)
 
 

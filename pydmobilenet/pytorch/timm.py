@@ -161,7 +161,7 @@ def _create(variant: str, pretrained: bool, name: str, dataset: str | None = Non
     cfg, task = found.to_dict(), dataset or found.tag or TAGS[0]
     ours = pretrained and not (found.has_weights or found.state_dict)
     if ours:  # where so many classes are asked for, perhaps without those of the head
-        arrays = checkpoints.resolve(name, task, options.get("num_classes") or None, pretrained=True).arrays
+        arrays = checkpoints.resolve(name, task, options.get("num_classes") or None, pretrained=True).arrays()
         cfg["state_dict"] = {key: torch.tensor(array) for key, array in arrays.items()}
     net = build_model_with_cfg(
         lambda **arguments: make_network(name, task, **arguments),
