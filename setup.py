@@ -7,14 +7,16 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-# MXNet 1.9.1 is the last release. Both builds install the same package: one of them, never both. Its wheels run on any
-# Python 3 by their name, but on none above 3.11 in fact, and on no NumPy 2. Elsewhere an extra that asks for it brings
-# nothing, and the commands say so.
-WHERE = 'python_version < "3.12" and platform_machine == "x86_64"'
+# MXNet 1.9.1 is the last release; it runs on Python 3.9 to 3.11 with NumPy 1. Both builds install the same package:
+# take one. The CPU build has wheels for Linux on x86-64 and Arm (not tried), and for macOS on Intel (not tried); the
+# GPU build for Linux on x86-64. Elsewhere the extras bring nothing, and the commands say so.
+X86 = 'python_version < "3.12" and platform_machine == "x86_64"'
+ARM = 'python_version < "3.12" and sys_platform == "linux" and platform_machine == "aarch64"'
+WHERE = f"({X86}) or ({ARM})"
 MXNET_CPU = [f"mxnet==1.9.1; {WHERE}", f"numpy<2; {WHERE}"]
 MXNET_GPU = [
-    f"mxnet-cu112==1.9.1; {WHERE}",
-    f"numpy<2; {WHERE}",
+    f"mxnet-cu112==1.9.1; {X86}",
+    f"numpy<2; {X86}",
     # The CUDA 11 libraries that this build links to and does not bring; NVIDIA's driver is all that is left to a user.
     "nvidia-cublas-cu11",
     "nvidia-cuda-nvrtc-cu11",
@@ -100,7 +102,7 @@ setup(
             "types-requests",
             "types-tabulate",
             "types-tqdm",
-            f"gluoncv==0.10.5.post0; {WHERE}",  # the oracle of the Wide ResNets
+            f"gluoncv==0.10.5.post0; {X86}",  # the oracle of the Wide ResNets
             "scikit-learn",  # whose copy of the digits ours is compared with
         ],
     },

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Images per second, latency of a single image, and share of the machine's peak, of the ways to run a network.
 
-Ways: the literal network and the fused one, in Gluon, PyTorch and ONNX Runtime; each with one thread and with all.
+Ways: the reference network and the fused one, in Gluon, PyTorch and ONNX Runtime; each with one thread and with all.
 MXNet reads the number of threads once, so either number has a process of its own. All ways take turns, several rounds;
 the figures are medians. The peak is that of a product of two 1024x1024 float32 matrices by NumPy's BLAS with as many
 threads; a multiply-add counts as two operations.
@@ -44,12 +44,12 @@ def serve(rounds: int) -> None:
     for line in sys.stdin:
         net = pydmobilenet.get_model(line.strip())
         network, arrays = net.description, get_arrays(net)
-        ways = {"Gluon, literal": predictor(net, mx.cpu())}
+        ways = {"Gluon, reference": predictor(net, mx.cpu())}
         for title, name in (("Gluon", "gluon"), ("PyTorch", "pytorch"), ("ONNX Runtime", "onnxruntime")):
             if name == "pytorch" and engine.obstacle(name):
                 continue
             if name != "gluon":
-                ways[f"{title}, literal"] = engine.choose(name, "cpu", fused=False).engine.load(network, arrays)
+                ways[f"{title}, reference"] = engine.choose(name, "cpu", fused=False).engine.load(network, arrays)
             ways[f"{title}, fused"] = engine.choose(name, "cpu").engine.load(network, arrays)
         work = 2 * net.description.complexity().multiply_adds
         print(json.dumps(measured(ways, work, rounds)), flush=True)

@@ -5,7 +5,7 @@ gluon:
 
 - conventional: the same graph as a trainable SymbolBlock, hybridised static, ``gluon.data.DataLoader`` with two workers
   and per-sample transforms
-- own backward: `train.py`'s loop with MXNet's own backward pass of the literal network
+- own backward: `train.py`'s loop with MXNet's own backward pass of the reference network
 - ours: `train.py`'s loop as it is, and limited in its instructions as `train.py` is
 
 pytorch:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .catalog import Record
     from .data import Dataset
-    from .gluon.blocks import HybridBlock
+    from .gluon.network import HybridBlock
     from .onnx.export import Difference
     from .prediction import Prediction
     from .reporting.html import Report
@@ -161,7 +161,7 @@ def train(
     session = sessions.plan(given, config, output, resume, engine, weights, weights_dir, **reading, **shown)
     family, dtype = catalog.parse_name(session.config.model).family, session.config.dtype
     choice = engines.choose(session.engine, device, "training", family, dtype, compiled=compile)
-    session.say(f"device: {choice.device}; engine: {choice.why}")
+    session.say(f"Training {choice}.")
     with sessions.opened(session, choice.make_trainer) as loop:
         exit_code = loop.run()
     if exit_code:
@@ -220,7 +220,7 @@ def validate(
     records, folder = _records(what, dataset, weights, depth, data_dir)
     choice = engines.choose(engine, device, fused=fused)
     say = (lambda text: None) if progress is False else (lambda text: print(printable(text), file=sys.stderr))
-    say(f"device: {choice.device}; engine: {choice.why}")
+    say(f"Validating {choice}.")
     found = validation.validate(
         records,
         choice.engine,

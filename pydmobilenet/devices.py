@@ -1,4 +1,4 @@
-"""The names of devices, and which one an engine takes."""
+"""Names of devices, and the choice of one."""
 
 from __future__ import annotations
 
@@ -11,33 +11,31 @@ from typing import Any, NamedTuple
 from . import machine
 from .errors import InvalidValueError, UnusableError, unknown
 
-Obstacle = Callable[[str, int], str]
-"""Why an engine cannot use a device of a kind and a number, in words, or nothing."""
-
 
 class Device(NamedTuple):
-    """A device as its engine's own object, and in words which one it is and why."""
+    """An engine's own device object, its title, and the reason for the choice if nobody named it."""
 
     device: Any
-    why: str
+    title: str
+    reason: str = ""
 
 
 class Wanted(NamedTuple):
-    """A device's `name`, parsed. Its `kind` is auto, cpu, gpu or mps; `numbers` are those given, perhaps none."""
+    """A parsed device name. `kind` is auto, cpu, gpu or mps; `numbers` may be empty."""
 
     name: str
     kind: str
     numbers: tuple[int, ...] = ()
 
     def candidates(self, gpus: int) -> list[tuple[str, int]]:
-        """List kinds and numbers. Those of ``auto`` are alternatives: so many GPUs, then Apple's."""
+        """List kinds and numbers. For ``auto`` they are alternatives: all GPUs, then Apple's."""
         if self.kind == "auto":
             return [*(("gpu", number) for number in range(gpus)), ("mps", 0)]
         return [(self.kind, number) for number in self.numbers or (0,)]
 
 
 def parse(name: str) -> Wanted:
-    """Parse ``auto``, ``cpu``, ``gpu``, ``mps``, ``gpu:1`` or, of several, ``gpu:0,1``. Raises InvalidValueError.
+    """Parse ``auto``, ``cpu``, ``gpu``, ``mps``, ``gpu:1`` or ``gpu:0,1``. Raises InvalidValueError.
 
     ``cuda`` is ``gpu``. As in the authors' runner, a number is a GPU's, and -1 the CPU.
     """
@@ -49,31 +47,37 @@ def parse(name: str) -> Wanted:
     numbers = tuple(map(int, match[3].split(","))) if match[3] else ()
     if len(set(numbers)) < len(numbers):
         nearest = ",".join(map(str, dict.fromkeys(numbers)))
-        raise InvalidValueError(f"device {name!r} names one twice; nearest: {kind}:{nearest}")
+        raise InvalidValueError(f"device {name!r} repeats a number; nearest: {kind}:{nearest}")
     return Wanted(name, kind, numbers)
 
 
-def take(wanted: Wanted, engine: str, gpus: int, obstacle: Obstacle) -> list[tuple[str, int, str]]:
-    """Return the kind and the number of each device that is wanted, and in words which one it is and why.
+def select(
+    wanted: Wanted,
+    engine: str,
+    gpus: int,
+    obstacle: Callable[[str, int], str],
+    make: Callable[[str, int], Any],
+) -> list[Device]:
+    """Select the devices. ``auto`` is the first GPU without an obstacle, else Apple's, else the CPU.
 
-    ``auto`` is the first of the `gpus` without an obstacle, else Apple's GPU, else the CPU. Raises UnusableError for a
-    device with an obstacle.
+    `obstacle` says why `engine` cannot use a kind and number, or nothing; `make` gives the engine's object. Raises
+    UnusableError for a named device with an obstacle.
     """
-    found = wanted.candidates(gpus)
+    candidates = wanted.candidates(gpus)
     if wanted.kind == "auto":
-        usable = next((each for each in found if not obstacle(*each)), None)
+        usable = next((candidate for candidate in candidates if not obstacle(*candidate)), None)
         if usable:
-            return [(*usable, f"{_title(*usable)}, which {engine} can use")]
-        reason = obstacle("gpu", 0)
+            return [Device(make(*usable), _title(*usable))]
+        reason = obstacle("gpu", 0) if gpus or machine.compute_capabilities() else "no GPU found"
         if gpus:
             warnings.warn(f"{reason}; computing on the CPU", stacklevel=4)
-        return [("cpu", 0, f"the CPU: {reason}")]
-    for kind, number in found:
+        return [Device(make("cpu", 0), "the CPU", reason)]
+    for kind, number in candidates:
         if reason := obstacle(kind, number):
             other = engine == "MXNet" and (kind == "mps" or number < len(machine.compute_capabilities()))
             nearest = "engine pytorch" if other and importlib.util.find_spec("torch") else "cpu"
             raise UnusableError(f"device {wanted.name!r}: {reason}; nearest: {nearest}")
-    return [(kind, number, f"{_title(kind, number)}, as asked for") for kind, number in found]
+    return [Device(make(kind, number), _title(kind, number)) for kind, number in candidates]
 
 
 def _title(kind: str, number: int) -> str:

@@ -1,4 +1,4 @@
-"""What an engine does, and which one is taken."""
+"""Engine interface and selection."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TITLES = {"gluon": "Gluon", "pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 ENGINES = tuple(TITLES)
 TRAINERS = ("gluon", "pytorch")
+DEVICE_MODULES = {"gluon": ".gluon.runtime", "pytorch": ".pytorch.devices", "onnxruntime": ".onnx.session"}
 Purpose = Literal["answers", "networks", "training"]
 Arrays = Mapping[str, np.ndarray]
 """Parameters by their full names."""
@@ -35,19 +36,17 @@ Predict = Callable[[np.ndarray], np.ndarray]
 
 
 class Engine(Protocol):
-    """What computes the answers of networks. It can be pickled, so that other processes can do the same."""
+    """Computes the logits of networks. Can be pickled for other processes."""
 
     name: str
-    device: str
-    """In words, with the reason for the choice."""
 
     @property
     def batch_size(self) -> int:
-        """How many images a call are fastest."""
+        """Images per call, for speed."""
 
     @property
     def processes(self) -> int:
-        """How many processes may work at once."""
+        """Processes to run side by side."""
 
     def load(self, network: Network, arrays: Arrays) -> Predict:
         """Return the network with these parameters."""
@@ -55,22 +54,23 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine by its `name`, the devices that it takes, and in words `why` it was chosen."""
+    """An engine by name, its devices, and the `reason` if it is not the default or was not named."""
 
     name: str
     devices: list[Device]
-    why: str
+    reason: str = ""
     fused: bool = True
     compiled: bool = False
 
-    @property
-    def device(self) -> str:
-        """The devices in words, with the reason for the choice."""
-        return "; ".join(each.why for each in self.devices)
+    def __str__(self) -> str:
+        """``on the CPU with PyTorch (no GPU found)``."""
+        titles = " and ".join(device.title for device in self.devices)
+        reasons = "; ".join(filter(None, [self.devices[0].reason, self.reason]))
+        return f"on {titles} with {TITLES[self.name]}{reasons and f' ({reasons})'}"
 
     @cached_property
     def engine(self) -> Engine:
-        """What answers; networks are folded (`folding.fold`) if `fused`."""
+        """The inference engine; it folds networks (`folding.fold`) if `fused`."""
         if self.name == "gluon":
             from .gluon.inference import GluonEngine
 
@@ -81,18 +81,18 @@ class Choice:
             return PyTorchEngine(self.devices[0], self.fused)
         from .onnx.session import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(self.devices[0], self.fused)
+        return OnnxRuntimeEngine(self.fused)
 
     def get_model(self, source: Checkpoint, device: Any) -> Any:
-        """Make the network that a user asks for."""
+        """Build a checkpoint's network."""
         return importlib.import_module(f".{self.name}.network", __package__).make(source, device)
 
     def make_trainer(self, config: Config, task: Task) -> Trainer:
-        """Make a trainer with fresh parameters."""
+        """Build a trainer with fresh parameters."""
         if self.name == "gluon":
             from .gluon import trainer
 
-            return trainer.make(config, task, [each.device for each in self.devices])
+            return trainer.make(config, task, [device.device for device in self.devices])
         from .pytorch import trainer as pytorch
 
         return pytorch.make(config, task, self.devices[0].device, self.compiled)
@@ -107,27 +107,26 @@ def choose(
     fused: bool = True,
     compiled: bool = False,
 ) -> Choice:
-    """Choose an engine for answers, for networks of one `family` that a user handles, or for their training.
+    """Choose an engine for answers, for networks of one `family`, or for their training.
 
-    ``auto`` is Gluon, the reference, where MXNet can be used on that device and does what is asked for; PyTorch where
-    it alone can; else, for answers, ONNX Runtime. Training with Gluon takes several devices too: ``gpu:0,1``. `fused`
-    is for answers, `dtype` and `compiled` are for training. Raises InvalidValueError for an unknown engine or device,
-    UnusableError for one that this machine does not have, or that cannot do it.
+    ``auto`` takes Gluon, the reference, where MXNet can do it; else PyTorch for a GPU, networks and training, and ONNX
+    Runtime for answers. Training with Gluon takes several devices: ``gpu:0,1``. Raises InvalidValueError for an unknown
+    engine or device, UnusableError for one that this machine lacks.
     """
     engines = check_name(engine, purpose)
     wanted = devices.parse(device)
     lack = "" if purpose == "answers" else _gluon_lacks(purpose, family, dtype, compiled)
-    name, why = (engine, "as asked for") if engine != "auto" else _best(wanted, purpose, lack)
-    if reason := obstacle(name):
+    name, reason = (engine, "") if engine != "auto" else _best(wanted, purpose, lack)
+    if problem := obstacle(name):
         nearest = next((f"; nearest: {other}" for other in engines[::-1] if other != name and not obstacle(other)), "")
-        raise UnusableError(f"engine {name!r}: {reason}{nearest}")
+        raise UnusableError(f"engine {name!r}: {problem}{nearest}")
     if name == "gluon" and lack:
         raise UnusableError(f"engine 'gluon' {lack}; nearest: pytorch")
-    return Choice(name, _devices(name, device, purpose), f"{TITLES[name]}, {why}", fused, compiled)
+    return Choice(name, _devices(name, device, purpose), reason, fused, compiled)
 
 
 def check_name(engine: str, purpose: Purpose) -> tuple[str, ...]:
-    """Return the engines for a purpose. Raises InvalidValueError for the name of another one."""
+    """Return the engines for a purpose. Raises InvalidValueError if `engine` is not among them."""
     engines = ENGINES if purpose == "answers" else TRAINERS
     if engine not in ("auto", *engines):
         raise unknown("engine" if purpose == "answers" else f"engine for {purpose}", engine, ("auto", *engines))
@@ -135,7 +134,7 @@ def check_name(engine: str, purpose: Purpose) -> tuple[str, ...]:
 
 
 def _gluon_lacks(purpose: Purpose, family: str | None, dtype: str, compiled: bool) -> str:
-    """Say what Gluon, unlike PyTorch, cannot do, as the end of a sentence; or nothing."""
+    """Name the first thing that only PyTorch can do, or nothing."""
     if family not in (None, *gluon.FAMILIES):
         return f"has no network of family {family!r}"
     if dtype == "bfloat16":
@@ -146,26 +145,27 @@ def _gluon_lacks(purpose: Purpose, family: str | None, dtype: str, compiled: boo
 
 
 def _best(wanted: devices.Wanted, purpose: Purpose, lack: str) -> tuple[str, str]:
-    """Return the engine for a device, and why."""
+    """Return the best engine for a device, and the reason unless MXNet is simply not installed."""
     if lack:
         if no_pytorch := obstacle("pytorch"):
             raise UnusableError(f"Gluon {lack}, and {no_pytorch}")
-        return "pytorch", f"as Gluon {lack}"
-    if _pytorch_alone(wanted):
-        return "pytorch", "which alone can use the GPU"
+        return "pytorch", f"Gluon {lack}"
+    if _only_pytorch_uses_gpu(wanted):
+        return "pytorch", ""
     no_gluon = obstacle("gluon")
     if not no_gluon:
-        return "gluon", "the reference"
+        return "gluon", ""
+    reason = "" if no_gluon == runtime.NO_MXNET else no_gluon
     if purpose == "answers":
-        return "onnxruntime", f"as {no_gluon}"
+        return "onnxruntime", reason
     if no_pytorch := obstacle("pytorch"):
         what = "training needs" if purpose == "training" else "networks need"
         raise UnusableError(f"{what} MXNet or PyTorch: {no_gluon}; {no_pytorch}")
-    return "pytorch", f"as {no_gluon}"
+    return "pytorch", reason
 
 
-def _pytorch_alone(wanted: devices.Wanted) -> bool:
-    """Tell whether PyTorch can use a GPU that is wanted, and MXNet cannot. Only where there is one, import PyTorch."""
+def _only_pytorch_uses_gpu(wanted: devices.Wanted) -> bool:
+    """Return whether only PyTorch can use the requested GPU. Imports PyTorch only if there is one."""
     if wanted.kind == "mps":
         return True
     gpu = wanted.kind != "cpu" and (machine.compute_capabilities() or sys.platform == "darwin")
@@ -177,35 +177,31 @@ def _pytorch_alone(wanted: devices.Wanted) -> bool:
 def _uses_gpu(engine: str, wanted: devices.Wanted) -> bool:
     if obstacle(engine):
         return False
-    own = _module(engine)
-    return any(not own.obstacle(*each) for each in wanted.candidates(own.gpus()))
+    module = _device_module(engine)
+    return any(not module.device_obstacle(*candidate) for candidate in wanted.candidates(module.gpus()))
 
 
 def _devices(engine: str, device: str, purpose: Purpose) -> list[Device]:
-    """Choose the devices of an engine. Raises InvalidValueError and UnusableError."""
+    """Choose an engine's devices. Raises InvalidValueError and UnusableError."""
+    module = _device_module(engine)
     if purpose != "training":
-        return [_module(engine).choose(device)]
-    if engine == "gluon":
-        return _module(engine).choose_several(device)
-    from .pytorch.distributed import choose_device
-
-    return [choose_device(device)]
+        return [module.choose(device)]
+    return module.choose_several(device) if engine == "gluon" else [module.choose_for_rank(device)]
 
 
 def obstacle(engine: str) -> str:
-    """Say why an engine cannot be used here, or nothing. Imports it."""
+    """Import an engine; say why it cannot be used here, or nothing."""
     if engine == "gluon":
         return runtime.obstacle()
     package, extra = ("torch", "pydmobilenet[torch]") if engine == "pytorch" else ("onnxruntime", "onnxruntime")
     if importlib.util.find_spec(package) is None:
         return f"{TITLES[engine]} is not installed: pip install '{extra}'"
     try:
-        _module(engine)
+        _device_module(engine)
     except Exception as error:  # its shared libraries may be missing, or not fit together
-        return runtime.not_imported(TITLES[engine], error)
+        return runtime.import_failure(TITLES[engine], error)
     return ""
 
 
-def _module(engine: str) -> Any:
-    """Import the module of an engine that chooses its devices."""
-    return importlib.import_module(".onnx.session" if engine == "onnxruntime" else f".{engine}.devices", __package__)
+def _device_module(engine: str) -> Any:
+    return importlib.import_module(DEVICE_MODULES[engine], __package__)

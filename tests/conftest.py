@@ -59,9 +59,7 @@ def pytest_report_header():
 def pytest_collection_modifyitems(items):
     obstacles = {"gluon": NO_GLUON, "gpu": NO_GLUON, "pytorch": NO_PYTORCH}
     if not NO_GLUON:
-        from pydmobilenet.gluon import devices
-
-        obstacles["gpu"] = devices.obstacle()
+        obstacles["gpu"] = runtime.device_obstacle()
     no_gpu = "" if machine.compute_capabilities() else "NVIDIA's driver lists no GPU here"
     for item in items:
         own = {"gpu": no_gpu} if item.get_closest_marker("pytorch") else {}

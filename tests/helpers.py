@@ -128,7 +128,7 @@ def assert_mistake(answer, words):
     *above, line = answer.stderr.splitlines()
     assert line.startswith("train.py: error: ")
     assert words in line
-    assert all(other.startswith(("device: ", "data: ", "weights: ", "train.py: warning: ")) for other in above)
+    assert all(other.startswith(("Training on ", "data: ", "weights: ", "train.py: warning: ")) for other in above)
 
 
 def listing(directory):

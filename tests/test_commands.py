@@ -67,7 +67,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words):
 def test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason(tmp_path):
     answer = run("--output", tmp_path)
     assert answer.returncode == 0, answer
-    assert answer.stderr.startswith("device: the ")
+    assert answer.stderr.startswith("Validating on the CPU with ")
     rows = list(csv.DictReader((tmp_path / "validation.csv").open()))
     own, published = ([row for row in rows if (row["dataset"] == "digits") == wanted] for wanted in (True, False))
     assert (len(own), len(published)) == (4, 50)

@@ -232,7 +232,7 @@ class Harmful:
         (lambda torch: {"epoch": 3}, "has a int at 'epoch'"),
         (lambda torch: {"a": torch.zeros(1), "module.a": torch.zeros(1)}, "has 'a' twice"),
         (lambda torch: {"a": torch.full((1,), torch.nan)}, "not finite: in 'a'"),
-        (lambda torch: {"a": torch.eye(2).to_sparse()}, "no dense tensor"),
+        (lambda torch: {"a": torch.eye(2).to_sparse()}, "not a dense tensor"),
         (lambda torch: {"conv1.weight": torch.zeros(1)}, "of no network of this project"),
     ],
 )

@@ -6,6 +6,7 @@ from helpers import TRAINERS
 import pydmobilenet
 from pydmobilenet import devices, engine, gluon
 from pydmobilenet.errors import InvalidValueError, UnusableError
+from pydmobilenet.gluon import runtime
 
 ENGINES = [*TRAINERS, "onnxruntime"]
 ABSENT = {"gluon": "MXNet is not here", "pytorch": "PyTorch is not here", "onnxruntime": "ONNX Runtime is not here"}
@@ -14,12 +15,12 @@ ABSENT = {"gluon": "MXNet is not here", "pytorch": "PyTorch is not here", "onnxr
 @pytest.fixture
 def absent(monkeypatch):
     """Engines are absent, a function of their names; the others are there, and no GPU."""
-    monkeypatch.setattr(engine, "_pytorch_alone", lambda wanted: wanted.kind == "mps")
+    monkeypatch.setattr(engine, "_only_pytorch_uses_gpu", lambda wanted: wanted.kind == "mps")
 
     def without(*names):
         monkeypatch.setattr(engine, "obstacle", lambda name: ABSENT[name] if name in names else "")
 
-    monkeypatch.setattr(engine, "_devices", lambda name, device, purpose: [devices.Device(device, "as asked for")])
+    monkeypatch.setattr(engine, "_devices", lambda name, device, purpose: [devices.Device(device, device)])
     without()
     return without
 
@@ -60,7 +61,7 @@ def test_the_nearest_device_is_named():
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_engine_computes_on_the_cpu_and_refuses_an_unknown_device(name):
     for device in ("cpu", "-1", "cpu:0"):
-        assert engine.choose(name, device).device.startswith("the CPU")
+        assert str(engine.choose(name, device)) == f"on the CPU with {engine.TITLES[name]}"
     for purpose in ("answers", "training") if name in engine.TRAINERS else ("answers",):
         with pytest.raises(InvalidValueError, match="unknown device 'tpu'"):
             engine.choose(name, "tpu", purpose)
@@ -87,21 +88,23 @@ def test_a_device_that_an_engine_cannot_use_is_refused_in_one_line(name, device,
 def test_gluon_trains_on_several_devices():
     choice = engine.choose("gluon", "cpu:0,1", "training")
     assert [each.device.device_id for each in choice.devices] == [0, 1]
-    assert choice.device == "the CPU, as asked for; the CPU, as asked for"
+    assert str(choice) == "on the CPU and the CPU with Gluon"
 
 
 @pytest.mark.parametrize("purpose", ["answers", "networks", "training"])
 def test_gluon_is_the_reference_where_it_can_be_used(purpose, absent):
     choice = engine.choose(purpose=purpose)
-    assert (choice.name, choice.why) == ("gluon", "Gluon, the reference")
+    assert (choice.name, choice.reason) == ("gluon", "")
     assert engine.choose(device="mps", purpose=purpose).name == "pytorch"
 
 
-def test_without_mxnet_onnx_runtime_answers_and_pytorch_trains(absent):
+def test_without_mxnet_onnx_runtime_answers_and_pytorch_trains(absent, monkeypatch):
     absent("gluon")
-    assert engine.choose().why == "ONNX Runtime, as MXNet is not here"
+    assert str(engine.choose()) == "on auto with ONNX Runtime (MXNet is not here)"
     for purpose in ("networks", "training"):
-        assert engine.choose(purpose=purpose).why == "PyTorch, as MXNet is not here"
+        assert str(engine.choose(purpose=purpose)) == "on auto with PyTorch (MXNet is not here)"
+    monkeypatch.setitem(ABSENT, "gluon", runtime.NO_MXNET)
+    assert str(engine.choose()) == "on auto with ONNX Runtime"
 
 
 @pytest.mark.parametrize(
@@ -147,7 +150,7 @@ def test_an_unknown_engine_is_named_with_the_nearest(purpose, name, allowed):
     ],
 )
 def test_what_gluon_lacks_is_trained_by_pytorch(options, lack, absent):
-    assert engine.choose(purpose="training", **options).why == f"PyTorch, as Gluon {lack}"
+    assert str(engine.choose(purpose="training", **options)) == f"on auto with PyTorch (Gluon {lack})"
     with pytest.raises(UnusableError) as caught:
         engine.choose("gluon", purpose="training", **options)
     assert str(caught.value) == f"engine 'gluon' {lack}; nearest: pytorch"
@@ -158,10 +161,8 @@ def test_what_gluon_lacks_is_trained_by_pytorch(options, lack, absent):
 
 
 def test_a_network_of_a_family_without_a_block_in_gluon_is_pytorch_s_but_gluon_answers(absent):
-    assert (
-        engine.choose(purpose="networks", family="pyd-max").why
-        == "PyTorch, as Gluon has no network of family 'pyd-max'"
-    )
+    choice = engine.choose(purpose="networks", family="pyd-max")
+    assert (choice.name, choice.reason) == ("pytorch", "Gluon has no network of family 'pyd-max'")
     with pytest.raises(UnusableError, match="engine 'gluon' has no network of family 'pyd-max'; nearest: pytorch"):
         engine.choose("gluon", purpose="networks", family="pyd-max")
     assert engine.choose(family="pyd-max").name == "gluon"
@@ -177,6 +178,6 @@ def test_the_family_of_a_model_decides(call, monkeypatch):
 
 @pytest.mark.gluon
 def test_gluon_s_families_are_those_with_a_block():
-    from pydmobilenet.gluon import blocks
+    from pydmobilenet.gluon.network import SPATIAL
 
-    assert set(gluon.FAMILIES) == {*blocks.SPATIAL, "wrn"}
+    assert set(gluon.FAMILIES) == {*SPATIAL, "wrn"}

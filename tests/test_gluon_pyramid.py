@@ -15,12 +15,9 @@ from pydmobilenet import machine, network
 from pydmobilenet.data import get_task
 from pydmobilenet.errors import UnusableError
 from pydmobilenet.folding import lower
-from pydmobilenet.gluon import FAMILIES
-from pydmobilenet.gluon.blocks import SPATIAL
-from pydmobilenet.gluon.inference import Checked
+from pydmobilenet.gluon.inference import Checked, fusible_norms, symbols
 from pydmobilenet.gluon.network import build
 from pydmobilenet.gluon.pyramid import TOLERANCE, Segments, Step, gradients, make_step
-from pydmobilenet.gluon.symbol import fused_norms, symbols
 from pydmobilenet.network import IMAGES
 
 pytestmark = pytest.mark.instruction_sets
@@ -113,7 +110,7 @@ def test_in_float64_the_gradients_are_the_same_to_its_precision(name):
 def fused(net):
     """All of a network in one graph, normalisations fused with their ReLUs."""
     layers, parameters, images = lower(net.description).layers, net._collect_params_with_prefix(), mx.sym.var(IMAGES)
-    graph = symbols(layers, {IMAGES: images}, lambda name: mx.sym.var(parameters[name].name), fused_norms(layers))
+    graph = symbols(layers, {IMAGES: images}, lambda name: mx.sym.var(parameters[name].name), fusible_norms(layers))
     block = gluon.SymbolBlock(graph[net.description.head.name], images, params=net.collect_params())
     block.hybridize(static_alloc=True, static_shape=True)
     return block
@@ -264,7 +261,6 @@ def test_gradients_that_are_not_finite_are_no_reason_to_leave_a_step_out():
     assert taken.chosen[(4, 3, 32, 32)] is taken.fast
 
 
-def test_gluon_names_the_families_that_it_has_blocks_for():
-    assert set(FAMILIES) == {*SPATIAL, "wrn"}
+def test_building_an_unknown_family_is_refused():
     with pytest.raises(UnusableError, match="engine 'gluon' has no network of family 'pyramids'; nearest: pytorch"):
         build(network.Architecture("pyramids", 11, 0.25), 10)

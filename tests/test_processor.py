@@ -13,7 +13,7 @@ from run import levels
 
 from pydmobilenet import machine, provenance
 from pydmobilenet.data import Dataset, get_task
-from pydmobilenet.gluon import devices
+from pydmobilenet.gluon import runtime
 
 SSE41 = {"sse4_1", "sse4_2"}
 AVX2 = SSE41 | {"avx", "avx2", "fma"}
@@ -103,7 +103,7 @@ def test_onednn_is_limited_to_avx2_unless_the_user_or_a_command_that_only_answer
 def test_a_setting_that_onednn_does_not_know_is_named(monkeypatch):
     monkeypatch.setenv(machine.VARIABLE, "AVX3")
     with pytest.warns(UserWarning, match=r"oneDNN ignores DNNL_MAX_CPU_ISA='AVX3'; nearest: AVX"):
-        devices.choose("cpu")
+        runtime.choose("cpu")
 
 
 def test_data_is_told_apart_by_pixels_and_labels_mapped_or_not(tmp_path):

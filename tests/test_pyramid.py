@@ -17,7 +17,7 @@ def own(monkeypatch):
     """The own gradients, also where they are not the faster ones; a list as long as they were computed often."""
     calls = []
     backward = pyramid._Depthwise.backward
-    monkeypatch.setattr(pyramid, "_own_is_faster", lambda x, size, stride: torch.is_grad_enabled())
+    monkeypatch.setattr(pyramid, "_ours_is_faster", lambda x, size, stride: torch.is_grad_enabled())
     monkeypatch.setattr(
         pyramid._Depthwise, "backward", staticmethod(lambda *inputs: calls.append(1) or backward(*inputs))
     )

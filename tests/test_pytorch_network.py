@@ -219,8 +219,8 @@ def test_a_wide_resnet_is_gluoncv_s(depth, factor, tmp_path):
 
 
 UNFIT = {
-    "the layers of part do not follow each other": [conv("part.a", IMAGES), conv("b", "part.a"), conv("part.c", "b")],
-    "takes part.a, which is inside of another part": [
+    "the layers of part are not consecutive": [conv("part.a", IMAGES), conv("b", "part.a"), conv("part.c", "b")],
+    "needs part.a from inside another block": [
         conv("part.a", IMAGES),
         conv("part.b", "part.a"),
         Add("sum", ("part.a", "part.b")),

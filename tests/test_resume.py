@@ -104,7 +104,7 @@ def test_killed_at_three_random_moments_a_run_ends_with_the_same_bits(undisturbe
     for moment in moments:
         resumed = directory.exists()
         with started(*(["--resume", directory] if resumed else [*beginning, "--output", directory])) as run:
-            until(run.stderr, "resuming " if resumed else "device: ")
+            until(run.stderr, "resuming " if resumed else "Training on ")
             while run.poll() is None and not directory.exists():  # it is there before the first epoch begins
                 time.sleep(0.001)
             if int(moment) > finished:

@@ -14,7 +14,7 @@ from helpers import ROOT
 
 from pydmobilenet import machine
 from pydmobilenet.errors import UnusableError
-from pydmobilenet.gluon import devices, runtime
+from pydmobilenet.gluon import runtime
 
 SETTINGS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "PYTHONPATH")
 
@@ -155,7 +155,7 @@ def gpus(monkeypatch):
 
     def having(*capabilities):
         features = SimpleNamespace(is_enabled=lambda name: name == "CUDA")
-        monkeypatch.setattr(devices.mx.runtime, "Features", lambda: features)
+        monkeypatch.setattr(mx.runtime, "Features", lambda: features)
         monkeypatch.setattr(machine, "compute_capabilities", lambda: list(capabilities))
 
     return having
@@ -164,38 +164,40 @@ def gpus(monkeypatch):
 @pytest.mark.parametrize("capability", [(5, 0), (7, 5), (8, 6), (8, 9)])
 def test_a_gpu_that_the_wheel_has_code_for_is_taken(gpus, capability):
     gpus(capability)
-    assert devices.choose("auto").device == mx.gpu(0)
-    assert devices.choose("gpu").device == devices.choose("cuda:0").device == mx.gpu(0)
+    assert runtime.choose("auto").device == mx.gpu(0)
+    assert runtime.choose("gpu").device == runtime.choose("cuda:0").device == mx.gpu(0)
 
 
 @pytest.mark.parametrize(("capability", "name"), [((9, 0), "9.0"), ((10, 0), "10.0"), ((3, 7), "3.7")])
 def test_a_gpu_that_the_wheel_has_no_code_for_is_refused_in_one_line(gpus, capability, name):
     gpus(capability)
     with pytest.raises(UnusableError, match=f"compute capability {name}.*5.0 to 8.9") as caught:
-        devices.choose("gpu")
+        runtime.choose("gpu")
     assert "\n" not in str(caught.value)
     with pytest.warns(UserWarning, match=f"compute capability {name}"):
-        assert devices.choose("auto").device == mx.cpu()
+        assert runtime.choose("auto").device == mx.cpu()
 
 
 def test_auto_takes_the_first_gpu_that_mxnet_can_use(gpus):
     gpus((9, 0), (8, 0))
-    assert devices.choose("auto").device == mx.gpu(1)
+    assert runtime.choose("auto").device == mx.gpu(1)
 
 
 def test_a_gpu_that_is_not_there_is_refused(gpus):
     gpus((8, 6))
     with pytest.raises(UnusableError, match=r"no GPU 1.*lists 1"):
-        devices.choose("gpu:1")
+        runtime.choose("gpu:1")
 
 
 def test_the_cpu_build_takes_the_cpu_and_says_why(monkeypatch):
-    monkeypatch.setattr(devices.mx.runtime, "Features", lambda: SimpleNamespace(is_enabled=lambda _: False))
+    monkeypatch.setattr(mx.runtime, "Features", lambda: SimpleNamespace(is_enabled=lambda _: False))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert "CPU build" in devices.choose("auto").why
-    with pytest.raises(UnusableError, match=r"CPU build.*\.\[gpu\].*nearest: cpu"):
-        devices.choose("gpu")
+        assert runtime.choose("auto")[1:] == ("the CPU", "no GPU found")
+    with pytest.raises(UnusableError, match=r"CPU build.*pydmobilenet\[gpu\].*nearest: cpu"):
+        runtime.choose("gpu")
+    monkeypatch.setattr(machine, "compute_capabilities", lambda: [(9, 0)])
+    assert "CPU build" in runtime.choose("auto").reason
 
 
 def test_the_drivers_list_is_read_without_running_anything(monkeypatch):

@@ -313,7 +313,7 @@ def test_one_that_is_killed_ends_all_within_seconds(victim, folder, tmp_path):
         code, _, err = ended(torchrun)
     assert code != 0
     assert time.monotonic() - begun < 15
-    errors = [line for line in own_part(err) if not line.startswith(("data: ", "device: ", "weights: "))]
+    errors = [line for line in own_part(err) if not line.startswith(("data: ", "Training on ", "weights: "))]
     if victim == "torchrun":
         assert errors == []
     else:
@@ -341,7 +341,7 @@ def test_a_batch_that_cannot_be_shared_out_is_one_line(folder, tmp_path):
     with started(2, *command(folder, tmp_path / "run", batch_size=9)) as torchrun:
         code, out, err = ended(torchrun)
     assert (code, out) == (1, "")
-    (error,) = (line for line in own_part(err) if not line.startswith(("data: ", "device: ", "weights: ")))
+    (error,) = (line for line in own_part(err) if not line.startswith(("data: ", "Training on ", "weights: ")))
     words = "batch_size is 9 (allowed: a multiple of 2, for 2 worker(s) with 1 device(s) each; nearest: 8)"
     assert error == f"train.py: error: {words}"
     assert not (tmp_path / "run").exists()
@@ -362,7 +362,7 @@ def refused(words, *arguments):
 
 
 def test_torchrun_is_pytorch_s(launched):
-    assert engine.choose(device="cpu", purpose="training").why == "PyTorch, as Gluon does not support torchrun"
+    assert engine.choose(device="cpu", purpose="training").reason == "Gluon does not support torchrun"
 
 
 @pytest.mark.skipif(bool(runtime.obstacle()), reason=runtime.obstacle())
@@ -372,9 +372,9 @@ def test_gluon_refuses_torchrun(launched):
 
 
 def test_processes_do_not_share_a_gpu(launched, monkeypatch):
-    one = "device 'gpu:0' is one for all processes of torchrun (allowed: cpu, gpu; nearest: gpu)"
+    one = "device 'gpu:0': torchrun's processes need one each (allowed: cpu, gpu; nearest: gpu)"
     refused(one, "pytorch", "gpu:0")
-    monkeypatch.setattr(devices, "obstacle", lambda kind, number: f"there is no GPU {number}" if number else "")
+    monkeypatch.setattr(devices, "device_obstacle", lambda kind, number: f"there is no GPU {number}" if number else "")
     few = "2 processes of torchrun on this machine: there is no GPU 1; nearest: --device cpu"
     refused(few, "pytorch", "gpu")
     monkeypatch.setenv("LOCAL_RANK", "0")  # the first one says so too

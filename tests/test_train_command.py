@@ -225,7 +225,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_state(rate, f
     assert line.startswith("train.py: error: the loss became ") or "a parameter is no longer finite" in line
     assert "the last checkpoint is kept" in line
     assert all(
-        line.startswith(("device: ", "data: ", "weights: ", "train.py: ")) for line in answer.stderr.splitlines()
+        line.startswith(("Training on ", "data: ", "weights: ", "train.py: ")) for line in answer.stderr.splitlines()
     )
     state = State.read(run / "last.state")
     arrays = [*state.parameters.values(), *state.momentum.values()]

@@ -151,11 +151,11 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
     if not head.startswith((b"PK\3\4", b"\x80")):  # as ``torch.save`` begins: a zip archive or, of old, a pickle
         return formats.read_params(path)
     try:
-        from ..pytorch import state_dict
+        from ..pytorch.network import read_state_dict
     except Exception as error:  # its shared libraries may be missing, or not fit together
         why = " ".join(str(error).split())[:200]
         raise UnusableError(f"{path} needs PyTorch ({why}): pip install 'pydmobilenet[torch]'") from None
-    return state_dict.read(path)
+    return read_state_dict(path)
 
 
 def checkpoint_names(names: Iterable[str]) -> dict[str, str]:

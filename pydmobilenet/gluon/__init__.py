@@ -1,4 +1,4 @@
-"""The reference engine, Apache MXNet's Gluon. Nothing else imports mxnet; this file does not either."""
+"""Apache MXNet's Gluon, the reference engine. This file does not import mxnet."""
 
-# The families with a HybridBlock, which a user handles and which trains. Any network answers (`inference.unfused`).
+# The families with a HybridBlock: they train and are returned by get_model. Inference takes any network.
 FAMILIES = ("resnet", "mobilenet", "pyd-add", "pyd-concat", "wrn")

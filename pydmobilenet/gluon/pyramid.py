@@ -1,19 +1,16 @@
 """The training step, and pyramids whose gradients a CPU computes by forward convolutions.
 
-MXNet's backward pass of a depthwise 5x5 or 7x7 convolution costs a CPU 10 to 50 times what the forward pass costs. But
-both gradients are convolutions themselves:
+MXNet's backward pass of a depthwise 5x5 or 7x7 convolution takes a CPU 10 to 50 times the forward pass. But both
+gradients are depthwise convolutions (exact but for rounding; see also `pytorch/pyramid.py`):
 
-- that of the input is a depthwise convolution of the output's gradient with the kernel turned by 180 degrees; for a
-  stride of 2, after zeros have been put between the gradient's pixels;
-- that of the kernel is a depthwise convolution of the input with the output's gradient as its kernel, image by image
-  and channel by channel, summed over the images.
+- of the input: the output's gradient by the kernel turned by 180 degrees; for a stride of 2, zeros are put between the
+  gradient's pixels first;
+- of the kernel: the input by the output's gradient, per image and channel, summed over the images.
 
-Kernels whose maps are summed act on the same input, so that one 7x7 kernel, the sum of the three padded with zeros,
-stands for them. All of it is exact but for rounding. The twin of `pytorch/pyramid.py`.
+Kernels whose maps are summed equal one 7x7 kernel, the sum of the three padded with zeros.
 
-On a CPU, batch normalisation and the ReLU behind it also become one operation. Whether oneDNN has kernels for all that
-depends on the processor and the shapes, so it is checked on first use (`Checked`). Which instruction set is best to
-train with stands in `gluon/runtime.py`.
+On a CPU, BatchNorm and its ReLU also become one operation. oneDNN's kernels for it depend on the processor and the
+shapes, so the step is checked on first use (`Checked`). `gluon/runtime.py` says why training uses AVX2.
 """
 
 from __future__ import annotations
@@ -30,14 +27,13 @@ from mxnet.gluon.block import HybridBlock
 from .. import machine
 from ..folding import lower
 from ..network import IMAGES, Join, Layer, Pyramid
-from .inference import Checked
-from .symbol import fused_norms, symbols
+from .inference import Checked, fusible_norms, symbols
 
 Loss = Callable[[nd.NDArray, nd.NDArray], nd.NDArray]
 """Logits (N, outputs) and target distributions (N, outputs) to losses (N,)."""
 
-# How far an array of the faster step may be from the reference's, of its norm. Rounding makes 1e-6 and, where it lets
-# the input of a ReLU change its sign, up to 0.035 in a new network of 56 layers. Wrong kernels make more than 0.1.
+# Of an array's norm. Rounding makes 1e-6, or up to 0.035 in a new network of 56 layers if a ReLU's input changes its
+# sign. Wrong kernels make more than 0.1.
 TOLERANCE = 0.1
 
 
@@ -48,8 +44,8 @@ class Step:
         self.network, self.loss = network, loss
 
     def __call__(self, images: nd.NDArray, targets: nd.NDArray, scale: float = 1.0) -> tuple[nd.NDArray, nd.NDArray]:
-        """Leave the gradients of the summed losses, times `scale`, in the parameters. Return logits and losses (N,)."""
-        # On a CPU, MXNet updates moving statistics only where gradients flow: without this, not those of the stem.
+        """Write the gradients of the summed losses, times `scale`, to the parameters. Return logits and losses (N,)."""
+        # On a CPU, MXNet updates moving statistics only if gradients flow: without this, not the stem's.
         images.attach_grad()
         with autograd.record():
             logits = self.network(images)
@@ -60,8 +56,9 @@ class Step:
 
 
 def make_step(net: HybridBlock, loss: Loss, context: mx.Context) -> Step | Checked:
-    """Return the fastest step for a network with initialised parameters on a device: on a CPU, checked against the
-    reference, MXNet's own backward pass of the hand-written network.
+    """Return the fastest step for a network with initialised parameters.
+
+    On a CPU it is checked against MXNet's own backward pass.
     """
     net.hybridize(static_alloc=True, static_shape=True)
     reference = Step(net, loss)
@@ -78,11 +75,11 @@ def make_step(net: HybridBlock, loss: Loss, context: mx.Context) -> Step | Check
 def gradients(
     parameters: Iterable[gluon.Parameter], context: mx.Context, step: Step, *batch: nd.NDArray
 ) -> list[list[np.ndarray]]:
-    """Return the gradients that a step writes and the moving statistics; both are restored."""
+    """Return the gradients and the moving statistics of a step; restore both."""
     parameters = list(parameters)
     written = [
-        [each.grad(context) for each in parameters if each.grad_req != "null"],
-        [each.data(context) for each in parameters if each.grad_req == "null"],
+        [parameter.grad(context) for parameter in parameters if parameter.grad_req != "null"],
+        [parameter.data(context) for parameter in parameters if parameter.grad_req == "null"],
     ]
     before = [[array.copy() for array in arrays] for arrays in written]
     try:
@@ -96,16 +93,16 @@ def gradients(
 
 
 class Segments:
-    """A network as compiled segments, which share its parameters, and the pyramids between them."""
+    """A network as compiled segments with pyramids between them, sharing its parameters."""
 
     def __init__(self, net: HybridBlock):
         network, parameters = net.description, net._collect_params_with_prefix()
-        if not any(map(_own_gradient, network.layers)):
+        if not any(map(_has_fast_gradient, network.layers)):
             network = lower(network)
         dtype = np.dtype(next(iter(parameters.values())).dtype)
-        # The fused operation knows no other type, and below AVX2 it has no fast kernels: it was 12 times slower.
+        # The fused operation is for float32 alone. Below AVX2 it was 12 times slower.
         fuse = dtype == np.float32 and machine.instruction_set() not in ("SSE41", "AVX")
-        norms = fused_norms(network.layers) if fuse else {}
+        norms = fusible_norms(network.layers) if fuse else {}
         self.logits = network.head.name
         self.plan: list[tuple[Callable, Sequence[str], Sequence[str]]] = []
         groups = [(kind, list(group)) for kind, group in groupby(network.layers, lambda x: isinstance(x, Pyramid))]
@@ -132,8 +129,8 @@ class Segments:
         return values[self.logits]
 
 
-def _own_gradient(layer: Layer) -> bool:
-    """Return whether a pyramid's gradients are computed here. For 3x3 kernels, MobileNet's, MXNet's own are fast."""
+def _has_fast_gradient(layer: Layer) -> bool:
+    """Return whether `pyramid` is faster than MXNet's own gradients. For MobileNet's 3x3 kernels it is not."""
     return isinstance(layer, Pyramid) and max(layer.kernels) > 3 and layer.join != "max"
 
 
@@ -143,16 +140,16 @@ def _operator(layer: Pyramid, parameters: dict[str, gluon.Parameter]) -> Callabl
 
 
 def pyramid(x: nd.NDArray, weights: Sequence[nd.NDArray], stride: int, join: Join) -> nd.NDArray:
-    """Convolve x (N, C, H, W), a channel at a time, by square weights (C, 1, k, k), and add or concatenate the maps."""
-    # A Function drops gradients that are to be added to others: an operation stands between it and the parameters.
+    """Convolve x (N, C, H, W) depthwise by square weights (C, 1, k, k), and add or concatenate the maps."""
+    # A Function drops gradients with grad_req "add": an operation stands between it and the parameters.
     kernels = [_sum(weights)] if join == "add" else [nd.identity(weight) for weight in weights]
     maps = _Depthwise(stride)(x, *kernels)
-    # Also for a single map: a Function misreads gradients in a layout of oneDNN's, and concat's are in the plain one.
+    # Also for a single map: a Function misreads gradients in oneDNN's layouts; concat's are plain.
     return nd.concat(*maps, dim=1)
 
 
 def _sum(kernels: Sequence[nd.NDArray]) -> nd.NDArray:
-    """Return one kernel that does what several do whose maps are summed."""
+    """Return the one kernel equal to several kernels with summed maps."""
     *smaller, largest = sorted(kernels, key=lambda kernel: kernel.shape[2])
     margins = [(largest.shape[2] - kernel.shape[2]) // 2 for kernel in smaller]
     frames = [(0, 0, 0, 0, margin, margin, margin, margin) for margin in margins]
@@ -161,7 +158,7 @@ def _sum(kernels: Sequence[nd.NDArray]) -> nd.NDArray:
 
 
 class _Depthwise(autograd.Function):
-    """The maps of one input, one for each kernel."""
+    """One map of the input per kernel."""
 
     def __init__(self, stride: int):
         super().__init__()
@@ -175,7 +172,7 @@ class _Depthwise(autograd.Function):
         x, *kernels = self.saved_tensors
         of_x, of_kernels = [], []
         for kernel, gradient in zip(kernels, of_maps):
-            if self.stride > 1:  # the gradient of the map that a stride of 1 would have made
+            if self.stride > 1:  # the gradient of a map at stride 1
                 dilated = nd.zeros_like(x)
                 dilated[:, :, :: self.stride, :: self.stride] = gradient
                 gradient = dilated
@@ -190,7 +187,7 @@ def _convolve(x: nd.NDArray, kernel: nd.NDArray, stride: int = 1) -> nd.NDArray:
 
 
 def _kernel_gradient(x: nd.NDArray, gradient: nd.NDArray, size: int) -> nd.NDArray:
-    """Return the gradient of a kernel (C, 1, k, k), from that of its map at stride 1, (N, C, H, W)."""
+    """Return the gradient of a kernel (C, 1, k, k) from its map's at stride 1, (N, C, H, W)."""
     images, channels, height, width = x.shape
     maps = x.reshape((1, images * channels, height, width))
     kernels = gradient.reshape((images * channels, 1, height, width))

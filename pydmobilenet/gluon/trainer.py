@@ -1,4 +1,4 @@
-"""Training with Gluon: gradients on one or several devices, the optimiser, evaluation."""
+"""Training with Gluon: the trainer on one or several devices, and its optimiser."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from ..training.config import Config
 from ..training.trainer import LOSS_SCALE, check_split, check_state, rate_multiplier
 from .inference import batch_size, fuse, predictor
 from .network import build_for, get_arrays, load_weights
-from .optimizer import NesterovSGD
 from .pyramid import make_step
 
 SCALER_FIELDS = ("_loss_scale", "_next_loss_scale", "_unskipped")
@@ -27,10 +26,7 @@ INITIALISERS = {"msra": mx.init.MSRAPrelu, "xavier": mx.init.Xavier}
 
 
 def make(config: Config, task: Task, contexts: Sequence[mx.Context]) -> GluonTrainer:
-    """A trainer with fresh parameters on these devices.
-
-    Raises InvalidValueError and UnusableError for what this machine cannot do.
-    """
+    """Build a trainer with fresh parameters. Raises InvalidValueError and UnusableError."""
     if config.dtype == "float16":
         if any(context.device_type != "gpu" for context in contexts):
             raise UnusableError("dtype 'float16' needs a GPU (allowed on a CPU: float32)")
@@ -41,15 +37,41 @@ def make(config: Config, task: Task, contexts: Sequence[mx.Context]) -> GluonTra
 
 
 def initialize(net: HybridBlock, config: Config, contexts: Sequence[mx.Context]) -> None:
-    """Draw the parameters; the same seed draws the same ones on every device."""
+    """Draw the parameters from the config's seed, the same on every device."""
     mx.random.seed(config.seed)
     net.initialize(INITIALISERS[config.initialiser](), ctx=list(contexts))
 
 
-class GluonTrainer:
-    """The `Trainer` of Gluon: a network that is the same on each of the `contexts`; there are no other workers.
+class NesterovSGD(mx.optimizer.Optimizer):
+    """SGD with Nesterov's momentum, as in PyTorch and in MXNet up to 1.4: m = momentum m + g; w -= lr (g + momentum m).
 
-    Each pass splits a batch evenly over the devices. Their gradients are summed before an update.
+    g is the rescaled gradient with weight decay; the state of a weight is m, None without momentum. MXNet's own ``nag``
+    has had the learning rate inside m since 1.5: a drop takes effect later, and it decays the weight just updated.
+    """
+
+    def __init__(self, learning_rate: float, momentum: float, wd: float):
+        super().__init__(learning_rate=learning_rate, wd=wd)
+        self.momentum = momentum
+
+    def create_state(self, index: int, weight: nd.NDArray) -> nd.NDArray | None:
+        return nd.zeros(weight.shape, weight.context, weight.dtype) if self.momentum else None
+
+    def update(self, index: int, weight: nd.NDArray, grad: nd.NDArray, state: nd.NDArray | None) -> None:
+        """Update the weight and the state in place."""
+        lr = self._get_lr(index)
+        decayed = {"wd": self._get_wd(index), "rescale_grad": self.rescale_grad}
+        if state is not None:
+            # m -= -1 g. The operation's result, w + m, is not used.
+            nd.sgd_mom_update(weight, grad, state, lr=-1.0, momentum=self.momentum, **decayed)
+        nd.sgd_update(weight, grad, lr=lr, **decayed, out=weight)
+        if state is not None:
+            nd.sgd_update(weight, state, lr=lr * self.momentum, wd=0.0, out=weight)
+
+
+class GluonTrainer:
+    """Gluon's `Trainer`: one worker, with the same network on each of the `contexts`.
+
+    Batches are split evenly over the devices, gradients summed before an update.
     """
 
     name = "gluon"
@@ -59,8 +81,8 @@ class GluonTrainer:
         check_split(config, len(contexts), self.world_size)
         self.net, self.config, self.contexts = net, config, list(contexts)
         self.parameters = net._collect_params_with_prefix()
-        # In the order of their names, which is gluon.Trainer's.
-        self.trained = {name: each for name, each in sorted(self.parameters.items()) if each.grad_req != "null"}
+        # Sorted by name, as in gluon.Trainer.
+        self.trained = {name: value for name, value in sorted(self.parameters.items()) if value.grad_req != "null"}
         for name, parameter in self.trained.items():
             if not (config.decay_norm_and_bias or name.endswith(".weight")):
                 parameter.wd_mult = 0.0
@@ -69,34 +91,33 @@ class GluonTrainer:
                 parameter.grad_req = "add"
         sgd = NesterovSGD(config.learning_rate, config.momentum, config.weight_decay)
         kvstore = "device" if len(self.contexts) > 1 else None
-        # Each device updates its own copy: an optimiser inside the store would keep its state to itself.
+        # Each device updates its own copy: an optimiser inside the store would hide its state.
         self.optimizer = gluon.Trainer(self.trained, sgd, kvstore=kvstore, update_on_kvstore=False)
         if config.dtype == "float16":
             amp.init_trainer(self.optimizer)
         self.scaler = getattr(self.optimizer, "_amp_loss_scaler", None)
         loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
         self.step = {context: make_step(net, loss, context) for context in self.contexts}
-        self.passes = 0  # since the last update
+        self.micro_step = 0  # since the last update
 
     @property
     def device(self) -> str:
         return ", ".join(map(str, self.contexts))
 
     def train_step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> Callable[[], Score]:
-        """Do a forward and a backward pass, and an update if it is due.
+        """Run a forward and a backward pass, and an update if it is due.
 
-        The function returned is the only one that waits for the devices. It gives the score of the whole batch.
+        Return a function that waits for the devices and gives the batch's score.
         """
         reports = []
         scale = self.scaler.loss_scale if self.scaler else 1.0
-        parts = len(self.contexts)
-        for part, context in enumerate(self.contexts):
-            x, y = (nd.array(array[part::parts], context) for array in (images, targets))
+        for index, context in enumerate(self.contexts):
+            x, y = (nd.array(array[index :: len(self.contexts)], context) for array in (images, targets))
             logits, losses = self.step[context](x, y, scale)
             wrong = logits.argmax(axis=1) != y.argmax(axis=1)
             reports.append(nd.stack(losses.sum().reshape(1), wrong.sum().reshape(1)).reshape(2))
-        self.passes += 1
-        if self.passes == self.config.accumulation_steps:
+        self.micro_step += 1
+        if self.micro_step == self.config.accumulation_steps:
             self.optimizer.set_learning_rate(learning_rate)
             if self.scaler:
                 self.optimizer._scale = 1 / scale
@@ -104,7 +125,7 @@ class GluonTrainer:
             if self.config.accumulation_steps > 1:
                 for parameter in self.trained.values():
                     parameter.zero_grad()
-            self.passes = 0
+            self.micro_step = 0
 
         def read() -> Score:
             total = np.sum([report.asnumpy() for report in reports], axis=0)
@@ -113,31 +134,31 @@ class GluonTrainer:
         return read
 
     def sync_batch_norm(self) -> None:
-        """Set the moving statistics to their mean over all devices. Nothing else differs."""
+        """Average the moving statistics over the devices. Nothing else differs."""
         self._wait()
-        moving = [each for each in self.parameters.values() if each.grad_req == "null"]
+        moving = [parameter for parameter in self.parameters.values() if parameter.grad_req == "null"]
         if len(self.contexts) == 1 or not moving:
             return
         for parameter in moving:
-            parameter.set_data(nd.array(np.mean([each.asnumpy() for each in parameter.list_data()], axis=0)))
+            parameter.set_data(nd.array(np.mean([array.asnumpy() for array in parameter.list_data()], axis=0)))
 
     def evaluate(self, dataset: Dataset) -> Score:
-        """The score on a whole data set."""
+        """Return the score on a data set."""
         self._wait()
         context = self.contexts[0]
-        # Of a network in half precision, the unfused graph: it has casts of its own.
+        # In half precision, the unfused graph: it has casts of its own.
         predict = predictor(self.net if self.config.dtype == "float16" else fuse(self.net), context)
         return evaluate(predict, dataset, batch_size(context))
 
     def all_reduce(self, values: np.ndarray) -> np.ndarray:
-        """The values as they are: there is one worker."""
+        """Return the values: there is one worker."""
         return values
 
     def close(self) -> None:
-        """Nothing to do: there is nobody to wait for."""
+        """Do nothing: there are no other workers."""
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """The parameters and the momentum, by structural name."""
+        """Return the parameters and the momentum, by structural name."""
         self._wait()
         parameters = get_arrays(self.net)
         states = self.optimizer._updaters[0].states
@@ -149,7 +170,7 @@ class GluonTrainer:
         return parameters, momentum
 
     def load_state(self, parameters: Mapping[str, np.ndarray], momentum: Mapping[str, np.ndarray]) -> None:
-        """Go back to what `state` gave. Raises BadFileError for the state of another network."""
+        """Restore a `state`. Raises BadFileError for another network's."""
         momentum = dict(momentum)
         scale = momentum.pop(LOSS_SCALE, None)
         check_state(parameters, momentum, self.parameters, self.trained)
@@ -167,9 +188,9 @@ class GluonTrainer:
                     updater.states_synced[index] = True
 
     def load_weights(self, path: Path, head: Head = "required") -> bool:
-        """Load the parameters of a file. Returns whether the dense layer kept its own, as `head` says."""
+        """Load the parameters of a file. Return whether the dense layer was kept; `head` says if it may be."""
         return load_weights(self.net, path, head)
 
     def _wait(self) -> None:
-        """Let the last backward pass end: MXNet does not know that it still writes the moving statistics."""
+        """Wait for the last backward pass: MXNet does not track its writes to the moving statistics."""
         mx.nd.waitall()

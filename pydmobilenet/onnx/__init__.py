@@ -1,8 +1,8 @@
-"""ONNX files from a network's description, and ONNX Runtime, which runs them."""
+"""ONNX files of networks, and ONNX Runtime to run them."""
 
 import os
 
-# From about version 1.29 on, ONNX Runtime reports to its maker, and keeps a device's number below ~/.cache, unless this
-# is set before its import. Whoever has set it to 0 wants that.
+# ONNX Runtime 1.29 and later report to its maker and keep a device number below ~/.cache unless this is set before the
+# import. A user's 0 is kept.
 if not os.environ.get("ORT_DISABLE_TELEMETRY"):
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"

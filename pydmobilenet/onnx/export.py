@@ -1,8 +1,11 @@
-"""Networks as ONNX files, which are put in place only once they have been shown to be the same function."""
+"""Export of networks to ONNX files, compared with an engine's answers before they are written."""
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,27 +19,23 @@ from ..checkpoints import Checkpoint
 from ..data import Task, dataset_name, folder, get_dataset, normalise
 from ..data.datasets import located
 from ..data.splits import kinds
-from ..errors import BadFileError
+from ..errors import BadFileError, UnusableError
 from ..folding import fold
 from ..network import Network
 from ..text import printable
-from . import cost
 from .graph import check_finite, convert
 from .session import predictor
 
 if TYPE_CHECKING:
     from ..engine import Engine
 
-TOLERANCE = 1e-4  # of the logits' range: what rounding may differ by
-BATCH = 50  # images compared at once
-IMAGES = 100  # on which a file and the reference are compared
-OWNERS = {"gluon": "Gluon's", "pytorch": "PyTorch's", "onnxruntime": "the literal network's"}
+TOLERANCE = 1e-4  # of the logits' range, for rounding
+BATCH = 50
+IMAGES = 100  # compared
 
 
 class Difference(NamedTuple):
-    """How far two functions are apart: the largest difference of their logits by the range of the first one's, and how
-    many images they put into different classes.
-    """
+    """The largest difference of two functions' logits by the first one's range, and the number of other classes."""
 
     logits: float
     classes: int
@@ -53,24 +52,23 @@ def export(
     uint8_input: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> Difference:
-    """Write a network as an ONNX file, folded unless `fused` says otherwise; `graph.convert` has the form.
+    """Write a network as an ONNX file, as `graph.convert` describes, folded if `fused`.
 
-    Before the file is put in place, it is checked against the standard, and its logits on `images` (N, 3, H, W) in
-    uint8 are compared with those of the `reference`: an engine's, for normalised images, of the network as it stands.
-    Raises BadFileError where they differ by more than rounding, or `graph.convert` does; UnusableError where the file
-    cannot be written. No file is left behind then.
+    First check it against the standard, and its logits on `images` (N, 3, H, W) in uint8 against the `reference`, a
+    function of normalised images. Raises BadFileError if they differ, UnusableError if it cannot be written. No file is
+    left behind then.
     """
-    check_finite(arrays)  # before they are folded: what is not finite may be gone then
+    check_finite(arrays)  # before folding, which may remove them
     model = convert(*(fold(network, arrays) if fused else (network, arrays)), task, uint8_input, metadata)
     onnx.checker.check_model(model, full_check=True)
-    found = difference(reference, task, model, images, uint8_input)
-    if not found.logits <= TOLERANCE or found.classes:
+    apart = difference(reference, task, model, images, uint8_input)
+    if not apart.logits <= TOLERANCE or apart.classes:
         raise BadFileError(
-            f"the exported network is another function: on {len(images)} images, its logits are {found.logits:.1e} of "
-            f"their range apart (allowed: {TOLERANCE:.0e}), and {found.classes} classes differ; nothing was written"
+            f"the exported network is another function: on {len(images)} images, its logits are {apart.logits:.1e} of "
+            f"their range apart (allowed: {TOLERANCE:.0e}), and {apart.classes} classes differ; nothing was written"
         )
     files.write(output, model.SerializeToString())
-    return found
+    return apart
 
 
 def difference(
@@ -80,17 +78,17 @@ def difference(
     images: np.ndarray,
     uint8_input: bool = False,
 ) -> Difference:
-    """How far ONNX Runtime's answers of a model are from those of a reference, on images (N, 3, H, W) in uint8."""
-    other = predictor(model)
-    expected, found = [], []
+    """Compare a model in ONNX Runtime with a reference, on images (N, 3, H, W) in uint8."""
+    predict = predictor(model)
+    expected, logits = [], []
     for start in range(0, len(images), BATCH):
         pixels = images[start : start + BATCH]
         normal = normalise(pixels, task)
         expected.append(reference(normal))
-        found.append(other(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if uint8_input else normal))
-    expected, found = np.concatenate(expected), np.concatenate(found)
-    apart = abs(expected - found).max() / np.ptp(expected)
-    return Difference(float(apart), int((expected.argmax(axis=1) != found.argmax(axis=1)).sum()))
+        logits.append(predict(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if uint8_input else normal))
+    expected, logits = np.concatenate(expected), np.concatenate(logits)
+    apart = abs(expected - logits).max() / np.ptp(expected)
+    return Difference(float(apart), int((expected.argmax(axis=1) != logits.argmax(axis=1)).sum()))
 
 
 def export_source(
@@ -104,45 +102,94 @@ def export_source(
     measure: bool,
     say: Callable[[str], None],
 ) -> Difference:
-    """`export` for a network of the zoo or of a run, whose file tells its name and the hash of its weights.
+    """Export a checkpoint with its name and hash as metadata, compared on `images` of a `kind`.
 
-    `say` is called with what was written and compared with the `reference` on images of a `kind`, and to `measure` the
-    file with its latency and memory. The output may be a stream.
+    `say` is called with the result, and with latency and memory if `measure`. The output may be a stream.
     """
     weights, arrays = f"{source.locate().name} sha256:{source.sha256}", source.arrays()
-    told = {"model": source.model, "weights": weights, "fused": str(fused)}
-    answers = reference.load(source.network, arrays)
+    metadata = {"model": source.model, "weights": weights, "fused": str(fused)}
+    predict = reference.load(source.network, arrays)
     is_stream = files.stream(output) is not None
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "net.onnx") if is_stream else output  # a stream cannot be measured
-        found = export(source.network, arrays, source.task, file, images, answers, fused, uint8_input, told)
+        apart = export(source.network, arrays, source.task, file, images, predict, fused, uint8_input, metadata)
         if is_stream:
             files.write(output, file.read_bytes())
         say(
             f"{printable(f'wrote {output}: {source.model} for {source.task.title}')}, {file.stat().st_size / 1e6:.2f} "
-            f"MB; on {len(images)} {kind} images its logits are within {found.logits:.1e} of their range of "
-            f"{OWNERS[reference.name]}, and all classes are the same"
+            f"MB; on {len(images)} {kind} images, same answers as the trained network (largest difference "
+            f"{100 * apart.logits:.5f} %)"
         )
         if measure:
-            measured = cost.measure(file)
+            cost = measure_cost(file)
+            memory = "" if cost.memory is None else f"; a process that does nothing else takes {cost.memory:.0f} MB"
             say(
-                f"one image on one thread takes {measured.p50:.2f} ms (p50), {measured.p99:.2f} ms (p99), on "
-                f"{machine.cpu_name()}; a process that does nothing else takes {measured.memory:.0f} MB"
+                f"one image on one thread takes {cost.p50:.2f} ms (p50), {cost.p99:.2f} ms (p99), on "
+                f"{machine.cpu_name()}{memory}"
             )
-    return found
+    return apart
 
 
 def comparison_images(task: Task, data_dir: Path | None, dataset: str | None) -> tuple[np.ndarray, str]:
-    """Images (N, 3, H, W) in uint8, and what they are: of the data set where it is at hand, random ones elsewhere.
+    """Return images (N, 3, H, W) in uint8 and their kind: a split of the data set if it is here, else random.
 
-    A `data_dir` or `dataset` that was given has to be there, and to be of the task.
+    A given `data_dir` or `dataset` has to exist and to fit the task.
     """
-    own = task.name == "digits"
-    if task.name.startswith("folder:"):  # with its whole path in a run; in a file, it may be any of that name
-        own = os.path.isabs(folder.place(task.name)) and os.path.isdir(folder.place(task.name))
-    if data_dir is not None or own or (dataset and dataset_name(dataset).startswith("folder:")):
+    here = task.name == "digits"
+    if task.name.startswith("folder:"):  # a run records the whole path, a file only its name
+        here = os.path.isabs(folder.place(task.name)) and os.path.isdir(folder.place(task.name))
+    if data_dir is not None or here or (dataset and dataset_name(dataset).startswith("folder:")):
         name = located(dataset or task.name, data_dir)
-        split = kinds(name)[-1]  # any of them will do
+        split = kinds(name)[-1]  # any split will do
         images = get_dataset(name, split, data_dir, skip_bad=True, task=task).images[:IMAGES]
         return images, "given" if split == folder.ALL else split
     return np.random.default_rng(0).integers(0, 256, (IMAGES, *task.image), np.uint8), "random"
+
+
+class Cost(NamedTuple):
+    """Median and 99th percentile of one image's latency in ms, and a process's peak memory in MB if known."""
+
+    p50: float
+    p99: float
+    memory: float | None
+
+
+# A process with ONNX Runtime and NumPy alone. Linux' getrusage includes the parent; Windows has none.
+PROGRAM = """
+import sys
+del sys.path[0]  # the working directory
+import json, pathlib, time
+import numpy as np
+import onnxruntime
+
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+content = pathlib.Path(sys.argv[1]).read_bytes()  # ONNX Runtime takes only UTF-8 names
+net = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+(images,) = net.get_inputs()
+image = np.random.default_rng(0).random((1, *images.shape[1:])) * 255
+image = image.astype(np.uint8 if "uint8" in images.type else np.float32)
+seconds = []
+for _ in range(20 + 300):  # 20 to warm up
+    start = time.perf_counter()
+    net.run(None, {images.name: image})
+    seconds.append(time.perf_counter() - start)
+p50, p99 = 1000 * np.percentile(seconds[20:], [50, 99])
+peak = None
+if sys.platform == "linux":
+    peak = int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e3
+elif sys.platform == "darwin":
+    import resource
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+print(json.dumps([p50, p99, peak]))
+"""
+
+
+def measure_cost(path: Path) -> Cost:
+    """Measure a file on one thread, in its own process. Raises UnusableError if it cannot be run."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    answer = subprocess.run([sys.executable, "-c", PROGRAM, path], env=environment, capture_output=True, text=True)
+    if answer.returncode:
+        why = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UnusableError(f"{path} could not be run to measure it: {why[:200]}")
+    return Cost(*json.loads(answer.stdout))

@@ -1,8 +1,8 @@
-"""A described network as an ONNX graph. The standard is at https://onnx.ai/onnx/operators."""
+"""Networks as ONNX graphs (operators: https://onnx.ai/onnx/operators)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,18 @@ from ..folding import lower
 from ..network import EPSILON, IMAGES, BatchNorm, Convolution, Layer, Network
 from ..text import encodable
 
-OPSET, IR_VERSION = 17, 8  # of 2022: ONNX Runtime knows them from 1.13 on
+OPSET, IR_VERSION = 17, 8  # of 2022, supported by ONNX Runtime 1.13 and later
 LOGITS = "logits"
+OPERATORS = {
+    "Convolution": "Conv",
+    "BatchNorm": "BatchNormalization",
+    "ReLU": "Relu",
+    "Add": "Add",
+    "Maximum": "Max",
+    "Concat": "Concat",
+    "GlobalAveragePool": "GlobalAveragePool",
+    "Dense": "Gemm",
+}
 
 
 def convert(
@@ -28,29 +38,28 @@ def convert(
     metadata: Mapping[str, str] | None = None,
     image_size: int = 32,
 ) -> onnx.ModelProto:
-    """The graph of a network with its `arrays`, which are constants in it, in float32; the batch size is free.
+    """Convert a network with its `arrays` (constants, float32) to ``logits`` (N, outputs) for any batch size N.
 
-    Its input is ``images``, normalised as `task` says, (N, 3, H, W) in float32, of the task's size or, without one, of
-    `image_size`; with `uint8_input` they are the pixels as an image file has them, (N, H, W, 3) in uint8, and the graph
-    normalises them itself. Its output is ``logits`` (N, outputs). Raises BadFileError for arrays that are not finite.
+    The input ``images`` is normalised, (N, 3, H, W) in float32; with `uint8_input`, pixels (N, H, W, 3) in uint8, which
+    the graph normalises for `task`. H and W are the task's, else `image_size`. Raises BadFileError for arrays that are
+    not finite.
     """
     check_finite(arrays)
     graph = _Graph(arrays)
     if uint8_input:
         if task is None:
-            raise ValueError("uint8_input needs a task, which tells how the pixels are normalised")
-        graph.names[IMAGES] = graph.pixels(task)
+            raise ValueError("uint8_input needs a task for its mean and std")
+        graph.add_normalisation(task)
     for layer in lower(network).layers:
-        graph.add(layer)
-    graph.node("Identity", [network.head.name], LOGITS)
-    kind = TensorProto.UINT8 if uint8_input else TensorProto.FLOAT
+        graph.add_layer(layer)
+    graph.add("Identity", [network.head.name], LOGITS)
     size = task.image_size if task else image_size
     shape: list[str | int | None] = ["N", size, size, 3] if uint8_input else ["N", 3, size, size]
     model = helper.make_model(
         helper.make_graph(
             graph.nodes,
             "pydmobilenet",
-            [helper.make_tensor_value_info(IMAGES, kind, shape)],
+            [helper.make_tensor_value_info(IMAGES, TensorProto.UINT8 if uint8_input else TensorProto.FLOAT, shape)],
             [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["N", network.outputs])],
             graph.constants,
         ),
@@ -65,22 +74,22 @@ def convert(
 
 
 def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises BadFileError for arrays that are not finite."""
+    """Check that all values are finite. Raises BadFileError."""
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise BadFileError(f"the network's parameter {name} has values that are not finite")
 
 
 class _Graph:
-    """Nodes and constants under construction. `names` has the output of each layer where it is not the layer's name."""
+    """Nodes and constants of a graph. A layer's output has the layer's name."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
         self.arrays = arrays
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self.names: dict[str, str] = {}
+        self.images = IMAGES
 
-    def node(self, operator: str, inputs: list[str], name: str, **attributes) -> str:
+    def add(self, operator: str, inputs: Sequence[str], name: str, **attributes) -> str:
         self.nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
         return name
 
@@ -88,70 +97,42 @@ class _Graph:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name))
         return name
 
-    def parameters(self, layer: Layer) -> list[str]:
-        """A layer's parameters as constants, in the order in which ONNX wants them, which is the layer's own."""
-        found = []
-        for name in layer.parameters:
-            full_name, array = f"{layer.name}.{name}", self.arrays[f"{layer.name}.{name}"]
-            if isinstance(layer, BatchNorm) and not layer.scale and name == "gamma":
-                array = np.ones_like(array)
-            found.append(self.constant(full_name, array))
-        return found
-
-    def pixels(self, task: Task) -> str:
-        """uint8 (N, H, W, 3) to what `data.normalise` makes of them, (N, 3, H, W)."""
+    def add_normalisation(self, task: Task) -> None:
+        """Convert uint8 (N, H, W, 3) as `data.normalise` does, to (N, 3, H, W)."""
         mean, std = np.array(task.mean), np.array(task.std)
         scale = self.constant("pixel_scale", 1 / (255 * std))
         shift = self.constant("pixel_shift", mean / std)
-        numbers = self.node("Cast", [IMAGES], "pixels", to=TensorProto.FLOAT)
-        scaled = self.node("Mul", [numbers, scale], "pixels_scaled")
-        normal = self.node("Sub", [scaled, shift], "pixels_normalised")
-        return self.node("Transpose", [normal], "pixels_transposed", perm=[0, 3, 1, 2])
+        pixels = self.add("Cast", [IMAGES], "pixels", to=TensorProto.FLOAT)
+        scaled = self.add("Mul", [pixels, scale], "pixels_scaled")
+        normal = self.add("Sub", [scaled, shift], "pixels_normalised")
+        self.images = self.add("Transpose", [normal], "pixels_transposed", perm=[0, 3, 1, 2])
 
-    def add(self, layer: Layer) -> None:
-        inputs = [self.names.get(name, name) for name in layer.inputs]
-        OPERATORS[layer.operator](self, layer, inputs)
-
-    def convolution(self, layer: Convolution, inputs: list[str]) -> None:
-        self.node(
-            "Conv",
-            [*inputs, *self.parameters(layer)],
-            layer.name,
-            kernel_shape=[layer.kernel] * 2,
-            strides=[layer.stride] * 2,
-            pads=[layer.kernel // 2] * 4,
-            group=layer.groups,
-        )
-
-    def batch_norm(self, layer: BatchNorm, inputs: list[str]) -> None:
-        self.node("BatchNormalization", [*inputs, *self.parameters(layer)], layer.name, epsilon=EPSILON)
-
-    def relu(self, layer: Layer, inputs: list[str]) -> None:
-        self.node("Relu", inputs, layer.name)
-
-    def addition(self, layer: Layer, inputs: list[str]) -> None:
-        self.node("Sum" if len(inputs) > 2 else "Add", inputs, layer.name)
-
-    def maximum(self, layer: Layer, inputs: list[str]) -> None:
-        self.node("Max", inputs, layer.name)
-
-    def concat(self, layer: Layer, inputs: list[str]) -> None:
-        self.node("Concat", inputs, layer.name, axis=1)
-
-    def pool(self, layer: Layer, inputs: list[str]) -> None:
-        self.node("Flatten", [self.node("GlobalAveragePool", inputs, f"{layer.name}_map")], layer.name)
-
-    def dense(self, layer: Layer, inputs: list[str]) -> None:
-        self.node("Gemm", [*inputs, *self.parameters(layer)], layer.name, transB=1)
+    def add_layer(self, layer: Layer) -> None:
+        inputs = [self.images if name == IMAGES else name for name in layer.inputs]
+        for name in layer.parameters:  # in ONNX's order, too
+            array = self.arrays[f"{layer.name}.{name}"]
+            if isinstance(layer, BatchNorm) and not layer.scale and name == "gamma":
+                array = np.ones_like(array)
+            inputs.append(self.constant(f"{layer.name}.{name}", array))
+        operator, attributes = OPERATORS[layer.operator], _attributes(layer)
+        if layer.operator == "GlobalAveragePool":
+            inputs, operator = [self.add(operator, inputs, f"{layer.name}_map")], "Flatten"
+        elif layer.operator == "Add" and len(inputs) > 2:
+            operator = "Sum"
+        self.add(operator, inputs, layer.name, **attributes)
 
 
-OPERATORS: dict[str, Callable[[_Graph, Any, list[str]], None]] = {
-    "Convolution": _Graph.convolution,
-    "BatchNorm": _Graph.batch_norm,
-    "ReLU": _Graph.relu,
-    "Add": _Graph.addition,
-    "Maximum": _Graph.maximum,
-    "Concat": _Graph.concat,
-    "GlobalAveragePool": _Graph.pool,
-    "Dense": _Graph.dense,
-}
+def _attributes(layer: Layer) -> dict[str, Any]:
+    if isinstance(layer, Convolution):
+        return {
+            "kernel_shape": [layer.kernel] * 2,
+            "strides": [layer.stride] * 2,
+            "pads": [layer.kernel // 2] * 4,
+            "group": layer.groups,
+        }
+    others: dict[str, dict[str, Any]] = {
+        "BatchNorm": {"epsilon": EPSILON},
+        "Concat": {"axis": 1},
+        "Dense": {"transB": 1},
+    }
+    return others.get(layer.operator, {})

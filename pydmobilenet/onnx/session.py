@@ -1,4 +1,4 @@
-"""ONNX Runtime: a described network as a function of NumPy arrays, on the CPU."""
+"""Inference with ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -20,10 +20,8 @@ if os.environ.get("ORT_DISABLE_TELEMETRY") != "0" and hasattr(onnxruntime, "disa
     onnxruntime.disable_telemetry_events()  # on Windows, and where it was imported before this package
 
 
-def choose(name: str | Device = "auto") -> Device:
+def choose(name: str = "auto") -> Device:
     """Choose the CPU. Raises InvalidValueError for an unknown name, and UnusableError for another device."""
-    if isinstance(name, Device):
-        return name
     wanted = parse(name)
     if wanted.kind not in ("auto", "cpu") or any(wanted.numbers):
         raise UnusableError(f"engine 'onnxruntime' runs on the CPU here, not on {name}; nearest: --device cpu")
@@ -31,27 +29,27 @@ def choose(name: str | Device = "auto") -> Device:
 
 
 class OnnxRuntimeEngine:
-    """ONNX Runtime on the CPU. Networks are folded before they answer, unless `fused` says otherwise."""
+    """ONNX Runtime on the CPU. Folds networks if `fused`."""
 
     name = "onnxruntime"
-    batch_size = 10  # images a call: so few that a layer's maps stay in the caches; of 4 to 50 measured, the fastest
+    batch_size = 10  # few enough for the caches; the fastest of 4 to 50
 
-    def __init__(self, device: str | Device = "auto", fused: bool = True):
-        self.device, self.fused = choose(device).why, fused
+    def __init__(self, fused: bool = True):
+        self.fused = fused
 
     @property
     def processes(self) -> int:
-        """How many processes may work at once. One a processor is faster than one with all processors."""
+        """Run one process per processor: faster than one process with all processors."""
         return processors()
 
     def load(self, network: Network, arrays: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-        """The network with these parameters: images (N, 3, H, W) in float32 to logits (N, outputs)."""
+        """Return the network with these parameters: images (N, 3, H, W) in float32 to logits (N, outputs)."""
         if self.fused:
             network, arrays = fold(network, arrays)
         sessions: dict[int, Callable[[np.ndarray], np.ndarray]] = {}
 
         def predict(images: np.ndarray) -> np.ndarray:
-            size = images.shape[2]  # a session of a fixed size is up to a sixth faster than one of any
+            size = images.shape[2]  # a fixed size is up to a sixth faster
             if size not in sessions:
                 sessions[size] = predictor(convert(network, arrays, image_size=size))
             return sessions[size](images)
@@ -60,7 +58,7 @@ class OnnxRuntimeEngine:
 
 
 def predictor(model: onnx.ModelProto | bytes, threads: int | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """A model as a function of its input, on the CPU, by so many threads; by default by all processors."""
+    """Return a model as a function of its input, on `threads`, by default one per processor."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or processors()
     options.inter_op_num_threads = 1  # the networks are chains

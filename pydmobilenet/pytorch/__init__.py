@@ -1,4 +1,4 @@
-"""The networks in PyTorch: modules, inference, training. Nothing else in the package imports torch."""
+"""The PyTorch engine. Nothing else in the package imports torch."""
 
 from .. import machine
 

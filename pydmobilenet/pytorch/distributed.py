@@ -1,4 +1,4 @@
-"""Several processes that train one network, as ``torchrun`` starts them; or just this one."""
+"""Training by one process, or by ``torchrun``'s."""
 
 from __future__ import annotations
 
@@ -12,33 +12,13 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from ..devices import Device, parse
-from ..errors import UnusableError
 from ..processes import die_with, launched
-from . import devices
-
-
-def choose_device(name: str = "auto") -> Device:
-    """Choose a device as `devices.choose` does. Each process of torchrun's on a machine takes a GPU of its own."""
-    wanted = parse(name)
-    if not launched() or wanted.kind in ("cpu", "mps"):
-        return devices.choose(name)
-    if wanted.numbers:
-        raise UnusableError(f"device {name!r} is one for all processes of torchrun (allowed: cpu, gpu; nearest: gpu)")
-    if wanted.kind == "auto" and not devices.gpus():
-        return devices.choose("cpu")
-    processes = int(os.environ["LOCAL_WORLD_SIZE"])
-    # All processes have to see it, not only the last one.
-    if obstacle := devices.obstacle("gpu", processes - 1):
-        raise UnusableError(f"{processes} processes of torchrun on this machine: {obstacle}; nearest: --device cpu")
-    return devices.choose(f"gpu:{os.environ['LOCAL_RANK']}")
 
 
 class Workers:
-    """The processes that train together: `size` of them, of which this has number `rank`.
+    """The `size` processes of one training, and the `rank` of this one.
 
-    Those on GPUs exchange gradients by NCCL, those on CPUs by gloo. Numbers that are on the CPU anyway go by gloo too,
-    so that no GPU is waited for.
+    GPUs exchange gradients by NCCL, CPUs by gloo. Numbers on the CPU go by gloo: no GPU waits for them.
     """
 
     def __init__(self, device: torch.device):
@@ -53,9 +33,7 @@ class Workers:
             self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
 
     def parallel(self, net: nn.Module) -> nn.Module:
-        """The network, whose gradients become their mean over all workers in a backward pass, and whose batch
-        normalisations take the statistics of the batch of all.
-        """
+        """Wrap a network: gradients are averaged over all workers, and batch normalisation sees the whole batch."""
         if self.size == 1:
             return net
         if self.device.type == "cuda":
@@ -63,15 +41,15 @@ class Workers:
         for module in net.modules():
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = CPUSyncBatchNorm
-        places = [self.device] if self.device.type == "cuda" else None
-        # The strides of a kernel with one input channel are no matter.
+        device_ids = [self.device] if self.device.type == "cuda" else None
+        # Strides do not matter for a kernel with one input channel.
         warnings.filterwarnings("ignore", "Grad strides do not match")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # newer versions have another name for it
-            return DistributedDataParallel(net, places, broadcast_buffers=False)  # they are the same anyway
+            warnings.simplefilter("ignore")  # newer versions rename it
+            return DistributedDataParallel(net, device_ids, broadcast_buffers=False)  # they are the same
 
     def all_reduce(self, values: np.ndarray) -> np.ndarray:
-        """The sum of what all workers have handed in; all of them have to call it."""
+        """Sum over all workers. All have to call it."""
         if self.size == 1:
             return values
         total = torch.tensor(values, dtype=torch.float64)
@@ -79,21 +57,17 @@ class Workers:
         return total.numpy()
 
     def close(self) -> None:
-        """Wait until all workers have called it.
-
-        Only then the process may take its leave of the others when it ends: of those that have died it would wait for
-        an answer.
-        """
+        """Wait for all workers. Destroy the process group only after that: with a dead peer it blocks."""
         if launched():
             self.all_reduce(np.zeros(1))
             atexit.register(_leave)
 
 
 def _join(backend: str) -> None:
-    """Join the processes that torchrun has started.
+    """Join torchrun's processes.
 
-    From 2.5 on, torchrun keeps its store when it starts them again, and with it the addresses of those that have died:
-    on one machine, each start gets names of its own. Machines count their restarts apart, so there are none between.
+    From 2.5 on, torchrun keeps its store over a restart, with the addresses of dead processes: on one machine, each
+    start uses its own prefix. Machines count restarts separately, so several share none.
     """
     store, rank, size = next(distributed.rendezvous("env://"))
     if os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]:
@@ -102,12 +76,12 @@ def _join(backend: str) -> None:
 
 
 def _leave() -> None:
-    if distributed.is_initialized():  # a script may have done it
+    if distributed.is_initialized():  # a script may have destroyed it
         distributed.destroy_process_group()
 
 
 class CPUSyncBatchNorm(nn.BatchNorm2d):
-    """``torch.nn.SyncBatchNorm``, which is for GPUs alone, for equal shares of a batch on CPUs."""
+    """``torch.nn.SyncBatchNorm`` for CPUs and equal shards of a batch; PyTorch's is for GPUs."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
@@ -121,10 +95,10 @@ class _SyncBatchNorm(torch.autograd.Function):
     def forward(ctx, x, running_mean, running_var, weight, bias, momentum, eps):
         rank, size = distributed.get_rank(), distributed.get_world_size()
         count = size * x.numel() // x.shape[1]
-        own_var, own_mean = torch.var_mean(_widened(x), (0, 2, 3), correction=0)
-        # Each worker's row by itself: a sum of squares over all would lose digits.
-        statistics = torch.zeros(size, 2, x.shape[1], dtype=own_mean.dtype, device=x.device)
-        statistics[rank, 0], statistics[rank, 1] = own_mean, own_var
+        local_var, local_mean = torch.var_mean(_widened(x), (0, 2, 3), correction=0)
+        # One row per worker: a sum of squares over all would lose digits.
+        statistics = torch.zeros(size, 2, x.shape[1], dtype=local_mean.dtype, device=x.device)
+        statistics[rank, 0], statistics[rank, 1] = local_mean, local_var
         distributed.all_reduce(statistics)
         means, variances = statistics.unbind(1)
         mean = means.mean(0)
@@ -140,17 +114,17 @@ class _SyncBatchNorm(torch.autograd.Function):
         x, weight, mean, inverse_std = ctx.saved_tensors
         gradient = _widened(gradient)
         normal = (_widened(x) - _per_channel(mean)) * _per_channel(inverse_std)
-        own = torch.stack([(gradient * normal).sum((0, 2, 3)), gradient.sum((0, 2, 3))])
-        total = own.clone()
+        local = torch.stack([(gradient * normal).sum((0, 2, 3)), gradient.sum((0, 2, 3))])
+        total = local.clone()
         distributed.all_reduce(total)
         of_scale, of_shift = total / ctx.count
         scale = inverse_std if weight is None else inverse_std * weight
         of_x = (gradient - _per_channel(of_shift) - normal * _per_channel(of_scale)) * _per_channel(scale)
-        return of_x.to(x.dtype), None, None, None if weight is None else own[0], own[1], None, None
+        return of_x.to(x.dtype), None, None, None if weight is None else local[0], local[1], None, None
 
 
 def _widened(x: torch.Tensor) -> torch.Tensor:
-    """In float32 at least."""
+    """Convert to float32 or wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

@@ -1,14 +1,11 @@
 """The pyramid of depthwise convolutions, whose gradients a CPU computes by forward convolutions.
 
-oneDNN has a fast gradient of a depthwise kernel only for kernels up to 3x3, and in bfloat16 only for a stride of 1.
-That of a 7x7 kernel costs PyTorch 15 to 25 times the forward pass. But both gradients are convolutions themselves:
+oneDNN's depthwise gradients are fast only up to 3x3, in bfloat16 only for a stride of 1; PyTorch's for 7x7 take 15 to
+25 times the forward pass. But both gradients are depthwise convolutions, exact but for rounding:
 
-- that of the input is a depthwise convolution of the output's gradient with the kernel turned by 180 degrees; for a
-  stride of 2, after zeros have been put between the gradient's pixels;
-- that of the kernel is a depthwise convolution of the input with the output's gradient as its kernel, image by image
-  and channel by channel, summed over the images.
-
-Both are exact but for rounding.
+- of the input: the output's gradient by the kernel turned by 180 degrees; for a stride of 2, zeros are put between the
+  gradient's pixels first;
+- of the kernel: the input by the output's gradient, per image and channel, summed over the images.
 """
 
 from __future__ import annotations
@@ -39,13 +36,13 @@ class DepthwiseConv2d(nn.Conv2d):
 
     @property
     def is_plain(self) -> bool:
-        """Whether nobody has put a hook on it, or a parametrisation."""
+        """True without hooks and parametrisations."""
         hooks = self._forward_hooks, self._forward_pre_hooks, self._backward_hooks, self._backward_pre_hooks
         return type(self) is DepthwiseConv2d and not any(hooks)
 
 
 class Pyramid(nn.Module):
-    """Depthwise convolutions of one input by several kernels, whose maps are joined: the layer that the paper adds."""
+    """Depthwise convolutions of one input by several kernels, joined: the paper's layer."""
 
     def __init__(self, channels: int, kernels: tuple[int, ...] = (3, 5, 7), stride: int = 1, join: str = "add"):
         super().__init__()
@@ -55,40 +52,35 @@ class Pyramid(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         convolutions = list(self.children())
-        if self.join == "add" and all(getattr(each, "is_plain", False) for each in convolutions):
+        if self.join == "add" and all(getattr(convolution, "is_plain", False) for convolution in convolutions):
             return depthwise_conv2d(x, self.sum_of_kernels(), self.stride)
         return JOINS[self.join](*(convolution(x) for convolution in convolutions))
 
     def sum_of_kernels(self) -> Tensor:
-        """One kernel that does what all do: a sum of maps is linear in the kernels. It is the faster way."""
-        convolutions: list[Any] = list(self.children())
-        largest = max(each.kernel_size[0] for each in convolutions)
-        return reduce(
-            torch.add, (F.pad(each.weight, [(largest - each.kernel_size[0]) // 2] * 4) for each in convolutions)
-        )
+        """Return the one kernel equal to all: the sum of maps is linear in the kernels, and faster."""
+        weights: list[Any] = [convolution.weight for convolution in self.children()]
+        largest = max(weight.shape[-1] for weight in weights)
+        return reduce(torch.add, (F.pad(weight, [(largest - weight.shape[-1]) // 2] * 4) for weight in weights))
 
     def extra_repr(self) -> str:
         return self.join
 
 
-@torch.fx.wrap  # tracing does not see what depends on the device and the type
+@torch.fx.wrap  # a leaf for tracing: it depends on the device and the type
 def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """`x` (N, C, H, W) by a square `weight` (C, 1, k, k), a channel at a time, zeros around it.
-
-    The gradients are those of ``torch.nn.functional.conv2d``, computed as the module says where that is faster.
-    """
+    """Convolve `x` (N, C, H, W) depthwise by a square `weight` (C, 1, k, k), zero-padded, with the faster gradients."""
     if torch.is_autocast_enabled("cpu") and x.device.type == "cpu":
         x = x.to(torch.get_autocast_dtype("cpu"))
-    if _own_is_faster(x, weight.shape[-1], stride):
+    if _ours_is_faster(x, weight.shape[-1], stride):
         return _Depthwise.apply(x, weight, stride)
     return _convolve(x, weight, stride)
 
 
-def _own_is_faster(x: Tensor, size: int, stride: int) -> bool:
-    """Whether the gradients are wanted and PyTorch's own are slower.
+def _ours_is_faster(x: Tensor, size: int, stride: int) -> bool:
+    """Return whether gradients are needed and PyTorch's are slower.
 
-    Milliseconds of both gradients together, own and PyTorch's, for 128 images of 16 channels, 32x32, on one thread (AMD
-    EPYC with AVX-512, PyTorch 2.13):
+    Milliseconds of both gradients, ours and PyTorch's, for 128 images of 16 channels, 32x32, on one thread (AMD EPYC
+    with AVX-512, PyTorch 2.13):
 
                 float32                      bfloat16
                 stride 1       stride 2      stride 1      stride 2
@@ -104,7 +96,7 @@ def _own_is_faster(x: Tensor, size: int, stride: int) -> bool:
 
 
 class _Depthwise(torch.autograd.Function):
-    """The weight may be of a higher precision than the images, and so is its gradient then."""
+    """The weight and its gradient may have a higher precision than the images."""
 
     generate_vmap_rule = True
 
@@ -126,8 +118,8 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
-        if ctx.stride > 1:  # the gradient of the map that a stride of 1 would have made
-            dilated = torch.zeros_like(x) + gradient.new_zeros(())  # vmap may be over either
+        if ctx.stride > 1:  # the gradient of a map at stride 1
+            dilated = torch.zeros_like(x) + gradient.new_zeros(())  # vmap may be over either one
             dilated[:, :, :: ctx.stride, :: ctx.stride] = gradient
             gradient = dilated
         of_x = of_weight = None
@@ -143,7 +135,7 @@ def _convolve(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
 
 
 def _kernel_gradient(x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of a kernel (C, 1, k, k), from that of its map at stride 1, (N, C, H, W)."""
+    """Return the gradient of a kernel (C, 1, k, k) from its map's at stride 1, (N, C, H, W)."""
     images, channels, height, width = x.shape
     size = weight.shape[-1]
     maps = x.reshape(1, images * channels, height, width)

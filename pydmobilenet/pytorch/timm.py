@@ -1,9 +1,8 @@
-"""The networks for ``timm.create_model``: importing this module registers them.
+"""Register the networks for ``timm.create_model``.
 
-A published network has its own name, as ``pyd_concat_56_050``. ``pretrained=True`` loads the authors' weights as
-`pydmobilenet.get_model` does: those for CIFAR-10, or with the tag ``pyd_concat_56_050.cifar100-coarse`` those for the
-20 superclasses of CIFAR-100. Any other network is ``pydmobilenet`` with its ``name``. What ``pydmobilenet export
---format huggingface`` has written is ``local-dir:DIRECTORY``.
+Published networks are named like ``pyd_concat_56_050``. ``pretrained=True`` loads the authors' weights for CIFAR-10, or
+with the tag ``.cifar100-coarse`` those for CIFAR-100's 20 superclasses. Any other network is ``pydmobilenet`` with a
+``name``. ``local-dir:DIRECTORY`` loads an export in Hugging Face's layout.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from ..errors import hinted, unknown
 from ..huggingface import ANY_NETWORK, pretrained_cfg
 from .network import Add, GlobalAveragePool, Network, initialize
 
-TAGS = ("cifar10", "cifar100-coarse")  # the data sets whose networks are alike; the first one's are the default
+TAGS = ("cifar10", "cifar100-coarse")  # data sets with the same networks, the default first
 NAMES = {timm_name(parse_name(model)): model for model in list_models(dataset=TAGS[0])}
 POOLS = ("avg", "max", "avgmax")
 
 
 class DropPathAdd(Add):
-    """The sum, in training without the first input for some of the images: stochastic depth."""
+    """Sum with stochastic depth: training drops the first input of some images."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -43,9 +42,7 @@ class DropPathAdd(Add):
 
 
 class TimmNetwork(Network):
-    """A network with what timm expects of one besides. `drop_rate` is that of the pooled features, `drop_path_rate`
-    that of the last residual branch; the first one's is 0.
-    """
+    """A network with timm's interface. `drop_rate` is for pooled features, `drop_path_rate` for the last block."""
 
     def __init__(self, description: network.Network, drop_rate: float = 0.0, drop_path_rate: float = 0.0):
         super().__init__(description)
@@ -54,10 +51,10 @@ class TimmNetwork(Network):
             name: module for name, module in self.named_modules() if isinstance(getattr(module, "add", None), Add)
         }
         self.residual_blocks = list(blocks)
-        for place, block in enumerate(blocks.values() if drop_path_rate else ()):
-            block.add = DropPathAdd(drop_path_rate * place / max(1, len(blocks) - 1))
+        for index, block in enumerate(blocks.values() if drop_path_rate else ()):
+            block.add = DropPathAdd(drop_path_rate * index / max(1, len(blocks) - 1))
         shapes = description.shapes()
-        stages = {name.rpartition(".")[0]: shapes[f"{name}.add"] for name in blocks}  # with the last one's shape
+        stages = {name.rpartition(".")[0]: shapes[f"{name}.add"] for name in blocks}  # the last block's shape
         self.feature_info = [
             {"num_chs": channels, "reduction": 32 // height, "module": stage}
             for stage, (channels, height, _) in stages.items()
@@ -65,7 +62,7 @@ class TimmNetwork(Network):
         self.set_pool("avg")
 
     def set_pool(self, kind: str) -> None:
-        """Pool by timm's layer of a kind; with "", which is for networks without classes, not at all."""
+        """Use timm's pooling, or none with "" (only without classes)."""
         if kind not in (POOLS if self.num_classes else (*POOLS, "")):
             raise unknown("global_pool", kind, POOLS)
         pool: nn.Module = GlobalAveragePool()
@@ -92,7 +89,7 @@ class TimmNetwork(Network):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The last map, and those at the ends of stages, after which no norm stands."""
+        """Return the last map and the maps of stages, which have no norm."""
         if output_fmt != "NCHW":
             raise unknown("output_fmt", output_fmt, ("NCHW",))
         stages = [str(info["module"]) for info in self.feature_info]
@@ -101,13 +98,11 @@ class TimmNetwork(Network):
             names = [f"{step.name}.{name}" for name, _ in self.get_submodule(step.name).named_children()]
             for name in [step.name] if stages[0] not in names else names:
                 x = maps[name] = self.get_submodule(name)(x)
-        found = [maps[stages[index]] for index in feature_take_indices(len(stages), indices)[0]]
-        return found if intermediates_only else (x, found)
+        chosen = [maps[stages[index]] for index in feature_take_indices(len(stages), indices)[0]]
+        return chosen if intermediates_only else (x, chosen)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute each block again for its gradients, in less memory. Running statistics see each batch twice then, as
-        those of timm's networks do.
-        """
+        """Recompute blocks for their gradients, in less memory. As in timm, running statistics see each batch twice."""
         for name in self.residual_blocks:
             self.get_submodule(name).grad_checkpointing = enable  # type: ignore[assignment]
 
@@ -131,7 +126,7 @@ def make_network(
     global_pool: str = "avg",
     img_size: int | tuple[int, int] = 32,
 ) -> TimmNetwork:
-    """A network with random parameters; with 0 classes, of pooled features."""
+    """Build a network with random parameters; with 0 classes, it returns pooled features."""
     for size in (img_size,) if isinstance(img_size, int) else img_size:
         check_image_size(size)
     description = catalog.describe(name, dataset, num_classes or 1)
@@ -148,19 +143,19 @@ def make_network(
 
 
 def _adapted(state: dict[str, Tensor], net: TimmNetwork) -> dict[str, Tensor]:
-    """Weights for other channels than red, green and blue; the first convolution's are timm's to adapt."""
+    """Adapt the first norm to other channels than RGB; timm adapts the first convolution."""
     norm: Any = net.description.layers[0]
-    own = [name for name in state if name.startswith(f"{norm.name}.") and state[name].ndim and norm.channels != 3]
-    return {**state, **{name: state[name].mean().repeat(norm.channels) for name in own}}
+    names = [name for name in state if name.startswith(f"{norm.name}.") and state[name].ndim and norm.channels != 3]
+    return {**state, **{name: state[name].mean().repeat(norm.channels) for name in names}}
 
 
 def _create(variant: str, pretrained: bool, name: str, dataset: str | None = None, **options: Any) -> nn.Module:
-    """The network of a name, with the weights of the place that its `pretrained_cfg` names, else with ours."""
-    given = (options.pop(key, None) for key in ("pretrained_cfg", "pretrained_cfg_overlay"))
-    found = resolve_pretrained_cfg(variant, *given)
-    cfg, task = found.to_dict(), dataset or found.tag or TAGS[0]
-    ours = pretrained and not (found.has_weights or found.state_dict)
-    if ours:  # where so many classes are asked for, perhaps without those of the head
+    """Build a network, with the weights of its `pretrained_cfg`, else the published ones."""
+    overrides = (options.pop(key, None) for key in ("pretrained_cfg", "pretrained_cfg_overlay"))
+    resolved = resolve_pretrained_cfg(variant, *overrides)
+    cfg, task = resolved.to_dict(), dataset or resolved.tag or TAGS[0]
+    published = pretrained and not (resolved.has_weights or resolved.state_dict)
+    if published:  # without the head's for another number of classes
         arrays = checkpoints.resolve(name, task, options.get("num_classes") or None, pretrained=True).arrays()
         cfg["state_dict"] = {key: torch.tensor(array) for key, array in arrays.items()}
     net = build_model_with_cfg(
@@ -169,7 +164,7 @@ def _create(variant: str, pretrained: bool, name: str, dataset: str | None = Non
         pretrained,
         cfg,
         feature_cfg={"out_indices": (0, 1, 2), "feature_cls": "getter"},
-        pretrained_strict=not ours,  # they have been checked
+        pretrained_strict=not published,  # checked already
         pretrained_filter_fn=_adapted,
         **options,
     )
@@ -188,7 +183,7 @@ def _entrypoint(variant: str, model: str) -> Callable[..., nn.Module]:
 
 @register_model
 def pydmobilenet(pretrained: bool = False, name: str = "", dataset: str = TAGS[0], **options: Any) -> nn.Module:
-    """Any network, by its `name`, as ``pyd-add-83-0.6``, in its form for a data set."""
+    """Build any network by `name`, as ``pyd-add-83-0.6``, for a data set."""
     if not options.get("pretrained_cfg"):
         options["pretrained_cfg"] = pretrained_cfg(catalog.describe(name, dataset), get_task(dataset))
     return _create(ANY_NETWORK, pretrained, name, dataset, **options)

@@ -1,4 +1,4 @@
-"""Training with PyTorch: gradients, the optimiser, evaluation; beside other processes if ``torchrun`` started them."""
+"""Training with PyTorch, alone or as one of torchrun's processes."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def make(config: Config, task: Task, device: torch.device, compiled: bool = False) -> PyTorchTrainer:
-    """A trainer with fresh parameters on a device, the same for the same seed. Raises InvalidValueError for a batch
-    that the workers cannot share.
+    """Build a trainer with parameters drawn from the seed. Raises InvalidValueError if the workers cannot share a batch
+    evenly.
     """
     if device.type == "cpu":
         warn_of_slow_type(config.dtype)
@@ -47,55 +47,54 @@ def make(config: Config, task: Task, device: torch.device, compiled: bool = Fals
 
 
 def warn_of_slow_type(dtype: str) -> None:
-    """Half precision has fast kernels on processors with AVX-512 alone: a ResNet was 20 times slower without."""
-    found = machine.instruction_set(engine="pytorch")
-    if dtype != "float32" and found and not found.startswith("AVX512"):
-        warnings.warn(f"dtype {dtype!r} is slow on this processor, which has {found}: float32 is faster", stacklevel=2)
+    """Warn of half precision without AVX-512: a ResNet was 20 times slower."""
+    instructions = machine.instruction_set(engine="pytorch")
+    if dtype != "float32" and instructions and not instructions.startswith("AVX512"):
+        warnings.warn(f"dtype {dtype!r} is slow on this processor ({instructions}); use float32", stacklevel=2)
 
 
 class PyTorchTrainer:
-    """The `Trainer` of PyTorch: a network on one `device`, the same on each of the `workers`.
+    """PyTorch's `Trainer`: a network on one device, the same on all `workers`.
 
-    The parameters are float32; with another `dtype`, what gains by it is computed in that (``torch.autocast``).
+    The parameters are float32; another `dtype` is for ``torch.autocast``.
     """
 
     name = "pytorch"
 
     def __init__(self, net: Network, config: Config, device: torch.device, workers: Workers, compiled: bool = False):
         check_split(config, 1, workers.size)
-        self.config, self.place, self.workers = config, device, workers
+        self.config, self._device, self.workers = config, device, workers
         self.net = net.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # untyped
         overwrite(self.net, training=True)
         self.model: Any = workers.parallel(self.net)
         if compiled:
             self.model = torch.compile(self.model, mode="reduce-overhead")
         names = checkpoint_names(self.net.state_dict())
-        self.trained = {names[name]: each for name, each in self.net.named_parameters() if each.requires_grad}
+        self.trained = {names[name]: value for name, value in self.net.named_parameters() if value.requires_grad}
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.trained.items():
             decay = config.weight_decay if config.decay_norm_and_bias or name.endswith(".weight") else 0.0
             rate = rate_multiplier(name, self.net.description, config)
             groups.setdefault((decay, rate), []).append(parameter)
         self.optimizer = torch.optim.SGD(
-            [{"params": each, "weight_decay": decay, "rate": rate} for (decay, rate), each in groups.items()],
+            [{"params": group, "weight_decay": decay, "rate": rate} for (decay, rate), group in groups.items()],
             config.learning_rate,
             config.momentum,
             nesterov=config.momentum > 0,
-            # With a GradScaler, PyTorch 2.13's fused update on a CPU wrote nan into some parameters. False would leave
-            # out PyTorch's other fast way, of all parameters at once, as well.
+            # With a GradScaler, PyTorch 2.13's fused update on a CPU wrote nan into some parameters. False would
+            # disable the foreach implementation as well.
             fused=None if device.type == "mps" or config.dtype == "float16" else True,
         )
-        # A compiled step gives its gradients in memory that its next run writes to (pytorch#169545). Those of several
-        # passes are added up in memory of their own.
-        self.own_gradients = compiled and config.accumulation_steps > 1
-        if self.own_gradients:
+        # The next run of a compiled step overwrites its gradients' memory (pytorch#169545): accumulate elsewhere.
+        self.keep_gradients = compiled and config.accumulation_steps > 1
+        if self.keep_gradients:
             for parameter in self.trained.values():
                 parameter.grad = torch.zeros_like(parameter)
         self.autocast: AbstractContextManager = nullcontext()
         if config.dtype != "float32":
             self.autocast = torch.autocast(device.type, DTYPES[config.dtype])
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
-        self.passes = 0  # since the last update
+        self.micro_step = 0  # since the last update
 
     @property
     def rank(self) -> int:
@@ -107,23 +106,26 @@ class PyTorchTrainer:
 
     @property
     def device(self) -> str:
-        return str(self.place)
+        return str(self._device)
 
     def train_step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> Callable[[], Score]:
-        """Do a forward and a backward pass, and an update if it is due.
+        """Run a forward and a backward pass, and an update if it is due.
 
-        The function returned is the only one that waits for the device. It gives the score of the whole batch.
+        Return a function that waits for the device and gives the score of the batch of all workers.
         """
-        self.passes += 1
-        due = self.passes == self.config.accumulation_steps
-        with engine_errors(), inference.full_precision(self.place):
+        self.micro_step += 1
+        due = self.micro_step == self.config.accumulation_steps
+        with engine_errors(), inference.full_precision(self._device):
             x, y = self._copied(images).contiguous(memory_format=torch.channels_last), self._copied(targets)
-            with self._exchange(due):
+            # Workers exchange gradients in the last pass before an update.
+            with nullcontext() if due or self.world_size == 1 else self.model.no_sync():
                 with self.autocast:
                     logits = self.model(x)
                 logits = logits.float()
                 losses = F.cross_entropy(logits, y, reduction="none")
-                self.scaler.scale(self._share(losses.sum())).backward()
+                # The mean over all images of an update. DistributedDataParallel averages over the workers.
+                scale = self.world_size / (self.config.batch_size * self.config.accumulation_steps)
+                self.scaler.scale(losses.sum() * scale).backward()
             wrong = logits.argmax(1) != y.argmax(1)
             report = torch.stack([losses.detach().sum(), wrong.sum()])
             if due:
@@ -137,50 +139,42 @@ class PyTorchTrainer:
         return read
 
     def _copied(self, array: np.ndarray) -> torch.Tensor:
-        """A copy on the device. The array may be written to at once; a GPU fetches the copy while others compute."""
-        if self.place.type != "cuda":
-            return torch.tensor(array, device=self.place)
-        return torch.from_numpy(array).pin_memory().to(self.place, non_blocking=True)
-
-    def _exchange(self, due: bool) -> AbstractContextManager:
-        """Workers exchange their gradients in the last pass before an update."""
-        return nullcontext() if due or self.world_size == 1 else self.model.no_sync()
-
-    def _share(self, loss: torch.Tensor) -> torch.Tensor:
-        """Of a summed loss, what it adds to the mean over all images of an update; workers' gradients are averaged."""
-        return loss * (self.world_size / (self.config.batch_size * self.config.accumulation_steps))
+        """Copy an array to the device, to a GPU asynchronously. The array may be overwritten at once."""
+        if self._device.type != "cuda":
+            return torch.tensor(array, device=self._device)
+        return torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True)
 
     def _update(self, learning_rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=not self.own_gradients)
-        self.passes = 0
+        self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
+        self.micro_step = 0
 
     def sync_batch_norm(self) -> None:
-        """Nothing to do: all workers have seen the statistics of the whole batch."""
+        """Do nothing: all workers have the whole batch's statistics."""
 
     def evaluate(self, dataset: Dataset) -> Score:
-        """The score on a whole data set in float32, of which each worker takes its share."""
+        """Return the score on a data set in float32. Each worker evaluates one shard."""
         with engine_errors():
-            predict = inference.predictor(*fold(self.net.description, get_arrays(self.net)), self.place)
-        score = evaluate(predict, dataset, inference.batch_size(self.place), self.rank, self.world_size)
+            predict = inference.predictor(*fold(self.net.description, get_arrays(self.net)), self._device)
+        score = evaluate(predict, dataset, inference.batch_size(self._device), self.rank, self.world_size)
         loss, wrong = self.all_reduce(np.array(score[:2]))
         return Score(float(loss), round(wrong), len(dataset))
 
     def all_reduce(self, values: np.ndarray) -> np.ndarray:
-        """The sum of the values of all workers."""
+        """Sum over all workers."""
         with engine_errors():
             return self.workers.all_reduce(values)
 
     def close(self) -> None:
-        """Wait until all workers have called it: the end of training."""
+        """Wait for all workers at the end of training."""
         with engine_errors():
             self.workers.close()
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """The parameters and the momentum, by structural name."""
+        """Return the parameters and the momentum, by structural name."""
         momentum = {}
         for name, parameter in self.trained.items():
             buffer = self.optimizer.state[parameter].get("momentum_buffer") if self.optimizer.state else None
@@ -192,7 +186,7 @@ class PyTorchTrainer:
         return get_arrays(self.net), momentum
 
     def load_state(self, parameters: Mapping[str, np.ndarray], momentum: Mapping[str, np.ndarray]) -> None:
-        """Go back to what `state` gave. Raises BadFileError for the state of another network."""
+        """Restore a `state`. Raises BadFileError for another network's."""
         momentum = dict(momentum)
         scale = momentum.pop(LOSS_SCALE, None)
         check_state(parameters, momentum, get_arrays(self.net), self.trained)
@@ -200,14 +194,14 @@ class PyTorchTrainer:
         self.optimizer.state.clear()
         for name, array in momentum.items():
             parameter = self.trained[name]
-            buffer = torch.empty_like(parameter, requires_grad=False)  # in the same order of its axes in memory
+            buffer = torch.empty_like(parameter, requires_grad=False)  # the same memory format
             self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(torch.tensor(array))
         if scale is not None and self.scaler.is_enabled():
             values = {"scale": float(scale[0]), "_growth_tracker": int(scale[1])}
             self.scaler.load_state_dict({**self.scaler.state_dict(), **values})
 
     def load_weights(self, path: Path, head: weights.Head = "required") -> bool:
-        """Load the parameters of a file. Returns whether the dense layer kept its own, as `head` says."""
+        """Load the parameters of a file. Return whether the dense layer was kept; `head` says if it may be."""
         arrays = weights.load(path, self.net.description, head)
         set_arrays(self.net, arrays)
         return len(arrays) < len(self.net.description.parameters)
