@@ -7,7 +7,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +61,6 @@ def verify(path: Path, expected: str, size: int | None = None) -> Path:
     if actual != expected:
         raise BadFileError(f"{path} is not the published file: it has {actual}, not {expected}; move it away to go on")
     return path
-
-
-def first_existing(candidates: Iterable[Path]) -> Path | None:
-    """Return the first candidate that is a readable file."""
-    return next((path for path in candidates if os.path.isfile(path)), None)
 
 
 def readable(path: Path) -> BinaryIO:
@@ -162,7 +157,9 @@ def _chunks(url: str, name: str) -> Iterator[bytes]:
     when, reason = _unreachable.get(host, (-UNREACHABLE_SECONDS, ""))
     if time.monotonic() - when < UNREACHABLE_SECONDS:
         raise Unavailable(reason)
+    proxy = ""
     try:
+        proxy = _proxy(url)
         # Not unpacked: some servers label a .tar.gz as a packed .tar.
         with requests.get(url, headers={"Accept-Encoding": "identity"}, stream=True, timeout=TIMEOUT) as response:
             if response.status_code != 200:
@@ -173,7 +170,7 @@ def _chunks(url: str, name: str) -> Iterator[bytes]:
                     bar.update(len(chunk))
                     yield chunk
     except (OSError, HTTPError, ValueError) as error:  # those of requests are OSErrors
-        reason = f"{host}: {_proxy(url)}{_cause(error)}"
+        reason = f"{host}: {proxy}{_cause(error)}"
         if isinstance(error, (requests.ConnectionError, requests.Timeout)):
             _unreachable[host] = (time.monotonic(), reason)
         raise Unavailable(reason) from None

@@ -76,11 +76,11 @@ def _files(path: str, skipped: Counter[str]) -> list[str]:
         return [path]
     if not Path(path).is_dir():
         raise MissingFileError(f"no such image: {path}")
-    found = folder.find(Path(path))
-    if not found.files:
-        raise BadFileError(folder.no_images(Path(path), found))
-    skipped.update(found.skipped)
-    return list(map(str, found.files))
+    files, others = folder.find(Path(path))
+    if not files:
+        raise BadFileError(folder.no_images(Path(path), others))
+    skipped.update(others)
+    return list(map(str, files))
 
 
 def _is_pixels(image: object) -> bool:

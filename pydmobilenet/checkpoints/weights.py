@@ -91,7 +91,8 @@ def find(file: PublishedFile, root: Path | None = None) -> Path | None:
     """
     forms = [Path(form) for form in (file.name, file.path.removeprefix("models/"), file.path)]
     forms += [form.with_suffix(formats.SAFETENSORS) for form in forms]
-    path = fetching.first_existing(place / form for place in places(root) for form in forms)
+    candidates = [place / form for place in places(root) for form in forms]
+    path = next(filter(os.path.isfile, candidates), None)
     if path is None or path.suffix != formats.SAFETENSORS:
         return path and fetching.verify(path, file.digest, file.bytes)
     source = formats.read_metadata(path).get("source_sha256")

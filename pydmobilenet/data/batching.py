@@ -128,7 +128,7 @@ class _Worker:
         pixels = self.windows[numbers, :, rows, columns]
         if self.dataset.task.mirrored:
             flips = np.flatnonzero(plan.flips[positions])
-            pixels[flips] = mirror(pixels[flips])
+            pixels[flips] = pixels[flips, :, :, ::-1]
         return pixels
 
     def _read(self, numbers: np.ndarray) -> np.ndarray:
@@ -148,10 +148,3 @@ def file_offset(images: np.memmap) -> int:
     while isinstance(root.base, np.memmap):
         root = root.base
     return root.offset + images.ctypes.data - root.ctypes.data
-
-
-def mirror(images: np.ndarray) -> np.ndarray:
-    """Reverse the columns of images (n, 3, H, W) in uint8; by words of eight bytes where possible, twice as fast."""
-    if images.shape[3] % 8:
-        return images[:, :, :, ::-1]
-    return images.view(np.uint64)[:, :, :, ::-1].byteswap().view(np.uint8)

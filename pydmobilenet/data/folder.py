@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
@@ -29,14 +29,7 @@ SPLIT_NAMES = {
     "test": "test",
 }
 ALL = "all"  # the only split of class folders without train/
-LISTED = 20  # classes, kinds of skipped files, or folders to list
-
-
-class Found(NamedTuple):
-    """The images of a folder, and the number of skipped files by kind."""
-
-    files: list[Path]
-    skipped: Counter
+LISTED = 20  # classes to count one by one
 
 
 def place(name: str) -> Path:
@@ -64,16 +57,12 @@ def layout(root: Path) -> dict[str, Path]:
         split = SPLIT_NAMES.get(path.name.lower())
         if split and _class_folders(path):
             if split in named:
-                raise BadFileError(
-                    f"{root} has {named[split].name}/ and {path.name}/, two names of one split: keep one"
-                )
+                raise BadFileError(f"{root} has {named[split].name}/ and {path.name}/, names of one split: keep one")
             named[split] = path
     if named:
         return {split: named[split] for split in SPLITS if split in named}
     if not folders:
-        raise MissingFileError(
-            f"{root} has neither train/ nor test/ with a folder of images for each class, nor such folders"
-        )
+        raise MissingFileError(f"{root} has neither train/ nor test/, nor a folder of images for each class")
     if all(path.name.lower() in SPLIT_NAMES for path in folders):
         raise BadFileError(f"{folders[0]} has no folder of images for each class")
     return {ALL: root}
@@ -100,13 +89,12 @@ def read(name: str, task: Task, split: str, skip_bad: bool = False) -> Dataset:
     if split == next(iter(folders)) != ALL:
         others = [f"{path.name}/" for path in _class_folders(root, skipped) if path not in folders.values()]
         if others:
-            names = ", ".join(others[:LISTED]) + (" …" if len(others) > LISTED else "")
-            warnings.warn(f"{root}: beside {folders[split].name}/, not used: {names}", stacklevel=2)
+            warnings.warn(f"{root}: beside {folders[split].name}/, not used: {', '.join(others)}", stacklevel=2)
     return images_by_class(task, split, folders[split], skip_bad, root, skipped)
 
 
-def find(folder: Path) -> Found:
-    """List the images in a folder and below it, by their suffixes, in sorted order.
+def find(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """List the images in a folder and below it, by their suffixes, in sorted order; count skipped files by kind.
 
     Hidden files and folders are skipped, and links to folders, as they may form a ring. Raises UnusableError.
     """
@@ -117,14 +105,12 @@ def find(folder: Path) -> Found:
         folders[:] = [name for name in folders if not kinds[name]]  # os.walk goes on in these
         files += [Path(parent, name) for name in names if not kinds[name]]
         skipped.update(filter(None, kinds.values()))
-    return Found(sorted(files), skipped)
+    return sorted(files), skipped
 
 
 def listed(counts: Counter) -> str:
     """Format counts, the highest first: ``3 .txt, 1 hidden``."""
-    parts = [f"{count:,} {kind}" for kind, count in counts.most_common(LISTED)]
-    rest = sum(counts.values()) - sum(count for _, count in counts.most_common(LISTED))
-    return ", ".join(parts + [f"{rest:,} others"] * bool(rest))
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
 
 
 def images_by_class(
@@ -173,11 +159,11 @@ def _files_by_class(
     for directory in _class_folders(folder, skipped):
         if directory.name not in classes:
             raise BadFileError(f"{directory}: {unknown('class', directory.name, classes)}")
-        found = find(directory)
-        if not found.files and not may_be_empty:
-            raise BadFileError(f"{no_images(directory, found)}: move the empty class away to go on")
-        entries += [(turn, classes.index(directory.name), path) for turn, path in enumerate(found.files)]
-        skipped.update(found.skipped)
+        files, others = find(directory)
+        if not files and not may_be_empty:
+            raise BadFileError(f"{no_images(directory, others)}: move the empty class away to go on")
+        entries += [(turn, classes.index(directory.name), path) for turn, path in enumerate(files)]
+        skipped.update(others)
     return sorted(entries)
 
 
@@ -216,9 +202,9 @@ def seen_through(transparent: int, of: int) -> str:
     return f"{transparent:,} of {of:,} images had transparency: composited on {images.BACKGROUND}"
 
 
-def no_images(folder: Path, found: Found) -> str:
+def no_images(folder: Path, skipped: Counter) -> str:
     """Describe a folder without images."""
-    rest = f"; skipped: {listed(found.skipped)}" if found.skipped else ""
+    rest = f"; skipped: {listed(skipped)}" if skipped else ""
     return f"{folder} has no images (allowed: {', '.join(images.FORMATS)}{rest})"
 
 
@@ -233,46 +219,42 @@ def per_class(classes: Sequence[str], labels: np.ndarray) -> str:
 
 def _class_folders(folder: Path, skipped: Counter | None = None) -> list[Path]:
     """List the class folders in a folder, in order; count the other entries in `skipped`."""
+    folders = []
+    skipped = Counter() if skipped is None else skipped
     try:
-        kinds = {path: _hidden(path.name) or _no_class(path) for path in sorted(folder.iterdir())}
+        for path in sorted(folder.iterdir()):
+            if _is_hidden(path.name):
+                skipped["hidden"] += 1
+            elif not path.is_dir():
+                skipped["outside of classes"] += 1
+            elif _is_empty(path):
+                skipped["empty folder"] += 1
+            else:
+                folders.append(path)
     except OSError as error:
         _refuse(error)
-    if skipped is not None:
-        skipped.update(filter(None, kinds.values()))
-    return [path for path, kind in kinds.items() if not kind]
-
-
-def _no_class(path: Path) -> str | None:
-    """Return why an entry is neither a class nor a split, or None."""
-    if not path.is_dir():
-        return "outside of classes"
-    return "empty folder" if _is_empty(path) else None
+    return folders
 
 
 def _is_empty(folder: str | Path) -> bool:
     """Return True if a folder and those below it have only hidden files."""
     with os.scandir(folder) as entries:
-        return all(
-            _hidden(entry.name) or (entry.is_dir(follow_symlinks=False) and _is_empty(entry.path)) for entry in entries
-        )
+        shown = [entry for entry in entries if not _is_hidden(entry.name)]
+    return all(entry.is_dir(follow_symlinks=False) and _is_empty(entry.path) for entry in shown)
 
 
-def _hidden(name: str) -> str | None:
-    """Return why a name is always skipped, or None. Archives of macOS have a ``__MACOSX``."""
-    if name == "__MACOSX":
-        return name
-    return "hidden" if name.startswith(".") else None
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"  # of macOS's archives
 
 
 def _skipped(path: Path) -> str | None:
     """Return why a file or folder is skipped, or None."""
-    if kind := _hidden(path.name):
-        return kind
+    if _is_hidden(path.name):
+        return "hidden"
     if path.is_dir():
         return "linked folder" if path.is_symlink() else None
-    suffix = path.suffix.lower()
-    if suffix not in images.SUFFIXES:
-        return suffix if suffix[1:].isalnum() and len(suffix) < 10 else "of no known kind"
+    if path.suffix.lower() not in images.SUFFIXES:
+        return path.suffix.lower() or "without a suffix"
     return None if path.is_file() else "broken link or special file"  # reading a pipe would block
 
 

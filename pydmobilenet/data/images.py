@@ -51,7 +51,6 @@ class Picture(NamedTuple):
     hash: str = ""
 
 
-PictureOrError = Union[Picture, BadFileError]
 Content = Union[bytes, np.ndarray, "Pillow.Image"]
 
 
@@ -80,13 +79,13 @@ def decode(content: bytes, name: str, resize: bool = True, side: int = SIDE) -> 
 
 def decode_all(
     files: Sequence[Any], names: Sequence[str], content: Callable[[Any], Content], side: int = SIDE
-) -> list[PictureOrError]:
+) -> list[Picture | BadFileError]:
     """Decode files by several threads; return each one's picture or error.
 
     `content` returns a file's bytes, pixels (H, W, 3) in uint8, or an image of Pillow's.
     """
 
-    def attempt(file: Any, name: str) -> PictureOrError:
+    def attempt(file: Any, name: str) -> Picture | BadFileError:
         try:
             return _decode(content(file), name, True, side)
         except BadFileError as error:
