@@ -16,9 +16,8 @@ def _entrypoint(model):
     create.__name__ = _timm_name(_parse_name(model))
     create.__doc__ = f"""{model}: normalised images (N, 3, 32, 32) to logits (N, outputs), in evaluation mode.
 
-    `dataset` is ``cifar10`` or ``cifar100-coarse``, for whose 20 superclasses the authors' weights are; `pretrained`
-    loads those, which are looked for on this machine and else downloaded. Others are ``classes``, ``weights`` and
-    ``weights_dir``, as `pydmobilenet.get_model` has them.
+    `dataset` is ``cifar10`` or ``cifar100-coarse`` (20 superclasses). `pretrained` loads the authors' weights, and
+    downloads them if needed. `options` are ``classes``, ``weights`` and ``weights_dir`` of `pydmobilenet.get_model`.
     """
     return create
 

@@ -8,9 +8,6 @@ try:
 except ImportError as error:
     print(f"run_validation.py: error: {error}", file=sys.stderr)
     sys.exit(2)
-except KeyboardInterrupt:
-    print("run_validation.py: interrupted", file=sys.stderr)
-    sys.exit(130)
 
 if __name__ == "__main__":
     main("validate")

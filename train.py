@@ -8,9 +8,6 @@ try:
 except ImportError as error:
     print(f"train.py: error: {error}", file=sys.stderr)
     sys.exit(2)
-except KeyboardInterrupt:
-    print("train.py: interrupted", file=sys.stderr)
-    sys.exit(130)
 
 if __name__ == "__main__":
     main("train")

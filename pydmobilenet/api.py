@@ -1,4 +1,4 @@
-"""The commands as functions: `train`, `validate`, `predict`, `export`, and `get_model`. `cli` calls them and prints."""
+"""The commands as functions: `get_model`, `train`, `validate`, `predict`, `export`. `cli` calls them and prints."""
 
 from __future__ import annotations
 
@@ -48,25 +48,23 @@ def get_model(
     weights_dir: PathLike | None = None,
     engine: str = "auto",
 ) -> HybridBlock | nn.Module:
-    """A network of the zoo: normalised images (N, 3, 32, 32) in float32 to logits (N, outputs).
+    """Return a network: normalised images (N, 3, 32, 32) in float32 to logits (N, outputs).
 
     `engine` is ``gluon``, for a HybridBlock, or ``pytorch``, for an ``nn.Module`` in evaluation mode; ``auto`` is Gluon
-    where MXNet is there, else PyTorch. (`pydmobilenet.pytorch.get_model` is the latter, with its type.)
+    if MXNet is installed, else PyTorch.
 
     `name` is ``resnet-29-0.5``, ``mobilenet-56-1.5``, ``pyd-add-29-0.25``, ``pyd-concat-56-0.75``, ``wrn-28-10`` or any
-    other of that form (`catalog.parse_name`); weights that record their network need none. `dataset`, by default that
-    of the weights or ``cifar10``, sets the number of outputs, unless `classes` does, and on ``imagenet32`` the wider
-    network.
+    other of that form (`catalog.parse_name`). Weights that record their network need none. `dataset`, by default that
+    of the weights or ``cifar10``, sets the number of outputs, unless `classes` does; ``imagenet32`` has wider networks.
 
-    `weights` is a run of ``train.py``, of which the best parameters are loaded, a file of parameters (also a state dict
-    of PyTorch's), or a directory in Hugging Face's layout. `pretrained` loads the bundled or the authors' weights for
-    the data set, found in `weights_dir` or where `weights.places` says, else downloaded; with `classes`, for a data set
-    without any, those for CIFAR-10. Where the classes are others, the dense layer is drawn anew. Without either, all
-    parameters are (He initialisation). `device` is a name, as ``gpu:0``, or the engine's own object; by default MXNet's
-    current context, or the CPU.
+    `weights` is a run, for its best parameters, a file of parameters or of a PyTorch state dict, or a directory in
+    Hugging Face's layout. `pretrained` loads the bundled or the authors' weights for the data set, from `weights_dir`,
+    the usual directories or the network; with other `classes`, those for CIFAR-10. Other classes get a new dense layer.
+    Without weights, parameters are drawn by He initialisation. `device` is a name, as ``gpu:0``, or the engine's own
+    object; by default MXNet's current context, or the CPU.
 
-    Raises InvalidValueError, MissingFileError, BadFileError or UnusableError, which are ValueError, FileNotFoundError,
-    ValueError and OSError; UnusableError too where the engine is not installed.
+    Raises InvalidValueError, MissingFileError, BadFileError or UnusableError, subclasses of ValueError,
+    FileNotFoundError, ValueError and OSError.
     """
     source = checkpoints.resolve(name, dataset, classes, pretrained, weights, weights_dir)
     choice = engines.choose(engine, "cpu", "networks", catalog.parse_name(source.model).family)
@@ -75,9 +73,7 @@ def get_model(
 
 @dataclass(frozen=True)
 class Run:
-    """A run that was trained: its `directory`, and what is in it. It stands for its path. `summary` says what its
-    training has reached; empty in all processes of torchrun but the first.
-    """
+    """A trained run, usable as the path of its `directory`. Under torchrun only the first process has a `summary`."""
 
     directory: Path
     summary: str = ""
@@ -87,30 +83,28 @@ class Run:
 
     @property
     def history(self) -> History:
-        """The epochs so far, each with its losses, errors and learning rate: ``run.history.rows``."""
+        """The losses, errors and learning rates of the epochs: ``run.history.rows``."""
         from .training.checkpoint import read_history
 
         return read_history(self.directory)
 
     @property
     def test_error(self) -> float | None:
-        """The test error in % of the best epoch; None where it is not measured yet, or there are no test images."""
+        """The test error of the best epoch in %; None before it is measured, or without test images."""
         from .checkpoints import runs
 
         return runs.read_metadata(self.directory)["checkpoints"].get(runs.BEST, {}).get("test_error")
 
     def model(self, device: str | None = None, engine: str = "auto") -> HybridBlock | nn.Module:
-        """The network with the parameters of the best epoch, as `get_model` gives it. Raises MissingFileError before
-        the first one.
-        """
+        """Return the network of the best epoch, as `get_model`. Raises MissingFileError before the first epoch."""
         return get_model(weights=self, device=device, engine=engine)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has ended training. The run is saved in `directory`; `exit_code` tells the signal."""
+    """A signal has ended training. The run is saved in `directory`; `exit_code` is 128 plus the signal's number."""
 
     def __init__(self, directory: Path, exit_code: int):
-        super().__init__(f"the run is saved: resume={str(directory)!r} goes on with it")
+        super().__init__(f"the run is saved: continue it with resume={str(directory)!r}")
         self.directory, self.exit_code = directory, exit_code
 
 
@@ -134,31 +128,39 @@ def train(
     command: str | None = None,
     **recipe: object,
 ) -> Run:
-    """Train a network as ``train.py`` does, to the end. The run has its `directory`, its `history` and its `model`.
+    """Train a network as ``train.py`` does, to the end.
 
-    `model` and `dataset` (default: ``cifar10``) are names; a data set is the path of a folder of images too. The recipe
-    is the file `config`, or the name of one of ``configs/``, by default that of the data set; any of its keys can be
-    given, as ``epochs=4`` or ``val_fraction=0.1``. The run's directory is `output`, by default ``runs/MODEL-DATASET``,
-    which must not exist; `resume` goes on with a run instead, and ``resume="auto"`` with that in `output` if there is
-    one. `weights` are those to start from: a file, a run, whose network is the default then, or ``"published"``, which
-    are looked for in `weights_dir` first. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon where MXNet runs on
-    the device, else PyTorch, and for a run to resume its own. `compile` has PyTorch compile the network. `tensorboard`
-    writes events. Where `progress` is False, nothing is printed; None shows bars on a terminal alone. With `verbose`,
-    the configuration is printed first. The run records `command` as its beginning, by default this call.
+    `dataset` is a name or a folder of images. The recipe is the file `config`, or one of ``configs/`` by name, by
+    default that of the data set; any key can be set here, as ``epochs=4``. The run goes to a new directory `output`,
+    by default ``runs/MODEL-DATASET``; `resume` continues a run instead, and ``resume="auto"`` the one in `output` if
+    there is one. `weights` to start from are a file, a run, or ``"published"``, looked for in `weights_dir` first; they
+    set the default `model`. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon if MXNet runs on the device, and
+    for a run to resume its own. `compile` is for PyTorch. `progress` shows bars (None: on a terminal); False prints
+    nothing. `verbose` prints the configuration. The run records `command`, by default this call.
 
-    Any thread can call it. Raises InvalidValueError, MissingFileError, BadFileError and UnusableError. An interruption
-    saves the run, and then raises KeyboardInterrupt. What fails before the first batch is done leaves no directory.
+    Works in any thread. Raises InvalidValueError, MissingFileError, BadFileError and UnusableError. An interruption
+    saves the run and raises KeyboardInterrupt. An error before the first batch leaves no directory.
     """
     arguments = dict(locals())
     from .training import session as sessions
     from .training.config import parse
 
     given = parse({"model": model, "dataset": dataset, **recipe})
-    command = command or _call(train, {**arguments, **given})
-    shown: dict[str, Any] = {"tensorboard": tensorboard, "progress": progress, "verbose": verbose, "command": command}
-    reading: dict[str, Any] = {"data_dir": _expanded(data_dir), "skip_bad": skip_bad}
-    weights_dir = _expanded(weights_dir)
-    session = sessions.plan(given, config, output, resume, engine, weights, weights_dir, **reading, **shown)
+    session = sessions.plan(
+        given,
+        config,
+        output,
+        resume,
+        engine,
+        weights,
+        _expanded(weights_dir),
+        data_dir=_expanded(data_dir),
+        skip_bad=skip_bad,
+        tensorboard=tensorboard,
+        progress=progress,
+        verbose=verbose,
+        command=command or _call(train, {**arguments, **given}),
+    )
     family, dtype = catalog.parse_name(session.config.model).family, session.config.dtype
     choice = engines.choose(session.engine, device, "training", family, dtype, compiled=compile)
     session.say(f"Training {choice}.")
@@ -173,7 +175,7 @@ def train(
 
 
 def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
-    """The call of a function as it can be typed again, without arguments that have their default."""
+    """Format the call of a function, without arguments that have their default."""
     known = inspect.signature(function).parameters
     words: list[str] = []
     for position, (name, value) in enumerate(arguments.items()):
@@ -204,24 +206,28 @@ def validate(
     progress: bool | None = True,
     show: Callable[[Dataset | None, list[Result]], None] | None = None,
 ) -> list[Result]:
-    """Check networks on their test images, as ``run_validation.py`` does: one result per network.
+    """Evaluate networks on their test images, as ``run_validation.py`` does: one result per network.
 
-    `what` is a run, its directory, one of its files or another path that records its network, or patterns of model
-    names of the published tables and the bundled networks; `dataset` patterns of data sets. `weights` are more of such
-    paths, on whose networks the patterns are tried instead, and `depth` selects by that. A `dataset` that is a folder
-    gives runs their images. Engines fold the networks if they are `fused`; up to so many `processes` work at once, with
-    None as many as are fastest. The table goes to the directory `output`, as Markdown, CSV, JSON and a web page.
-    `show` is called with each data set and its results as they come. What is printed, `progress` says as for `train`.
-    Raises as that does; what is wrong with one row is its ``reason``.
+    `what` is a run, a file of weights that records its network, or patterns of model names in the tables; `dataset` has
+    patterns of data sets, or a folder with the images of runs. `weights` are more runs and files; then the patterns
+    select among their networks, and `depth` by depth. `fused` folds the networks. `processes` work side by side (None:
+    as many as are fastest). A report goes to the directory `output`, as Markdown, CSV, JSON and a web page. `show` is
+    called with each data set and its results as they come. `progress` is as for `train`.
+
+    Raises as `train`; the error of a single row is its ``reason``.
     """
     from . import validation
 
-    report = _report(output)
+    report: Report | None = None
+    if output is not None:
+        from .reporting.html import Report  # it needs libraries that nothing else does
+
+        report = Report(fetching.expanded(output))
     records, folder = _records(what, dataset, weights, depth, data_dir)
     choice = engines.choose(engine, device, fused=fused)
     say = (lambda text: None) if progress is False else (lambda text: print(printable(text), file=sys.stderr))
     say(f"Validating {choice}.")
-    found = validation.validate(
+    evaluated = validation.validate(
         records,
         choice.engine,
         weights=functools.partial(checkpoints.load_record, weights_dir=_expanded(weights_dir)),
@@ -234,24 +240,15 @@ def validate(
         shown=progress,
     )
     results: list[Result] = []
-    for images, rows in found:
+    for images, rows in evaluated:
         if images and images.note:
             say(f"data: {images.note}")
-        if report:  # after each data set: an interruption loses no more than the one under way
+        if report:  # after each data set: an interruption loses only the current one
             report.add(images, rows)
         if show:
             show(images, rows)
         results += rows
     return results
-
-
-def _report(output: PathLike | None) -> Report | None:
-    """What `validate` writes to a directory; it needs libraries that nothing else does."""
-    if output is None:
-        return None
-    from .reporting.html import Report
-
-    return Report(fetching.expanded(output))
 
 
 def _records(
@@ -261,7 +258,7 @@ def _records(
     depth: Sequence[int],
     data_dir: PathLike | None,
 ) -> tuple[list[Record], Path | None]:
-    """The rows that `validate` is asked for, and where their images are."""
+    """Return the rows for `validate`, and the directory of their images."""
     paths = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights)
     if isinstance(what, os.PathLike) or (isinstance(what, str) and os.path.exists(fetching.expanded(what))):
         paths, what = [*paths, what], "*"
@@ -275,7 +272,7 @@ def _records(
         datasets = list(map(data.dataset_name, datasets))
         folders = [name for name in datasets if name.startswith("folder:")]
         if len(folders) + (where is not None) > 1:
-            raise UserError("--dataset folder:PATH and --data-dir name several places of the data: give one of them")
+            raise UserError("pass either one --dataset folder:PATH or --data-dir, not both")
         datasets = [name for name in datasets if name not in folders]
         where = fetching.expanded(folders[0].partition(":")[2]) if folders else where
     return catalog.select(patterns or ["*"], datasets or ["*"], depth, rows), where
@@ -295,12 +292,11 @@ def predict(
     engine: str = "auto",
     device: str = "auto",
 ) -> list[Prediction]:
-    """The likeliest classes of images, as ``pydmobilenet predict`` gives them.
+    """Classify images, as ``pydmobilenet predict`` does: the `top` classes of each.
 
     `images` are files or folders, Pillow's images, or arrays of pixels (H, W, 3) in uint8, of any size: one, several,
-    or an array (N, H, W, 3). The network is a `model` with its `weights`: a run (which tells the model itself), a file,
-    or the published ones. It sees the images in `image_size`, by default that which it was trained with. Raises as
-    `train` does.
+    or an array (N, H, W, 3). The network is a `model` with its `weights`: a run, a file, or the published ones. Images
+    are resized to `image_size`, by default that of training. Raises as `train`.
     """
     from . import prediction
 
@@ -311,7 +307,7 @@ def predict(
 def classify(
     source: checkpoints.Checkpoint, images: Sequence[Any], top: int | None, skip_bad: bool, engine: str, device: str
 ) -> Iterator[Prediction]:
-    """As `predict`, the answers as they come, to images that `prediction.collect` gives; without `top`, all classes."""
+    """Yield the predictions for images of `prediction.collect`; without `top`, all classes."""
     from . import prediction
 
     network = engines.choose(engine, device).engine.load(source.network, source.arrays())
@@ -335,10 +331,11 @@ def export(
     measure: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Difference | None:
-    """Write a network as an ONNX file, as ``pydmobilenet export`` does, once it has been shown to be the same function:
-    how far its answers are from the engine's. Or, with the `format` ``huggingface``, as a directory in that layout,
-    which needs none of the options after `weights_dir`. `say` is called with what was written, and where `measure` asks
-    for it with its latency and memory. Raises as `train` does.
+    """Write a network as an ONNX file, as ``pydmobilenet export`` does, and return its difference from the engine's.
+
+    A file with other answers is not written. The `format` ``huggingface`` writes a directory in that layout, without
+    the options after `weights_dir`. `say` is called with a line on the file; `measure` adds one on latency and memory.
+    Raises as `train`.
     """
     from . import huggingface
 
@@ -350,7 +347,7 @@ def export(
         say(printable(f"wrote {path}: {source.model} for {source.task.title}, in Hugging Face's layout"))
         return None
     files.check(path)  # before any work is done
-    engines.choose("onnxruntime", "cpu")  # which checks the file, and has to be here
+    engines.choose("onnxruntime", "cpu")  # ONNX Runtime checks the file
     from .onnx import export as onnx
 
     images = onnx.comparison_images(source.task, _expanded(data_dir), dataset)

@@ -98,10 +98,10 @@ def home(tmp_path_factory, monkeypatch) -> Path:
 @pytest.fixture
 def at_update(monkeypatch):
     """Something happens, once, when the learning rate of an update is asked for."""
-    from pydmobilenet.training import session
+    from pydmobilenet.training import loop
 
     def arrange(number, happening):
-        make, pending = session.learning_rates, [happening]
+        make, pending = loop.learning_rates, [happening]
 
         def made(*arguments):
             rate = make(*arguments)
@@ -113,7 +113,7 @@ def at_update(monkeypatch):
 
             return asked
 
-        monkeypatch.setattr(session, "learning_rates", made)
+        monkeypatch.setattr(loop, "learning_rates", made)
 
     return arrange
 

@@ -71,7 +71,7 @@ def test_what_is_exported_is_said(measure, run, tmp_path):
 def test_a_signal_ends_training_with_its_exit_code_and_the_directory(tmp_path, at_update):
     pytest.importorskip("mxnet", exc_type=ImportError)
     at_update(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(KeyboardInterrupt, match="goes on with it") as stopped:
+    with pytest.raises(KeyboardInterrupt, match="the run is saved: continue it with resume=") as stopped:
         pydmobilenet.train(MODEL, "digits", output=tmp_path / "run", device="cpu", progress=False)
     assert (stopped.value.exit_code, stopped.value.directory) == (143, tmp_path / "run")
 
@@ -79,7 +79,7 @@ def test_a_signal_ends_training_with_its_exit_code_and_the_directory(tmp_path, a
 def test_a_run_goes_on(run):
     again = pydmobilenet.train(resume=run, device="cpu", progress=False)
     assert [row.epoch for row in again.history.rows] == [1, 2]
-    with pytest.raises(InvalidValueError, match="epochs is 3, but the run to resume has 2"):
+    with pytest.raises(InvalidValueError, match="epochs is 3, but the run began with 2"):
         pydmobilenet.train(resume=run.directory, epochs=3, progress=False)
 
 
@@ -197,7 +197,7 @@ def test_a_mistake_in_a_recipe_is_named(recipe, words, tmp_path):
 
 @pytest.mark.gluon
 def test_two_places_of_the_data_are_refused():
-    with pytest.raises(UserError, match="name two places of the data: give one of them"):
+    with pytest.raises(UserError, match="pass either a folder or --data-dir, not both"):
         pydmobilenet.train(MODEL, "folder:photos", data_dir="elsewhere")
 
 

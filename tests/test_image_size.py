@@ -82,7 +82,7 @@ def test_a_run_does_not_go_on_with_another_size(photos, train, tmp_path):
     answer = train(photos, "--output", tmp_path / "run", *options({**RECIPE, "epochs": 1, "warmup_epochs": 0}))
     assert answer.returncode == 0, answer.stderr
     assert_mistake(
-        train("--resume", tmp_path / "run", "--image-size", 32), "image_size is 32, but the run to resume has 48"
+        train("--resume", tmp_path / "run", "--image-size", 32), "image_size is 32, but the run began with 48"
     )
 
 

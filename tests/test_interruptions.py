@@ -24,6 +24,7 @@ from helpers import (
     runner,
 )
 
+from pydmobilenet import files
 from pydmobilenet.checkpoints import formats
 from pydmobilenet.data import Dataset, Splits, get_task
 from pydmobilenet.errors import EngineError
@@ -33,6 +34,10 @@ from pydmobilenet.training.checkpoint import Run, State
 from pydmobilenet.training.trainer import Score
 
 pytestmark = pytest.mark.instruction_sets
+
+
+def state_of(run):
+    return State.read(run.directory / "last.state")
 
 
 @pytest.fixture
@@ -92,9 +97,7 @@ ACCUMULATING = {"model": "pyd-concat-11-0.125", "accumulation_steps": 2}
         ({}, "first"),
         ({}, "middle"),
         ({}, "last of an epoch"),
-        ({"model": "resnet-11-0.125"}, "middle"),
         (ACCUMULATING, "middle"),
-        (ACCUMULATING, "last of an epoch"),
         ({"model": "mobilenet-11-0.125", "momentum": 0}, "middle"),
     ],
 )
@@ -134,7 +137,7 @@ def kill():
     raise Killed
 
 
-@pytest.mark.parametrize("update", [4, 7, 12])
+@pytest.mark.parametrize("update", [4, 7])
 def test_what_is_saved_now_and_then_inside_an_epoch_is_gone_on_from(
     update, small, tmp_path, quick, at_update, left_alone, monkeypatch
 ):
@@ -150,27 +153,28 @@ def test_what_is_saved_now_and_then_inside_an_epoch_is_gone_on_from(
     assert_same(found, left_alone(made))
 
 
-@pytest.mark.parametrize("shown", ["draw", "write_csv"])
-@pytest.mark.parametrize("epoch", [1, 2])
+@pytest.mark.parametrize(("epoch", "killed"), [(1, "draw"), (2, "files.write")])
 def test_killed_between_the_save_and_the_show_a_run_shows_the_epoch_again(
-    epoch, shown, small, tmp_path, monkeypatch, left_alone
+    epoch, killed, small, tmp_path, monkeypatch, left_alone
 ):
     drawn = []
 
     def draw(history, *_):
         drawn.append(len(history.rows))
-
-    def killed_at(history, *arguments, work):
-        if epoch == len(history.rows):
+        if killed == "draw" and epoch == len(history.rows):
             raise Killed
-        work(history, *arguments)
 
-    monkeypatch.setattr(loop, "draw", draw)
+    def write(path, content, write=files.write):
+        if killed == "files.write" and path.name == "history.csv" and drawn[-1] == epoch:
+            raise Killed
+        write(path, content)
+
     made = recipe(small)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, shown, functools.partial(killed_at, work=getattr(loop, shown)))
-        with pytest.raises(Killed):
-            trained(made, tmp_path / "run")
+    monkeypatch.setattr(loop, "draw", draw)
+    monkeypatch.setattr(files, "write", write)
+    with pytest.raises(Killed):
+        trained(made, tmp_path / "run")
+    killed = ""
     assert State.read(tmp_path / "run" / "last.state").progress["epochs"] == epoch  # nothing of it is lost
     assert len(rows(tmp_path / "run" / "history.csv")) == epoch - 1
     drawn.clear()
@@ -223,7 +227,7 @@ def break_the_engine():
     mx.nd.linalg.potrf(mx.nd.array([[-1.0]]))
 
 
-@pytest.mark.parametrize("update", [1, 2, 9], ids=["first", "second", "in the second epoch"])
+@pytest.mark.parametrize("update", [1, 9], ids=["first", "in the second epoch"])
 def test_what_an_engine_throws_is_one_line_and_the_run_goes_on_from_its_last_checkpoint(
     update, small, tmp_path, quick, at_update, left_alone, inside
 ):
@@ -258,7 +262,7 @@ def test_a_run_that_was_there_before_stays_whatever_the_engine_does(small, tmp_p
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("size", [1_000, 80_000, 150_000])
+@pytest.mark.parametrize("size", [80_000, 150_000])
 def test_on_a_full_disk_a_run_ends_with_one_line_and_can_go_on(
     size,
     small,
@@ -272,10 +276,8 @@ def test_on_a_full_disk_a_run_ends_with_one_line_and_can_go_on(
     directory = tmp_path / "run"
     with no_larger_files_than(size):
         answer = inside("--config", DIGITS, *values, "--output", directory)
-    file = (
-        "run.json" if size == 1_000 else "last.state"
-    )  # with momentum the largest file, without it larger than the parameters alone
-    assert_mistake(answer, f"/{file}: File too large")
+    # The state with momentum is the largest file; without it, it is larger than the parameters alone.
+    assert_mistake(answer, "/last.state: File too large")
     assert not list(tmp_path.glob("**/*.part"))
     if size < 100_000:  # not even the state before the first step
         assert not directory.exists()
@@ -291,18 +293,18 @@ def test_of_two_runs_with_one_output_the_first_is_trained_and_the_other_told(
     small, tmp_path, quick, inside, monkeypatch
 ):
     made, directory = recipe(small), tmp_path / "run"
-    make, first = session.learning_rates, []
+    describe, first = session._describe, []
     with contextlib.ExitStack() as stack:
 
         def faster(*arguments):  # when all has been checked, another process makes the directory
-            monkeypatch.setattr(session, "learning_rates", make)
+            monkeypatch.setattr(session, "_describe", describe)
             first.append(stack.enter_context(opened(made, directory)))
-            return make(*arguments)
+            return describe(*arguments)
 
-        monkeypatch.setattr(session, "learning_rates", faster)
+        monkeypatch.setattr(session, "_describe", faster)
         values = options({**RECIPE, "batch_size": 4, "model": MODEL, "dataset": small, "epochs": 2})
         answer = inside("--config", DIGITS, *values, "--output", directory)
-        assert_mistake(answer, f"{directory} exists already: --resume {directory} goes on with it")
+        assert_mistake(answer, f"{directory} exists already: pass --resume {directory}, or another --output")
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
         assert first[0].run() == 0
     assert State.read(directory / "last.state").progress["epochs"] == 2
@@ -351,10 +353,10 @@ def test_an_epoch_whose_parameters_are_not_finite_leaves_no_trace(tmp_path, quic
     splits, progress = Splits(dataset, None, dataset), loop.Progress()
     state = State({"w": np.zeros(1, np.float32)}, {}, progress.to_dict())
     run = Run.create(tmp_path / "run", config.text(made), state, {"model": MODEL, "dataset": "digits"})
-    training = loop.Loop(Stub(made, bad=5), splits, lambda update: 0.1, progress, run.directory, run)
+    training = loop.Loop(Stub(made, bad=5), splits, progress, run.directory, run)
     with pytest.raises(loop.Diverged, match="a parameter is no longer finite in epoch 3; the last checkpoint is kept"):
         training.run()
-    assert run.state().progress["epochs"] == 2
-    assert run.state().parameters["w"] == 4
+    assert state_of(run).progress["epochs"] == 2
+    assert state_of(run).parameters["w"] == 4
     assert formats.read_params(run.directory / "last.params")["w"] == 4
     assert len(rows(run.directory / "history.csv")) == 2  # what it says is what there is

@@ -29,6 +29,7 @@ COMMANDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", TRAINERS)
 def test_five_commands_lead_from_a_folder_to_an_onnx_file(engine, weights_dir, tmp_path):
     make_classes(tmp_path / "photos", ["cat", "dog", "emu"], {".": 40}, side=48)

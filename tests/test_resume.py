@@ -27,6 +27,7 @@ from helpers import (
     runner,
 )
 
+import pydmobilenet
 from pydmobilenet import catalog
 from pydmobilenet.training.checkpoint import State
 
@@ -95,6 +96,7 @@ def undisturbed(tmp_path_factory, beginning):
     return directory, seconds
 
 
+@pytest.mark.slow
 def test_killed_at_three_random_moments_a_run_ends_with_the_same_bits(undisturbed, beginning, tmp_path):
     expected, seconds = undisturbed
     directory = tmp_path / "run"
@@ -118,6 +120,7 @@ def test_killed_at_three_random_moments_a_run_ends_with_the_same_bits(undisturbe
     assert_same(content(directory), content(expected))
 
 
+@pytest.mark.slow
 def test_interrupted_and_terminated_in_an_epoch_a_run_ends_with_the_same_bits(undisturbed, beginning, tmp_path):
     expected, seconds = undisturbed
     directory = tmp_path / "a run"
@@ -140,9 +143,16 @@ def test_interrupted_and_terminated_in_an_epoch_a_run_ends_with_the_same_bits(un
     assert_same(content(directory), content(expected))
 
 
-def test_a_finished_run_that_is_resumed_stays_as_it_is(undisturbed, tmp_path, inside):
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "finished"
+    recipe = {**RECIPE, "config": DIGITS, "epochs": EPOCHS}
+    return pydmobilenet.train(MODEL, folder, output=directory, device="cpu", progress=False, **recipe).directory
+
+
+def test_a_finished_run_that_is_resumed_stays_as_it_is(finished, tmp_path, inside):
     directory = tmp_path / "run"
-    shutil.copytree(undisturbed[0], directory)
+    shutil.copytree(finished, directory)
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in directory.iterdir()}
     answer = inside("--resume", directory, "--epochs", EPOCHS)
     assert answer.returncode == 0, answer.stderr
@@ -175,11 +185,11 @@ def of_another_model(path):
 @pytest.mark.parametrize(
     ("file", "spoil", "words"),
     [
-        ("last.state", cut_short, "last.state is no state of a run, or a damaged one: "),
-        ("last.state", spoilt_in_the_middle, "last.state is no state of a run, or a damaged one: "),
-        ("last.state", lambda path: path.write_bytes(b""), "last.state is no state of a run, or a damaged one: "),
-        ("last.state", lambda path: path.write_text("x"), "last.state is no state of a run, or a damaged one: "),
-        ("last.state", an_array, "last.state is no state of a run, or a damaged one: "),
+        ("last.state", cut_short, "last.state is not the state of a run, or damaged: "),
+        ("last.state", spoilt_in_the_middle, "last.state is not the state of a run, or damaged: "),
+        ("last.state", lambda path: path.write_bytes(b""), "last.state is not the state of a run, or damaged: "),
+        ("last.state", lambda path: path.write_text("x"), "last.state is not the state of a run, or damaged: "),
+        ("last.state", an_array, "last.state is not the state of a run, or damaged: "),
         ("last.state", Path.unlink, "last.state is missing"),
         ("last.state", of_another_model, "the state is of another network"),
         ("run.json", cut_short, "run.json does not describe a run: "),
@@ -193,9 +203,9 @@ def of_another_model(path):
         ("", shutil.rmtree, "holds no run: it has no config.yaml"),
     ],
 )
-def test_a_damaged_run_is_refused_on_one_line_and_left_alone(file, spoil, words, undisturbed, tmp_path, inside):
+def test_a_damaged_run_is_refused_on_one_line_and_left_alone(file, spoil, words, finished, tmp_path, inside):
     directory = tmp_path / "run"
-    shutil.copytree(undisturbed[0], directory)
+    shutil.copytree(finished, directory)
     spoil(directory / file)
     before = listing(directory) if file else None
     assert_mistake(inside("--resume", directory), words)
@@ -207,17 +217,17 @@ def test_a_damaged_run_is_refused_on_one_line_and_left_alone(file, spoil, words,
     [
         (
             ["-m", "resnet-11-0.125"],
-            f"model is 'resnet-11-0.125', but the run to resume has '{MODEL}'; to train on with",
+            f"model is 'resnet-11-0.125', but the run began with '{MODEL}'; to train on, start",
         ),
         (
             ["--epochs", "70"],
-            "epochs is 70, but the run to resume has 5; to train on with another recipe, start a run ",
+            "epochs is 70, but the run began with 5; to train on, start a new run with ",
         ),
-        (["-d", "digits"], "dataset is 'digits', but the run to resume has 'folder:"),
+        (["-d", "digits"], "dataset is 'digits', but the run began with 'folder:"),
         (["--device", "gpu:99"], "device 'gpu:99': "),
     ],
 )
-def test_a_run_does_not_go_on_as_another_one(arguments, words, undisturbed, inside):
-    before = listing(undisturbed[0])
-    assert_mistake(inside("--resume", undisturbed[0], *arguments), words)
-    assert listing(undisturbed[0]) == before
+def test_a_run_does_not_go_on_as_another_one(arguments, words, finished, inside):
+    before = listing(finished)
+    assert_mistake(inside("--resume", finished, *arguments), words)
+    assert listing(finished) == before

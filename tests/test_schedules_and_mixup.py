@@ -201,8 +201,7 @@ def dataset():
 def trained(dataset, **values):
     """What a trainer is given by a loop: a list of (images, targets, learning rate), and the loop."""
     trainer = Recorder(recipe(dataset="digits", batch_size=4, **values))
-    rates = learning_rates(trainer.config, updates_per_epoch(trainer.config, len(dataset)))
-    loop = Loop(trainer, Splits(dataset, None, dataset), rates, Progress(), Path(), None)
+    loop = Loop(trainer, Splits(dataset, None, dataset), Progress(), Path(), None)
     assert loop.run() == 0
     return trainer.seen, loop
 

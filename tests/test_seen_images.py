@@ -13,7 +13,7 @@ from pydmobilenet.data import get_splits
 from pydmobilenet.data.splits import DEFAULT
 from pydmobilenet.training.loop import Loop
 
-WORDS = "does not record its images: some of the test may be among them"
+WORDS = "does not record its images: it may have seen test images"
 VALUES = {"model": MODEL, "batch_size": 8, "epochs": 1, "warmup_epochs": 0, "device": "cpu"}
 
 
@@ -109,8 +109,8 @@ def test_a_run_whose_test_images_the_weights_have_seen_is_refused(how, learned, 
     else:
         change(run, seen_images=f"{'0' * 16} {test.hashes[0]}")
     answer, metadata = started(data, *arguments)
-    assert_mistake(answer, f"{run} has been trained on ")
-    assert "test images, or chosen by them: test on others, or start from other weights" in answer.stderr
+    assert_mistake(answer, f"{run} was trained on ")
+    assert "test images, or chosen by them: pass other weights or test images" in answer.stderr
     if how == "inherited":
         assert f"on 1 of the {len(test)} test images" in answer.stderr
     assert not metadata
@@ -168,7 +168,7 @@ def test_runs_of_version_0_4_whose_images_were_split_by_position_are_named(
     photos, _, grown = learned
     change(run, seen_images=None)
     words = f"{run} was begun by version 0.4, which split images by their position"
-    assert_mistake(train("--resume", run), f"{words}: to train on, start a run with --weights on its last.params")
+    assert_mistake(train("--resume", run), f"{words}: to train on, start a new run with --weights on its last.params")
     for data in ([], ["-d", grown]):
         code, out, _ = call("validate", run, *data, "--device", "cpu")
         assert code == 3

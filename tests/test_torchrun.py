@@ -27,7 +27,6 @@ from pydmobilenet.pytorch import trainer as pytorch_trainer
 from pydmobilenet.pytorch.distributed import CPUSyncBatchNorm
 from pydmobilenet.training import config, loop, session
 from pydmobilenet.training.checkpoint import State
-from pydmobilenet.training.trainer import learning_rates
 
 pytestmark = pytest.mark.pytorch
 
@@ -52,8 +51,7 @@ def updates(model, way):
     pytorch_trainer.build = build
     if way != "float32":
         trainer._copied = lambda array: torch.tensor(array, dtype=torch.float64)
-    rates = learning_rates(recipe, loop.updates_per_epoch(recipe, len(dataset)))
-    run = loop.Loop(trainer, Splits(dataset, None, dataset), rates, loop.Progress(), Path(), None)
+    run = loop.Loop(trainer, Splits(dataset, None, dataset), loop.Progress(), Path(), None)
     batches = run._mixed_batches()
     scores = [trainer.train_step(*next(batches), 0.02)() for _ in range(number * passes)]
     parameters, momentum = trainer.state()

@@ -144,16 +144,16 @@ def test_the_authors_way_stays_the_default_of_other_data_sets(train, tmp_path):
 @pytest.mark.parametrize(
     ("data", "given", "words"),
     [
-        ("digits", ["--test-fraction", 0.2], "test_fraction 0.2 cannot be used: it is for class folders alone"),
-        ("digits", ["--patience", 3], "patience 3 cannot be used: it waits for the validation error"),
-        ("digits", ["--body-rate", 0.5], "body_rate 0.5 cannot be used: it is for loaded weights"),
+        ("digits", ["--test-fraction", 0.2], "test_fraction 0.2 cannot be used: only class folders are split"),
+        ("digits", ["--patience", 3], "patience 3 cannot be used: there is no validation error"),
+        ("digits", ["--body-rate", 0.5], "body_rate 0.5 cannot be used: no weights are loaded"),
         ("digits", ["--image-size", 64], "image_size is 64 (allowed: 32, as digits has"),
         ("digits", ["--dataset", "cifar10"], "digits and --dataset cifar10 are two data sets"),
         ("phtos", [], "unknown data set 'phtos'"),
         ("./phtos", [], "no such folder: phtos"),
-        ("photos", ["--data-dir", "."], "a folder and --data-dir name two places of the data"),
+        ("photos", ["--data-dir", "."], "pass either a folder or --data-dir, not both"),
         ("three", ["--val-fraction", 0.2], "val_fraction 0.2 cannot be used: the data has validation images"),
-        ("photos", ["--val-fraction", 0, "--test-fraction", 0], "leaves no image to choose the best epoch by"),
+        ("photos", ["--val-fraction", 0, "--test-fraction", 0], "has no images to choose the best epoch"),
         ("photos", ["--val-fraction", 0, "--patience", 3], "patience 3 cannot be used"),
         ("photos", ["--val-fraction", 0.6], "val_fraction: '0.6' (allowed: a number from 0 to 0.5)"),
         ("photos", ["--image-size", 30], "image_size: '30' (allowed: a multiple of 4 from 8 to 1024)"),
@@ -205,7 +205,7 @@ def test_a_run_does_not_go_on_where_its_validation_images_have_changed(photos, t
     run = finished(tmp_path / "photos", train, tmp_path / "run")
     val = get_splits(tmp_path / "photos", DEFAULT).val
     Image.new("RGB", (32, 32)).save(tmp_path / "photos" / val.files[0])
-    assert_mistake(train("--resume", run, "--quiet"), "has not the val data that the run began with: other pixels")
+    assert_mistake(train("--resume", run, "--quiet"), "the val data has changed since the run began: other pixels")
 
 
 def test_balanced_weights_are_scikit_learns(photos):
@@ -255,14 +255,14 @@ def test_a_history_knows_which_images_have_chosen():
     mixed = [*history.to_dicts()[:2], {**history.to_dicts()[2]}]
     for kind in ("loss", "error"):
         mixed[2][f"test_{kind}"] = mixed[2].pop(f"val_{kind}")
-    with pytest.raises(ValueError, match="what it tells of epoch 1 cannot be"):
+    with pytest.raises(ValueError, match="epoch 3 is missing or damaged"):
         History.from_dicts(mixed)
 
 
 def test_the_warm_up_of_a_folder_s_recipe_has_room_in_a_single_epoch(tmp_path):
     make_classes(tmp_path, "ab", {".": 5})
     with pytest.warns(
-        UserWarning, match=r"warmup_epochs 2 does not fit into --epochs 1: shortened to 0\.2, its share of"
+        UserWarning, match=r"--epochs 1 is too short for warmup_epochs 2 of the recipe's 10 epochs: shortened to 0\.2"
     ):
         made = config.configure({"dataset": str(tmp_path), "epochs": 1})
     assert (made.epochs, made.warmup_epochs) == (1, 0.2)

@@ -30,7 +30,7 @@ def read_metadata(directory: Path) -> dict:
         recorded_task(metadata["dataset"], metadata)
         for entry in metadata["checkpoints"].values():
             fields(metadata, entry)
-        provenance.check(metadata)
+        provenance.rows(metadata)
         return metadata
     except OSError as error:
         raise MissingFileError(f"{directory} holds no checkpoint of a run: {path} ({error.strerror})") from None

@@ -22,14 +22,13 @@ from ..data.splits import kinds
 from ..errors import BadFileError, InvalidValueError, MissingFileError, nearest, unknown
 from ..files import CONFIGS
 
-MOST_BYTES = 1 << 16  # of a file: a run's has 600
-LARGEST = 2**31 - 1  # MXNet's seeds have 31 bits
-SEEN, FROM_RANDOM, FEWEST, MOST = 20_000, 5, 10, 100  # images and epochs that auto stands for
-AUTO: Any = "auto"  # stands for a number of epochs until the images have been counted
+MAX_INT = 2**31 - 1  # MXNet's seeds have 31 bits
+AUTO: Any = "auto"  # epochs, until the images are counted
+AUTO_IMAGES, AUTO_EPOCHS = 20_000, (10, 100)
 
 
 class Rule(NamedTuple):
-    """Which values of its type a key can have: in words, and as a test. No comparison with nan holds."""
+    """The allowed values of a key, in words and as a test. No comparison with nan holds."""
 
     allowed: str
     holds: Callable[[Any], bool]
@@ -40,8 +39,8 @@ def _one_of(*choices: str) -> Rule:
     return Rule(", ".join(choices), lambda value: value in choices, choices)
 
 
-FROM_0 = Rule(f"a whole number from 0 to {LARGEST}", lambda number: 0 <= number <= LARGEST)
-FROM_1 = Rule(f"a whole number from 1 to {LARGEST}", lambda number: 1 <= number <= LARGEST)
+FROM_0 = Rule(f"a whole number from 0 to {MAX_INT}", lambda number: 0 <= number <= MAX_INT)
+FROM_1 = Rule(f"a whole number from 1 to {MAX_INT}", lambda number: 1 <= number <= MAX_INT)
 EPOCHS = Rule(f"{FROM_1.allowed}, or auto", lambda number: number == AUTO or FROM_1.holds(number))
 SIZE = Rule(f"a multiple of 4 from {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]}", lambda number: number in IMAGE_SIZES)
 ABOVE_0 = Rule("a number above 0, at most 1000", lambda number: 0 < number <= 1000)
@@ -60,50 +59,50 @@ def _key(default: Any, help: str, rule: Rule) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that the result of a run depends on, except for its machine. `make` checks the values.
+    """All that a run's result depends on, but for the machine. `make` checks the values.
 
-    The defaults are the authors' recipe for CIFAR, as in the paper's public training code (arXiv 1811.07083).
+    The defaults are the authors' recipe for CIFAR, from the paper's public training code (arXiv 1811.07083).
     """
 
-    model: str = _key(MISSING, "the network, as pyd-concat-56-0.5", NAME)
-    dataset: str = _key(MISSING, "what it learns, as cifar10, digits or a folder of images", NAME)
-    image_size: int = _key(32, "pixels, wide and high, of a folder's images", SIZE)
-    val_fraction: float = _key(0.0, "share of the training images put aside for validation", UP_TO_HALF)
-    test_fraction: float = _key(0.0, "share of class folders alone put aside for the test", UP_TO_HALF)
-    patience: int = _key(0, "epochs without a lower validation error, then stop; 0: none", FROM_0)
-    epochs: int = _key(320, "passes over the training images; auto: by their number", EPOCHS)
-    batch_size: int = _key(128, "images of one pass, over all devices and machines", FROM_1)
-    accumulation_steps: int = _key(1, "passes whose gradients are summed before an update", FROM_1)
-    learning_rate: float = _key(0.1, "the highest of the schedule", ABOVE_0)
-    body_rate: float = _key(1.0, "learning rate of loaded weights, as a share of the head's", UP_TO_1)
-    schedule: str = _key("step", "how the learning rate falls", _one_of("step", "cosine"))
+    model: str = _key(MISSING, "network, as pyd-concat-56-0.5", NAME)
+    dataset: str = _key(MISSING, "data set: cifar10, digits, ..., or a folder of images", NAME)
+    image_size: int = _key(32, "width and height of a folder's images, in pixels", SIZE)
+    val_fraction: float = _key(0.0, "fraction of the training images for validation", UP_TO_HALF)
+    test_fraction: float = _key(0.0, "fraction of class folders for the test", UP_TO_HALF)
+    patience: int = _key(0, "stop after N epochs without a lower validation error; 0: never", FROM_0)
+    epochs: int = _key(320, "number of epochs; auto: by the number of images", EPOCHS)
+    batch_size: int = _key(128, "images per batch, over all devices and processes", FROM_1)
+    accumulation_steps: int = _key(1, "batches per update, with their gradients summed", FROM_1)
+    learning_rate: float = _key(0.1, "peak learning rate", ABOVE_0)
+    body_rate: float = _key(1.0, "rate of loaded weights, as a factor of the head's", UP_TO_1)
+    schedule: str = _key("step", "learning rate schedule", _one_of("step", "cosine"))
     milestones: tuple[int, ...] = _key((150, 225), "epochs after which step decays ('': none)", RISING)
-    decay: float = _key(0.1, "the factor at each milestone", UP_TO_1)
-    warmup_epochs: float = _key(0.0, "epochs over which the learning rate rises", UP_TO_1000)
-    momentum: float = _key(0.9, "Nesterov's", BELOW_1)
-    weight_decay: float = _key(0.0001, "pull of the weights towards 0", UP_TO_1000)
-    decay_norm_and_bias: bool = _key(True, "whether scales, shifts and biases decay as well", FLAG)
-    mixup: float = _key(1.0, "alpha of Beta(alpha, alpha); 0: none", UP_TO_1000)
+    decay: float = _key(0.1, "factor at each milestone", UP_TO_1)
+    warmup_epochs: float = _key(0.0, "epochs of linear warm-up", UP_TO_1000)
+    momentum: float = _key(0.9, "Nesterov momentum", BELOW_1)
+    weight_decay: float = _key(0.0001, "weight decay", UP_TO_1000)
+    decay_norm_and_bias: bool = _key(True, "decay scales, shifts and biases too", FLAG)
+    mixup: float = _key(1.0, "mixup's alpha; 0: none", UP_TO_1000)
     mixup_off_epochs: int = _key(20, "last epochs without mixup", FROM_0)
-    label_smoothing: float = _key(0.0, "share of the label spread over all classes", BELOW_1)
-    class_weights: str = _key("none", "of the loss; balanced: each class counts the same", _one_of("none", "balanced"))
-    initialiser: str = _key("msra", "of the first weights", _one_of("xavier", "msra"))  # the authors' code has both
-    dtype: str = _key("float32", "of the computation", _one_of("float32", "bfloat16", "float16"))
-    seed: int = _key(0, "of all that is random", FROM_0)
-    keep_every: int = _key(40, "epochs between checkpoints kept for good; 0: none", FROM_0)
+    label_smoothing: float = _key(0.0, "label smoothing", BELOW_1)
+    class_weights: str = _key("none", "of the loss; balanced: all classes count the same", _one_of("none", "balanced"))
+    initialiser: str = _key("msra", "of the random weights", _one_of("xavier", "msra"))  # the authors' code has both
+    dtype: str = _key("float32", "data type of the computation", _one_of("float32", "bfloat16", "float16"))
+    seed: int = _key(0, "random seed", FROM_0)
+    keep_every: int = _key(40, "epochs between checkpoints to keep; 0: none", FROM_0)
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 TYPES = typing.get_type_hints(Config)
 DEFAULTS = {key: field.default for key, field in FIELDS.items() if field.default is not MISSING}
-# What keys were called in earlier versions: files, runs and commands of that time still have the old names.
+# Names of keys in earlier versions: files, runs and commands of that time still have them.
 OLD_KEYS = {"accumulate": "accumulation_steps", "plain_epochs": "mixup_off_epochs"}
 
 
 def make(values: Mapping[str, object]) -> Config:
-    """A configuration of the values, all of them checked; a missing one has its default.
+    """Build a configuration and check it; a missing key has its default. Raises InvalidValueError.
 
-    Raises InvalidValueError. A folder of images need not exist.
+    A folder of images need not exist.
     """
     values = parse(values)
     for key in ("model", "dataset"):
@@ -112,7 +111,7 @@ def make(values: Mapping[str, object]) -> Config:
     values["model"] = catalog.parse_name(values["model"]).name
     values["dataset"] = dataset_name(values["dataset"])
     config = Config(**values)
-    if not config.dataset.startswith("folder:"):  # which may have moved
+    if not config.dataset.startswith("folder:"):  # it may have moved
         get_task(config.dataset, config.image_size)
     if config.epochs != AUTO and config.warmup_epochs >= config.epochs:
         raise InvalidValueError(
@@ -122,9 +121,9 @@ def make(values: Mapping[str, object]) -> Config:
 
 
 def parse(values: Mapping[str, object], also: Iterable[str] = ()) -> dict[str, Any]:
-    """The values under the keys of today, each valid by itself; None is left out.
+    """Check each value by itself and rename old keys; None is left out.
 
-    Raises InvalidValueError; for an unknown key it names those that a file can have `also`.
+    Raises InvalidValueError. For an unknown key it names the nearest one, also of those in `also`.
     """
     for old, new in OLD_KEYS.items():
         if old in values and new in values:
@@ -137,7 +136,7 @@ def parse(values: Mapping[str, object], also: Iterable[str] = ()) -> dict[str, A
 
 
 def _parse(key: str, value: object) -> Any:
-    """The value of a key by its text, for which True is no 1, and 2.5 no 2. Raises InvalidValueError."""
+    """Convert a value by its text: True is not 1, and 2.5 is not 2."""
     text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
     rule, kind = FIELDS[key].metadata["rule"], TYPES[key]
     try:
@@ -156,13 +155,13 @@ def _parse(key: str, value: object) -> Any:
 
 
 def text(config: Config) -> str:
-    """The YAML of a configuration: `read` and `make` give an equal one back."""
+    """Format a configuration as YAML. `read` and `make` give an equal one back."""
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(config).items()}
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True, width=math.inf)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add an option for each key, which is None if it is not given."""
+    """Add an option for each key, None by default."""
     # Wide enough for the longest option: each stands on one line with its help.
     formatter: Callable[..., argparse.HelpFormatter] = parser.formatter_class
     parser.formatter_class = functools.partial(formatter, max_help_position=36)
@@ -177,60 +176,45 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read(recipe: str | os.PathLike[str], folder: Path = Path(), above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a recipe over those of its ``base``, each valid by itself.
+    """Read a recipe over its ``base``; each value is checked by itself.
 
-    `recipe` is the name of one in ``configs/``, or the path of a file, from `folder` on; it is the base of those
-    `above`. Raises MissingFileError, UnusableError, BadFileError and InvalidValueError.
+    `recipe` is a name in ``configs/`` or a path relative to `folder`. It is the base of the files in `above`. Raises
+    MissingFileError, UnusableError, BadFileError and InvalidValueError.
     """
     bundled = {path.stem: path for path in CONFIGS.glob("*.yaml")}
     path = bundled.get(str(recipe)) or folder / fetching.expanded(recipe)
-    place = f"{above[-1]}: base: " if above else ""
+    where = f"{above[-1]}: base: " if above else ""
     if not os.path.exists(path):
         others = sorted([*bundled, *(other.name for other in path.parent.glob("*.yaml"))])
-        raise MissingFileError(f"{place}no such file: {path}{nearest(path.name, others)}")
+        raise MissingFileError(f"{where}no such file: {path}{nearest(path.name, others)}")
     if path.resolve() in above:
-        raise BadFileError(f"{place}{path} has this file as its own base")
+        raise BadFileError(f"{where}{path} has this file as its own base")
     try:
-        values = _load(path)
-        base = values.pop("base", None)
-        values = parse(values, also=["base"])
-    except yaml.YAMLError as error:
-        why = " ".join(str(error).replace(f'"{path}", ', "").split())  # which names the file at each line
+        with fetching.readable(path) as file:
+            values = yaml.load(file, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        why = " ".join(str(error).replace(f'"{path}", ', "").split())  # PyYAML names the file at each line
         raise BadFileError(f"{path}: no valid YAML: {why}") from None
+    if not isinstance(values, dict):
+        raise BadFileError(f"{path} is not a configuration (allowed: one 'key: value' per line, as 'epochs: 320')")
+    base = values.pop("base", None)
+    try:
+        values = parse(values, also=["base"])
     except InvalidValueError as error:
         raise InvalidValueError(f"{path}: {error}") from None
-    return values if base is None else {**read(base, path.parent, (*above, path.resolve())), **values}
+    return values if base is None else {**read(str(base), path.parent, (*above, path.resolve())), **values}
 
 
 class _Loader(yaml.BaseLoader):
-    """Leaves every value a text, as YAML 1.1 reads 010 as 8, 1:30 as 90 and 1e-4 as no number; refuses aliases."""
+    """Keeps values as text, for YAML 1.1 reads 010 as 8, 1:30 as 90 and 1e-4 as a string. Refuses a duplicate key."""
 
-    def fetch_alias(self) -> None:
-        raise yaml.MarkedYAMLError(problem="anchors and aliases have no use here", problem_mark=self.get_mark())
-
-    fetch_anchor = fetch_alias
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """The texts in a YAML file by their keys, those of a list with commas. Raises BadFileError and yaml.YAMLError."""
-    with fetching.readable(path) as file:
-        if os.fstat(file.fileno()).st_size > MOST_BYTES:
-            raise BadFileError(f"{path} is no configuration: it has more than {MOST_BYTES} bytes")
-        try:
-            document = yaml.compose(file, _Loader)
-        except RecursionError:
-            raise yaml.YAMLError("it is nested too deeply") from None
-    if not isinstance(document, yaml.MappingNode):
-        raise BadFileError(f"{path} is no configuration (allowed: one 'key: value' a line, as 'epochs: 320')")
-    values: dict[str, Any] = {}
-    for key, value in document.value:
-        texts = value.value if isinstance(value, yaml.SequenceNode) else [value]
-        if not all(isinstance(text, yaml.ScalarNode) for text in (key, *texts)):
-            raise yaml.MarkedYAMLError(problem="it is nested too deeply", problem_mark=key.start_mark)
-        if key.value in values:
-            raise yaml.MarkedYAMLError(problem=f"{key.value!r} stands there a second time", problem_mark=key.start_mark)
-        values[key.value] = ",".join(text.value for text in texts)
-    return values
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                mark = node.value[index][0].start_mark
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {key!r}", problem_mark=mark)
+        return super().construct_mapping(node, deep)
 
 
 def configure(
@@ -238,69 +222,64 @@ def configure(
     recipe: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
 ) -> Config:
-    """Lay the values `given` over those of a recipe, as `read` finds it.
+    """Lay the values `given` over a recipe (`read`), by default that of the data set.
 
-    By default it is the recipe of the data set; that of a folder depends on whether `weights` are loaded. The model of
-    weights that record it replaces that of a default recipe. Raises MissingFileError, BadFileError and
-    InvalidValueError.
+    The default for a folder depends on whether `weights` are loaded; their model replaces that of a default recipe.
+    Raises MissingFileError, BadFileError and InvalidValueError.
     """
     dataset = dataset_name(str(given.get("dataset", "cifar10")))
-    get_task(dataset)  # first of all: what is wrong with it explains the rest
+    get_task(dataset)  # first: a wrong data set explains the other errors
     pretrained = weights is not None
     if recipe is None and "model" not in given and weights is not None and weights != checkpoints.PUBLISHED:
-        found = checkpoints.inspect(weights)
-        given = {"model": found.model, **given} if found else given
+        checkpoint = checkpoints.inspect(weights)
+        given = {"model": checkpoint.model, **given} if checkpoint else given
     if recipe is None and dataset.startswith("folder:"):
         recipe = "finetune" if pretrained else "folder"
     values = {**DEFAULTS, **read(recipe or (dataset if dataset in ("digits", "imagenet32") else "cifar"))}
-    if "warmup_epochs" not in given and given.get("epochs", AUTO) != AUTO:
-        _shorten_warmup(values, given["epochs"])
+    epochs, warmup = given.get("epochs", AUTO), values["warmup_epochs"]
+    if "warmup_epochs" not in given and epochs != AUTO and warmup >= epochs:
+        total = AUTO_EPOCHS[0] if values["epochs"] == AUTO else values["epochs"]
+        values["warmup_epochs"] = warmup * epochs / total
+        warnings.warn(
+            f"--epochs {epochs} is too short for warmup_epochs {warmup:g} of the recipe's {total} epochs: "
+            f"shortened to {values['warmup_epochs']:g}",
+            stacklevel=2,
+        )
     config = make({**values, **given})
-    get_task(config.dataset, config.image_size)  # of a folder too, which has to be there
-    return _without_needless(config, given, pretrained)
+    get_task(config.dataset, config.image_size)  # of a folder too: it has to exist
+    return _without_unused(config, given, pretrained)
 
 
-def _shorten_warmup(values: dict[str, Any], epochs: int) -> None:
-    """Shorten the warm-up of a recipe's `values`, where so many epochs leave no room for it, to its share of them."""
-    warmup, own = values["warmup_epochs"], FEWEST if values["epochs"] == AUTO else values["epochs"]
-    if warmup >= epochs:
-        values["warmup_epochs"] = warmup * epochs / own
-        shorter = f"{values['warmup_epochs']:g}, its share of the recipe's {own} epochs"
-        text = f"warmup_epochs {warmup:g} does not fit into --epochs {epochs}: shortened to {shorter}"
-        warnings.warn(text, stacklevel=3)
+def _without_unused(config: Config, given: Mapping[str, Any], pretrained: bool) -> Config:
+    """Reset the recipe's keys without effect in this run.
 
-
-def _without_needless(config: Config, given: Mapping[str, Any], pretrained: bool) -> Config:
-    """Reset what a recipe has and this run cannot use.
-
-    Raises InvalidValueError where it was given, and where no image is left to choose the best epoch by.
+    Raises InvalidValueError if one was given, or if no image is left to choose the best epoch.
     """
-    has = kinds(config.dataset)
-    validated = "val" in has or config.val_fraction > 0
-    found = ", ".join(has)
-    needless = {
-        "val_fraction": "val" in has and f"the data has validation images (it has: {found})",
-        "test_fraction": has != (folder.ALL,) and f"it is for class folders alone (the data has: {found})",
-        "body_rate": not pretrained and "it is for loaded weights, as --pretrained or --weights loads them",
-        "patience": not validated and "it waits for the validation error: add --val-fraction, or a folder val/",
+    splits = kinds(config.dataset)
+    validated = "val" in splits or config.val_fraction > 0
+    available = ", ".join(splits)
+    unused = {
+        "val_fraction": "val" in splits and f"the data has validation images (it has: {available})",
+        "test_fraction": splits != (folder.ALL,) and f"only class folders are split (the data has: {available})",
+        "body_rate": not pretrained and "no weights are loaded: add --pretrained or --weights",
+        "patience": not validated and "there is no validation error: add --val-fraction, or a folder val/",
     }
-    for key, why in needless.items():
+    for key, why in unused.items():
         if why and getattr(config, key) != DEFAULTS[key]:
             if key in given:
                 raise InvalidValueError(f"{key} {given[key]:g} cannot be used: {why}; nearest: {DEFAULTS[key]:g}")
             config = replace(config, **{key: DEFAULTS[key]})
-    if not (validated or "test" in has or config.test_fraction):
-        raise InvalidValueError(
-            f"{config.dataset} leaves no image to choose the best epoch by; nearest: --val-fraction 0.2"
-        )
+    if not (validated or "test" in splits or config.test_fraction):
+        raise InvalidValueError(f"{config.dataset} has no images to choose the best epoch; nearest: --val-fraction 0.2")
     return config
 
 
 def with_epochs(config: Config, images: int, pretrained: bool) -> Config:
-    """Replace ``auto`` by the epochs in which a network sees `SEEN` of so many training images, within `FEWEST` and
-    `MOST`; from random weights `FROM_RANDOM` times as many. Raises InvalidValueError for a warm-up without room.
+    """Replace ``auto`` by epochs for so many training images. Raises InvalidValueError if the warm-up does not fit.
+
+    A network sees `AUTO_IMAGES` images, or from random weights five times as many, within the limits `AUTO_EPOCHS`.
     """
     if config.epochs != AUTO:
         return config
-    epochs = min(max(round(SEEN * (1 if pretrained else FROM_RANDOM) / images), FEWEST), MOST)
-    return make({**vars(config), "epochs": epochs})
+    epochs = round(AUTO_IMAGES * (1 if pretrained else 5) / images)
+    return make({**vars(config), "epochs": min(max(epochs, AUTO_EPOCHS[0]), AUTO_EPOCHS[1])})

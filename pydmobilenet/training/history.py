@@ -1,4 +1,4 @@
-"""The history of a run, one row an epoch: lines of text, a summary, CSV and TensorBoard's events.
+"""The history of a run, one row an epoch: lines of text, a summary, CSV, TensorBoard's events.
 
 Errors are in %, losses are means over the images.
 """
@@ -8,15 +8,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import files
 from ..errors import UnusableError
 
 OPTIMISM = (
@@ -26,20 +23,18 @@ OPTIMISM = (
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of training. Its error is that of the validation images where there are any, which are None in the
-    other runs, as the test error is in these: it is measured once, at the end.
-    """
+    """One epoch. A run with validation images has no test loss and error here: it measures them once, at its end."""
 
     epoch: int  # finished epochs, from 1
     learning_rate: float  # at the epoch's last step
     train_loss: float
-    train_error: float  # in %
+    train_error: float
     test_loss: float | None
-    test_error: float | None  # in %
+    test_error: float | None
     images_per_second: float
     seconds: float
     val_loss: float | None = None
-    val_error: float | None = None  # in %
+    val_error: float | None = None
 
     @property
     def split(self) -> str:
@@ -48,37 +43,37 @@ class Epoch:
 
     @property
     def loss(self) -> float:
-        """On the images that choose the best epoch."""
+        """The loss on the images of `split`."""
         return getattr(self, f"{self.split}_loss")
 
     @property
     def error(self) -> float:
-        """On the images that choose the best epoch, in %."""
+        """The error on the images of `split`."""
         return getattr(self, f"{self.split}_error")
 
 
 def columns(split: str) -> list[str]:
-    """The columns of the CSV file of a run whose best epoch is chosen by ``val`` or ``test``."""
+    """Name the columns of the CSV file of a run with this `Epoch.split`."""
     rest = ["images_per_second", "seconds"]
     return ["epoch", "learning_rate", "train_loss", "train_error", f"{split}_loss", f"{split}_error", *rest]
 
 
 @dataclass
 class History:
-    """The finished epochs of a run, in order. `epochs` is how many the run will have, 0 if that is not known."""
+    """The finished epochs of a run, in order, of `epochs` in all (0: unknown)."""
 
     epochs: int = 0
     rows: list[Epoch] = field(default_factory=list)
 
     @property
     def last(self) -> Epoch | None:
-        """The last epoch, or None where there is none yet."""
+        """The last epoch, or None."""
         return self.rows[-1] if self.rows else None
 
     @property
     def best(self) -> Epoch | None:
-        """The epoch with the smallest error, the first of several, or None where there is none yet."""
-        return _best(self.rows) if self.rows else None
+        """The first epoch with the smallest error, or None."""
+        return min(self.rows, key=lambda row: row.error if math.isfinite(row.error) else math.inf, default=None)
 
     @property
     def split(self) -> str:
@@ -87,12 +82,13 @@ class History:
 
     @property
     def epochs_since_best(self) -> int:
-        """How many epochs have passed since the best one."""
+        """The number of epochs since the best one."""
         return self.last.epoch - self.best.epoch if self.last and self.best else 0
 
     def line(self, row: Epoch) -> str:
-        """An epoch as one line of text, with the best epoch up to then. The lines of a run form columns."""
-        best = _best([earlier for earlier in self.rows if earlier.epoch < row.epoch] + [row])
+        """Format an epoch as a line, with the best epoch up to then. The lines of a run form columns."""
+        best = History(rows=[*(earlier for earlier in self.rows if earlier.epoch < row.epoch), row]).best
+        assert best
         total = str(self.epochs or "")
         number = f"{row.epoch:>{len(total) or 3}}" + (f"/{total}" if total else "")
         best_epoch = f"(epoch {best.epoch})"
@@ -103,7 +99,7 @@ class History:
         )
 
     def summary(self) -> str:
-        """The last and the best error, and a word on the best one."""
+        """Describe the last and the best error, and say what the best one is worth."""
         last, best = self.last, self.best
         if last is None or best is None:
             return "No epoch has been finished."
@@ -114,102 +110,73 @@ class History:
         )
 
     def to_dicts(self) -> list[dict[str, float]]:
-        """The epochs for JSON, with every digit. Python's JSON has NaN and infinity too."""
+        """Return the epochs for JSON, with every digit. Python's JSON has NaN and infinity too."""
         return [{name: getattr(row, name) for name in columns(row.split)} for row in self.rows]
 
     @classmethod
     def from_dicts(cls, rows: Iterable[Mapping[str, Any]], epochs: int = 0) -> History:
-        """The history from what `to_dicts` gave. Raises TypeError, ValueError or OverflowError for anything else."""
-        history = cls(epochs, [Epoch(**{"test_loss": None, "test_error": None, **row}) for row in rows])
-        for number, row in enumerate(history.rows, 1):
-            check_types(row)
-            values = [getattr(row, name) for name in columns(history.split)]
-            possible = 0 <= row.learning_rate < math.inf and row.seconds >= 0 and None not in values
-            wrong = any(error < 0 or error > 100 for error in (row.train_error, row.error))  # but not NaN
-            if row.epoch != number or row.split != history.split or wrong or not possible:
-                raise ValueError(f"what it tells of epoch {number} cannot be")
+        """Rebuild the history from `to_dicts`. Raises TypeError, KeyError, ValueError or OverflowError."""
+        history = cls(epochs)
+        for number, row in enumerate(rows, 1):
+            values: dict[str, Any] = {name: float(value) for name, value in dict(row).items()}
+            values = {"test_loss": None, "test_error": None, **values, "epoch": int(values["epoch"])}
+            epoch = Epoch(**values)
+            history.rows.append(epoch)
+            if (epoch.epoch, epoch.split) != (number, history.rows[0].split) or None in (epoch.loss, epoch.error):
+                raise ValueError(f"epoch {number} is missing or damaged")
         return history
 
-
-def check_types(instance: Any) -> None:
-    """Raises TypeError or OverflowError where a number of a dataclass is none of its type, as what comes from JSON."""
-    for each in fields(instance):
-        value = getattr(instance, each.name)
-        if each.type == "int" and type(value) is not int:
-            raise TypeError(f"{each.name} is no whole number")
-        if each.type == "float" or (each.type == "float | None" and value is not None):
-            if type(value) not in (int, float):
-                raise TypeError(f"{each.name} is no number")
-            float(value)  # a whole number may be too large
-
-
-def _best(rows: Sequence[Epoch]) -> Epoch:
-    return min(rows, key=lambda row: row.error if math.isfinite(row.error) else math.inf)
-
-
-def write_csv(history: History, path: str | os.PathLike[str]) -> None:
-    """Write the epochs as CSV with every digit of every number. Raises UnusableError where that is not possible."""
-    files.write(Path(path), csv_text(history))
-
-
-def csv_text(history: History) -> str:
-    """What `write_csv` writes."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns(history.split), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history.to_dicts())  # csv writes floats with repr
-    return buffer.getvalue()
+    def to_csv(self) -> str:
+        """Format the epochs as CSV with every digit."""
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, columns(self.split), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.to_dicts())  # csv writes floats with repr
+        return buffer.getvalue()
 
 
 class Events:
-    """TensorBoard's event files, one step an epoch, with single precision.
+    """TensorBoard's event files, one step an epoch, written by tensorboardX in single precision.
 
-    A writer's first epoch hides that epoch and all later ones in earlier files, so that a resumed run shows each epoch
-    once. Raises UnusableError without tensorboardX, or where the directory cannot be written.
+    A writer's first epoch hides itself and all later ones in earlier files: a resumed run shows each epoch once.
+    Raises UnusableError without tensorboardX, or if the directory cannot be written.
     """
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: Path) -> None:
         self.check()
-        self._directory = Path(directory)
-        self._writer: Any = None
+        self.directory = directory
+        self.writer: Any = None
 
     @staticmethod
     def check() -> None:
-        """Raises UnusableError without tensorboardX."""
+        """Raise UnusableError without tensorboardX."""
         try:
             import tensorboardX  # noqa: F401
         except ImportError as error:
-            raise UnusableError(
-                f"event files are written with tensorboardX, which cannot be imported ({error}): "
-                "pip install '.[tensorboard]' in the checkout"
-            ) from None
+            raise UnusableError(f"{error}: for --tensorboard, pip install 'pydmobilenet[tensorboard]'") from None
 
     def add(self, row: Epoch) -> None:
         """Write an epoch."""
         from tensorboardX import SummaryWriter
 
-        with self._writing():
-            if self._writer is None:
-                # The library names a file by the second, and would write over that of a run which has just ended. Its
-                # queue is without bounds: a full disk ends the thread that empties it.
-                options = {"filename_suffix": f".{time.time_ns()}", "max_queue": 0}
-                self._writer = SummaryWriter(str(self._directory), purge_step=row.epoch, **options)
+        try:
+            if self.writer is None:
+                # The library's own names have the second: a run resumed within it would overwrite its first file.
+                # Its queue is unbounded: a full disk ends the thread that empties it.
+                suffix = f".{time.time_ns()}"
+                self.writer = SummaryWriter(
+                    str(self.directory), purge_step=row.epoch, filename_suffix=suffix, max_queue=0
+                )
             for tag in ("train/loss", "train/error", f"{row.split}/loss", f"{row.split}/error"):
-                self._writer.add_scalar(tag, getattr(row, tag.replace("/", "_")), row.epoch)
+                self.writer.add_scalar(tag, getattr(row, tag.replace("/", "_")), row.epoch)
             for tag in ("learning_rate", "images_per_second"):
-                self._writer.add_scalar(tag, getattr(row, tag), row.epoch)
-            self._writer.flush()
+                self.writer.add_scalar(tag, getattr(row, tag), row.epoch)
+            self.writer.flush()
+        except OSError as error:
+            raise UnusableError(f"cannot write to {self.directory}: {error.strerror}") from None
 
     def close(self) -> None:
-        """Write what is left; once more does nothing."""
-        writer, self._writer = self._writer, None
-        if writer:
-            with self._writing():
-                writer.close()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UnusableError(f"cannot write to {self._directory}: {error.strerror}") from None
+        """End the writer's thread. Every epoch is on the disk already."""
+        if self.writer:
+            self.writer.close()
+            self.writer = None

@@ -1,4 +1,4 @@
-"""The training loop of every engine: epochs, checkpoints, signals, and what is shown of them."""
+"""The training loop of every engine: epochs, checkpoints, signals, progress."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .. import processes
+from .. import files, processes
 from ..checkpoints.runs import BEST
 from ..data import Dataset, Splits, batches
 from ..errors import BadFileError, InvalidValueError, UserError, of_engine
@@ -23,21 +23,21 @@ from ..plots import draw
 from ..text import progress_bar
 from .checkpoint import Run, State
 from .config import Config
-from .history import Epoch, Events, History, check_types, csv_text, write_csv
-from .trainer import Score, Trainer, make_targets, mix, mixup_lam
+from .history import Epoch, Events, History
+from .trainer import Score, Trainer, learning_rates, make_targets, mix, mixup_lam
 
-SAVE_SECONDS = 600.0  # what a crash in the middle of a long epoch may cost
+SAVE_SECONDS = 600.0  # between saves within an epoch: the most that a crash may cost
 
 
 class Diverged(UserError):
-    """The loss, or a parameter, is no longer finite."""
+    """The loss or a parameter is no longer finite."""
 
     exit_code = 1
 
 
 @dataclass
 class Progress:
-    """How far a run has come: finished `epochs`, and `batches` done of the current epoch, with the sums over these."""
+    """Finished `epochs`, the `batches` done of the current epoch, and the sums over these."""
 
     epochs: int = 0
     batches: int = 0
@@ -53,45 +53,41 @@ class Progress:
         self.images += score.images
 
     def to_dict(self) -> dict[str, object]:
-        """The fields for JSON."""
+        """Return the fields for JSON."""
         return {**vars(self), "history": self.history.to_dicts()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], config: Config, images: int) -> Progress:
-        """What `to_dict` gave, in a run with so many training images. Raises BadFileError for anything else."""
+        """Rebuild the progress of a run with so many training images from `to_dict`. Raises BadFileError."""
         epochs, batches = config.epochs, updates_per_epoch(config, images) * config.accumulation_steps
         try:
             progress = cls(**{**values, "history": History.from_dicts(values["history"], epochs)})
-            check_types(progress)
-            possible = (
+            fits = (
                 len(progress.history.rows) == progress.epochs <= epochs
                 and 0 <= progress.batches < batches
-                and progress.batches % config.accumulation_steps == 0
                 and 0 <= progress.wrong <= progress.images == progress.batches * config.batch_size
                 and math.isfinite(progress.loss)
-                and 0 <= progress.seconds < math.inf
+                and progress.seconds >= 0
             )
         except (TypeError, KeyError, ValueError, OverflowError) as error:
-            raise BadFileError(f"the state is damaged, or of another version: {error}") from None
-        if not possible:
-            raise BadFileError("the state is damaged, or of another version: its numbers cannot be")
+            raise BadFileError(f"the state is damaged, or of another version: {str(error)[:200]}") from None
+        if not fits:
+            raise BadFileError("the state is damaged, or of another version: its progress does not fit the run")
         return progress
 
 
 class Loop:
-    """Trains a network from where its run stands to the last epoch.
+    """Trains a network from its progress to the last epoch.
 
-    The best epoch is that of the lowest error on the validation images of `splits`, or on the test images where there
-    are none. `schedule` gives the learning rate of each update, from 1 on. The run is in `directory`; `output` is what
-    writes to it, and `events` those for TensorBoard, if they are wanted; both are None in all workers but the first.
-    A progress bar is `shown` as `text.progress_bar` has it; where that is False, nothing is printed.
+    The validation images of `splits` choose the best epoch, or else the test images. `output` writes the run in
+    `directory`, and `events` is for TensorBoard; both are None in all workers but the first. `shown` is as in
+    `text.progress_bar`; if it is False, nothing is printed.
     """
 
     def __init__(
         self,
         trainer: Trainer,
         splits: Splits,
-        schedule: Callable[[int], float],
         progress: Progress,
         directory: Path,
         output: Run | None,
@@ -101,17 +97,19 @@ class Loop:
         self.trainer, self.config = trainer, trainer.config
         self.train, self.val, self.test = splits
         self.weights = class_weights(self.train) if self.config.class_weights == "balanced" else None
-        self.schedule, self.progress, self.directory = schedule, progress, directory
+        self.progress, self.directory = progress, directory
         self.output, self.events, self.shown = output, events, shown
-        self.batches = updates_per_epoch(self.config, len(self.train)) * self.config.accumulation_steps
-        self.tested: Score | None = None  # of the best epoch, where validation images have chosen it
-        self.stopped = 0  # the number of the signal that came
+        updates = updates_per_epoch(self.config, len(self.train))
+        self.schedule = learning_rates(self.config, updates)
+        self.batches = updates * self.config.accumulation_steps
+        self.test_score: Score | None = None  # of the best epoch, if validation images have chosen it
+        self.stopped = 0  # the number of the signal received
         self.saved = time.monotonic()
 
     def run(self) -> int:
-        """Train to the last epoch, or until a signal comes. Returns the exit code: 0, or 128 plus the signal's number.
+        """Train to the last epoch or a signal. Returns the exit code: 0, or 128 plus the signal's number.
 
-        Raises Diverged, and EngineError for what an engine throws.
+        Raises Diverged, and EngineError for an engine's own errors.
         """
         try:
             with processes.handle_signals(self._stop):
@@ -119,7 +117,7 @@ class Loop:
                 code = self._train()
                 if self.events:
                     self.events.close()
-                self.trainer.close()  # no worker goes on before the first one has written all
+                self.trainer.close()  # no worker goes on before the first one has written everything
         except Exception as error:
             failure = of_engine(error)
             if failure is None:
@@ -128,10 +126,9 @@ class Loop:
         return code
 
     def _train(self) -> int:
-        """Train to the last epoch, or until a signal comes, and save. Returns the exit code."""
         while self.progress.epochs < self.config.epochs and not self.stopped_early:
             if not self._train_epoch():
-                self._save_inside()
+                self._save()
                 return 128 + self.stopped
             self._finish_epoch()
         if self.val is not None and self.test is not None:
@@ -140,77 +137,76 @@ class Loop:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether `patience` epochs have passed without a lower validation error."""
+        """True after `patience` epochs without a lower validation error."""
         return 0 < self.config.patience <= self.progress.history.epochs_since_best
 
     def _measure_test_error(self, test: Dataset) -> None:
-        """Measure it once, of the best epoch, which the validation images have chosen."""
+        """Measure the test error of the best epoch, once."""
         self.trainer.all_reduce(np.zeros(1))  # until the first worker has written the file
         self.trainer.load_weights(self.directory / BEST)
-        self.tested = self.trainer.evaluate(test)
+        self.test_score = self.trainer.evaluate(test)
         if self.output:
-            self.output.record(BEST, test_error=100 * self.tested.wrong / self.tested.images)
+            self.output.record(BEST, test_error=100 * self.test_score.wrong / self.test_score.images)
 
     def summary(self) -> str:
-        """What the run has reached, in words."""
-        history, tested = self.progress.history, self.tested
+        """Describe the errors of the run."""
+        history, score, patience = self.progress.history, self.test_score, self.config.patience
         lines = [history.summary()]
         if self.stopped_early:
-            lines.insert(0, f"Stopped early: {self.config.patience} epochs without a lower validation error.")
-        if history.best and tested:
-            error, (low, high) = 100 * tested.wrong / tested.images, wilson(tested.wrong, tested.images)
+            epochs = "1 epoch" if patience == 1 else f"{patience} epochs"
+            lines.insert(0, f"Stopped early: {epochs} without a lower validation error.")
+        if history.best and score:
+            error, (low, high) = 100 * score.wrong / score.images, wilson(score.wrong, score.images)
             lines.append(
                 f"Test error of epoch {history.best.epoch}, measured once: {error:.2f} % "
-                f"({tested.wrong} of {tested.images:,} images; 95 % interval {low:.2f} to {high:.2f})."
+                f"({score.wrong} of {score.images:,} images; 95 % interval {low:.2f} to {high:.2f})."
             )
         elif self.test is None:
             lines.append("There are no test images: the best validation error leans optimistic.")
         return "\n".join(lines)
 
     def _train_epoch(self) -> bool:
-        """Train to the end of the epoch; False if a signal came before."""
+        """Train to the end of the epoch. Returns False if a signal came before."""
         progress, begun = self.progress, time.monotonic() - self.progress.seconds
-        read = None
+        score: Callable[[], Score] | None = None
         with self._bar() as bar:
             for images, targets in self._mixed_batches():
-                # The score of the last pass is asked for once this pass has started: the devices never wait.
-                read, due = self.trainer.train_step(images, targets, self._learning_rate()), read
-                if due is not None:
-                    self._add(due())
+                previous, score = score, self.trainer.train_step(images, targets, self._learning_rate())
+                if previous is not None:  # read after launching this step, so the device stays busy
+                    self._add(previous())
                 progress.batches += 1
                 progress.seconds = time.monotonic() - begun
                 self._show_pace(bar)
                 if progress.batches % self.config.accumulation_steps == 0 and progress.batches < self.batches:
                     stop, save = self._requests()
                     if stop or save:
-                        self._add(read())
-                        read = None
+                        self._add(score())
+                        score = None
                         self.trainer.sync_batch_norm()
                     if stop:
                         return False
                     if save:
-                        self._save_inside()
-        if read:
-            self._add(read())
+                        self._save()
+        if score:
+            self._add(score())
         return True
 
     def _mixed_batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The batches of the epoch that are still to do: images, and target distributions; this worker's share."""
+        """Yield this worker's shards of the batches left in the epoch: images, target distributions."""
         config, progress = self.config, self.progress
         rank, workers = self.trainer.rank, self.trainer.world_size
-        mixed = config.mixup > 0 and progress.epochs < config.epochs - config.mixup_off_epochs
-        if not mixed:
-            yield from self._share(rank)
+        if config.mixup == 0 or progress.epochs >= config.epochs - config.mixup_off_epochs:
+            yield from self._shards(rank)
             return
-        # The batch in reverse order has the images of the first worker where those of the last one stand.
-        partners = self._share(workers - 1 - rank) if workers > 1 else None
-        for number, (images, targets) in enumerate(self._share(rank), progress.batches):
+        # In a reversed batch, the first worker's shard is the last worker's.
+        partners = self._shards(workers - 1 - rank) if workers > 1 else None
+        for number, (images, targets) in enumerate(self._shards(rank), progress.batches):
             lam = mixup_lam(config.mixup, config.seed, progress.epochs, number)
             other_images, other_targets = next(partners) if partners else (None, None)
             yield mix(images, lam, other_images), mix(targets, lam, other_targets)
 
-    def _share(self, worker: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """A worker's share of the batches that are still to do: images, and target distributions before mixup."""
+    def _shards(self, worker: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield a worker's shards of the batches left in the epoch, before mixup."""
         config, progress, workers = self.config, self.progress, self.trainer.world_size
         source = batches(
             self.train,
@@ -228,7 +224,7 @@ class Loop:
             yield images, targets if self.weights is None else targets * self.weights[labels, None]
 
     def _learning_rate(self) -> float:
-        """The learning rate of the update that the current pass belongs to."""
+        """Return the learning rate of the current update."""
         done = self.progress.epochs * self.batches + self.progress.batches
         return self.schedule(done // self.config.accumulation_steps + 1)
 
@@ -237,7 +233,7 @@ class Loop:
             kept = "" if self.output and self.output.new else "; the last checkpoint is kept"
             raise Diverged(
                 f"the loss became {score.loss} in epoch {self.progress.epochs + 1} at a learning rate of "
-                f"{self._learning_rate():.4g}: a smaller one may help{kept}"
+                f"{self._learning_rate():.4g}: try a smaller one{kept}"
             )
         self.progress.add(score)
         if self.output:
@@ -246,10 +242,10 @@ class Loop:
     def _finish_epoch(self) -> None:
         progress = self.progress
         self.trainer.sync_batch_norm()
-        chooser = self.test if self.val is None else self.val
-        assert chooser is not None  # as `config.configure` sees to
-        split = "test" if self.val is None else "val"
-        score = self.trainer.evaluate(chooser)
+        split, dataset = ("test", self.test) if self.val is None else ("val", self.val)
+        assert dataset is not None  # `config.configure` sees to it
+        score = self.trainer.evaluate(dataset)
+        scores = {f"{split}_loss": score.loss / score.images, f"{split}_error": 100 * score.wrong / score.images}
         done = Epoch(
             epoch=progress.epochs + 1,
             learning_rate=self.schedule((progress.epochs + 1) * self.batches // self.config.accumulation_steps),
@@ -257,30 +253,25 @@ class Loop:
             train_error=100 * progress.wrong / progress.images,
             images_per_second=progress.images / progress.seconds,
             seconds=progress.seconds,
-            **{
-                "test_loss": None,
-                "test_error": None,
-                f"{split}_loss": score.loss / score.images,
-                f"{split}_error": 100 * score.wrong / score.images,
-            },
+            **{"test_loss": None, "test_error": None, **scores},
         )
-        progress.history.rows.append(done)
-        self.progress = Progress(progress.epochs + 1, history=progress.history)
+        history = progress.history
+        history.rows.append(done)
+        self.progress = Progress(progress.epochs + 1, history=history)
         if self.output is None:
             return
         names = ["last.params"]
-        if progress.history.best is done:
+        if history.best is done:
             names.append(BEST)
         if self.config.keep_every and done.epoch % self.config.keep_every == 0:
             names.append(f"epoch-{done.epoch:04d}.params")
-        errors = {name: {"epoch": done.epoch, f"{done.split}_error": done.error} for name in names}
-        self._save(self.output, self._good_state(), errors)  # before anything that is for show
+        self._save({name: {"epoch": done.epoch, f"{split}_error": done.error} for name in names})
         self._show_epoch(self.output, done)
         if self.shown is not False:
-            print(progress.history.line(done), flush=True)
+            print(history.line(done), flush=True)
 
     def _show_epoch(self, output: Run, done: Epoch) -> None:
-        """Write the curves, the events and last the table: an epoch in the table has been shown in full."""
+        """Write the curves, the events and last the table: a row in the table means that all is written."""
         history, directory = self.progress.history, output.directory
         try:
             draw(history, directory / "curves.png", f"{self.config.model} on {self.train.task.title}")
@@ -289,7 +280,7 @@ class Loop:
             warnings.warn(f"no curves: {why[:200]}", stacklevel=2)
         if self.events:
             self.events.add(done)
-        write_csv(history, directory / "history.csv")
+        files.write(directory / "history.csv", history.to_csv())
 
     def _show_again(self) -> None:
         """Show the last epoch if the run was killed after saving it and before showing it."""
@@ -297,35 +288,29 @@ class Loop:
         if self.output is None or not history.last:
             return
         table = self.output.directory / "history.csv"
-        if not table.is_file() or table.read_text(errors="replace") != csv_text(history):
+        if not table.is_file() or table.read_text(errors="replace") != history.to_csv():
             self._show_epoch(self.output, history.last)
 
-    def _good_state(self) -> State:
-        """The current state; raises Diverged where a parameter is not finite."""
+    def _save(self, entries: Mapping[str, Mapping[str, object]] | None = None) -> None:
+        """Save the state, and checkpoints with their `entries`. Raises Diverged if a parameter is not finite."""
+        self.saved = time.monotonic()
+        if self.output is None:
+            return
         parameters, momentum = self.trainer.state()
         if not all(np.isfinite(array).all() for array in (*parameters.values(), *momentum.values())):
             epoch = self.progress.epochs + (self.progress.batches > 0)
             raise Diverged(f"a parameter is no longer finite in epoch {epoch}; the last checkpoint is kept")
-        return State(parameters, momentum, self.progress.to_dict())
-
-    def _save_inside(self) -> None:
-        """Save in the middle of an epoch."""
-        if self.output is not None:
-            self._save(self.output, self._good_state(), {})
-        self.saved = time.monotonic()
-
-    def _save(self, output: Run, state: State, also: Mapping[str, Mapping[str, object]]) -> None:
-        output.save(state, also)
-        self.saved = time.monotonic()
+        self.output.save(State(parameters, momentum, self.progress.to_dict()), entries or {})
 
     def _requests(self) -> tuple[bool, bool]:
-        """Whether any worker got a signal, and whether it is time to save. The same answer in all workers."""
+        """Return whether any worker got a signal, and whether to save. All workers get the same answer."""
         due = self.output is not None and time.monotonic() - self.saved > SAVE_SECONDS
-        own = [*(self.stopped == number for number in processes.STOP_SIGNALS), due]
-        *asked, due = self.trainer.all_reduce(np.array(own, np.float32)) > 0
-        by_number = zip(processes.STOP_SIGNALS, asked)
-        self.stopped = self.stopped or next((number for number, by_one in by_number if by_one), 0)
-        return any(asked), bool(due)
+        flags = [*(self.stopped == number for number in processes.STOP_SIGNALS), due]
+        *signals, due = self.trainer.all_reduce(np.array(flags, np.float32)) > 0
+        received = [number for number, flag in zip(processes.STOP_SIGNALS, signals) if flag]
+        if received and not self.stopped:
+            self.stopped = received[0]
+        return bool(received), bool(due)
 
     def _stop(self, number: int) -> None:
         self.stopped = number
@@ -348,14 +333,15 @@ class Loop:
             seconds = left * progress.seconds / progress.batches
             bar.set_postfix_str(
                 f"loss {progress.loss / progress.images:.3f}, error {100 * progress.wrong / progress.images:.1f} %, "
-                f"{tqdm.format_interval(seconds)} to the end",
+                f"{tqdm.format_interval(seconds)} left",
                 refresh=False,
             )
 
 
 def class_weights(dataset: Dataset) -> np.ndarray:
-    """Weights of the classes (outputs,) by which each counts the same in the loss, and their mean over the images is 1:
-    images / (classes x images of the class), scikit-learn's ``balanced``.
+    """Return scikit-learn's ``balanced`` weights (outputs,): images / (classes x images of the class).
+
+    Each class counts the same in the loss; the mean over the images is 1.
     """
     numbers = np.bincount(dataset.labels, minlength=dataset.task.outputs)
     present = np.maximum(numbers, 1)
@@ -363,10 +349,7 @@ def class_weights(dataset: Dataset) -> np.ndarray:
 
 
 def updates_per_epoch(config: Config, images: int) -> int:
-    """The updates of an epoch; images that are too few for one more are left out of it.
-
-    Raises InvalidValueError where there are too few for a single update.
-    """
+    """Count the updates of an epoch; images too few for one more are left out. Raises InvalidValueError for none."""
     updates = images // (config.batch_size * config.accumulation_steps)
     if not updates:
         raise InvalidValueError(
