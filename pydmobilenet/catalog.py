@@ -1,8 +1,8 @@
-"""Names and published figures: the only home of both. Knows no data and no engine.
+"""Names of models, and their published figures.
 
-`catalog.csv` holds one row for each figure of the two published tables (README of the authors' repository, and
-arXiv 1811.07083): the error rates in %, parameters in millions, multiply-adds ("FLOPs") in millions, the exact counts
-of the authors' own graphs, and the checkpoint that belongs to the row. An empty cell: nothing was published.
+`catalog.csv` has a row for each figure of the two published tables (README of the authors' repository, and
+arXiv 1811.07083): error rates in %, parameters and multiply-adds ("FLOPs") in millions, exact counts of the authors'
+graphs, and the checkpoint. An empty cell was not published.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .data import Task
 
 NAME_FORM = "FAMILY-DEPTH-MULTIPLIER, as pyd-concat-56-0.5, or wrn-DEPTH-WIDTH, as wrn-28-10"
-# Data sets of the published tables, and the labels whose errors they count.
+# Data sets of the published tables, and their labels.
 LABEL_SETS = {"cifar10": "10 classes", "cifar100-coarse": "20 superclasses", "imagenet32": "1,000 classes"}
 # The published parameters are those of the 10-way head; for CIFAR-100, says the authors' README, add this.
 HEAD_DIFFERENCE = (128 + 1) * (100 - 10)
@@ -31,7 +31,7 @@ HEAD_DIFFERENCE = (128 + 1) * (100 - 10)
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file of weights in the authors' repository. `bytes` and `sha256` of the three ImageNet32 files are unknown."""
+    """A file of weights in the authors' repository. For ImageNet32, `bytes` and `sha256` are unknown."""
 
     path: str
     bytes: int | None
@@ -44,7 +44,7 @@ class PublishedFile:
 
     @property
     def digest(self) -> str:
-        """The strongest digest known, as `fetching.digest` writes it."""
+        """The strongest known digest, in the form of `fetching.digest`."""
         return f"sha256:{self.sha256}" if self.sha256 else f"git:{self.git_blob_sha1}"
 
 
@@ -52,8 +52,8 @@ class PublishedFile:
 class Record:
     """A row of a table: errors in %, parameters and multiply-adds in millions.
 
-    `exact` holds the counts of the authors' own graph (None for the Wide ResNets), `file` their weights, `note` a
-    caveat. `path` and `task` are those of a `checkpoints.Checkpoint`, which is a row too.
+    `exact` has the counts of the authors' graph (None for Wide ResNets), `file` their weights, `note` a caveat. A
+    `checkpoints.Checkpoint` is a row with a `path` and a `task`.
     """
 
     model: str
@@ -70,33 +70,31 @@ class Record:
 
     @property
     def published(self) -> bool:
-        """Whether the figures are the published ones."""
         return self.path is None
 
     @property
     def run(self) -> Path | None:
-        """The directory of its run, which tells more than other checkpoints do; None where it is of none."""
+        """The directory of its run, if it has one."""
         return None
 
     @property
     def digest(self) -> str:
-        """What the file of its weights has to have, as `fetching.digest` writes it; empty where nothing is known."""
+        """The digest of its weights, in the form of `fetching.digest`; empty if unknown."""
         return self.file.digest if self.file else ""
 
     @property
     def filename(self) -> str:
-        """The name of the file of its weights; empty where none is published."""
+        """The name of its file of weights; empty if none is published."""
         return self.path.name if self.path else self.file.name if self.file else ""
 
     @property
-    def place(self) -> str:
-        """``RUN/FILE`` of a checkpoint that was trained with this project; empty for a published one."""
+    def short_path(self) -> str:
+        """``RUN/FILE`` of a checkpoint; empty for a published row."""
         return f"{self.path.parent.name}/{self.path.name}" if self.path else ""
 
     @property
-    def outputs(self) -> int | None:
-        """The outputs that were recorded; None where the data set tells them."""
-        return self.task.outputs if self.task else None
+    def network(self) -> Network:
+        return describe(self.model, self.dataset, self.task.outputs if self.task else None)
 
     @property
     def depth(self) -> int:
@@ -104,12 +102,11 @@ class Record:
 
     @property
     def labels(self) -> str:
-        """The label set that the error counts."""
         return LABEL_SETS[self.dataset]
 
     @property
     def params_tolerance_m(self) -> float:
-        """How far the published parameters may be from the exact count, in millions: the table rounds and cuts."""
+        """The tolerance of the published parameters in millions: the table rounds and cuts."""
         if self.model.startswith("wrn"):
             return 0.05
         return 0.01 if self.dataset == "imagenet32" else 0.001
@@ -123,39 +120,35 @@ def _read() -> tuple[Record, ...]:
     text = Path(__file__).with_name("catalog.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
     ten_way = {row["model"]: row for row in rows if row["dataset"] == "cifar10"}
-    records = []
-    for row in rows:
-        params, flops = _number(row["params_m"]), _number(row["flops_m"])
-        if row["dataset"] == "cifar100-coarse":  # the table has one column for both, and the authors' README the rule
-            params = round(float(ten_way[row["model"]]["params_m"]) + HEAD_DIFFERENCE / 1e6, 3)
-            flops = float(ten_way[row["model"]]["flops_m"])
-        file = PublishedFile(row["path"], _number(row["bytes"], int), row["sha256"], row["git_blob_sha1"])
-        records.append(
-            Record(
-                model=row["model"],
-                dataset=row["dataset"],
-                top1_error=float(row["top1_error"]),
-                top5_error=_number(row["top5_error"]),
-                params_m=params,
-                flops_m=flops,
-                exact=Complexity(int(row["exact_parameters"]), int(row["exact_multiply_adds"]))
-                if row["exact_parameters"]
-                else None,
-                file=file if row["path"] else None,
-                note=row["note"],
-            )
-        )
-    return tuple(records)
+    return tuple(_record(row, ten_way) for row in rows)
+
+
+def _record(row: dict[str, str], ten_way: dict[str, dict[str, str]]) -> Record:
+    params, flops = _number(row["params_m"]), _number(row["flops_m"])
+    if row["dataset"] == "cifar100-coarse":  # the table has one column for both
+        params = round(float(ten_way[row["model"]]["params_m"]) + HEAD_DIFFERENCE / 1e6, 3)
+        flops = float(ten_way[row["model"]]["flops_m"])
+    exact = [_number(row[f"exact_{count}"], int) for count in ("parameters", "multiply_adds")]
+    return Record(
+        model=row["model"],
+        dataset=row["dataset"],
+        top1_error=float(row["top1_error"]),
+        top5_error=_number(row["top5_error"]),
+        params_m=params,
+        flops_m=flops,
+        exact=Complexity(*exact) if all(exact) else None,
+        file=PublishedFile(row["path"], _number(row["bytes"], int), row["sha256"], row["git_blob_sha1"])
+        if row["path"]
+        else None,
+        note=row["note"],
+    )
 
 
 RECORDS = _read()
 
 
 def parse_name(name: str) -> Architecture:
-    """The architecture that a model's name stands for, published or not.
-
-    Raises InvalidValueError, which names the nearest valid names.
-    """
+    """Parse a model's name, published or not. Raises InvalidValueError with the nearest valid names."""
     families = "|".join(map(re.escape, FAMILIES))
     match = re.fullmatch(rf"({families})-([1-9]\d{{,3}})-((?:0|[1-9]\d{{,3}})(?:\.\d{{1,9}})?)", str(name))
     if match is None:
@@ -166,30 +159,22 @@ def parse_name(name: str) -> Architecture:
     key, depth, multiplier = match[1], int(match[2]), float(match[3])
     family = FAMILIES[key]
     step, offset = family.layers_per_block, family.other_layers
+    nearest = reason = None
     if depth < step + offset or (depth - offset) % step:
-        valid = offset + step * max(1, round((depth - offset) / step))
-        raise InvalidValueError(
-            f"unknown model {name!r}: the depth of {key} is {step}n + {offset}; "
-            f"nearest: {Architecture(key, valid, multiplier).name}"
-        )
-    if family.whole_multiplier and (multiplier < 1 or multiplier % 1):
+        reason = f"the depth of {key} is {step}n + {offset}"
+        nearest = Architecture(key, offset + step * max(1, round((depth - offset) / step)), multiplier)
+    elif family.whole_multiplier and (multiplier < 1 or multiplier % 1):
+        reason = "a width factor is a whole number from 1"
         nearest = Architecture(key, depth, max(1, round(multiplier)))
-        raise InvalidValueError(
-            f"unknown model {name!r}: a width factor is a whole number from 1; nearest: {nearest.name}"
-        )
-    if int(32 * multiplier) < 1:
-        raise InvalidValueError(
-            f"unknown model {name!r}: the multiplier leaves no channel of 32; "
-            f"nearest: {Architecture(key, depth, 1 / 32).name}"
-        )
+    elif int(32 * multiplier) < 1:
+        reason, nearest = "the multiplier leaves no channel of 32", Architecture(key, depth, 1 / 32)
+    if nearest:
+        raise InvalidValueError(f"unknown model {name!r}: {reason}; nearest: {nearest.name}")
     return Architecture(key, depth, multiplier)
 
 
 def describe(model: str | Architecture, dataset: str = "cifar10", outputs: int | None = None) -> Network:
-    """Return a model's network for a data set, with so many outputs or as many as the data set needs.
-
-    Raises InvalidValueError for an unknown name.
-    """
+    """Return a model's network for a data set, by default with its number of outputs. Raises InvalidValueError."""
     from .data import get_task  # imports NumPy and Pillow, not needed for names
 
     architecture = parse_name(model) if isinstance(model, str) else model
@@ -197,7 +182,7 @@ def describe(model: str | Architecture, dataset: str = "cifar10", outputs: int |
 
 
 def timm_name(architecture: Architecture) -> str:
-    """The name in timm's manner, with the multiplier in hundredths; of a Wide ResNet, with its width factor.
+    """Return the name in timm's form, with the multiplier in hundredths, or the width factor of a Wide ResNet.
 
     >>> timm_name(parse_name("pyd-concat-56-0.5"))
     'pyd_concat_56_050'
@@ -208,9 +193,9 @@ def timm_name(architecture: Architecture) -> str:
 
 
 def list_models(pattern: str = "*", dataset: str | None = None) -> list[str]:
-    """The names of the published models that match a wildcard `pattern`, in the order of the tables.
+    """List the published models that match a wildcard `pattern`, in the order of the tables.
 
-    With `dataset`, only those that have a published figure on it; raises InvalidValueError where none has.
+    With `dataset`, only those with a published figure for it. Raises InvalidValueError for another data set.
     """
     if dataset is not None and dataset not in LABEL_SETS:
         raise unknown("data set", dataset, LABEL_SETS)
@@ -219,7 +204,7 @@ def list_models(pattern: str = "*", dataset: str | None = None) -> list[str]:
 
 
 def find(model: str, dataset: str) -> Record | None:
-    """The published row of a model on a data set, if there is one."""
+    """Find the published row of a model for a data set."""
     name = parse_name(model).name
     return next((record for record in RECORDS if (record.model, record.dataset) == (name, dataset)), None)
 
@@ -230,40 +215,38 @@ def select(
     depths: Sequence[int] = (),
     records: Sequence[Record] = RECORDS,
 ) -> list[Record]:
-    """The rows of `records`, by default the published ones, whose model and data set match one of the wildcard
-    patterns, in their order.
+    """Select rows by wildcards for model and data set, and by depth, in their order.
 
-    Raises InvalidValueError for a pattern or depth that matches none of them, and where no row has all of them.
+    Raises InvalidValueError for a pattern or depth without any row, and for no row that matches all of them.
     """
     names = dict.fromkeys(record.dataset for record in records)
     for pattern in datasets:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+        if not fnmatch.filter(names, pattern):
             if pattern == "cifar100":
                 raise InvalidValueError(
-                    "no published figure is for 'cifar100' with its 100 classes: "
-                    "the published CIFAR-100 column counts the 20 superclasses; nearest: cifar100-coarse"
+                    "the published CIFAR-100 figures are for the 20 superclasses; nearest: cifar100-coarse"
                 )
             raise unknown("data set", pattern, names)
-    published = any(record.published for record in records)
-    own = list(dict.fromkeys(record.model for record in records))
+    model_names = list(dict.fromkeys(record.model for record in records))
     for pattern in models:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in own):
+        if not fnmatch.filter(model_names, pattern):
             if not re.search(r"[*?\[]", pattern):
-                parse_name(pattern)  # raises for what is no name at all
-            kind, allowed = ("published model", "a name or a wildcard, as 'pyd-*-56-*'") if published else ("model", "")
-            raise unknown(kind, pattern, own, allowed)
-    own_depths = sorted({record.depth for record in records})
+                parse_name(pattern)  # raises for an invalid name
+            if any(record.published for record in records):
+                raise unknown("published model", pattern, model_names, "a name or a wildcard, as 'pyd-*-56-*'")
+            raise unknown("model", pattern, model_names)
+    all_depths = sorted({record.depth for record in records})
     for depth in depths:
-        if depth not in own_depths:
-            raise unknown("depth", depth, own_depths)
-    found = [
+        if depth not in all_depths:
+            raise unknown("depth", depth, all_depths)
+    selected = [
         record
         for record in records
         if any(fnmatch.fnmatchcase(record.model, pattern) for pattern in models)
         and any(fnmatch.fnmatchcase(record.dataset, pattern) for pattern in datasets)
         and (not depths or record.depth in depths)
     ]
-    if not found:
-        asked = [value for value in (*models, *datasets, *map(str, depths)) if value != "*"]
-        raise InvalidValueError(f"no row has all that is asked for: {', '.join(asked)}")
-    return found
+    if not selected:
+        given = [value for value in (*models, *datasets, *map(str, depths)) if value != "*"]
+        raise InvalidValueError(f"no row matches all of {', '.join(given)}")
+    return selected

@@ -1,4 +1,4 @@
-"""Evaluation: losses, wrong answers, probabilities, intervals. What computes the logits is handed in."""
+"""Losses, wrong predictions, probabilities, intervals, confusion matrices, of logits in NumPy."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import numpy as np
 
 from .data import Dataset, batches
 
-NO_CLASS = np.iinfo(np.uint16).max  # stands for the class of an answer that is not a number
+NO_CLASS = np.iinfo(np.uint16).max  # the class of logits that are not finite
 
 
 class Score(NamedTuple):
-    """Summed losses and wrong answers of so many images, and how many labels were not among the first five answers; 0
-    of these where they are not counted, as in training.
-    """
+    """Summed losses, top-1 errors, images, and top-5 errors (0 in training)."""
 
     loss: float
     wrong: int
@@ -25,9 +23,9 @@ class Score(NamedTuple):
 
 
 class Answers(NamedTuple):
-    """What a network says of each image: the class (N,) as uint16, and its softmax, from 0 to 1, (N,) as float32.
+    """Predicted classes (N,) as uint16, and their softmax (N,) as float32.
 
-    Where the logits are not all finite, the class is `NO_CLASS` and the confidence 0.
+    For logits that are not finite, the class is `NO_CLASS` and the confidence 0.
     """
 
     classes: np.ndarray
@@ -35,7 +33,7 @@ class Answers(NamedTuple):
 
     @classmethod
     def empty(cls, images: int) -> Answers:
-        """Make room for so many answers."""
+        """Allocate the answers for so many images."""
         return cls(np.full(images, NO_CLASS, np.uint16), np.zeros(images, np.float32))
 
 
@@ -48,25 +46,22 @@ def evaluate(
     answers: Answers | None = None,
     report: Callable[[int], object] = lambda images: None,
 ) -> Score:
-    """Answer a data set, or one worker's part of it, and count.
-
-    Fill `answers`, room for as many images. After each batch, `report` takes its size.
-    """
+    """Score a data set, or one worker's part of it, and fill `answers`. Call `report` with the size of each batch."""
     loss, wrong, images, wrong_top5 = 0.0, 0, 0, 0
     for batch, labels in batches(dataset, batch_size, train=False, part=part, parts=parts, threads=1):
         logits = predict(batch)
-        first, five = count_wrong(logits, labels)
-        loss, wrong, wrong_top5 = loss + cross_entropy(logits, labels), wrong + first, wrong_top5 + five
+        top1, top5 = count_wrong(logits, labels)
+        loss, wrong, wrong_top5 = loss + cross_entropy(logits, labels), wrong + top1, wrong_top5 + top5
         if answers is not None:
-            here = slice(images, images + len(labels))
-            answers.classes[here], answers.confidences[here] = most_likely(logits)
+            rows = slice(images, images + len(labels))
+            answers.classes[rows], answers.confidences[rows] = most_likely(logits)
         images += len(labels)
         report(len(labels))
     return Score(loss, wrong, images, wrong_top5)
 
 
 def most_likely(logits: np.ndarray) -> Answers:
-    """Return the answers that logits (N, outputs) give; of equal ones the lower class wins."""
+    """Return the likeliest class for each row of logits (N, outputs); of equal ones, the lower class."""
     finite = np.isfinite(logits).all(axis=1)
     logits = np.where(finite[:, None], logits, 0)
     classes = np.where(finite, logits.argmax(axis=1), NO_CLASS).astype(np.uint16)
@@ -76,27 +71,24 @@ def most_likely(logits: np.ndarray) -> Answers:
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Sum the losses of logits (N, outputs) for labels (N,)."""
     logits = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # what is not a number gives such a loss
+    with np.errstate(invalid="ignore"):  # logits that are not finite give such a loss
         shifted = logits - logits.max(axis=1, keepdims=True)
-    own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
-    return float((np.log(np.exp(shifted).sum(axis=1)) - own).sum())
+    true = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
+    return float((np.log(np.exp(shifted).sum(axis=1)) - true).sum())
 
 
 def count_wrong(logits: np.ndarray, labels: np.ndarray) -> tuple[int, int]:
-    """Count the answers that are wrong at the first place, and the labels that are not among the first five.
-
-    `logits` (N, outputs), `labels` (N,). Of equal logits the lower class counts as the higher, as in ``argmax``.
-    """
-    own = np.take_along_axis(logits, labels[:, None], axis=1)
-    above = (logits > own).sum(axis=1)
-    level_before = ((logits == own) & (np.arange(logits.shape[1]) < labels[:, None])).sum(axis=1)
-    rank = above + level_before
-    rank[~np.isfinite(logits).all(axis=1)] = np.iinfo(rank.dtype).max  # an answer that is not a number is wrong
+    """Count top-1 and top-5 errors of logits (N, outputs) for labels (N,). Of equal logits, the lower class wins."""
+    true = np.take_along_axis(logits, labels[:, None], axis=1)
+    above = (logits > true).sum(axis=1)
+    equal_before = ((logits == true) & (np.arange(logits.shape[1]) < labels[:, None])).sum(axis=1)
+    rank = above + equal_before
+    rank[~np.isfinite(logits).all(axis=1)] = np.iinfo(rank.dtype).max  # always wrong
     return int((rank > 0).sum()), int((rank > 4).sum())
 
 
 def wilson(wrong: int, images: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the Wilson interval of an error rate in %, of 95 % by default (Wilson, 1927, JASA 22:209)."""
+    """Return the Wilson interval of an error rate in %, 95 % by default (Wilson, 1927, JASA 22:209)."""
     rate, spread = wrong / images, z * z / images
     centre = (rate + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / images + spread / images / 4)
@@ -104,8 +96,9 @@ def wilson(wrong: int, images: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def confusion(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
-    """Count the images of each class (row) that were taken for each class (column): (classes, classes + 1), of `labels`
-    (N,) and `answers` (N,). The last column holds the answers that are none of the classes.
+    """Return the confusion matrix (classes, classes + 1) of labels (N,), its rows, and answers (N,), its columns.
+
+    The last column counts answers outside the classes.
     """
     answers = np.minimum(answers.astype(np.int64), classes)
     counts = np.bincount(labels * (classes + 1) + answers, minlength=classes * (classes + 1))
@@ -113,17 +106,13 @@ def confusion(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarr
 
 
 def recall_precision(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return recall and precision of each class (n,) in %, of a confusion matrix (n, n + 1); nan where of no image.
-
-    Recall is the share of a class's images that were taken for it, precision that of the images taken for it that are
-    of it.
-    """
+    """Return recall and precision (n,) in % from a confusion matrix (n, n + 1); nan without any image."""
     right = np.diagonal(counts).astype(np.float64)
     with np.errstate(invalid="ignore"):
         return 100 * right / counts.sum(axis=1), 100 * right / counts.sum(axis=0)[: len(counts)]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return probabilities (N, outputs) of logits (N, outputs), in float64."""
+    """Return probabilities (N, outputs) in float64."""
     powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""From image files to classes with probabilities."""
+"""Predict the classes of images, with probabilities."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ if TYPE_CHECKING:
 
 Image = Union[str, "os.PathLike[str]", np.ndarray, "Pillow.Image"]
 STDIN = "-"
-BATCH = 50  # images answered at once
+BATCH_SIZE = 50
 
 
 class Prediction(NamedTuple):
-    """The likeliest classes of an image, each its number, its name and its probability, from the likeliest on.
+    """The likeliest classes of an image: label, name and probability, the likeliest first.
 
-    `size` is its own width and height, `transparent` whether one could see through it, `resized` whether the network
-    sees another size.
+    `size` is its width and height; `resized` is True if the network sees it in another size.
     """
 
     image: str
@@ -40,17 +39,15 @@ class Prediction(NamedTuple):
     resized: bool = False
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON can hold it."""
-        classes = [{"label": label, "class": name, "probability": share} for label, name, share in self.classes]
+        """Return the fields for JSON."""
+        classes = [{"label": label, "class": name, "probability": prob} for label, name, prob in self.classes]
         return {"image": self.image, "size": list(self.size), "resized": self.resized, "classes": classes}
 
 
 def collect(given: Image | Iterable[Image]) -> tuple[list[str | np.ndarray | Pillow.Image], Counter[str]]:
-    """One image, or several, as a list for `predict`: the files of paths, and what is no path as it is. Beside it, how
-    many of each kind were skipped in folders.
+    """List images for `predict`, with all files in folders; count the files skipped there by their kind.
 
-    Raises InvalidValueError for what is no image, MissingFileError for a path that is not there, and BadFileError for a
-    folder without images.
+    Raises InvalidValueError for another object, MissingFileError, and BadFileError for a folder without images.
     """
     from PIL import Image as Pillow
 
@@ -59,8 +56,8 @@ def collect(given: Image | Iterable[Image]) -> tuple[list[str | np.ndarray | Pil
     skipped: Counter[str] = Counter()
     for number, image in enumerate([given] if single or not isinstance(given, Iterable) else given):
         if isinstance(image, (str, os.PathLike)):
-            found = os.fspath(image)
-            collected += _files(str(fetching.expanded(found)) if found.startswith("~") else found, skipped)
+            path = os.fspath(image)
+            collected += _files(str(fetching.expanded(path)) if path.startswith("~") else path, skipped)
         elif isinstance(image, Pillow.Image) or _is_pixels(image):
             collected.append(image)
         else:
@@ -71,7 +68,7 @@ def collect(given: Image | Iterable[Image]) -> tuple[list[str | np.ndarray | Pil
 
 
 def _files(path: str, skipped: Counter[str]) -> list[str]:
-    """A file itself, of a folder the images in it and below it; ``-`` is standard input."""
+    """Return a file, or all images in a folder and below; ``-`` is standard input."""
     if path == STDIN or Path(path).is_file():
         return [path]
     if not Path(path).is_dir():
@@ -94,33 +91,33 @@ def predict(
     top: int | None,
     skip_bad: bool = False,
 ) -> Iterator[Prediction]:
-    """The `top` likeliest classes (None: all) of each image, in their order: files, or what `collect` lets through.
+    """Predict the `top` likeliest classes (None: all) of each image that `collect` returns.
 
-    `network` takes normalised images (N, 3, H, W), of the task's size, to logits (N, outputs); others are resized.
-    Raises BadFileError for a file that cannot be read as an image, unless `skip_bad`, which warns, and where none can.
+    `network` maps normalised images (N, 3, H, W) to logits (N, outputs); images of another size are resized. Raises
+    BadFileError for an unreadable image, or with `skip_bad` a warning unless all are unreadable.
     """
-    answered = False
-    for start in range(0, len(files), BATCH):
-        batch = files[start : start + BATCH]
+    any_readable = False
+    for start in range(0, len(files), BATCH_SIZE):
+        batch = files[start : start + BATCH_SIZE]
         names = [_name(file, number) for number, file in enumerate(batch, start)]
         read: list[tuple[str, images.Picture]] = []
-        for name, found in zip(names, images.decode_all(batch, names, _content, task.image_size)):
-            if isinstance(found, images.Picture):
-                read.append((name, found))
+        for name, decoded in zip(names, images.decode_all(batch, names, _content, task.image_size)):
+            if isinstance(decoded, images.Picture):
+                read.append((name, decoded))
             elif skip_bad:
-                warnings.warn(f"{found}: skipped", stacklevel=2)
+                warnings.warn(f"{decoded}: skipped", stacklevel=2)
             else:
-                raise BadFileError(f"{found}; --skip-bad goes on without it" if len(files) > 1 else str(found))
+                raise BadFileError(f"{decoded}; --skip-bad goes on without it" if len(files) > 1 else str(decoded))
         if not read:
             continue
-        answered = True
+        any_readable = True
         logits = network(normalise(np.stack([picture.pixels for _, picture in read]), task))
         for (name, picture), row in zip(read, softmax(logits)):
             best = np.argsort(-row, kind="stable")[:top]
             classes = [(int(label), task.class_name(int(label)), float(row[label])) for label in best]
             resized = picture.size != (task.image_size, task.image_size)
             yield Prediction(name, picture.size, classes, picture.transparent, resized)
-    if not answered:
+    if not any_readable:
         raise BadFileError(f"none of the {len(files)} images can be read")
 
 

@@ -43,7 +43,7 @@ def test_help_fits_one_screen():
         (["-d", "cifar11"], "unknown data set 'cifar11'; nearest: cifar10"),
         (["-d", "cifar100"], "nearest: cifar100-coarse"),
         (["-l", "30"], "unknown depth '30'"),
-        (["-d", "cifar10", "-m", "wrn-*"], "no row has all"),
+        (["-d", "cifar10", "-m", "wrn-*"], "no row matches all of"),
         (["-m", "resnet-29-0.5", "-g", "tpu"], "unknown device 'tpu'"),
         (["-m", "resnet-29-0.5", "--engine", "onnx"], "unknown engine 'onnx'; nearest: onnxruntime"),
         (["--data-dir", "/nowhere"], "no such directory: /nowhere"),

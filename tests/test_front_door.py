@@ -36,7 +36,7 @@ def run(monkeypatch, capsys):
         (["predict", "x.png", *MODEL, "--tops", "1"], "unrecognized arguments: --tops 1; nearest: --top"),
         (["list", "pyd-cat-*"], "unknown published model 'pyd-cat-*'; nearest: "),
         (["list", "-d", "cifar11"], "unknown data set 'cifar11'; nearest: cifar10"),
-        (["list", "wrn-*", "-d", "cifar10"], "no row has all that is asked for: wrn-*, "),
+        (["list", "wrn-*", "-d", "cifar10"], "no row matches all of wrn-*, "),
         (
             ["info", "pyd-add-30-1"],
             "unknown model 'pyd-add-30-1': the depth of pyd-add is 9n + 2; nearest: pyd-add-29-1",

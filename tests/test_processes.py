@@ -49,7 +49,7 @@ def itself(record):
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch):
     """A directory with a test set of a few images, of which it is worth to start processes."""
-    monkeypatch.setattr(validation, "WORTH_PROCESSES", 0)
+    monkeypatch.setattr(validation, "MIN_IMAGES_FOR_PROCESSES", 0)
     records = np.zeros((IMAGES, 3073), np.uint8)
     records[:, 0] = np.arange(IMAGES) % 7
     records.tofile(tmp_path / "test_batch.bin")
@@ -88,7 +88,7 @@ def test_a_row_that_fails_has_its_reason_in_either_way(data_dir):
 def test_a_process_that_dies_costs_its_row_and_no_other(number, data_dir):
     rows, whole = validated(data_dir, number, "dies"), validated(data_dir, 1)
     killer = next(row for row in rows if row.record.model == "mobilenet-29-1")
-    assert killer.reason.startswith("its process died: perhaps for want of memory")
+    assert killer.reason.startswith("its process died, perhaps out of memory")
     assert [row for row in rows if row is not killer] == [row for row in whole if row.record != killer.record]
     assert not multiprocessing.active_children()
 
@@ -101,7 +101,7 @@ def test_rows_are_logged_as_they_are_finished(data_dir, caplog, monkeypatch):
 
 
 def test_for_a_few_answers_no_process_is_started(data_dir, monkeypatch):
-    monkeypatch.setattr(validation, "WORTH_PROCESSES", IMAGES * len(RECORDS) + 1)
+    monkeypatch.setattr(validation, "MIN_IMAGES_FOR_PROCESSES", IMAGES * len(RECORDS) + 1)
     monkeypatch.setattr(validation, "run_each", None)
     assert len(validated(data_dir, 2)) == len(RECORDS)
 

@@ -20,7 +20,7 @@ from ..data.dataset import check_image_size
 from ..data.datasets import tell_of_namesake
 from ..errors import BadFileError, InvalidValueError, MissingFileError, UserError, unknown
 from ..files import PRETRAINED
-from ..network import CIFAR, Network, widths
+from ..network import CIFAR, widths
 from . import formats, runs
 from .weights import Head, load, obtain
 
@@ -54,10 +54,6 @@ class Checkpoint(Record):
     fractions: tuple[float, float] = (0.0, 0.0)
     seen: str = field(default="", repr=False)
     origin: Record | None = None
-
-    @property
-    def network(self) -> Network:
-        return catalog.describe(self.model, self.task.name, self.task.outputs)
 
     @property
     def run(self) -> Path | None:

@@ -72,7 +72,7 @@ def table(dataset: Dataset | None, results: Sequence[Result]) -> Table:
             "The published multiply-adds lie 0.2 to 14 % below the exact count of the convolutions and the dense layer."
         )
     origins = [
-        printable(f"{result.record.place + ', ' if len(results) > 1 else ''}{name}: {text}")
+        printable(f"{result.record.short_path + ', ' if len(results) > 1 else ''}{name}: {text}")
         for result in results
         for name, text in runs.origin(result.record)
     ]
@@ -173,7 +173,7 @@ def _columns(results: Sequence[Result], reasons: Sequence[int]) -> Iterator[Colu
     expected = "published" if published else "recorded"
     yield Column(4, "model", [record.model for record in records])
     if not published:
-        yield Column(1, "checkpoint", [printable(record.place) for record in records])
+        yield Column(1, "checkpoint", [printable(record.short_path) for record in records])
     yield Column(1, "params, M", [f"{count.parameters / 1e6:.6f}" if count else "" for count in counted])
     if published:
         cells = [f"{n:.{3 if n < 1 else 2}f}" if (n := record.params_m) else "" for record in records]
