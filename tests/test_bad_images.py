@@ -1,10 +1,7 @@
 """Images of a folder that cannot be read: train.py and run_validation.py name them, or skip them on request."""
 
-import subprocess
-import sys
-
 import pytest
-from helpers import DIGITS, MODEL, ROOT, TINY, assert_mistake, make_folder, options, runner
+from helpers import DIGITS, MODEL, TINY, assert_mistake, commander, make_folder, options, runner
 
 from pydmobilenet.training.loop import Loop
 
@@ -25,12 +22,20 @@ def data(tmp_path_factory):
 
 
 def recipe(data):
-    return ["--config", DIGITS, *options({**TINY, "epochs": 2, "model": MODEL, "dataset": f"folder:{data}"})]
-
-
-def validated(*arguments):
-    command = [sys.executable, ROOT / "run_validation.py", "--device", "cpu", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return [
+        "--config",
+        DIGITS,
+        *options(
+            {
+                **TINY,
+                "epochs": 1,
+                "warmup_epochs": 0,
+                "mixup_off_epochs": 0,
+                "model": MODEL,
+                "dataset": f"folder:{data}",
+            }
+        ),
+    ]
 
 
 def test_a_bad_image_ends_a_run_before_it_begins(data, tmp_path, inside):
@@ -40,7 +45,7 @@ def test_a_bad_image_ends_a_run_before_it_begins(data, tmp_path, inside):
     assert not (tmp_path / "run").exists()
 
 
-def test_bad_images_are_skipped_on_request_in_training_and_validation(data, tmp_path, monkeypatch, inside):
+def test_bad_images_are_skipped_on_request_in_training_and_validation(data, tmp_path, monkeypatch, capsys, inside):
     run = tmp_path / "run"
 
     def skipping(*arguments):
@@ -60,11 +65,11 @@ def test_bad_images_are_skipped_on_request_in_training_and_validation(data, tmp_
     assert_mistake(inside("--resume", run), "(--skip-bad leaves out unreadable ones)")
     assert skipping("--resume", run) == 0
 
-    refused = validated("--run", run)
-    assert refused.returncode == 3
-    assert ADVICE in refused.stdout
-    answer = validated("--run", run, "--skip-bad")
-    assert answer.returncode == 0, answer.stderr
-    _device, warning, note = answer.stderr.splitlines()
-    assert warning.startswith(f"run_validation.py: warning: {data}/test/a/bad.png cannot be read as an image")
-    assert note == f"data: {data}/test: 24 images (a 6, b 6, c 6, d 6)"
+    validate = commander(monkeypatch, capsys)
+    code, out, _ = validate("validate", run, "--device", "cpu")
+    assert code == 3
+    assert ADVICE in out
+    with pytest.warns(UserWarning, match="test/a/bad.png cannot be read as an image.*: skipped"):
+        code, _, err = validate("validate", run, "--device", "cpu", "--skip-bad")
+    assert code == 0, err
+    assert f"data: {data}/test: 24 images (a 6, b 6, c 6, d 6)\n" in err

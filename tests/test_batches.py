@@ -71,6 +71,7 @@ def test_training_images_are_padded_cropped_and_mirrored_as_drawn():
         np.testing.assert_array_equal(restore(images[position]), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.gluon
 def test_padding_is_that_of_gluoncvs_random_crop(tmp_path):
     image = make(1).images[0]

@@ -2,13 +2,11 @@
 
 import os
 import shutil
-import subprocess
-import sys
 import warnings
 
 import numpy as np
 import pytest
-from helpers import ROOT, make_classes
+from helpers import commander, make_classes
 from PIL import Image
 
 import pydmobilenet
@@ -249,10 +247,10 @@ def test_the_picture_s_images_are_random_ones_of_all_classes_in_turn():
     assert (chosen.images != sample(train, 25, seed=1).images).any()
 
 
-def test_the_picture_has_room_for_larger_images(tmp_path):
+def test_the_picture_has_room_for_larger_images(show, tmp_path):
     make_classes(tmp_path / "photos", "abc", {".": 4}, side=64)
-    answer = show("--dataset", tmp_path / "photos", "--image-size", 64, "--output", tmp_path / "grid.png")
-    assert answer.returncode == 0, answer.stderr
+    code, _, err = show("--dataset", tmp_path / "photos", "--image-size", 64, "--output", tmp_path / "grid.png")
+    assert code == 0, err
     assert Image.open(tmp_path / "grid.png").size == (6 + 8 * (128 + 6), 6 + 2 * (14 + 6 + 4 * (128 + 6)))
 
 
@@ -266,25 +264,27 @@ def test_long_names_keep_what_tells_them_apart(name):
     assert shown[-6:] == name[-6:]
 
 
-def show(*arguments):
-    command = [sys.executable, "-m", "pydmobilenet", "show", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+@pytest.fixture
+def show(monkeypatch, capsys):
+    """Run the command in this process."""
+    run = commander(monkeypatch, capsys)
+    return lambda *arguments: run("show", *arguments)
 
 
-def test_the_command_writes_the_picture(folder, tmp_path):
-    answer = show("--dataset", f"folder:{folder}", "--output", tmp_path / "grid.png", "--images", 3)
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stderr == f"data: {folder}/train: 8 images (ant 4, zebra 4)\n"
+def test_the_command_writes_the_picture(show, folder, tmp_path):
+    code, _, err = show("--dataset", f"folder:{folder}", "--output", tmp_path / "grid.png", "--images", 3)
+    assert code == 0, err
+    assert err == f"data: {folder}/train: 8 images (ant 4, zebra 4)\n"
     assert Image.open(tmp_path / "grid.png").size == (6 + 3 * 102, 6 + 14 + 6 + 4 * 102)
 
 
-def test_the_picture_replaces_no_other_file_and_nothing_that_is_none(folder, tmp_path):
+def test_the_picture_replaces_no_other_file_and_nothing_that_is_none(show, folder, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    answer = show("--dataset", f"folder:{folder}", "--output", tmp_path / "pipe.png")
-    assert (answer.returncode, answer.stderr.count("\n")) == (2, 1)
-    assert f"cannot write {tmp_path}/pipe.png: it is a pipe, a socket or a device" in answer.stderr
+    code, _, err = show("--dataset", f"folder:{folder}", "--output", tmp_path / "pipe.png")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"cannot write {tmp_path}/pipe.png: it is a pipe, a socket or a device" in err
     (tmp_path / "grid.jpg.part.jpg").write_text("mine")
-    assert show("--dataset", f"folder:{folder}", "--output", tmp_path / "grid.jpg", "--images", 3).returncode == 0
+    assert show("--dataset", f"folder:{folder}", "--output", tmp_path / "grid.jpg", "--images", 3)[0] == 0
     assert Image.open(tmp_path / "grid.jpg").format == "JPEG"
     assert (tmp_path / "grid.jpg.part.jpg").read_text() == "mine"
     assert (tmp_path / "pipe.png").is_fifo()
@@ -302,8 +302,8 @@ def test_the_picture_replaces_no_other_file_and_nothing_that_is_none(folder, tmp
         (["--output", "grid.png", "--datset", "digits"], "nearest: --dataset"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(arguments, words):
-    answer = show(*arguments)
-    assert answer.returncode == 2
-    assert words in answer.stderr
-    assert len(answer.stderr.splitlines()) == 1
+def test_a_mistake_is_one_line_and_exit_code_2(show, arguments, words):
+    code, _, err = show(*arguments)
+    assert code == 2
+    assert words in err
+    assert len(err.splitlines()) == 1

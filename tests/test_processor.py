@@ -82,6 +82,8 @@ def used(code, setting=None):
     return found[1] if found else ""
 
 
+@pytest.mark.slow
+@pytest.mark.gluon
 @pytest.mark.skipif("avx2" not in machine.cpu_flags(), reason="this processor has no AVX2")
 @pytest.mark.parametrize(
     ("code", "setting", "limited"),
