@@ -14,7 +14,7 @@ import pydmobilenet
 from pydmobilenet import checkpoints
 from pydmobilenet import engine as engines
 from pydmobilenet.data import get_dataset
-from pydmobilenet.errors import InvalidValueError, MissingFileError, UserError
+from pydmobilenet.errors import InvalidValueError, MissingFileError, UnusableError, UserError
 
 MODEL = "pyd-add-11-0.125"
 
@@ -66,6 +66,18 @@ def test_what_is_exported_is_said(measure, run, tmp_path):
     pydmobilenet.export(None, tmp_path / "net.onnx", weights=run, measure=measure, say=said.append)
     assert said[0].startswith(f"wrote {tmp_path / 'net.onnx'}: {MODEL} for Digits, ")
     assert len(said) == 1 + measure
+
+
+def test_a_measurement_that_fails_after_an_export_is_a_warning(run, tmp_path, monkeypatch):
+    from pydmobilenet.onnx import export
+
+    def broken(path):
+        raise UnusableError(f"{path} could not be run to measure it")
+
+    monkeypatch.setattr(export, "measure_cost", broken)
+    with pytest.warns(UserWarning, match="could not be run to measure it"):
+        assert pydmobilenet.export(None, tmp_path / "net.onnx", weights=run, measure=True).classes == 0
+    assert (tmp_path / "net.onnx").is_file()
 
 
 def test_a_signal_ends_training_with_its_exit_code_and_the_directory(tmp_path, at_update):

@@ -240,3 +240,11 @@ def test_another_seed_mixes_otherwise(dataset):
     first, again, other = (trained(dataset, epochs=1, mixup=1, seed=seed)[0] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first[0][0], again[0][0])
     assert np.abs(first[0][1] - other[0][1]).max() > 0.01
+
+
+def test_the_summary_counts_a_single_epoch_of_patience(dataset):
+    trainer = Recorder(recipe(dataset="digits", batch_size=4, epochs=4, patience=1))
+    loop = Loop(trainer, Splits(dataset, dataset, None), Progress(), Path(), None)
+    assert loop.run() == 0
+    assert loop.summary().startswith("Stopped early: 1 epoch without a lower validation error.\n")
+    assert len(loop.progress.history.rows) == 2

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -121,7 +122,11 @@ def export_source(
             f"{100 * apart.logits:.5f} %)"
         )
         if measure:
-            cost = measure_cost(file)
+            try:
+                cost = measure_cost(file)
+            except UnusableError as error:  # the file is written all the same
+                warnings.warn(str(error), stacklevel=2)
+                return apart
             memory = "" if cost.memory is None else f"; a process that does nothing else takes {cost.memory:.0f} MB"
             say(
                 f"one image on one thread takes {cost.p50:.2f} ms (p50), {cost.p99:.2f} ms (p99), on "
