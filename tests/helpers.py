@@ -92,30 +92,22 @@ def train(*arguments, **settings):
     return subprocess.CompletedProcess(arguments, started.returncode, out, err)
 
 
-def runner(monkeypatch, capsys):
-    """train.py, run inside this process, where MXNet has been imported already: a function like `train`."""
+def runner(monkeypatch, capsys, script="train.py"):
+    """Return a function like `train` that runs a script inside this process."""
+    call = commander(monkeypatch, capsys, script)
+    return lambda *arguments: subprocess.CompletedProcess(arguments, *call(*arguments))
+
+
+def commander(monkeypatch, capsys, program="pydmobilenet"):
+    """Return a function that runs a command inside this process and returns exit code, stdout and stderr."""
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # the command sets its own
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main("train")
-        captured = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, ended.value.code, captured.out, captured.err)
-
-    return run
-
-
-def commander(monkeypatch, capsys):
-    """pydmobilenet, run inside this process: a function that gives exit code, standard output and standard error."""
-
     def call(*arguments, stdin=b""):
-        monkeypatch.setattr(sys, "argv", ["pydmobilenet", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            cli.main({"train.py": "train", "run_validation.py": "validate"}.get(program, ""))
         return ended.value.code, *capsys.readouterr()
 
     return call

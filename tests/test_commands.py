@@ -10,23 +10,31 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import NOWHERE, ROOT
+from helpers import NOWHERE, ROOT, runner
 
 from pydmobilenet.checkpoints import weights
 
 
-def run(*arguments, script="run_validation.py", **environment):
+def process(*arguments, script="run_validation.py", **environment):
+    """Run a script, or Python itself, in a process of its own."""
     return subprocess.run(
         [sys.executable, *([script] if script else []), *map(str, arguments)],
         cwd=ROOT,
-        # The University of Toronto is asked by https: that no such request leaves the machine is the proxy's doing.
-        env={**os.environ, "COLUMNS": "100", "HTTPS_PROXY": NOWHERE, **environment},
+        env={**os.environ, "HTTPS_PROXY": NOWHERE, **environment},  # no request to the University of Toronto
         capture_output=True,
         text=True,
     )
 
 
-def test_help_fits_one_screen():
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run run_validation.py inside this process."""
+    monkeypatch.chdir(ROOT)
+    return runner(monkeypatch, capsys, "run_validation.py")
+
+
+def test_help_fits_one_screen(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     answer = run("--help")
     assert answer.returncode == 0
     assert len(answer.stdout.splitlines()) <= 42
@@ -55,7 +63,7 @@ def test_help_fits_one_screen():
         (["--modle", "x"], "unrecognized arguments: --modle; nearest: --model"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(arguments, words):
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, run):
     answer = run(*arguments)
     assert answer.returncode == 2, answer
     assert words in answer.stderr
@@ -64,8 +72,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words):
     assert answer.stdout == ""
 
 
-def test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason(tmp_path):
-    answer = run("--output", tmp_path)
+def test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason(run, tmp_path):
+    answer = run("--output", tmp_path, "--engine", "onnxruntime")
     assert answer.returncode == 0, answer
     assert answer.stderr.startswith("Validating on the CPU with ")
     rows = list(csv.DictReader((tmp_path / "validation.csv").open()))
@@ -84,19 +92,24 @@ def test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason
     assert "\x1b" not in answer.stdout + answer.stderr  # nothing for terminals in a pipe
 
 
-def test_quiet_is_a_line_a_data_set_and_verbose_a_line_a_network():
+def test_quiet_is_a_line_a_data_set(run):
     quiet = run("-d", "digits", "--quiet")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "Digits, trained with this project: 4 match\n", "")
-    verbose = run("-d", "digits", "-m", "pyd-*", "--verbose")
+
+
+@pytest.mark.slow
+def test_verbose_is_a_line_a_network():
+    verbose = process("-d", "digits", "-m", "pyd-*", "--verbose", "--engine", "onnxruntime")
     assert verbose.stderr.splitlines()[1:] == [
         "pyd-add-29-0.25 on digits: 4 of 360 wrong",
         "pyd-concat-29-0.25 on digits: 7 of 360 wrong",
     ]
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_line_a_network_too(tmp_path):
     ours, theirs = pty.openpty()
-    command = [sys.executable, "run_validation.py", "-d", "digits", "--limit", "20"]
+    command = [sys.executable, "run_validation.py", "-d", "digits", "--limit", "20", "--engine", "onnxruntime"]
     for quiet in (False, True):
         with open(tmp_path / "table", "w") as table:
             code = subprocess.call([*command, *["--quiet"][:quiet]], cwd=ROOT, stdout=table, stderr=theirs)
@@ -110,18 +123,19 @@ def test_on_a_terminal_there_is_a_line_a_network_too(tmp_path):
         assert ("## Digits" in (tmp_path / "table").read_text()) != quiet
 
 
-def test_where_nothing_can_be_evaluated_the_exit_code_is_3_and_with_require_all_1():
+def test_where_nothing_can_be_evaluated_the_exit_code_is_3_and_with_require_all_1(run):
     assert run("-d", "cifar10", "-m", "resnet-29-0.5").returncode == 3
     assert run("-d", "cifar10", "-m", "resnet-29-0.5", "--require-all").returncode == 1
 
 
-def test_real_images_and_weights_give_the_table(shared, tmp_path):
+def test_real_images_and_weights_give_the_table(run, shared, tmp_path):
     (tmp_path / "data").mkdir()
     os.symlink(shared / "datasets" / "cifar10-test-first1000.bin", tmp_path / "data" / "test_batch.bin")
     (tmp_path / "weights").mkdir()  # what is missing may be downloaded to it
     for family in (path for path in (shared / "weights").iterdir() if path.is_dir()):
         os.symlink(family, tmp_path / "weights" / family.name)
-    common = ["-d", "cifar10", "--data-dir", tmp_path / "data", "--weights-dir", tmp_path / "weights", "-g", "-1"]
+    engine = ["--engine", "onnxruntime", "-g", "-1"]
+    common = ["-d", "cifar10", *engine, "--data-dir", tmp_path / "data", "--weights-dir", tmp_path / "weights"]
     answer = run(*common, "-m", "resnet-29-0.5", "pyd-add-29-0.5", "mobilenet-29-1.5", "--output", tmp_path / "out")
     assert answer.returncode == 0, answer.stderr
     rows = {row["model"]: row for row in json.loads((tmp_path / "out" / "validation.json").read_text())}
@@ -139,13 +153,14 @@ def test_real_images_and_weights_give_the_table(shared, tmp_path):
 
 @pytest.mark.gluon
 @pytest.mark.parametrize("engine", [pytest.param("pytorch", marks=pytest.mark.pytorch), "onnxruntime"])
-def test_every_engine_gives_the_same_table(engine, shared, tmp_path):
+def test_every_engine_gives_the_same_table(engine, run, shared, tmp_path):
     (tmp_path / "test_batch.bin").symlink_to(shared / "datasets" / "cifar10-test-first1000.bin")
     common = [
         "-d",
         "cifar10",
         "-m",
-        "*-29-0.5",
+        "resnet-29-0.5",
+        "pyd-concat-29-0.5",
         "--data-dir",
         tmp_path,
         "--weights-dir",
@@ -153,34 +168,36 @@ def test_every_engine_gives_the_same_table(engine, shared, tmp_path):
         "-g",
         "cpu",
     ]
-    gluon, other = (run(*common, "--limit", "200", "--engine", name) for name in ("gluon", engine))
+    gluon, other = (run(*common, "--limit", "100", "--engine", name) for name in ("gluon", engine))
     assert gluon.returncode == other.returncode == 0, other.stderr
     assert other.stdout == gluon.stdout
 
 
-def test_a_checkpoint_is_converted(shared, tmp_path):
+def test_a_checkpoint_is_converted(monkeypatch, capsys, shared, tmp_path):
+    run = runner(monkeypatch, capsys, "pydmobilenet")
     source = shared / "weights" / "resnet" / "cifar10_resnet29-0000.params"
-    convert = ("-m", "pydmobilenet", "convert", source, tmp_path / "resnet.params")
-    answer = run(*convert, "--model", "resnet-29-0.5", script=None)
+    convert = ("convert", source, tmp_path / "resnet.params")
+    answer = run(*convert, "--model", "resnet-29-0.5")
     assert answer.returncode == 0, answer.stderr
     ours, theirs = weights.read(tmp_path / "resnet.params"), weights.read(source)
     assert ours.keys() == theirs.keys()
     np.testing.assert_array_equal(ours["head.dense.weight"], theirs["head.dense.weight"])
-    again = run(*convert, "--model", "resnet-29-0.5", script=None)
+    again = run(*convert, "--model", "resnet-29-0.5")
     assert again.returncode == 2
     assert "exists already" in again.stderr
     (tmp_path / "resnet.params").unlink()
     (tmp_path / "resnet.json").unlink()
-    wrong = run(*convert, "--model", "resnet-56-0.5", script=None)
+    wrong = run(*convert, "--model", "resnet-56-0.5")
     assert wrong.returncode == 2
     assert "is of resnet-29-0.5, not of resnet-56-0.5; nearest: resnet-29-0.5" in wrong.stderr
     assert wrong.stderr.startswith("pydmobilenet: error:")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_printed_is_an_error_and_not_a_verdict():
     with open("/dev/full", "w") as full:
         answer = subprocess.run(
-            [sys.executable, "run_validation.py", "-m", "resnet-29-0.5", "-d", "cifar10"],
+            [sys.executable, "run_validation.py", "-m", "resnet-29-0.5", "-d", "cifar10", "--engine", "onnxruntime"],
             cwd=ROOT,
             env={**os.environ, "HTTPS_PROXY": NOWHERE},
             stdout=full,
