@@ -21,9 +21,10 @@ ENGINES = [
     pytest.param("gluon", marks=[pytest.mark.instruction_sets, pytest.mark.gluon]),
     pytest.param("pytorch", marks=pytest.mark.pytorch),
 ]
+LONG, SHORT = '"pyd-add-29-0.25", "digits", epochs=3', '"pyd-add-11-0.25", "digits", epochs=1'
 WITHOUT_MXNET = "import sys\nsys.modules['mxnet'] = None  # as where it is not installed\n"
 PATH = ROOT / "examples" / "quickstart.ipynb"
-ABSOLUTE = re.compile(r"(?<![\w.:/])/[\w.-]+/|\b[A-Z]:\\|~/|/(home|root|tmp|Users)\b")  # a path of somebody's machine
+ABSOLUTE = re.compile(r"(?<![\w.:/])/[\w.-]+/|\b[A-Z]:\\|~/|/(home|root|tmp|Users)\b")  # a path of one machine
 
 
 def read():
@@ -35,12 +36,12 @@ def code_cells(notebook):
 
 
 def kinds(cell):
-    """What a cell shows: text that is printed, values, pictures."""
+    """Return the kinds of a cell's output: printed text, values, pictures."""
     return {kind for output in cell.outputs for kind in output.get("data", {output.get("name", "error"): None})}
 
 
 def texts(notebook):
-    """All that a reader of the notebook can read."""
+    """Yield all text of a notebook."""
     for cell in notebook.cells:
         yield cell.source
         for output in cell.get("outputs", []):
@@ -48,6 +49,7 @@ def texts(notebook):
             yield "".join(value for kind, value in output.get("data", {}).items() if kind.startswith("text/"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_it_runs_anywhere_and_its_committed_outputs_are_of_the_same_kind(engine, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -57,6 +59,8 @@ def test_it_runs_anywhere_and_its_committed_outputs_are_of_the_same_kind(engine,
     here = tmp_path / "here"
     here.mkdir()
     notebook = read()
+    (training,) = (cell for cell in notebook.cells if LONG in cell.source)
+    training.source = training.source.replace(LONG, SHORT)
     if engine == "pytorch":
         first = code_cells(notebook)[0]
         first.source = WITHOUT_MXNET + first.source
