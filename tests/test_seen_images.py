@@ -150,7 +150,8 @@ def test_of_other_data_what_a_run_has_seen_is_left_out_and_nothing_is_judged(lea
     assert code == 0
     assert told(recwarn) == [f"{90 - unseen} of 90 images have trained {run} or chosen its epoch: left out"]
     assert (
-        f"{unseen} of {unseen} images from {grown} ({90 - unseen} that it has seen are left out). **These are not" in out
+        f"{unseen} of {unseen} images from {grown} ({90 - unseen} that it has seen are left out). **These are not"
+        in out
     )
     splits = get_splits(photos, DEFAULT)
     for file in splits.train.files:

@@ -12,11 +12,8 @@ def main(command: str = "") -> None:
     """Run this process's command line, or that of one `command`, and exit with its code."""
     _open_closed_streams()
     program = os.path.basename(sys.argv[0]) if command else "pydmobilenet"
-    try:
-        from .options import exit_with
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        sys.exit(130)
+    from .options import exit_with  # after the streams are open: imports open files
+
     exit_with(lambda: _run(command, program), program)
 
 
