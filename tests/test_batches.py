@@ -45,7 +45,7 @@ def test_validation_gives_every_image_once_in_order(batch_size):
     np.testing.assert_array_equal(np.concatenate([labels for _, labels in found]), dataset.labels)
 
 
-def test_training_gives_each_image_once_an_epoch_and_drops_the_rest():
+def test_train_on_each_image_once_an_epoch():
     dataset = dataclasses.replace(make(), labels=np.arange(300))
     found = collect(dataset, 64, train=True)
     assert [images.shape for images, _ in found] == [(64, 3, 32, 32)] * 4
@@ -73,7 +73,7 @@ def test_training_images_are_padded_cropped_and_mirrored_as_drawn():
 
 @pytest.mark.slow
 @pytest.mark.gluon
-def test_padding_is_that_of_gluoncvs_random_crop(tmp_path):
+def test_pad_as_gluoncvs_random_crop(tmp_path):
     image = make(1).images[0]
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(image, ((0, 0), (4, 4), (4, 4))), (32, 32), axis=(1, 2))
     ours = {windows[:, row, column].tobytes() for row in range(9) for column in range(9)}
@@ -141,7 +141,7 @@ def test_the_parts_of_several_workers_are_disjoint_equal_and_complete(parts):
     assert len(set(together)) == len(together) == 300 // parts * parts
 
 
-def test_in_validation_the_parts_are_all_images():
+def test_evaluate_all_images_in_parts():
     dataset = dataclasses.replace(make(10), labels=np.arange(10))
     shares = [collect(dataset, 2, train=False, part=part, parts=3) for part in range(3)]
     assert sorted(number for share in shares for _, labels in share for number in labels) == list(range(10))
@@ -158,7 +158,7 @@ def test_two_workers_batches_are_together_one_workers():
             np.testing.assert_array_equal(half_images, images[part::2])
 
 
-def test_nothing_else_that_draws_numbers_has_a_say():
+def test_draw_independently_of_other_generators():
     dataset = make()
     first = collect(dataset, 20, train=True)
     np.random.seed(1)
@@ -180,7 +180,7 @@ def test_images_on_disk_give_the_same_batches_as_images_in_memory(train, tmp_pat
         assert same(collect(here, 20, train), collect(there, 20, train))
 
 
-def test_a_file_that_becomes_shorter_is_an_error_and_not_a_crash(tmp_path):
+def test_report_a_shrinking_file(tmp_path):
     dataset = make(100)
     dataset.images.tofile(tmp_path / "images")
     images = np.memmap(tmp_path / "images", np.uint8, "r", shape=(100, 3, 32, 32))
@@ -227,7 +227,7 @@ def test_normalised_values_are_those_of_the_formula():
         {"batch_size": 301},
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(options):
+def test_refuse_invalid_numbers(options):
     arguments = {"batch_size": 10, **options}
     with pytest.raises(InvalidValueError, match=r"allowed|no full batch of 300 images"):
         next(iter(batches(make(), arguments.pop("batch_size"), True, **arguments)))

@@ -86,7 +86,7 @@ def test_folders_of_images_are_read_with_classes_in_turn(name, suffix, tmp_path)
         assert coarse.labels.tolist() == cifar.COARSE_OF_FINE[[2, 3, 4]].tolist() * 4
 
 
-def test_the_first_real_images_are_what_the_file_holds(shared, tmp_path):
+def test_read_the_first_real_images(shared, tmp_path):
     os.symlink(shared / "datasets" / "cifar10-test-first1000.bin", tmp_path / "test_batch.bin")
     dataset = pydmobilenet.get_dataset("cifar10", "test", tmp_path)
     assert len(dataset) == 1000
@@ -105,7 +105,7 @@ def test_superclasses_are_numbered_as_in_the_official_files():
 
 
 @pytest.mark.gluon
-def test_normalisation_is_that_of_gluons_transforms():
+def test_normalise_as_gluons_transforms():
     from mxnet import nd
     from mxnet.gluon.data.vision import transforms
 
@@ -138,7 +138,7 @@ def test_a_label_out_of_range_is_named_with_its_image(tmp_path):
     labels[17] = 10
     with put(tmp_path, "test_batch.bin", as_binary(images, labels)) as caught:
         pydmobilenet.get_dataset("cifar10", "test", tmp_path)
-    assert "label 10 of image 17 is out of range (allowed: 0 to 9)" in str(caught.value)
+    assert "label 10 of image 17 is invalid (allowed: 0 to 9)" in str(caught.value)
 
 
 def test_a_superclass_out_of_range_is_named(tmp_path):
@@ -146,7 +146,7 @@ def test_a_superclass_out_of_range_is_named(tmp_path):
     labels[3, 0] = 20
     with put(tmp_path, "test.bin", as_binary(images, labels)) as caught:
         pydmobilenet.get_dataset("cifar100", "test", tmp_path)
-    assert "label 20 of image 3 is out of range (allowed: 0 to 19)" in str(caught.value)
+    assert "label 20 of image 3 is invalid (allowed: 0 to 19)" in str(caught.value)
 
 
 def test_a_missing_batch_of_several_is_named(tmp_path):
@@ -243,7 +243,7 @@ def test_a_folder_of_one_data_set_does_not_stand_in_the_way_of_another(tmp_path)
         pydmobilenet.get_dataset("cifar100", "test", tmp_path)
 
 
-def test_an_image_that_declares_to_be_huge_is_refused_unread(tmp_path):
+def test_refuse_a_huge_image_unread(tmp_path):
     (tmp_path / "test" / "cat").mkdir(parents=True)
     (tmp_path / "test" / "cat" / "1.png").write_bytes(png([], 1, 0, size=(60_000, 60_000)))
     with pytest.raises(BadFileError, match=r"1\.png"):
@@ -261,6 +261,6 @@ def test_an_image_of_another_size_is_refused(tmp_path):
     ("arguments", "words"),
     [(("mnist",), "data set 'mnist'"), (("cifar10", "val"), "split 'val'"), (("Cifar10",), "nearest: cifar10")],
 )
-def test_an_unknown_name_is_answered_with_what_is_allowed(arguments, words):
+def test_list_the_allowed_names_for_an_unknown_one(arguments, words):
     with pytest.raises(ValueError, match=words):
         pydmobilenet.get_dataset(*arguments)

@@ -77,7 +77,7 @@ def test_two_processes_at_once_download_once(official, server, tmp_path):
     assert len(server.requests) == 1
 
 
-def test_offline_a_miss_says_what_where_and_what_to_do(home):
+def test_advise_offline(home):
     with pytest.raises(MissingFileError) as caught:
         pydmobilenet.get_dataset("cifar10", "test")
     for part in ("the test images of CIFAR-10", f"{home}/mxnet/datasets/cifar10", "refused", "cifar-10-binary.tar.gz"):
@@ -85,7 +85,7 @@ def test_offline_a_miss_says_what_where_and_what_to_do(home):
 
 
 @pytest.mark.parametrize("after", range(6))
-def test_an_interrupted_extraction_is_made_good_by_running_again(after, official, server, monkeypatch, home):
+def test_repeat_an_interrupted_extraction(after, official, server, monkeypatch, home):
     monkeypatch.setenv("MXNET_GLUON_REPO", server.url)
     server.files[MXNET_PATH] = official
     writes = []
@@ -105,7 +105,7 @@ def test_an_interrupted_extraction_is_made_good_by_running_again(after, official
     assert len(server.requests) == 1
 
 
-def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
+def test_name_an_unreadable_file(tmp_path, monkeypatch):
     (tmp_path / "test_batch.bin").write_bytes(GOOD)
     monkeypatch.setattr(
         "builtins.open", lambda *_, **__: (_ for _ in ()).throw(PermissionError(13, "Permission denied"))
@@ -115,14 +115,14 @@ def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("place", ["project", "mxnet"])
-def test_the_official_data_is_found_at_home(place, official, home):
+def test_find_the_official_data_at_home(place, official, home):
     folder = home / place / "datasets" / "cifar10"
     folder.mkdir(parents=True)
     (folder / "test_batch.bin").write_bytes(GOOD)
     assert pydmobilenet.get_dataset("cifar10", "test").official
 
 
-def test_other_data_is_used_only_from_a_directory_that_was_named(official, home):
+def test_use_unofficial_data_only_from_a_given_directory(official, home):
     folder = home / "mxnet" / "datasets" / "cifar10"
     folder.mkdir(parents=True)
     (folder / "test_batch.bin").write_bytes(GOOD[: 3073 * 20])
@@ -131,7 +131,7 @@ def test_other_data_is_used_only_from_a_directory_that_was_named(official, home)
     assert not pydmobilenet.get_dataset("cifar10", "test", folder).official
 
 
-def test_a_home_that_cannot_be_written_is_named(official, server, monkeypatch, tmp_path):
+def test_name_a_home_without_write_access(official, server, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("PYDMOBILENET_HOME", str(tmp_path / "file"))
     monkeypatch.setenv("MXNET_GLUON_REPO", server.url)

@@ -38,7 +38,7 @@ def test_digests_are_those_of_the_standard_library(kind, tmp_path):
     assert fetching.digest(tmp_path / "file", kind) == f"{kind}:{hashlib.new(kind, CONTENT).hexdigest()}"
 
 
-def test_git_digest_is_what_git_computes(tmp_path):
+def test_compute_git_digests_as_git(tmp_path):
     (tmp_path / "file").write_bytes(CONTENT)
     answer = subprocess.run(["git", "hash-object", tmp_path / "file"], capture_output=True, text=True, check=True)
     assert fetching.digest(tmp_path / "file", "git") == f"git:{answer.stdout.strip()}"
@@ -94,7 +94,7 @@ def test_an_absent_file_is_named_with_its_status(server, tmp_path):
         fetching.fetch([fetching.Source(f"{server.url}/nothing", DIGEST)], tmp_path / "file")
 
 
-def test_a_download_that_broke_off_leaves_nothing_and_succeeds_when_run_again(source, server, tmp_path):
+def test_repeat_an_interrupted_download(source, server, tmp_path):
     server.fault = "breaks off"
     with pytest.raises(MissingFileError, match="IncompleteRead"):
         fetching.fetch([source], tmp_path / "file")
@@ -103,12 +103,12 @@ def test_a_download_that_broke_off_leaves_nothing_and_succeeds_when_run_again(so
     assert fetching.fetch([source], tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_the_second_source_is_asked_where_the_first_fails(source, tmp_path):
+def test_try_the_second_source(source, tmp_path):
     refused = fetching.Source("http://127.0.0.1:9/file", DIGEST)
     assert fetching.fetch([refused, source], tmp_path / "file").read_bytes() == CONTENT
 
 
-def test_a_host_that_cannot_be_reached_is_asked_once(tmp_path, monkeypatch):
+def test_try_an_unreachable_host_once(tmp_path, monkeypatch):
     import requests
 
     asked = []
@@ -235,7 +235,7 @@ def test_a_full_disk_is_named_and_not_left_full(source, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_cannot_be_made_is_named(source, tmp_path):
+def test_name_an_impossible_directory(source, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UnusableError, match=f"cannot write {tmp_path}/file/models/x"):
         fetching.fetch([source], tmp_path / "file" / "models" / "x")

@@ -73,7 +73,7 @@ def test_writers_of_one_file_never_fail_nor_mix(tmp_path):
 
 
 @pytest.mark.parametrize("own", ["file.part", ".file.part", "file.12345678.part", ".other.part"])
-def test_a_file_of_the_users_own_is_left_alone(own, tmp_path):
+def test_keep_a_users_file(own, tmp_path):
     (tmp_path / own).write_text("mine")
     files.write(tmp_path / "file", "content")
     assert (tmp_path / own).read_text() == "mine"
@@ -104,7 +104,7 @@ def test_several_files_are_put_in_place_in_their_order_once_all_are_written(tmp_
     assert names(tmp_path) == ["a", "b", "c"]
 
 
-def test_where_one_of_several_files_cannot_be_written_none_is(tmp_path):
+def test_write_all_files_or_none(tmp_path):
     for name in "ab":
         (tmp_path / name).write_text("old")
     with pytest.raises(UnusableError, match=f"^cannot write {tmp_path}/no/c: no such directory"):
@@ -118,7 +118,7 @@ def half_written(path, error):
         raise error
 
 
-def test_what_is_raised_while_a_file_is_written_leaves_it_as_it_was(tmp_path):
+def test_keep_the_earlier_file_on_errors(tmp_path):
     (tmp_path / "file").write_text("old")
     for error, words in (
         (ZeroDivisionError("mine"), "^mine$"),
@@ -132,7 +132,7 @@ def test_what_is_raised_while_a_file_is_written_leaves_it_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
-def test_where_there_are_no_locks_a_lock_is_gone_without_with_a_warning(number, tmp_path, monkeypatch):
+def test_warn_of_a_file_system_without_locks(number, tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", failing(OSError(number, os.strerror(number))))
     words = "has no locks|flock not supported"  # the latter is filelock's own
     with pytest.warns(UserWarning, match=words) as warned:
@@ -142,13 +142,13 @@ def test_where_there_are_no_locks_a_lock_is_gone_without_with_a_warning(number, 
         files.write(tmp_path / "new" / "file", "content")
 
 
-def test_a_lock_that_another_has_is_waited_for_in_vain(tmp_path):
+def test_time_out_for_a_held_lock(tmp_path):
     with FileLock(tmp_path / "lock"), pytest.raises(Timeout):
         files.acquire(FileLock(tmp_path / "lock"), timeout=0)
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
-def test_a_file_that_is_overwritten_keeps_its_mode(mode, tmp_path, monkeypatch):
+def test_keep_the_mode_of_an_overwritten_file(mode, tmp_path, monkeypatch):
     path, modes = tmp_path / "file", []
     path.write_text("old")
     path.chmod(mode)
@@ -163,7 +163,7 @@ def test_a_file_that_is_overwritten_keeps_its_mode(mode, tmp_path, monkeypatch):
     assert modes[0] == mode  # of the temporary file
 
 
-def test_a_temporary_file_is_never_more_readable_than_what_it_replaces(tmp_path, monkeypatch):
+def test_make_temporary_files_no_more_readable(tmp_path, monkeypatch):
     made, opened = [], os.open
     monkeypatch.setattr(os, "open", lambda path, *rest: made.append((str(path), *rest[1:])) or opened(path, *rest))
     (tmp_path / "file").write_text("old")
@@ -199,7 +199,7 @@ def make(path, kind):
 
 @pytest.mark.parametrize("link", [False, True])
 @pytest.mark.parametrize("kind", ["directory", "pipe", "socket", "device"])
-def test_what_is_no_file_is_refused_and_not_replaced(kind, link, tmp_path, monkeypatch):
+def test_refuse_to_replace_other_than_files(kind, link, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # a socket's path is short
     path = tmp_path / "x"
     make(path, kind) if kind != "socket" else make(type(path)("x"), kind)
@@ -214,7 +214,7 @@ def test_what_is_no_file_is_refused_and_not_replaced(kind, link, tmp_path, monke
     assert names(tmp_path) == (["link", "x"] if link else ["x"])
 
 
-def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
+def test_write_through_a_link(tmp_path):
     (tmp_path / "far").mkdir()
     (tmp_path / "link").symlink_to("far/file")
     for content in ("new", "replaced"):
@@ -228,7 +228,7 @@ def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path):
     ("name", "words"),
     [("nowhere/file", "no such directory: "), ("loop", "Too many levels"), ("x" * 300, "too long"), ("x\0", "null")],
 )
-def test_a_place_that_cannot_be_is_named(name, words, tmp_path):
+def test_name_an_impossible_path(name, words, tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(UnusableError, match=r"(?s)^cannot write .*: .*") as caught:
         files.write(tmp_path / name, "content")
@@ -241,7 +241,7 @@ def test_a_name_may_be_as_long_as_names_can_be(tmp_path):
         assert (tmp_path / name).read_text() == "content"
 
 
-def test_of_directories_made_at_once_the_first_wins_whole(tmp_path):
+def test_keep_the_first_of_concurrent_directories(tmp_path):
     def work(number):
         with files.new_directory(tmp_path / "runs" / "run") as part:
             for name in ("a", "b"):

@@ -68,7 +68,7 @@ def test_images_of_16_bits_are_scaled_not_clipped(folder):
     assert abs(image[0].astype(int) - ramp // 256).max() <= 1
 
 
-def test_a_class_of_which_no_image_can_be_read_does_not_vanish(folder):
+def test_refuse_a_class_without_readable_images(folder):
     for path in (folder / "train" / "ant").iterdir():
         path.write_bytes(b"no image")
     with (
@@ -141,7 +141,7 @@ def clutter(folder):
     return {".txt": 1, "hidden": 2, "broken link or special file": 2, "linked folder": 1, ".b\x1b[31m": 1}
 
 
-def test_what_is_no_image_is_skipped_and_counted(folder):
+def test_skip_and_count_other_files(folder):
     kinds = clutter(folder / "train" / "ant")
     (folder / "train" / "list.csv").write_text("")
     files, skipped = find(folder / "train" / "ant")
@@ -167,7 +167,7 @@ def test_nested_folders_are_read_with_the_suffixes_of_all_formats_in_any_case(fo
     assert (dataset.labels == 0).sum() == 4 + len(names)
 
 
-def test_of_many_classes_the_note_says_the_least_and_the_most(tmp_path):
+def test_note_the_range_of_many_classes(tmp_path):
     for number in range(25):
         (tmp_path / "test" / f"{number:02}").mkdir(parents=True)
         for image in range(1 + number // 24):
@@ -182,7 +182,7 @@ def test_one_class_only_is_a_warning(folder):
         pydmobilenet.get_dataset(f"folder:{folder}", "train")
 
 
-def test_a_folder_that_cannot_be_read_is_named_and_not_taken_for_empty(folder, monkeypatch):
+def test_name_an_unreadable_folder(folder, monkeypatch):
     scandir = os.scandir
 
     def refuse(path):
@@ -195,7 +195,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_not_taken_for_empty(folder, m
         find(folder / "train")
 
 
-def test_a_class_that_is_only_in_the_test_is_named(folder):
+def test_name_a_class_only_in_the_test(folder):
     (folder / "test" / "zebra").rename(folder / "test" / "zebras")
     with pytest.raises(BadFileError, match="class 'zebras'; nearest: zebra"):
         pydmobilenet.get_dataset(f"folder:{folder}", "test")
@@ -230,7 +230,7 @@ def test_digits_are_scikit_learns_with_its_last_360_as_the_test():
     assert abs(normalised.std() - 1) < 1e-3
 
 
-def test_the_picture_has_each_image_raw_and_below_it_three_times_augmented(folder):
+def test_show_images_raw_and_augmented(folder):
     picture = np.asarray(grid(pydmobilenet.get_dataset(f"folder:{folder}", "train")))
     assert picture.shape == (6 + 14 + 6 + 4 * (96 + 6), 6 + 8 * (96 + 6), 3)
     for row in range(4):  # the first image is an ant
@@ -257,7 +257,7 @@ def test_the_picture_has_room_for_larger_images(show, tmp_path):
 @pytest.mark.parametrize(
     "name", ["ant", "sixteen_letters_", "a_long_name_of_the_class_1", "a_long_name_of_the_class_2"]
 )
-def test_long_names_keep_what_tells_them_apart(name):
+def test_shorten_long_names_in_the_middle(name):
     shown = shortened(name, 16)
     assert (shown == name) == (len(name) <= 16)
     assert len(shown) <= 16
@@ -278,7 +278,7 @@ def test_the_command_writes_the_picture(show, folder, tmp_path):
     assert Image.open(tmp_path / "grid.png").size == (6 + 3 * 102, 6 + 14 + 6 + 4 * 102)
 
 
-def test_the_picture_replaces_no_other_file_and_nothing_that_is_none(show, folder, tmp_path):
+def test_replace_no_other_file_by_the_picture(show, folder, tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     code, _, err = show("--dataset", f"folder:{folder}", "--output", tmp_path / "pipe.png")
     assert (code, err.count("\n")) == (2, 1)

@@ -76,7 +76,7 @@ def test_the_subfolders_of_the_official_archives_are_found(folder, form):
     assert len(pydmobilenet.get_dataset("imagenet32", "test", folder.parent)) == EACH
 
 
-def test_once_converted_the_official_files_are_not_read_again(folder, monkeypatch):
+def test_convert_once(folder, monkeypatch):
     pydmobilenet.get_dataset("imagenet32", "train", folder)
     monkeypatch.setattr(imagenet32, "load", lambda *_: pytest.fail("read again"))
     assert len(pydmobilenet.get_dataset("imagenet32", "train", folder)) == 10 * EACH
@@ -105,7 +105,7 @@ def test_an_interrupted_conversion_leaves_nothing_and_begins_again(folder, monke
     np.testing.assert_array_equal(dataset.labels, expected("train")[1])
 
 
-def test_what_an_earlier_version_has_converted_is_opened(folder, monkeypatch):
+def test_open_an_earlier_versions_conversion(folder, monkeypatch):
     pydmobilenet.get_dataset("imagenet32", "test", folder)
     path = folder / "imagenet32-test.json"
     record = json.loads(path.read_text())
@@ -117,7 +117,7 @@ def test_what_an_earlier_version_has_converted_is_opened(folder, monkeypatch):
         pydmobilenet.get_dataset("imagenet32", "test", folder)
 
 
-def test_arrays_that_were_cut_short_are_refused(folder):
+def test_refuse_truncated_arrays(folder):
     pydmobilenet.get_dataset("imagenet32", "test", folder)
     arrays = Arrays(folder, "test")
     os.truncate(arrays.images, 1000)
@@ -141,7 +141,7 @@ def test_a_damaged_record_means_to_convert_again(folder):
         )
 
 
-def test_files_that_have_changed_are_converted_again(folder, form):
+def test_convert_changed_files_again(folder, form):
     pydmobilenet.get_dataset("imagenet32", "test", folder)
     for seed, number in ((99, 7), (98, 7)):  # fewer images, then others of the same size
         save(folder / "val_data", batch(seed, number), form)
@@ -149,7 +149,7 @@ def test_files_that_have_changed_are_converted_again(folder, form):
         np.testing.assert_array_equal(dataset.images.reshape(number, -1), batch(seed, number)["data"])
 
 
-def test_a_conversion_that_was_interrupted_again_never_counts_as_the_old_one(folder, form, monkeypatch):
+def test_discard_the_old_record_before_converting(folder, form, monkeypatch):
     pydmobilenet.get_dataset("imagenet32", "test", folder)
     save(folder / "val_data", batch(99), form)
     monkeypatch.setattr(imagenet32, "load", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -158,7 +158,7 @@ def test_a_conversion_that_was_interrupted_again_never_counts_as_the_old_one(fol
     assert not Arrays(folder, "test").sources()
 
 
-def test_two_read_only_directories_are_not_taken_for_each_other(folder, form, tmp_path, monkeypatch):
+def test_tell_read_only_directories_apart(folder, form, tmp_path, monkeypatch):
     other = tmp_path / "other"
     other.mkdir()
     save(other / "val_data", batch(77), form)
@@ -178,7 +178,7 @@ def test_a_stray_file_of_the_other_form_is_no_obstacle(folder, form):
     assert len(pydmobilenet.get_dataset("imagenet32", "train", folder)) == 10 * EACH
 
 
-def test_beside_a_read_only_directory_the_home_is_used(folder, home, monkeypatch):
+def test_convert_a_read_only_directory_at_home(folder, home, monkeypatch):
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(str(folder)) and real(path, mode))
     for _ in range(2):
@@ -188,13 +188,13 @@ def test_beside_a_read_only_directory_the_home_is_used(folder, home, monkeypatch
     assert not list(folder.glob("imagenet32-*"))
 
 
-def test_a_directory_that_cannot_be_written_is_named(folder, tmp_path):
+def test_name_a_directory_without_write_access(folder, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UnusableError, match=f"cannot write {tmp_path}/file"):
         convert(find_sources(folder, "test"), Arrays(tmp_path / "file" / "x", "test"))
 
 
-def test_other_data_is_used_only_from_a_directory_that_was_named(folder, home):
+def test_use_unofficial_data_only_from_a_given_directory(folder, home):
     (home / "mxnet" / "datasets").mkdir(parents=True)
     folder.rename(home / "mxnet" / "datasets" / "imagenet32")
     with pytest.raises(BadFileError, match="has 40 images, not the 50000 of ImageNet32"):
@@ -245,7 +245,7 @@ def test_a_bad_file_is_named(content, words, tmp_path, form):
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"<html></html>", pickle.dumps(print)])
-def test_what_is_no_batch_is_refused(content, tmp_path):
+def test_refuse_other_files(content, tmp_path):
     for name in ("val_data", "val_data.npz"):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadFileError, match=name):
@@ -264,7 +264,7 @@ def test_pickles_inside_an_npz_are_not_opened(tmp_path):
     assert not (tmp_path / "was here").exists()
 
 
-def test_the_record_says_what_was_converted(folder):
+def test_record_the_converted_files(folder):
     pydmobilenet.get_dataset("imagenet32", "train", folder)
     state = json.loads((folder / "imagenet32-train.json").read_text())
     assert state["complete"]

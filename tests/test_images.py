@@ -28,7 +28,7 @@ def grey(content):
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
-def test_each_format_is_read_to_the_pixel_whatever_its_name(kind, tmp_path):
+def test_read_each_format_to_the_pixel(kind, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     pixels = pixels // 128 * 255  # eight colours, which a GIF has room for
     (tmp_path / "x.txt").write_bytes(encoded(Image.fromarray(pixels), kind, **LOSSLESS[kind]))
@@ -38,7 +38,7 @@ def test_each_format_is_read_to_the_pixel_whatever_its_name(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_several_frames_the_first_is_read(kind):
+def test_read_the_first_frame(kind):
     frames = [Image.new("RGB", (32, 32), (value, value, value)) for value in (200, 90, 10)]
     options = {**LOSSLESS[kind], "save_all": True, "append_images": frames[1:]}
     assert (grey(encoded(frames[0], kind, **options)) == 200).all()
@@ -107,7 +107,7 @@ def test_a_black_drawing_on_a_transparent_ground_is_black_on_white(kind):
     assert decode(content).transparent
 
 
-def test_grey_that_was_multiplied_with_its_alpha_is_refused():
+def test_refuse_premultiplied_grey():
     refused(tiff(np.dstack([BLACK, SHAPE]).tobytes(), 8, 1, extra=(1,)), "it cannot be read as an image")
 
 
@@ -121,7 +121,7 @@ def test_a_white_drawing_on_a_transparent_ground_does_not_vanish_in_silence():
     refused(encoded(white, "PNG"), "drawn in white on transparency and would vanish: give it a background")
 
 
-def test_alpha_that_hides_nothing_is_no_transparency():
+def test_ignore_opaque_alpha():
     opaque = Image.new("RGBA", (32, 32), (10, 10, 10, 255))
     assert (grey(encoded(opaque, "PNG")) == 10).all()
     assert not decode(encoded(opaque, "PNG")).transparent
@@ -161,7 +161,7 @@ TWELVE = np.array([[(a >> 4), (a & 15) << 4 | b >> 8, b & 255] for a, b in (RAMP
         tiff(TWELVE.tobytes(), 12, 1),
     ],
 )
-def test_grey_of_16_bits_that_uses_fewer_does_not_turn_black(content):
+def test_refuse_16_bit_grey_with_fewer_bits(content):
     refused(content, "it has 16 bits but is almost black, or uses fewer bits: save it with 8 bits")
 
 
@@ -176,11 +176,11 @@ def test_grey_of_16_bits_that_uses_fewer_does_not_turn_black(content):
         tiff((RAMP / 1023).astype(np.float32).tobytes(), 32, 0, sample_format=3),
     ],
 )
-def test_grey_of_which_it_is_not_certain_what_is_white_is_refused(content):
+def test_refuse_grey_of_unknown_depth(content):
     refused(content, "it has grey of unknown depth: save it with 8 bits")
 
 
-def test_colours_of_16_bits_that_use_fewer_do_not_turn_black():
+def test_refuse_16_bit_colours_with_fewer_bits():
     dark = np.repeat(RAMP, 3, axis=1).astype(">u2").view(np.uint8)  # 10 bits
     refused(png(dark, 16, 2), "it has 16 bits but is almost black, or uses fewer bits: save it with 8 bits")
     ink = np.dstack([RAMP * 0] * 3 + [SHAPE.astype(int) * 257]).astype(">u2").reshape(32, 128).view(np.uint8)
@@ -193,7 +193,7 @@ def test_a_bmp_of_16_bits_a_pixel_may_be_black():
     assert (grey(struct.pack("<2sIIIIiiHHIIiiII3I", b"BM", *sizes, *masks) + bytes(2048)) == 0).all()
 
 
-def test_colours_of_other_kinds_are_those_that_pillow_makes_of_them():
+def test_convert_other_colours_as_pillow():
     photo = Image.fromarray(np.dstack([RAMP % 256, RAMP // 4, 255 - RAMP % 256]).astype(np.uint8))
     for image, kind in (
         (photo.convert("CMYK"), "TIFF"),
@@ -254,7 +254,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatc
     refused(png([], 1, 0, size=(60_000, 60_000)), "it cannot be read as an image: Image size .* exceeds limit")
 
 
-def test_a_comment_that_tells_which_way_is_up_is_heeded():
+def test_read_the_orientation_in_xmp():
     comment = b'<x:xmpmeta xmlns:tiff="t" tiff:Orientation="6"/>'
     turned = png([[90] * 40] * 30, 8, 0, chunk(b"iTXt", b"XML:com.adobe.xmp" + bytes(5) + comment), size=(40, 30))
     assert decode(turned).size == (30, 40)
@@ -295,7 +295,7 @@ def in_memory(*given):
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_an_image_of_pillow_s_becomes_what_its_file_becomes_and_stays_as_it_is(kind):
+def test_decode_an_opened_image_as_its_file(kind):
     opened, expected = Image.open(io.BytesIO(FILES[kind])), decode(FILES[kind])
     before = opened.mode, opened.info.get("transparency")
     first, *others = in_memory(opened, opened, opened)  # of which the first one decodes it
@@ -307,10 +307,10 @@ def test_an_image_of_pillow_s_becomes_what_its_file_becomes_and_stays_as_it_is(k
     opened.load()  # it is still open
 
 
-def test_what_is_wrong_with_an_image_in_memory_is_said_as_of_a_file():
+def test_report_errors_of_images_in_memory():
     assert str(in_memory(np.zeros((0, 9, 3), np.uint8))[0]) == "image 0 has no pixels"
 
 
-def test_a_file_that_cannot_be_opened_is_named(tmp_path):
+def test_name_a_missing_file(tmp_path):
     with pytest.raises(BadFileError, match=r"x\.png cannot be read: No such file"):
         images.read(tmp_path / "x.png")

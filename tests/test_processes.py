@@ -1,19 +1,21 @@
 """Several processes validate what one validates; none of them outlives the one that started them."""
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from contextlib import closing
 
 import numpy as np
 import pytest
 from helpers import ROOT
 
-from pydmobilenet import catalog, processes, validation
+from pydmobilenet import catalog, machine, processes, validation
 from pydmobilenet.processes import run_each
 
 RECORDS = catalog.select(["*-29-*"], ["cifar10"])
@@ -63,7 +65,7 @@ def validated(data_dir, number, special="", **options):
     return rows
 
 
-def test_two_processes_find_what_one_finds(data_dir):
+def test_validate_in_two_processes_as_in_one(data_dir):
     found = validated(data_dir, 2)
     assert found == validated(data_dir, 1)
     assert [row.record for row in found] == RECORDS
@@ -71,7 +73,7 @@ def test_two_processes_find_what_one_finds(data_dir):
     assert not multiprocessing.active_children()
 
 
-def test_the_answers_come_from_either_where_they_are_wanted(data_dir):
+def test_keep_the_answers_in_either(data_dir):
     for number in (1, 2):
         rows = validated(data_dir, number, keep_answers=True)
         for place, row in enumerate(rows):
@@ -80,11 +82,11 @@ def test_the_answers_come_from_either_where_they_are_wanted(data_dir):
     assert not any(row.answers for row in validated(data_dir, 1))
 
 
-def test_a_row_that_fails_has_its_reason_in_either_way(data_dir):
+def test_report_a_failed_row_in_either(data_dir):
     assert validated(data_dir, 2, "fails") == validated(data_dir, 1, "fails")
 
 
-def test_a_process_that_dies_costs_its_row_and_no_other(data_dir):
+def test_lose_only_the_row_of_a_dead_process(data_dir):
     rows, whole = validated(data_dir, 2, "dies"), validated(data_dir, 1)
     killer = next(row for row in rows if row.record.model == "mobilenet-29-1")
     assert killer.reason.startswith("its process died, perhaps out of memory")
@@ -99,7 +101,7 @@ def test_rows_are_logged_as_they_are_finished(data_dir, caplog, monkeypatch):
     assert len(validated(data_dir, 2, "waits")) == len(RECORDS)
 
 
-def test_for_a_few_answers_no_process_is_started(data_dir, monkeypatch):
+def test_start_no_process_for_few_answers(data_dir, monkeypatch):
     monkeypatch.setattr(validation, "MIN_IMAGES_FOR_PROCESSES", IMAGES * len(RECORDS) + 1)
     monkeypatch.setattr(validation, "run_each", None)
     assert len(validated(data_dir, 2)) == len(RECORDS)
@@ -137,7 +139,7 @@ def test_as_many_processors_are_used_as_openmp_is_to_use(value, number, monkeypa
 
 @pytest.mark.slow
 @pytest.mark.gluon
-def test_where_mxnet_was_imported_first_all_processors_are_used():
+def test_use_all_processors_if_mxnet_was_imported_first():
     """Nothing has set OpenMP's threads then."""
     program = (
         "import numpy; numpy.bool = numpy.bool_; import mxnet, os; "
@@ -149,3 +151,18 @@ def test_where_mxnet_was_imported_first_all_processors_are_used():
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize("affinity", [[0, 2, 5], None])  # macOS has none
+def test_count_the_processors_of_this_process(affinity, monkeypatch):
+    process = types.SimpleNamespace(**({} if affinity is None else {"cpu_affinity": lambda: affinity}))
+    monkeypatch.setattr(machine.psutil, "Process", lambda: process)
+    monkeypatch.setattr(machine, "cgroup_quota", lambda: 2.5)
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 8)
+    assert machine.available_processors() == 3
+    monkeypatch.setattr(machine, "cgroup_quota", lambda: math.inf)
+    assert machine.available_processors() == (3 if affinity else 8)
+
+
+def test_ask_psutil_for_the_free_memory():
+    assert 0 < machine.available_memory() <= machine.psutil.virtual_memory().total

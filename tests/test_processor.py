@@ -46,11 +46,11 @@ def test_the_highest_instruction_set_up_to_the_limit_is_used(flags, limit, expec
     ("flags", "expected"),
     [(ZEN4, ["ALL", "AVX2", "SSE41"]), (AVX2, ["ALL", "SSE41"]), (SSE41, ["ALL"]), (set(), ["ALL"])],
 )
-def test_the_tests_run_at_the_processor_s_own_level_and_at_each_lower_one(flags, expected):
+def test_run_the_tests_at_each_level(flags, expected):
     assert levels(flags) == expected
 
 
-def test_flags_and_name_are_read_where_linux_tells_them(tmp_path):
+def test_read_flags_and_name_on_linux(tmp_path):
     path = tmp_path / "cpuinfo"
     path.write_text(
         "processor\t: 0\nmodel name\t: Some: CPU\nflags\t\t: fpu sse4_1 avx\n\nprocessor\t: 1\nflags\t: x\n"
@@ -97,18 +97,18 @@ def used(code, setting=None):
     ],
     ids=["default", "mxnet first", "small letters", "lifted", "answering", "answering, as set"],
 )
-def test_onednn_is_limited_to_avx2_unless_the_user_or_a_command_that_only_answers_lifts_it(code, setting, limited):
+def test_limit_onednn_to_avx2_while_training(code, setting, limited):
     full = any(name.startswith("avx512") for name in machine.cpu_flags())
     assert used(code, setting).startswith("AVX-512" if full and not limited else "AVX2")
 
 
-def test_a_setting_that_onednn_does_not_know_is_named(monkeypatch):
+def test_warn_of_an_unknown_onednn_setting(monkeypatch):
     monkeypatch.setenv(machine.VARIABLE, "AVX3")
     with pytest.warns(UserWarning, match=r"oneDNN ignores DNNL_MAX_CPU_ISA='AVX3'; nearest: AVX"):
         runtime.choose("cpu")
 
 
-def test_data_is_told_apart_by_pixels_and_labels_mapped_or_not(tmp_path):
+def test_hash_pixels_and_labels(tmp_path):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (5000, 3, 32, 32), np.uint8), rng.integers(0, 10, 5000)
     images.tofile(tmp_path / "images")

@@ -50,7 +50,7 @@ def test_class_folders_alone_are_split_by_the_hashes_of_their_files(alone):
     assert lent <= 6
 
 
-def test_no_file_changes_its_side_in_a_folder_that_grows(tmp_path):
+def test_keep_sides_in_a_growing_folder(tmp_path):
     """Whatever is added, renamed, moved or removed; at another size of images too."""
     grown = make_classes(tmp_path / "grown", "abc", {".": 150}, side=4)
     for path in sorted(grown.glob("*/*.png")):
@@ -91,7 +91,7 @@ def split(positions, labels, val=0.2, test=0.2):
     return "".join("-vt"[side] for side in found.tolist())
 
 
-def test_the_shares_end_where_they_say():
+def test_split_at_the_fractions():
     assert split([0, 0.1999, 0.2001, 0.5, 0.7999, 0.8001, 0.9999], [0] * 7) == "tt---vv"
     assert split([0, 0.3, 0.5, 0.7, 0.9999], [0] * 5, val=0) == "t----"
     assert split([0, 0.3, 0.5, 0.7, 0.9999], [0] * 5, test=0) == "----v"
@@ -112,7 +112,7 @@ def test_a_class_with_nothing_to_train_on_takes_a_validation_image_back_and_neve
     assert split([0.1, 0.15], [0] * 2) == "tt"
 
 
-def test_equal_images_are_on_the_same_side_in_whatever_class():
+def test_put_equal_images_on_one_side():
     assert split([0.3, 0.4, 0.5, 0.6, 0.3, 0.1, 0.9, 0.5], [0, 0, 0, 0, 1, 1, 1, 1]) == "t--vttv-"
 
 
@@ -125,7 +125,7 @@ def test_twins_of_one_folder_are_on_the_same_side(alone):
     assert sum(map(len, splits)) == 40
 
 
-def test_training_images_that_are_test_images_too_are_not_trained_on(tmp_path):
+def test_leave_out_training_images_held_out_too(tmp_path):
     make_classes(tmp_path, "ab", {"train": 8, "val": 4, "test": 4})
     shutil.copy(tmp_path / "test" / "a" / "01.png", tmp_path / "train" / "b" / "x.png")
     shutil.copy(tmp_path / "val" / "a" / "01.png", tmp_path / "train" / "b" / "y.png")
@@ -143,7 +143,7 @@ def test_training_images_that_are_test_images_too_are_not_trained_on(tmp_path):
         get_splits(tmp_path)
 
 
-def test_python_is_given_the_splits_that_training_uses(alone):
+def test_return_the_splits_of_training(alone):
     splits = get_splits(alone, DEFAULT)
     for recipe in ("folder", "finetune"):
         values = config.read(CONFIGS / f"{recipe}.yaml")
@@ -168,12 +168,12 @@ def test_python_is_given_the_splits_that_training_uses(alone):
         ("alone", {"split": "val", "val_fraction": 0}, "val_fraction 0 leaves no val images; nearest: 0.2"),
     ],
 )
-def test_fractions_that_cannot_be_used_are_refused(name, given, words, alone):
+def test_refuse_unusable_fractions(name, given, words, alone):
     with pytest.raises(InvalidValueError, match=words):
         pydmobilenet.get_dataset(alone if name == "alone" else name, **given)
 
 
-def test_what_is_skipped_is_told_with_the_training_images(alone):
+def test_note_skipped_files_with_the_training_images(alone):
     (alone / "a" / "notes.txt").write_text("")
     splits = get_splits(alone, Fractions(0.2, 0.2))
     assert splits.train.note.endswith("; skipped: 1 .txt")
@@ -197,7 +197,7 @@ def test_training_images_of_any_data_set_are_put_aside(name, tmp_path):
     assert {image.tobytes() for each in splits[:2] for image in each.images} == pixels
 
 
-def test_a_folder_s_own_validation_images_are_taken(tmp_path):
+def test_take_a_folders_validation_images(tmp_path):
     make_classes(tmp_path, "ab", {"train": 4, "val": 3, "test": 2})
     splits = get_splits(tmp_path, DEFAULT)
     assert list(map(len, splits)) == [8, 6, 4]
@@ -227,7 +227,7 @@ def test_splits_without_classes_are_no_classes_themselves(tmp_path):
         get_task(tmp_path)
 
 
-def test_a_class_that_is_too_small_is_named(alone):
+def test_name_a_class_that_is_too_small(alone):
     for path in sorted((alone / "b").iterdir())[1:]:
         path.unlink()
     words = "class 'b' has no image left for training, of 1: add some, or lower test_fraction"
@@ -235,7 +235,7 @@ def test_a_class_that_is_too_small_is_named(alone):
         get_splits(alone, DEFAULT)
 
 
-def test_of_imagenet32_nothing_is_put_aside(monkeypatch):
+def test_hold_out_nothing_of_imagenet32(monkeypatch):
     monkeypatch.setattr("pydmobilenet.data.splits.read_split", lambda *_: None)
     with pytest.raises(InvalidValueError, match=r"val_fraction of imagenet32 is not supported \(allowed: 0\)"):
         get_splits("imagenet32", Fractions(val=0.1))
@@ -269,7 +269,7 @@ def test_images_of_another_size_are_resized_to_it(alone):
         get_task("digits", 64)
 
 
-def test_images_that_do_not_fit_into_the_memory_are_refused_at_once(alone, monkeypatch):
+def test_refuse_images_beyond_the_memory(alone, monkeypatch):
     monkeypatch.setattr(folder, "available_memory", lambda: 100_000)
     with pytest.raises(UnusableError, match=r"30 images of 32x32 pixels take 0\.0 GB of memory"):
         pydmobilenet.get_dataset(alone, "all")
@@ -281,7 +281,7 @@ def test_the_parts_are_in_the_order_of_the_images(alone):
         assert [file for file in files if file in part.files] == list(part.files)
 
 
-def test_a_folder_that_has_the_name_of_a_data_set_is_told_of_once(tmp_path, monkeypatch):
+def test_warn_once_of_a_folder_named_as_a_data_set(tmp_path, monkeypatch):
     make_classes(tmp_path / "digits", "ab", {"train": 4, "test": 2})
     monkeypatch.chdir(tmp_path)
     tell_of_namesake.cache_clear()

@@ -56,9 +56,7 @@ CHECKS = {"predict": check_answer, "export": check_network, "show": check_pictur
         ("show", "-", "stdout"),
     ],
 )
-def test_a_file_that_a_stream_is_redirected_to_keeps_its_earlier_and_later_lines(
-    command, output, stream, picture, tmp_path
-):
+def test_append_to_a_redirected_stream(command, output, stream, picture, tmp_path):
     words = [str(picture) if word == "PICTURE" else word for word in COMMANDS[command]]
     other = {"stdout": "stderr", "stderr": "stdout"}[stream]
     with open(tmp_path / "all", "wb", buffering=0) as file:
@@ -90,7 +88,7 @@ def test_a_descriptor_is_written_to_and_not_replaced(kind, name, tmp_path):
             os.close(descriptor)
 
 
-def test_what_cannot_be_written_to_is_refused_first(picture, tmp_path):
+def test_refuse_an_unwritable_stream_first(picture, tmp_path):
     with open(picture) as file:
         for path in (f"/dev/fd/{file.fileno()}", "/dev/fd/987"):
             with pytest.raises(UnusableError, match=rf"^cannot write {path}: Bad file descriptor$"):

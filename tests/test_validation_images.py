@@ -66,7 +66,7 @@ def test_a_plain_folder_is_split_trained_and_tested_once(engine, photos, train, 
     assert (result.verdict, result.error) == ("match", pytest.approx(last["val_error"]))
 
 
-def test_the_test_error_is_that_of_the_best_epoch(photos, train, tmp_path, monkeypatch):
+def test_test_the_best_epoch(photos, train, tmp_path, monkeypatch):
     errors = iter([30.0, 10.0, 20.0])
     real = Loop._finish_epoch
 
@@ -86,7 +86,7 @@ def test_the_test_error_is_that_of_the_best_epoch(photos, train, tmp_path, monke
     assert result.error == pytest.approx(record.top1_error)
 
 
-def test_patience_ends_a_run_whose_validation_error_does_not_fall(photos, train, tmp_path, monkeypatch):
+def test_stop_early_with_patience(photos, train, tmp_path, monkeypatch):
     monkeypatch.setattr(Loop, "_add", lambda self, score: self.progress.add(score))
     values = {**RECIPE, "epochs": 50, "learning_rate": 1e-30, "patience": 2}
     answer = train(photos, "--output", tmp_path / "run", *options(values))
@@ -104,7 +104,7 @@ def test_patience_ends_a_run_whose_validation_error_does_not_fall(photos, train,
     assert (tmp_path / "run" / "last.state").read_bytes() == before
 
 
-def test_python_is_told_the_test_error_of_the_best_epoch(photos, tmp_path, capsys):
+def test_return_the_test_error_of_the_best_epoch(photos, tmp_path, capsys):
     values = {**RECIPE, "epochs": 1, "warmup_epochs": 0}
     run = pydmobilenet.train(dataset=photos, output=tmp_path / "run", **values)
     out = capsys.readouterr().out
@@ -117,7 +117,7 @@ def test_python_is_told_the_test_error_of_the_best_epoch(photos, tmp_path, capsy
     assert capsys.readouterr().out == ""
 
 
-def test_without_test_images_there_is_no_test_error_which_is_said(train, tmp_path):
+def test_say_that_test_images_are_missing(train, tmp_path):
     make_classes(tmp_path / "photos", "ab", {"train": 8, "val": 4})
     answer = train(tmp_path / "photos", "--output", tmp_path / "run", *options({**RECIPE, "epochs": 2}))
     assert answer.returncode == 0, answer.stderr
@@ -158,14 +158,14 @@ def test_the_authors_way_stays_the_default_of_other_data_sets(train, tmp_path, m
         ("photos", ["--image-size", 30], "image_size: '30' (allowed: a multiple of 4 from 8 to 1024)"),
     ],
 )
-def test_what_was_given_and_cannot_be_used_is_refused(data, given, words, photos, train, tmp_path):
+def test_refuse_unusable_arguments(data, given, words, photos, train, tmp_path):
     make_classes(tmp_path / "three", "ab", {"train": 4, "val": 2, "test": 2})
     place = {"photos": photos, "three": tmp_path / "three"}.get(data, data)
     assert_mistake(train(place, "--model", MODEL, "--output", tmp_path / "run", *given), words)
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_recipe_has_and_a_run_cannot_use_is_not_recorded(train, tmp_path):
+def test_record_no_unusable_value_of_a_recipe(train, tmp_path):
     make_classes(tmp_path / "three", "ab", {"train": 8, "val": 2, "test": 2})
     answer = train(
         tmp_path / "three", "--output", tmp_path / "run", *options({**RECIPE, "epochs": 1, "warmup_epochs": 0})
@@ -183,7 +183,7 @@ def finished(photos, train, directory):
     return directory
 
 
-def test_a_run_is_measured_on_its_own_test_images_wherever_they_are_and_on_all_of_other_ones(photos, train, tmp_path):
+def test_measure_a_run_on_its_test_images(photos, train, tmp_path):
     run = finished(photos, train, tmp_path / "run")
     shutil.copytree(photos, tmp_path / "moved")
     (result,) = pydmobilenet.validate(run, data_dir=tmp_path / "moved", progress=False)
@@ -199,7 +199,7 @@ def test_a_run_is_measured_on_its_own_test_images_wherever_they_are_and_on_all_o
     assert (result.complete, result.counts.images) == (False, 9)
 
 
-def test_a_run_does_not_go_on_where_its_validation_images_have_changed(photos, train, tmp_path):
+def test_refuse_to_resume_with_changed_validation_images(photos, train, tmp_path):
     shutil.copytree(photos, tmp_path / "photos")
     run = finished(tmp_path / "photos", train, tmp_path / "run")
     val = get_splits(tmp_path / "photos", DEFAULT).val
@@ -240,7 +240,7 @@ def test_class_weights_scale_the_losses_of_their_images(engine, tmp_path, train,
     assert sorted(targets.max(axis=1).tolist()) == pytest.approx([10 / 16] * 8 + [10 / 4] * 2)
 
 
-def test_a_history_knows_which_images_have_chosen():
+def test_tell_the_selection_split_of_a_history():
     rows = [
         Epoch(n, 0.1, 1.0, 50.0, None, None, 100.0, 1.0, 0.5, error) for n, error in ((1, 30.0), (2, 20.0), (3, 25.0))
     ]

@@ -226,15 +226,12 @@ def _decode(
         for path, content in contents
     ]
     images, labels = (np.concatenate(arrays) for arrays in zip(*parts))
-    limits = (len(SUPERCLASSES), len(layout.classes))[-layout.label_bytes :]
-    for column, limit in enumerate(limits):
-        wrong = np.flatnonzero((labels[:, column] < 0) | (labels[:, column] >= limit))
-        if len(wrong):
-            raise BadFileError(
-                f"{contents[0][0].parent}: label {labels[wrong[0], column]} of image {wrong[0]} is out of range "
-                f"(allowed: 0 to {limit - 1})"
-            )
-    return Dataset(task, split, images, labels[:, 0 if coarse else -1], official, str(contents[0][0].parent))
+    source = str(contents[0][0].parent)
+    limits = np.array((len(SUPERCLASSES), len(layout.classes))[-layout.label_bytes :])
+    for image, column in np.argwhere((labels < 0) | (labels >= limits))[:1]:
+        allowed = f"0 to {limits[column] - 1}"
+        raise BadFileError(f"{source}: label {labels[image, column]} of image {image} is invalid (allowed: {allowed})")
+    return Dataset(task, split, images, labels[:, 0 if coarse else -1], official, source)
 
 
 def parse_binary(layout: Layout, path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
