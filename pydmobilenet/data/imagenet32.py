@@ -184,9 +184,7 @@ def load(source: Path) -> tuple[np.ndarray, np.ndarray]:
     except (KeyError, ValueError) as error:
         raise BadFileError(f"{source} is not a batch of ImageNet32: {error}") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 2 or labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise BadFileError(
-            f"{source} is not a batch of ImageNet32: data {pixels.dtype} {pixels.shape}, labels {labels.shape}"
-        )
+        raise BadFileError(f"{source} is not a batch of ImageNet32: {pixels.dtype} data, {labels.dtype} labels")
     if pixels.shape[1] != PIXELS:
         side = (pixels.shape[1] / 3) ** 0.5
         raise BadFileError(f"{source} has images of {side:g}x{side:g} pixels (allowed: 32x32)")

@@ -134,7 +134,7 @@ def put_aside(dataset: Dataset, fractions: Fractions) -> Splits:
         )
     train, val, test = (_part(dataset, split, np.flatnonzero(side == at)) for at, split in enumerate(folder.SPLITS))
     assert train is not None  # an image of each class stays
-    return Splits(_with_skipped(train, dataset.note), val, test)
+    return Splits(train, val, test)
 
 
 def sides(hashes: tuple[str, ...], labels: np.ndarray, fractions: Fractions) -> np.ndarray:
@@ -162,17 +162,13 @@ def sides(hashes: tuple[str, ...], labels: np.ndarray, fractions: Fractions) -> 
 
 
 def _part(dataset: Dataset, split: str, positions: np.ndarray) -> Dataset | None:
+    """Take some images as a split; the training images' note keeps the skipped files."""
     if not len(positions):
         return None
     numbers = folder.per_class(dataset.task.classes, dataset.labels[positions])
-    note = f"{split}: {numbers}, of {dataset.source}"
+    skipped = "".join(dataset.note.partition("; ")[1:]) if split == "train" else ""
+    note = f"{split}: {numbers}, of {dataset.source}{skipped}"
     return replace(dataset.take(positions, split), note=note, official=False)
-
-
-def _with_skipped(train: Dataset, note: str) -> Dataset:
-    """Copy the skipped files of a `note` to the training images' note."""
-    _, _, skipped = note.partition("; ")
-    return replace(train, note=f"{train.note}; {skipped}") if skipped else train
 
 
 def _without_twins(train: Dataset, held_out: Dataset) -> Dataset:
@@ -189,4 +185,4 @@ def _without_twins(train: Dataset, held_out: Dataset) -> Dataset:
     part = _part(train, "train", np.flatnonzero(stays))
     if part is None or set(part.labels.tolist()) != set(train.labels.tolist()):
         raise BadFileError(f"{train.source} has a class with only {held_out.split} images")
-    return _with_skipped(part, train.note)
+    return part
