@@ -1,10 +1,10 @@
-"""The same function in other layers: pyramids lowered to convolutions, and networks folded for inference.
+"""The same function in fewer layers: pyramids lowered to convolutions, and networks folded for inference.
 
-A batch normalisation that follows a convolution is a scale and a shift of its output channels: it goes into the
-convolution's weights and bias. PydMobileNet-Add sums three convolutions of the same input, so one convolution by the
-sum of the kernels, the smaller ones padded with zeros, does the same. A ReLU goes ahead of the concatenation that it
-follows, to the convolutions, where an engine can compute it with them. All of it is exact but for rounding, and done in
-float64. Concat's three convolutions stay three: as one 7x7 with three outputs a channel they ran 4 times slower.
+A batch normalisation after a convolution scales and shifts its output channels, so it goes into weights and bias.
+PydMobileNet-Add sums three convolutions of the same input: one convolution by the sum of the zero-padded kernels does
+the same. A ReLU after a concatenation goes before it, so that engines compute it with the convolutions. All of it is
+exact up to rounding, in float64. Concat's three convolutions stay three: as one 7x7 with three outputs a channel they
+ran 4 times slower.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ JOINS: dict[str, type[Layer]] = {"add": Add, "concat": Concat, "max": Maximum}
 
 
 def lower(network: Network) -> Network:
-    """Replace pyramids by convolutions, and the sum, concatenation or maximum of their maps."""
+    """Replace pyramids by convolutions and a sum, concatenation or maximum."""
     layers: list[Layer] = []
     alias: dict[str, str] = {}  # from a pyramid of one kernel to its convolution
     for layer in network.layers:
@@ -37,7 +37,7 @@ def lower(network: Network) -> Network:
         ]
         layers += maps
         if len(maps) > 1:
-            layers.append(JOINS[layer.join](layer.name, tuple(each.name for each in maps)))
+            layers.append(JOINS[layer.join](layer.name, tuple(conv.name for conv in maps)))
         else:
             alias[layer.name] = maps[0].name
     return Network(tuple(layers))
@@ -49,7 +49,7 @@ def num_consumers(layers: Iterable[Layer]) -> dict[str, int]:
 
 
 def fold(network: Network, arrays: Arrays) -> tuple[Network, dict[str, np.ndarray]]:
-    """Return the folded network and its arrays, in float64, of a network and its `arrays` by their full names."""
+    """Fold a network with `arrays` by their full names. Return the folded one with its arrays in float64."""
     network = lower(network)
     folding = _Folding(network, arrays)
     for layer in network.layers:
@@ -60,19 +60,19 @@ def fold(network: Network, arrays: Arrays) -> tuple[Network, dict[str, np.ndarra
 
 
 class _Folding:
-    """The folded network as far as it has come."""
+    """A partly folded network."""
 
     def __init__(self, network: Network, arrays: Arrays):
         self.arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
         self.consumers = num_consumers(network.layers)
         self.layers: dict[str, Layer] = {}
-        self.alias: dict[str, str] = {}  # from a layer that is folded away to the one that gives its output now
+        self.alias: dict[str, str] = {}  # from a layer folded away to the one with its output
 
     def add(self, layer: Layer) -> None:
         layer = replace(layer, inputs=tuple(self.alias.get(name, name) for name in layer.inputs))
         before = [self.layers.get(name) for name in layer.inputs]
         first = before[0]
-        alone = all(self.consumers[name] == 1 for name in layer.inputs)  # no other layer needs the inputs as they are
+        alone = all(self.consumers[name] == 1 for name in layer.inputs)  # no other layer uses the inputs
         convolutions = self._convolutions(first) if alone else []
         if isinstance(layer, BatchNorm) and first and convolutions:
             self._scale(convolutions, layer)
@@ -85,24 +85,22 @@ class _Folding:
             self.layers[layer.name] = layer
 
     def _replace(self, layer: Layer, other: Layer) -> None:
-        """Leave a layer out, as another one gives its output."""
+        """Leave a layer out: another one has its output."""
         self.alias[layer.name] = other.name
         self.consumers[other.name] = self.consumers[layer.name]
 
     def _convolutions(self, layer: Layer | None) -> list[Convolution]:
-        """The convolutions that give a layer's output: itself, or those that it concatenates if nobody else uses them.
-        None of them otherwise.
-        """
+        """Return the convolutions for a layer's output: itself, or its inputs if a concatenation alone uses them."""
         if isinstance(layer, Convolution):
             return [layer]
         if isinstance(layer, Concat):
             before = [self.layers.get(name) for name in layer.inputs]
-            found = [each for each in before if isinstance(each, Convolution) and self.consumers[each.name] == 1]
-            return found if len(found) == len(before) else []
+            convs = [conv for conv in before if isinstance(conv, Convolution) and self.consumers[conv.name] == 1]
+            return convs if len(convs) == len(before) else []
         return []
 
     def _scale(self, convolutions: list[Convolution], norm: BatchNorm) -> None:
-        """Put a batch normalisation of all their outputs into convolutions."""
+        """Put a batch normalisation of their concatenated outputs into convolutions."""
         gamma, beta, mean, variance = (self.arrays[f"{norm.name}.{name}"] for name in norm.parameters)
         scale = (gamma if norm.scale else 1) / np.sqrt(variance + EPSILON)
         shift = beta - mean * scale
@@ -116,7 +114,7 @@ class _Folding:
             self.layers[layer.name] = replace(layer, bias=True)
 
     def _sum(self, convolutions: list[Convolution]) -> Convolution:
-        """Make one convolution of several that are summed: the one with the largest kernel stays."""
+        """Add summed convolutions to the one with the largest kernel."""
         largest = max(convolutions, key=lambda layer: layer.kernel)
         weight = np.zeros(largest.parameters["weight"])
         for layer in convolutions:
@@ -138,9 +136,7 @@ class _Folding:
 
 
 def _summands(layers: list[Layer | None]) -> list[Convolution]:
-    """The layers, where all are convolutions without bias, of the same input, that differ in nothing but an odd kernel;
-    none of them otherwise.
-    """
-    found = [layer for layer in layers if isinstance(layer, Convolution) and not layer.bias and layer.kernel % 2]
-    alike = len({replace(layer, name="", kernel=1) for layer in found}) == 1
-    return found if alike and len(found) == len(layers) else []
+    """Return the layers if they are convolutions without bias and differ in an odd kernel alone; otherwise nothing."""
+    convs = [layer for layer in layers if isinstance(layer, Convolution) and not layer.bias and layer.kernel % 2]
+    alike = len({replace(layer, name="", kernel=1) for layer in convs}) == 1
+    return convs if alike and len(convs) == len(layers) else []

@@ -1,4 +1,4 @@
-"""A network as a directory in Hugging Face's layout: ``config.json``, ``model.safetensors`` and a model card.
+"""Write a network as a directory in Hugging Face's layout: ``config.json``, ``model.safetensors``, model card.
 
 ``timm.create_model("local-dir:DIRECTORY", pretrained=True)`` reads it once `pydmobilenet.pytorch.timm` is imported.
 """
@@ -21,37 +21,28 @@ from .text import printable
 
 FORMAT = "huggingface"
 CONFIG, WEIGHTS, CARD = "config.json", formats.MODEL_FILE, "README.md"
-ANY_NETWORK = "pydmobilenet"  # timm's name for networks that are not published; `model_args` say which one it is
+ANY_NETWORK = "pydmobilenet"  # timm's name for an unpublished network, given by `model_args`
 AUTHORS = "https://github.com/thanhhvnqb/pydmobilenet_mxnet"
 
 
 def check_format(
     format: str, fused: bool = True, uint8_input: bool = False, data_dir: object = None, engine: str = "auto"
 ) -> None:
-    """Raises InvalidValueError for an unknown format, and UserError where this one has nothing to do with what an ONNX
-    file can be given.
-    """
+    """Raise InvalidValueError for an unknown format, UserError for options of an ONNX file alone."""
     if format not in ("onnx", FORMAT):
         raise unknown("format", format, ("onnx", FORMAT))
     given = {"no-fuse": not fused, "uint8-input": uint8_input, "data-dir": data_dir, "engine": engine != "auto"}
-    found = [name for name, value in given.items() if value]
-    if format == FORMAT and found:
-        raise UserError(f"{found[0]} is for an ONNX file: leave it out, or the format {FORMAT}")
+    unused = [name for name, value in given.items() if value]
+    if format == FORMAT and unused:
+        raise UserError(f"{unused[0]} is for an ONNX file: leave it out, or the format {FORMAT}")
 
 
-def check_output(directory: Path) -> None:
-    """Raises UnusableError where something is at the place of a new directory."""
+def write(source: Checkpoint, directory: Path) -> None:
+    """Write a network's directory atomically. Raises UnusableError if it exists, and as `Checkpoint.arrays`."""
     if files.stream(directory) is not None:
         raise UnusableError(f"cannot write a directory to {directory}; nearest: --output NAME")
     if os.path.lexists(directory):
         raise UnusableError(f"{directory} exists already; choose another name, or move it away")
-
-
-def write(source: Checkpoint, directory: Path) -> None:
-    """Write a network's directory, whole or not at all. Raises UnusableError where there is one already, and as
-    `Checkpoint.arrays` does.
-    """
-    check_output(directory)
     contents: dict[str, str | bytes] = {
         CONFIG: json.dumps(config(source), indent=2) + "\n",
         WEIGHTS: formats.dump_safetensors(source.arrays(), source.metadata()),
@@ -62,7 +53,7 @@ def write(source: Checkpoint, directory: Path) -> None:
 
 
 def config(source: Checkpoint) -> dict[str, Any]:
-    """The content of ``config.json``, as timm has it."""
+    """Return the content of ``config.json`` for timm."""
     network, task = source.network, source.task
     name, wide = catalog.timm_name(catalog.parse_name(source.model)), task.name == "imagenet32"
     known = catalog.find(source.model, "cifar10") and not wide
@@ -78,7 +69,7 @@ def config(source: Checkpoint) -> dict[str, Any]:
 
 
 def pretrained_cfg(network: Network, task: Task) -> dict[str, Any]:
-    """What timm knows of a network besides its name: the form of its images, and its first and last layer."""
+    """Return timm's description of a network: the form of its images, its first and last layer."""
     first = next(layer for layer in network.layers if isinstance(layer, Convolution))
     return {
         "num_classes": network.outputs,
@@ -94,10 +85,9 @@ def pretrained_cfg(network: Network, task: Task) -> dict[str, Any]:
 
 
 def card(source: Checkpoint) -> str:
-    """The model card, in Markdown: what the network is, how well it does, whose its weights are, how it is loaded."""
+    """Return the model card in Markdown: network, error, owner, use."""
     record = (source.origin or source) if source.top1_error is not None else None
     task = source.task
-    title = task.title
     counts = source.network.complexity(task.image)
     millions = counts.multiply_adds / 1e6
     license = "license: apache-2.0\n" if _is_bundled(record) else ""
@@ -111,7 +101,7 @@ pipeline_tag: image-classification
 - pydmobilenet
 ---
 
-# {source.model} for {printable(title)}
+# {source.model} for {printable(task.title)}
 
 A network of PydMobileNet (Hoang and Jo, 2018, [arXiv 1811.07083](https://arxiv.org/abs/1811.07083)): images of
 {task.image_size}x{task.image_size} pixels to {source.network.outputs} logits, by {counts.parameters:,} parameters and \

@@ -1,14 +1,14 @@
 """The networks: lists of layers, without an engine. The file to open first.
 
-The layer that the paper adds is the `Pyramid`: depthwise convolutions of one input by kernels of several sizes. A
-`Network` is a list of layers in the order of computing. Each layer has a name, the names of its inputs, and attributes;
-from them follow the shapes of its output and of its parameters. The names are those of the checkpoints. The input of
-the network is called ``images``. Every engine computes what stands here, and the tests hold each engine against it.
+The paper adds the `Pyramid`: depthwise convolutions of one input by kernels of several sizes. A `Network` is a list of
+layers in the order of computing. A layer has a name, as in checkpoints, the names of its inputs, and attributes; they
+give the shapes of its output and its parameters. The network's input is called ``images``. Every engine computes these
+lists, and the tests compare each engine with them.
 
-A family of networks is a function that is registered in `FAMILIES`: names, engines, exports and tests follow from it.
+A family of networks is a function registered in `FAMILIES`; names, engines, exports and tests follow from it.
 
-All feature maps are (channels, height, width), of one image. A convolution is square, and padded so that a stride of 1
-keeps the size of the map.
+Feature maps are (channels, height, width), for one image. Convolutions are square, and padded to keep the size of the
+map with a stride of 1.
 """
 
 from __future__ import annotations
@@ -24,13 +24,11 @@ EPSILON = 1e-5  # of every batch normalisation
 MOVING_STATISTICS = ("running_mean", "running_var")
 Shape = tuple[int, ...]
 Join = Literal["add", "concat", "max"]
-"""How a pyramid makes one map of several: their sum, one after the other along the channels, or the largest value."""
+"""How a pyramid joins its maps: their sum, a concatenation along the channels, or the largest value."""
 
 
 class Complexity(NamedTuple):
-    """`parameters`: every weight, bias, scale and shift, trained or fixed; moving statistics do not count.
-    `multiply_adds`: of the convolutions and dense layers, for one image.
-    """
+    """All weights, biases, scales and shifts, trained or fixed; multiply-adds of convolutions and dense layers."""
 
     parameters: int
     multiply_adds: int
@@ -38,7 +36,7 @@ class Complexity(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """One operation on the outputs of the layers, or the images, that `inputs` names."""
+    """One operation on the outputs of other layers, or on the images, named by `inputs`."""
 
     name: str
     inputs: tuple[str, ...]
@@ -49,15 +47,15 @@ class Layer:
 
     @property
     def parameters(self) -> dict[str, Shape]:
-        """The shapes of the layer's parameters, moving statistics included, by their own names, as ``weight``."""
+        """The shapes of parameters and moving statistics by their names within the layer, as ``weight``."""
         return {}
 
     def output(self, *inputs: Shape) -> Shape:
-        """The shape of the output for inputs of these shapes."""
+        """Return the shape of the output for inputs of these shapes."""
         return inputs[0]
 
     def multiply_adds(self, output: Shape) -> int:
-        """Multiply-adds for an output of this shape; only those of convolutions and dense layers count."""
+        """Count multiply-adds for an output of this shape; only convolutions and dense layers have some."""
         return 0
 
 
@@ -85,7 +83,7 @@ class Convolution(Layer):
 
 @dataclass(frozen=True)
 class Pyramid(Layer):
-    """Depthwise convolutions of one input, one for each of the `kernels`, whose maps are joined (arXiv 1811.07083).
+    """Depthwise convolutions of one input by each of the `kernels`, and a join of their maps (arXiv 1811.07083).
 
     MobileNet's depthwise convolution is the pyramid of one kernel.
     """
@@ -110,7 +108,7 @@ class Pyramid(Layer):
 
 @dataclass(frozen=True)
 class BatchNorm(Layer):
-    """Without `scale`, a scale of 1 stands for the one in the checkpoint."""
+    """Without `scale`, the scale is 1 instead of the checkpoint's."""
 
     channels: int
     scale: bool = True
@@ -137,7 +135,7 @@ class Maximum(Layer):
 
 @dataclass(frozen=True)
 class Concat(Layer):
-    """All inputs, one after the other along the channels."""
+    """All inputs, concatenated along the channels."""
 
     def output(self, *inputs: Shape) -> Shape:
         return (sum(shape[0] for shape in inputs), *inputs[0][1:])
@@ -180,25 +178,25 @@ class Network:
 
     @property
     def head(self) -> Dense:
-        """The dense layer, which is all that depends on the number of classes."""
+        """The dense layer: only its size depends on the number of classes."""
         last = self.layers[-1]
-        assert isinstance(last, Dense)  # as `Builder.finish` ends every network
+        assert isinstance(last, Dense)  # by `Builder.finish`
         return last
 
     @cached_property
     def parameters(self) -> dict[str, Shape]:
-        """What a checkpoint must hold: the shape of each parameter and moving statistic, by its full name."""
+        """The shapes of all parameters and moving statistics in a checkpoint, by their full names."""
         return {f"{layer.name}.{name}": shape for layer in self.layers for name, shape in layer.parameters.items()}
 
     def shapes(self, image: Shape = (3, 32, 32)) -> dict[str, Shape]:
-        """The shape of each layer's output for one image."""
-        found = {IMAGES: image}
+        """Return the shape of each layer's output for one image."""
+        shapes = {IMAGES: image}
         for layer in self.layers:
-            found[layer.name] = layer.output(*(found[name] for name in layer.inputs))
-        return found
+            shapes[layer.name] = layer.output(*(shapes[name] for name in layer.inputs))
+        return shapes
 
     def complexity(self, image: Shape = (3, 32, 32)) -> Complexity:
-        """Parameters, and multiply-adds for one image."""
+        """Count parameters, and multiply-adds for one image."""
         shapes = self.shapes(image)
         return Complexity(
             sum(count(layer) for layer in self.layers),
@@ -207,13 +205,13 @@ class Network:
 
 
 def count(layer: Layer) -> int:
-    """The parameters of a layer as the published table counts them: without moving statistics."""
+    """Count the parameters of a layer as the published table does: without moving statistics."""
     return sum(math.prod(shape) for name, shape in layer.parameters.items() if name not in MOVING_STATISTICS)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a model's name says: `family`, `depth` and `multiplier` (of a Wide ResNet: its width factor)."""
+    """The parts of a model's name. The multiplier of a Wide ResNet is its width factor."""
 
     family: str
     depth: int
@@ -232,7 +230,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Widths:
-    """The channels of the stem and of the three stages, and of the head's 1x1 convolution (0: the head has none)."""
+    """The channels of the stem, the three stages, and the head's 1x1 convolution (0: none)."""
 
     stem: int
     stages: tuple[int, int, int]
@@ -250,10 +248,10 @@ def widths(dataset: str) -> Widths:
 
 @dataclass(frozen=True)
 class Family:
-    """Networks that differ in depth and width alone, made by `describe`.
+    """Networks with different depths and widths, made by `describe`.
 
-    Their depth is a multiple of `layers_per_block`, for a block in each of the three stages, and `other_layers`. With
-    `whole_multiplier`, they are widened by whole factors.
+    The depth is a multiple of `layers_per_block` plus `other_layers`; one block stands for one in each stage. With
+    `whole_multiplier`, only whole factors widen them.
     """
 
     describe: Callable[[Architecture, int, Widths], Network]
@@ -263,20 +261,20 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {}
-"""All families by the name that their models' names begin with."""
+"""All families by the first part of their models' names."""
 
 
 def describe(architecture: Architecture, outputs: int, widths: Widths = CIFAR) -> Network:
-    """The network of an architecture with so many outputs. A Wide ResNet has one form for every data set."""
+    """Return the network of an architecture with so many outputs. Wide ResNets ignore the `widths`."""
     return FAMILIES[architecture.family].describe(architecture, outputs, widths)
 
 
 Spatial = Callable[["Builder", str, str, int, int], str]
-"""Adds the spatial part of a block: the builder, the part's name, its input, its channels and its stride."""
+"""Add the spatial part of a block: takes builder, name, input, channels and stride."""
 
 
 def register_family(name: str) -> Callable[[Spatial], Spatial]:
-    """Register the family of residual networks that have the decorated function's spatial part in their blocks."""
+    """Register a family of residual networks with the decorated function as the spatial part of their blocks."""
 
     def register(spatial: Spatial) -> Spatial:
         FAMILIES[name] = Family(partial(_residual_network, spatial))
@@ -286,7 +284,7 @@ def register_family(name: str) -> Callable[[Spatial], Spatial]:
 
 
 def _residual_network(spatial: Spatial, architecture: Architecture, outputs: int, widths: Widths) -> Network:
-    """Stem, three stages of residual blocks, head, as the authors' graphs have them (arXiv 1811.07083)."""
+    """Build stem, three stages of residual blocks, and head, as in the authors' graphs (arXiv 1811.07083)."""
     net = Builder()
     x = net.batch_norm("stem.norm", IMAGES, scale=False)  # standardises the image
     x = net.conv("stem.conv", x, widths.stem, kernel=3)
@@ -302,7 +300,7 @@ def _residual_network(spatial: Spatial, architecture: Architecture, outputs: int
 
 
 def _residual_block(net: Builder, name: str, spatial: Spatial, x: str, channels: int, width: int, stride: int) -> str:
-    """Reduce by 1x1 to `width`, the spatial part, expand by 1x1, add the input.
+    """Reduce by 1x1 to `width`, apply the spatial part, expand by 1x1, add the input.
 
     Pre-activation, but with a batch normalisation after the last convolution and nothing after the addition.
     """
@@ -321,30 +319,30 @@ def _residual_block(net: Builder, name: str, spatial: Spatial, x: str, channels:
 
 @register_family("resnet")
 def _resnet(net: Builder, name: str, x: str, channels: int, stride: int) -> str:
-    """A 3x3 convolution: every output channel sees every input channel."""
+    """Add a 3x3 convolution: every output channel sees every input channel."""
     return net.conv(f"{name}.conv3", x, channels, 3, stride)
 
 
 @register_family("mobilenet")
 def _mobilenet(net: Builder, name: str, x: str, channels: int, stride: int) -> str:
-    """A depthwise 3x3 convolution: one filter a channel."""
+    """Add a depthwise 3x3 convolution: one filter a channel."""
     return net.add(Pyramid(name, (x,), channels, (3,), stride))
 
 
 @register_family("pyd-add")
 def _pyd_add(net: Builder, name: str, x: str, channels: int, stride: int) -> str:
-    """PydMobileNet-Add: the maps of 3x3, 5x5 and 7x7 are summed, so that the width stays."""
+    """Sum the maps of 3x3, 5x5 and 7x7 (PydMobileNet-Add): the width stays."""
     return net.add(Pyramid(name, (x,), channels, (3, 5, 7), stride, "add"))
 
 
 @register_family("pyd-concat")
 def _pyd_concat(net: Builder, name: str, x: str, channels: int, stride: int) -> str:
-    """PydMobileNet-Concat: the maps of 3x3, 5x5 and 7x7 stand side by side, so that the width triples."""
+    """Concatenate the maps of 3x3, 5x5 and 7x7 (PydMobileNet-Concat): the width triples."""
     return net.add(Pyramid(name, (x,), channels, (3, 5, 7), stride, "concat"))
 
 
 def _wide_resnet(architecture: Architecture, outputs: int, widths: Widths) -> Network:
-    """A Wide ResNet (Zagoruyko and Komodakis, 2016, arXiv 1605.07146) as GluonCV has it, and under its names."""
+    """Build a Wide ResNet (Zagoruyko and Komodakis, 2016, arXiv 1605.07146), under GluonCV's names."""
     factor = int(architecture.multiplier)
     net = Builder()
     x = net.batch_norm("features.0", IMAGES, scale=False)
@@ -359,7 +357,7 @@ def _wide_resnet(architecture: Architecture, outputs: int, widths: Widths) -> Ne
 
 
 def _basic_block(net: Builder, name: str, x: str, channels: int, stride: int) -> str:
-    """Two 3x3 convolutions, pre-activation. The shortcut, where it projects, starts from the activation."""
+    """Add two 3x3 convolutions, pre-activation. A projecting shortcut starts from the activation."""
     activated = net.batch_norm_relu(f"{name}.bn1", f"{name}.relu1", x)
     y = net.conv(f"{name}.conv1", activated, channels, 3, stride)
     y = net.batch_norm_relu(f"{name}.bn2", f"{name}.relu2", y)
@@ -373,7 +371,7 @@ FAMILIES["wrn"] = Family(_wide_resnet, layers_per_block=6, other_layers=4, whole
 
 
 class Builder:
-    """Layers under construction. Each method adds one or two and returns the name of the last."""
+    """A list of layers. Each method adds one or two and returns the name of the last."""
 
     def __init__(self) -> None:
         self.layers: list[Layer] = []
@@ -385,10 +383,8 @@ class Builder:
         self.channels[layer.name] = layer.output(*shapes)[0]
         return layer.name
 
-    def conv(
-        self, name: str, x: str, channels: int, kernel: int, stride: int = 1, groups: int = 1, bias: bool = False
-    ) -> str:
-        return self.add(Convolution(name, (x,), self.channels[x], channels, kernel, stride, groups, bias))
+    def conv(self, name: str, x: str, channels: int, kernel: int, stride: int = 1, bias: bool = False) -> str:
+        return self.add(Convolution(name, (x,), self.channels[x], channels, kernel, stride, bias=bias))
 
     def batch_norm(self, name: str, x: str, scale: bool = True) -> str:
         return self.add(BatchNorm(name, (x,), self.channels[x], scale))

@@ -173,7 +173,7 @@ def test_runs_of_version_0_4_whose_images_were_split_by_position_are_named(
     for data in ([], ["-d", grown]):
         code, out, _ = call("validate", run, *data, "--device", "cpu")
         assert code == 3
-        assert f"{words}: measure its error on others, in a folder with test/" in out
+        assert f"{words}: validate it on a folder with test/" in out
     make_classes(tmp_path / "other", "abc", {"test": 3}, side=40)
     code, out, _ = call("validate", run, "-d", tmp_path / "other", "--device", "cpu")
     assert code == 0

@@ -1,9 +1,9 @@
 """Checkpoints: found, fetched, verified, loaded, refused."""
 
-import contextlib
 import dataclasses
 import hashlib
 import re
+from pathlib import Path
 
 import mxnet as mx
 import numpy as np
@@ -89,14 +89,14 @@ def written(net, way, directory):
     return directory / "x"
 
 
-@pytest.mark.parametrize("model", ["resnet-11-0.25", "mobilenet-20-1", MODEL, "pyd-concat-11-0.25", "wrn-10-1"])
+@pytest.mark.parametrize("model", ["resnet-11-0.25", "mobilenet-20-0.25", MODEL, "pyd-concat-11-0.25", "wrn-10-1"])
 @pytest.mark.parametrize("way", ["export", "save_parameters", "save"])
 def test_what_gluon_writes_of_a_network_loads(model, way, tmp_path):
-    net, other = (randomised(model) for _ in range(2))
-    load_weights(other, written(net, way, tmp_path))
-    assert values(other).keys() == values(net).keys()
+    net = randomised(model)
+    arrays = weights.load(written(net, way, tmp_path), net.description)
+    assert arrays.keys() == values(net).keys()
     for name, value in values(net).items():
-        np.testing.assert_array_equal(values(other)[name], value)
+        np.testing.assert_array_equal(arrays[name], value)
 
 
 def test_gluon_s_numbers_stand_for_layers_in_the_order_of_their_making(tmp_path):
@@ -122,7 +122,7 @@ def test_gluon_s_numbers_stand_for_layers_in_the_order_of_their_making(tmp_path)
 @pytest.mark.parametrize(("model", "classes"), [("pyd-add-20-0.25", 7), ("resnet-11-0.25", 7), (MODEL, 9)])
 def test_an_export_of_another_network_is_refused_in_a_line(model, classes, tmp_path):
     file = written(randomised(model, classes), "export", tmp_path)
-    with pytest.raises(BadFileError, match=r"is of no network of this project, or of another than this|does not fit"):
+    with pytest.raises(BadFileError, match=r"is of another network, or of none|does not fit"):
         load_weights(pydmobilenet.get_model(MODEL, classes=7), file)
 
 
@@ -131,7 +131,7 @@ def test_an_export_that_lacks_a_parameter_or_was_fused_is_refused(tmp_path):
     arrays = formats.read_params(written(net, "export", tmp_path))
     (tmp_path / "less").write_bytes(formats.dump_params(dict(list(arrays.items())[1:])))
     for file in (tmp_path / "less", written(fuse(net), "export", tmp_path)):
-        with pytest.raises(BadFileError, match="is of no network of this project, or of another than this"):
+        with pytest.raises(BadFileError, match="is of another network, or of none"):
             load_weights(pydmobilenet.get_model(MODEL, classes=7), file)
 
 
@@ -249,14 +249,17 @@ def test_other_peoples_parameters_are_refused(net, tmp_path):
 
 def test_damaged_files_never_end_the_program(net, file):
     content = bytearray(file.read_bytes())
-    rng = np.random.default_rng(0)
-    for _ in range(300):
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(40):
         damaged = bytearray(content)
         for position in rng.integers(0, 400, 2):
             damaged[position] = rng.integers(256)
         file.write_bytes(damaged)
-        with contextlib.suppress(BadFileError):
+        try:
             load_weights(net, file)
+        except BadFileError:
+            refused += 1
+    assert 20 < refused < 40  # the others damage a number, or nothing
 
 
 @pytest.mark.parametrize("kind", ["float32", "float64", "float16", "uint8", "int32", "int8", "int64"])
@@ -354,7 +357,7 @@ def test_offline_a_miss_says_what_where_and_what_to_do(checkpoint, tmp_path, hom
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        (("pyd-add-29-1", "cifar100"), FileNotFoundError, "superclasses; nearest: dataset='cifar100-coarse'"),
+        (("pyd-add-29-1", "cifar100"), FileNotFoundError, "superclasses of CIFAR-100; nearest: dataset='cifar100-coarse'"),
         (("pyd-add-83-0.6", "cifar10"), FileNotFoundError, "no weights of pyd-add-83-0.6"),
         (("wrn-28-2", "imagenet32"), FileNotFoundError, "no weights of wrn-28-2"),
     ],
@@ -408,8 +411,8 @@ def test_a_parameter_that_is_not_finite_is_refused_wherever_it_is_read(value, ne
 
 @pytest.mark.parametrize("content", ["/dev/zero", "/dev/urandom"])
 def test_what_has_no_end_is_no_parameter_file(content):
-    with pytest.raises(BadFileError, match="it wrong first bytes"):
-        formats.read_params(content)
+    with pytest.raises(BadFileError, match="wrong first bytes"):
+        formats.read_params(Path(content))
 
 
 def test_a_conversion_leaves_a_file_of_the_users_own_alone(net, file, tmp_path):

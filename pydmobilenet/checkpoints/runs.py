@@ -1,4 +1,4 @@
-"""Descriptions of checkpoints: a run's in its ``run.json``, the bundled ones' in ``pretrained/manifest.json``."""
+"""Descriptions of checkpoints: a run's ``run.json``, and ``pretrained/manifest.json`` for the bundled ones."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ..errors import BadFileError, MissingFileError
 
 METADATA = "run.json"
 BEST = "best.params"
-SEEN = "seen_images"  # the key of their hashes: those of images that have been learned, or have chosen the epoch
-UNKNOWN = "?"  # stands among them for images of weights that record none
-# What a file of another kind raises.
+SEEN = "seen_images"  # the key for the hashes of images used in training, or to choose the epoch
+UNKNOWN = "?"  # among the hashes: initial weights have seen unrecorded images
+# Raised by wrong content of a file.
 WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
@@ -39,10 +39,7 @@ def read_metadata(directory: Path) -> dict:
 
 
 def fields(metadata: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What the `metadata` of a run, and the `entry` of one of its checkpoints, tell of a `Checkpoint`.
-
-    Raises one of the errors in `WRONG` where that cannot be.
-    """
+    """Return the fields of a `Checkpoint` from a run's `metadata` and its `entry` for the file. Raises `WRONG`."""
     split = "test" if "test_error" in entry else "val"
     error = entry[f"{split}_error"]
     if type(error) not in (int, float) or not 0 <= error <= 100:
@@ -67,23 +64,23 @@ def fields(metadata: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, A
 
 
 def why(error: Exception) -> str:
-    """What is wrong with a file, on a line."""
+    """Return an error on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
 def origin(record: Record) -> list[tuple[str, str]]:
-    """Where a checkpoint comes from, as `provenance.rows` tells it; nothing of a published or a bundled one."""
+    """Return `provenance.rows` of a run's checkpoint; nothing for others."""
     return provenance.rows(_metadata(record))
 
 
 def command(record: Record) -> str:
-    """The command that began a run; empty where none is recorded."""
+    """Return the first command of a run, if recorded."""
     sessions = _metadata(record).get("sessions", [])
     return sessions[0]["command"] if sessions else ""
 
 
 def _metadata(record: Record) -> dict:
-    """What the run of a record says of itself; nothing of any other record."""
+    """Return the ``run.json`` of a run's checkpoint; nothing for others."""
     if record.path is None or not os.path.isfile(record.path.parent / METADATA):
         return {}
     metadata = read_metadata(record.path.parent)

@@ -1,6 +1,4 @@
-"""Files of weights: find, download, verify, read and write. Reads the authors' format, and what Gluon writes of our
-networks: structural names (``net.save_parameters``) and those of scopes (``net.export``, ``collect_params().save``).
-"""
+"""Files of weights: find, download, verify, read and write, under the names of the authors, Gluon or PyTorch."""
 
 from __future__ import annotations
 
@@ -36,16 +34,16 @@ from ..network import (
 from . import formats
 
 Head = Literal["required", "optional", "fresh"]
-"""Whether a file's dense layer has to fit the network, is loaded where it fits, or is never loaded."""
+"""Whether a file's dense layer must fit the network, is loaded if it fits, or is never loaded."""
 
-# The authors' repository at the commit whose files were hashed. A mirror needs the same paths below its address.
+# At the commit of the hashes. A mirror needs the same paths.
 AUTHORS_REPOSITORY = (
     "https://raw.githubusercontent.com/thanhhvnqb/pydmobilenet_mxnet/ffb6cfcdb5028b1470f865bd7b3011e16c789936"
 )
 MIRROR_VARIABLE = "PYDMOBILENET_WEIGHTS_URL"
 
-# The authors' names for the parts of a network, and ours. The first component of a name, which differs from file to
-# file, is dropped; `stg1/blk0/` becomes `stages.1.0.`.
+# The authors' names of parts, and ours. The first component differs from file to file and is dropped; `stg1/blk0/`
+# becomes `stages.1.0.`.
 OUTER_PARTS = {
     "conv0/batchnorm0": "stem.norm",
     "conv0/conv0": "stem.conv",
@@ -79,19 +77,19 @@ BLOCK_PARTS = {
 GLUON_KINDS = {Convolution: "conv", BatchNorm: "batchnorm", Dense: "dense"}
 
 
-def places(root: Path | None = None) -> list[Path]:
-    """List where the authors' files are looked for: `root`, ``$PYDMOBILENET_HOME``, the package, MXNet's home."""
+def directories(root: Path | None = None) -> list[Path]:
+    """List the directories of the authors' files: `root`, ``$PYDMOBILENET_HOME``, the package, MXNet's home."""
     return fetching.search_path("models", root, PRETRAINED if os.path.isdir(PRETRAINED) else None)
 
 
 def find(file: PublishedFile, root: Path | None = None) -> Path | None:
-    """Find and verify one of the authors' files in the `places`: flat or as in their repository, itself or converted.
+    """Find and verify one of the authors' files, flat or as in their repository, original or converted.
 
-    Raises BadFileError for a file of that name with other content.
+    Raises BadFileError for another content.
     """
     forms = [Path(form) for form in (file.name, file.path.removeprefix("models/"), file.path)]
     forms += [form.with_suffix(formats.SAFETENSORS) for form in forms]
-    candidates = [place / form for place in places(root) for form in forms]
+    candidates = [directory / form for directory in directories(root) for form in forms]
     path = next(filter(os.path.isfile, candidates), None)
     if path is None or path.suffix != formats.SAFETENSORS:
         return path and fetching.verify(path, file.digest, file.bytes)
@@ -107,7 +105,7 @@ def find(file: PublishedFile, root: Path | None = None) -> Path | None:
 def obtain(file: PublishedFile, root: Path | None = None) -> Path:
     """Find one of the authors' files, or download it to `root`, ``$PYDMOBILENET_HOME`` or MXNet's home; verify it.
 
-    Raises MissingFileError, which says what was looked for, where, and which file to put there; and BadFileError.
+    Raises MissingFileError with the file to put there by hand; and BadFileError.
     """
     if path := find(file, root):
         return path
@@ -119,26 +117,24 @@ def obtain(file: PublishedFile, root: Path | None = None) -> Path:
             return find(file, root) or fetching.fetch([source], target)  # another process may have been faster
     except MissingFileError as error:
         raise MissingFileError(
-            f"{file.name} is not in {', '.join(map(str, places(root)))}, and could not be downloaded ({error}); "
+            f"{file.name} is not in {', '.join(map(str, directories(root)))}, and could not be downloaded ({error}); "
             f"to go on without a network, put it into {target.parent}"
         ) from None
 
 
 def read(path: Path, network: Network | None = None) -> dict[str, np.ndarray]:
-    """Read the named arrays of a file, under our structural names; those of Gluon's scopes need the network.
+    """Read the arrays of a file under our structural names. Names of Gluon's scopes need the network.
 
-    Raises MissingFileError, and BadFileError for what is no parameter file or has names that are none of ours; for a
-    file of PyTorch's, UnusableError where PyTorch cannot be imported.
+    Raises MissingFileError; BadFileError for a damaged file and foreign names; UnusableError for a file of PyTorch's
+    without PyTorch.
     """
     arrays = _arrays(path)
     scoped = {} if network is None else _scoped_names(arrays, network)
     translated = {}
-    for name, own in checkpoint_names(arrays).items():
-        ours = structural_name(own) or scoped.get(own)
+    for name, checkpoint_name in checkpoint_names(arrays).items():
+        ours = structural_name(checkpoint_name) or scoped.get(checkpoint_name)
         if ours is None:
-            raise BadFileError(
-                f"{path} is of no network of this project, or of another than this: it has {name[:100]!r}"
-            )
+            raise BadFileError(f"{path} is of another network, or of none of this project: it has {name[:100]!r}")
         if ours in translated:
             raise BadFileError(f"{path} has {ours} twice")
         translated[ours] = arrays[name]
@@ -149,7 +145,7 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
     head = formats.read_head(path)
     if formats.is_safetensors(head):
         return formats.read_safetensors(path)
-    if not head.startswith((b"PK\3\4", b"\x80")):  # as ``torch.save`` begins: a zip archive or, of old, a pickle
+    if not head.startswith((b"PK\3\4", b"\x80")):  # by ``torch.save``: a zip archive or, long ago, a pickle
         return formats.read_params(path)
     try:
         from ..pytorch.network import read_state_dict
@@ -160,9 +156,7 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
 
 
 def checkpoint_names(names: Iterable[str]) -> dict[str, str]:
-    """From the names of a state dict of PyTorch's, whose batch normalisations have a weight and a bias, and a counter
-    that is left out, to those of checkpoints. Other names stay.
-    """
+    """Map names of PyTorch's state dict to those of checkpoints: gamma and beta of batch norms, without counters."""
     norms = {name.rpartition(".")[0] for name in names if name.endswith(".running_mean")}
     kinds = {"weight": "gamma", "bias": "beta"}
     parts = {name: name.rpartition(".") for name in names if not name.endswith(".num_batches_tracked")}
@@ -172,7 +166,7 @@ def checkpoint_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def structural_name(name: str) -> str | None:
-    """Our name of a parameter, from the authors' or our own (of a Wide ResNet: GluonCV's); None where it is neither.
+    """Return our name of a parameter for the authors' or our own (GluonCV's for Wide ResNets); None for others.
 
     >>> structural_name("arg:cifar10_resne29/stg1/blk0/body/conv1_weight")
     'stages.1.0.spatial.conv3.weight'
@@ -189,10 +183,10 @@ def structural_name(name: str) -> str | None:
 
 
 def _scoped_names(names: Iterable[str], network: Network) -> dict[str, str]:
-    """The structural names for names of Gluon's scopes, if they are those of such a network; else nothing.
+    """Map names of Gluon's scopes to structural names, if they fit the network.
 
-    Gluon numbers the layers of a kind, ``conv33_weight``, in the order in which a process makes them, of whatever
-    networks they are: so the order tells which layer it is, and the number does not.
+    Gluon numbers the layers of a kind, ``conv33_weight``, in the order of their making, across all networks of a
+    process. So the order identifies a layer, and the number does not.
     """
     number = re.compile(r"\d+(?=_)")
     theirs = defaultdict(list)
@@ -211,10 +205,9 @@ def _scoped_names(names: Iterable[str], network: Network) -> dict[str, str]:
 
 
 def load(path: Path, network: Network, head: Head = "required") -> dict[str, np.ndarray]:
-    """Load the parameters of a file in float32, checked both ways against the network that they are for.
+    """Load the parameters of a file in float32, without the dense layer if `head` says so.
 
-    A dense layer that is not loaded, as `head` says, is left out. Raises BadFileError unless the file has every other
-    parameter of the network in its shape and no other.
+    Raises BadFileError unless the file has every other parameter of the network in its shape and no other.
     """
     arrays = read(path, network)
     wanted, shapes = dict(network.parameters), {name: array.shape for name, array in arrays.items()}
@@ -234,7 +227,7 @@ def load(path: Path, network: Network, head: Head = "required") -> dict[str, np.
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> str:
-    """Name every network whose parameters these may be: ``pyd-add-29-0.25 with 10 classes``."""
+    """Name every network with parameters of these shapes: ``pyd-add-29-0.25 with 10 classes``."""
     shapes = {name: array.shape for name, array in arrays.items()}
     blocks = {match[0] for name in shapes if (match := re.match(r"\w+\.\d+\.\d+\.", name))}
     names = [_fitting(family, len(blocks) // 3, shapes) for family in FAMILIES]
@@ -242,16 +235,16 @@ def identify(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _fitting(family: str, blocks: int, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Name the network of a family, with so many blocks a stage, whose parameters have these shapes; "" if none has."""
+    """Name the network of a family with so many blocks a stage and parameters of these shapes, or return ""."""
     depth = FAMILIES[family].layers_per_block * blocks + FAMILIES[family].other_layers
     for widths, form in ((CIFAR, ""), (IMAGENET32, ", in its ImageNet32 form")):
         standard = describe(Architecture(family, depth, 1), 1, widths)
         outputs = math.prod(shapes.get(f"{standard.head.name}.bias", ()))
         body = {name: shape for name, shape in standard.parameters.items() if standard.head.name not in name}
         pairs = [pair for name in body for pair in zip(body[name], shapes.get(name, ())) if pair[0] != pair[1]]
-        # Channels are rounded down, and so the largest number tells the multiplier best: itself or a decimal above it.
-        whole, scaled = max(pairs, default=(1, 1))
-        ratio = scaled / whole
+        # Channels are rounded down, so the largest number gives the best multiplier: itself or a decimal above it.
+        unscaled, scaled = max(pairs, default=(1, 1))
+        ratio = scaled / unscaled
         decimals = (math.ceil(ratio * 10**digits) / 10**digits for digits in range(1, 10))
         for multiplier in [ratio] if (10_000 * ratio).is_integer() else decimals:
             architecture = Architecture(family, depth, multiplier)
@@ -261,25 +254,23 @@ def _fitting(family: str, blocks: int, shapes: Mapping[str, tuple[int, ...]]) ->
 
 
 def check_target(target: Path) -> None:
-    """Raises InvalidValueError for a file whose name is none that `write` knows, UnusableError where it exists."""
+    """Raise InvalidValueError for a suffix that `write` does not know, UnusableError for an existing file."""
     if target.suffix not in (formats.PARAMS, formats.SAFETENSORS):
         likely = target.with_suffix(formats.SAFETENSORS)
         allowed = f"{formats.PARAMS}, {formats.SAFETENSORS}"
         raise InvalidValueError(f"{target} ends like no parameter file; nearest: {likely.name} (allowed: {allowed})")
-    sidecar = [formats.sidecar(target)] if target.suffix == formats.PARAMS else []
-    if any(path.name == "run.json" for path in sidecar):
+    paths = [target, formats.sidecar(target)] if target.suffix == formats.PARAMS else [target]
+    if paths[-1].name == "run.json":
         raise InvalidValueError(f"{target} would make its directory look like a run; choose another name")
-    for path in (target, *sidecar):
+    for path in paths:
         if os.path.lexists(path):
             raise UnusableError(f"{path} exists already; choose another name, or move it away")
 
 
 def write(target: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write parameters under their structural names, in the format that the target's name ends with: ``.safetensors``,
-    or ``.params`` for Gluon's ``net.load_parameters``, whose metadata go into a `formats.sidecar`.
+    """Write parameters under their structural names, in the format of the target's suffix.
 
-    Raises as `check_target` does, and UnusableError where the files cannot be written; they are put in place whole or
-    not at all.
+    For ``.params``, the metadata go into a `formats.sidecar`. Raises as `check_target`, and UnusableError.
     """
     check_target(target)
     if target.suffix == formats.SAFETENSORS:
@@ -287,5 +278,5 @@ def write(target: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str,
         return
     content = formats.dump_params(arrays)
     record = {**decoded(metadata), "sha256": hashlib.sha256(content).hexdigest()}
-    # The sidecar first: an interruption leaves no parameters behind that would be taken for those of another task.
+    # The sidecar first: an interruption must not leave parameters that pass for those of another task.
     files.write_together({formats.sidecar(target): json.dumps(record, indent=1) + "\n", target: content})
