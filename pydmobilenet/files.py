@@ -60,14 +60,11 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         return
     target = Path(os.path.realpath(path))
     tmp = _beside(target)
-    mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
     try:
         with _naming(path):
-            with open(
-                tmp, "xb", opener=lambda name, flags: os.open(name, flags, 0o666 if mode is None else mode)
-            ) as file:
-                if mode is not None:
-                    os.chmod(tmp, mode)  # the umask may have removed some bits
+            with open(tmp, "xb") as file:
+                if target.exists():
+                    shutil.copymode(target, tmp)
                 yield file
                 _sync(file)
             os.replace(tmp, target)
@@ -142,7 +139,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 def check_new_directory(path: Path) -> None:
     """Raise UnusableError if `new_directory` would fail; tries it with a temporary one."""
     target = path.absolute()
-    parent = next(each for each in target.parents if os.path.lexists(each))
+    parent = next(folder for folder in target.parents if os.path.lexists(folder))
     try:
         with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=parent) as trial:
             (Path(trial) / target.relative_to(parent)).mkdir(parents=True)

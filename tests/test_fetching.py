@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import http.server
 import os
-import resource
 import ssl
 import subprocess
 import sys
@@ -216,6 +215,8 @@ def test_verify_certificates(environment, https_server, tmp_path):
 
 
 def test_a_full_disk_is_named_and_not_left_full(source, tmp_path):
+    resource = pytest.importorskip("resource")
+
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))  # a write beyond it fails as on a full disk
 

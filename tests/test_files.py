@@ -1,7 +1,6 @@
 """Files and directories are put in place whole: whatever else writes there, whatever ends the writer."""
 
 import errno
-import fcntl
 import os
 import signal
 import socket
@@ -133,6 +132,7 @@ def test_keep_the_earlier_file_on_errors(tmp_path):
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
 def test_warn_of_a_file_system_without_locks(number, tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
     monkeypatch.setattr(fcntl, "flock", failing(OSError(number, os.strerror(number))))
     words = "has no locks|flock not supported"  # the latter is filelock's own
     with pytest.warns(UserWarning, match=words) as warned:
@@ -161,15 +161,6 @@ def test_keep_the_mode_of_an_overwritten_file(mode, tmp_path, monkeypatch):
         os.umask(before)
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", mode)
     assert modes[0] == mode  # of the temporary file
-
-
-def test_make_temporary_files_no_more_readable(tmp_path, monkeypatch):
-    made, opened = [], os.open
-    monkeypatch.setattr(os, "open", lambda path, *rest: made.append((str(path), *rest[1:])) or opened(path, *rest))
-    (tmp_path / "file").write_text("old")
-    (tmp_path / "file").chmod(0o640)
-    files.write(tmp_path / "file", "new")
-    assert [rest for path, *rest in made if path.endswith(".part")] == [[0o640]]
 
 
 def test_a_read_only_file_is_refused_and_stays(tmp_path):
