@@ -46,7 +46,7 @@ def in_float64(trainer, monkeypatch):
         return
     trainer.net.cast("float64")
     array = lambda values, context=None, dtype="float64": mx.nd.array(values, context, dtype)  # noqa: E731
-    monkeypatch.setattr(gluon_trainer, "nd", types.SimpleNamespace(array=array, stack=mx.nd.stack))
+    monkeypatch.setattr(gluon_trainer, "nd", types.SimpleNamespace(**{**vars(mx.nd), "array": array}))
 
 
 def made(engine, model):

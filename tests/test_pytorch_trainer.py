@@ -77,13 +77,12 @@ def assert_close(found, expected, tolerance, floor):
         assert apart <= tolerance * max(np.linalg.norm(array), floor), f"{name}: {apart}"
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("decays", [True, False])
-@pytest.mark.parametrize(("accumulate", "body_rate"), [(1, 1.0), (2, 1.0), (1, 0.25)])
-def test_twenty_updates_across_a_drop_of_the_learning_rate_are_those_of_numpy(
-    momentum, decays, accumulate, body_rate, monkeypatch
-):
-    wd, rates = 0.02, [0.1] * 12 + [0.01] * 8
+@pytest.mark.parametrize(
+    ("momentum", "decays", "accumulate", "body_rate"),
+    [(0.0, True, 1, 1.0), (0.9, True, 1, 1.0), (0.9, False, 2, 1.0), (0.9, False, 1, 0.25)],
+)
+def test_updates_across_a_drop_of_the_learning_rate_match_numpy(momentum, decays, accumulate, body_rate, monkeypatch):
+    wd, rates = 0.02, [0.1] * 5 + [0.01] * 4
     recipe = {"momentum": momentum, "weight_decay": wd, "decay_norm_and_bias": decays, "body_rate": body_rate}
     trainer = made(**recipe, accumulation_steps=accumulate)
     updates = recorded_gradients(trainer, monkeypatch)
@@ -152,8 +151,10 @@ def test_moving_statistics_follow_the_batches_even_in_the_stem(model):
     np.testing.assert_allclose(found[name.replace("mean", "var")], variance, rtol=1e-5)
 
 
-@each_type
-@pytest.mark.parametrize("model", ["mobilenet-11-0.25", "pyd-concat-11-0.125"])
+@pytest.mark.parametrize(
+    ("model", "dtype"),
+    [("pyd-concat-11-0.125", "float32"), ("mobilenet-11-0.25", "bfloat16"), ("pyd-add-11-0.125", "float16")],
+)
 def test_from_a_state_the_same_steps_give_the_same_bits(model, dtype):
     trainer = made(model, dtype=dtype)
     train(trainer, 0, 1, 2)
@@ -271,7 +272,7 @@ def test_half_precision_warns_on_a_processor_without_fast_kernels(monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     if not pytorch_trainer.machine.instruction_set(engine="pytorch"):
         pytest.skip("the processor's instruction sets are not known")
-    with pytest.warns(UserWarning, match="dtype 'bfloat16' is slow on this processor, which has AVX2?"):
+    with pytest.warns(UserWarning, match=r"dtype 'bfloat16' is slow on this processor \(AVX2?\); use float32"):
         pytorch_trainer.warn_of_slow_type("bfloat16")
 
 

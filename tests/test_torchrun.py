@@ -32,6 +32,8 @@ pytestmark = pytest.mark.pytorch
 
 MODELS = ["resnet-11-0.25", "mobilenet-11-0.5", "pyd-add-11-0.25", "pyd-concat-11-0.25", "wrn-10-1"]
 WAYS = {"float32": (1, 1), "float64": (3, 1), "accumulated": (2, 2)}  # updates, and passes of each
+CASES = [*((model, "float64") for model in MODELS), ("resnet-11-0.25", "float32"), ("pyd-concat-11-0.25", "float32")]
+CASES.append(("pyd-concat-11-0.25", "accumulated"))
 CPU = torch.device("cpu")
 DIGITS = config.read(ROOT / "configs" / "digits.yaml")
 
@@ -77,8 +79,8 @@ def trained(directory, folder):
 
 
 def work(directory, folder):
-    """What a worker writes: all ways of all models, its batch normalisation, scores, and what it sees of a run."""
-    found = {f"{model} {way} {name}": a for model in MODELS for way in WAYS for name, a in updates(model, way).items()}
+    """What a worker writes: all cases, its batch normalisation, scores, and what it sees of a run."""
+    found = {f"{model} {way} {name}": a for model, way in CASES for name, a in updates(model, way).items()}
     rank = distributed.get_rank()
     scores = {f"score of {number}": evaluated(number) for number in (1, 7)}
     np.savez(directory / f"{rank}.npz", **found, **normalised(rank, 2), **scores)
@@ -180,8 +182,7 @@ def two(worked):
     return [dict(np.load(worked / f"{rank}.npz")) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "way"), CASES)
 def test_two_processes_follow_one(model, way, two):
     expected = updates(model, way)
     for each in two:
@@ -199,7 +200,7 @@ def test_two_processes_follow_one(model, way, two):
 
 def test_both_processes_have_the_same_bits(two):
     one, other = two
-    assert len(one) > 1000
+    assert len(one) > 500
     assert [name for name in one if "norm " not in name and one[name].tobytes() != other[name].tobytes()] == []
 
 

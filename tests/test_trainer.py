@@ -86,13 +86,12 @@ def recorded_gradients(trainer, monkeypatch):
     return updates
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("decays", [True, False])
-@pytest.mark.parametrize(("accumulate", "body_rate"), [(1, 1.0), (2, 1.0), (1, 0.25)])
-def test_twenty_updates_across_a_drop_of_the_learning_rate_are_those_of_numpy(
-    momentum, decays, accumulate, body_rate, monkeypatch
-):
-    wd, rates = 0.02, [0.1] * 12 + [0.01] * 8
+@pytest.mark.parametrize(
+    ("momentum", "decays", "accumulate", "body_rate"),
+    [(0.0, True, 1, 1.0), (0.9, True, 1, 1.0), (0.9, False, 2, 1.0), (0.9, False, 1, 0.25)],
+)
+def test_updates_across_a_drop_of_the_learning_rate_match_numpy(momentum, decays, accumulate, body_rate, monkeypatch):
+    wd, rates = 0.02, [0.1] * 5 + [0.01] * 4
     recipe = {"momentum": momentum, "weight_decay": wd, "decay_norm_and_bias": decays, "body_rate": body_rate}
     trainer = made("pyd-add-11-0.125", **recipe, accumulation_steps=accumulate)
     updates = recorded_gradients(trainer, monkeypatch)
