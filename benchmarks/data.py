@@ -2,7 +2,7 @@
 """Images a second of `pydmobilenet.data.batches` against ``gluon.data.DataLoader`` with the conventional transforms.
 
 Both give float32 batches of 128 CIFAR-sized images in NCHW, for training (pad, random crop, random flip, normalise)
-and for validation (normalise). The sides take turns; the DataLoader has 0 and 2 workers, of which the better counts.
+and for validation (normalise). The sides take turns; the better of 0 and 2 workers counts for the DataLoader.
 
     python benchmarks/data.py
 """
@@ -23,7 +23,7 @@ BATCH = 128
 
 
 def seconds(iterable, copied: bool = False) -> float:
-    """The time of an epoch; with `copied`, each batch is put into an NDArray of MXNet's, as the DataLoader's are."""
+    """Time an epoch; with `copied`, copy each batch into an NDArray, as the DataLoader does."""
     import mxnet as mx
 
     start = time.perf_counter()
@@ -36,7 +36,7 @@ def seconds(iterable, copied: bool = False) -> float:
 
 
 def loader(dataset: Dataset, train: bool, workers: int):
-    """The conventional way, as in GluonCV's and the authors' scripts: every sample on its own, through transforms."""
+    """Transform sample by sample, as GluonCV's and the authors' scripts do."""
     import mxnet as mx
     from gluoncv.data import transforms as gcv_transforms
     from mxnet import gluon
@@ -64,7 +64,7 @@ def main() -> None:
         images = rng.integers(0, 256, (number, 3, 32, 32), dtype=np.uint8)
         return Dataset(get_task("cifar10"), "train", images, rng.integers(0, 10, number), False, "benchmark")
 
-    large, small = make(50_000), make(5_000)  # the conventional way is given fewer: it has no cost to spread
+    large, small = make(50_000), make(5_000)  # fewer for the DataLoader: it has no start-up cost to spread
     for train in (True, False):
         loaders = {workers: loader(small, train, workers) for workers in (0, 2)}
         rates = {"ours, NumPy arrays": [], "ours, NDArrays": [], 0: [], 2: []}

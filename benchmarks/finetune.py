@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What fine-tuning the authors' weights reaches on a few hundred pictures: test error over several seeds.
+"""Fine-tune the authors' weights on a few hundred pictures: test error over several seeds.
 
 python benchmarks/finetune.py --data DIR --weights-dir DIR      # half an hour; DIR has CIFAR-10 as test/<class>/*.jpg
 
-The pictures are of CIFAR-10's test set, which the authors' networks have not seen: of each class the first ones are for
-training (a share of these for validation, where the recipe wants it), all others for the test.
+The pictures are of CIFAR-10's test set, unseen by the authors' networks: the first ones of each class are for training
+(a part of them for validation, if the recipe says so), all others for the test.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydmobilenet import provenance
 from pydmobilenet.training.checkpoint import read_history
+from pydmobilenet.training.history import History
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 WAYS = {
@@ -31,7 +33,7 @@ WAYS = {
 
 
 def make_photos(source: Path, target: Path, classes: list[str], number: int) -> None:
-    """Links to the images of some classes: the first ones below ``train/``, the others below ``test/``."""
+    """Link the first images of some classes below ``train/``, the others below ``test/``."""
     for name in classes:
         files = sorted((source / "test" / name).iterdir())
         for split, part in (("train", files[:number]), ("test", files[number:])):
@@ -40,29 +42,19 @@ def make_photos(source: Path, target: Path, classes: list[str], number: int) -> 
                 (target / split / name / file.name).symlink_to(file.resolve())
 
 
-def train(photos: Path, options: list[str], seed: int, pretrained: list[str]) -> tuple[float, float, int]:
-    """The test error in % of a run on one thread, the seconds of its epochs, and how many there were."""
+def train(options: Iterable[object]) -> tuple[History, dict]:
+    """Run train.py on one thread; return its history and the checkpoints of its ``run.json``."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        command = [
-            sys.executable,
-            TRAIN,
-            photos,
-            *options,
-            *pretrained,
-            "--seed",
-            seed,
-            "--output",
-            run,
-            "--device",
-            "cpu",
-        ]
+        command = [sys.executable, TRAIN, *options, "--output", run, "--device", "cpu", "--quiet"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([*map(str, command), "--quiet"], env=environment, check=True, stdout=subprocess.DEVNULL)
-        history = read_history(run)
-        checkpoints = json.loads((run / "run.json").read_text(encoding="utf-8"))["checkpoints"]
-        chosen = "best.params" if history.split == "val" else "last.params"  # never the best one by the test images
-        return checkpoints[chosen]["test_error"], sum(row.seconds for row in history.rows), len(history.rows)
+        subprocess.run([*map(str, command)], env=environment, check=True, stdout=subprocess.DEVNULL)
+        return read_history(run), json.loads((run / "run.json").read_text(encoding="utf-8"))["checkpoints"]
+
+
+def test_error(history: History, checkpoints: dict) -> float:
+    """Return the test error in % of the chosen epoch: the last one, if only test images could choose the best."""
+    return checkpoints["best.params" if history.split == "val" else "last.params"]["test_error"]
 
 
 def main() -> None:
@@ -88,11 +80,12 @@ def main() -> None:
         for way in arguments.ways:
             options = [*WAYS[way], "--model", arguments.model, *arguments.options]
             pretrained = [] if way == "folder" else ["--pretrained", "--weights-dir", arguments.weights_dir]
-            found = [train(Path(folder), options, seed, pretrained) for seed in range(arguments.seeds)]
-            errors, seconds, epochs = zip(*found)
+            runs = [train([folder, *options, *pretrained, "--seed", seed]) for seed in range(arguments.seeds)]
+            errors = [test_error(*run) for run in runs]
+            seconds = statistics.median(sum(row.seconds for row in history.rows) for history, _ in runs)
             listed = ", ".join(f"{error:.2f}" for error in errors)
-            figures = f"{statistics.mean(errors):.2f} | {max(errors) - min(errors):.2f} | {epochs[0]}"
-            print(f"| {way} | {listed} | {figures} | {statistics.median(seconds):.0f} |", flush=True)
+            figures = f"{statistics.mean(errors):.2f} | {max(errors) - min(errors):.2f} | {len(runs[0][0].rows)}"
+            print(f"| {way} | {listed} | {figures} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""All there is to measure of a GPU, in parts of at most ten minutes: Markdown on standard output, JSON lines in FILE.
+"""Measure a GPU in parts of at most ten minutes: Markdown on standard output, JSON lines in FILE.
 
-steps   milliseconds of a training step, each way by itself, and the kernels that take longest
-speed   images/s of validation and of training, float32 and bfloat16, compiled or not, against PyTorch as it is usually
+steps   milliseconds of a training step, way by way, and its longest kernels
+speed   images/s of validation and of training, float32 and bfloat16, compiled or not, against PyTorch as usually
         written; milliseconds of a depthwise convolution's gradients, PyTorch's own and by forward convolutions
-recipe  the authors' whole recipe of 320 epochs, for two networks: time and error
+recipe  the authors' full recipe of 320 epochs, for two networks: time and error
 seeds   a recipe of 30 epochs, three seeds: mean error and spread
 
-A part that does not end in time is saved, and goes on when the command is given again.
+An unfinished part is saved; the same command continues it.
 
     python benchmarks/gpu.py --data DIR                       # train/ and test/, a folder a class, as JPEG images
-    python benchmarks/gpu.py --data DIR --part recipe         # again, until it says that all is done
+    python benchmarks/gpu.py --data DIR --part recipe         # again, until it prints: all is done
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from pydmobilenet.training.history import History
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("steps", "speed", "recipe", "seeds")
 MODEL, RECIPES = "pyd-concat-56-0.5", ("pyd-concat-29-0.25", "pyd-concat-56-0.75")
-SAVING = 30  # seconds before a part's end at which a run is asked to save
+SAVING = 30  # seconds before a part's end, for a run to save
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     option = parser.add_argument
     option("--part", nargs="+", choices=PARTS, default=PARTS, help="default: all")
-    option("--data", type=Path, help="a folder of images: what recipe and seeds train on")
-    option("--runs", type=Path, default=Path("runs/gpu"), help="where their runs are (default: runs/gpu)")
-    option("--output", type=Path, metavar="FILE", help="JSON lines are added to it")
+    option("--data", type=Path, help="a folder of images, for recipe and seeds")
+    option("--runs", type=Path, default=Path("runs/gpu"), help="the folder of their runs (default: runs/gpu)")
+    option("--output", type=Path, metavar="FILE", help="append JSON lines to FILE")
     option("--minutes", type=float, default=10.0, help="of a part (default: 10)")
     option("--device", default="cuda", help="cuda (default), or cpu to try the script")
     option("--epochs", type=int, nargs=2, default=(320, 30), metavar="N", help="of recipe and seeds (default: 320 30)")
@@ -78,12 +78,12 @@ def main() -> int:
 
 
 def steps(arguments: argparse.Namespace) -> Iterator[dict]:
-    """Milliseconds of a training step."""
+    """Yield milliseconds of a training step."""
     return gpu_steps.rows(arguments.model, arguments.device, arguments.minutes, arguments.batches)
 
 
 def speed(arguments: argparse.Namespace) -> Iterator[dict]:
-    """Images/s, the sides taking turns; then milliseconds of gradients."""
+    """Yield images/s, the sides taking turns; then milliseconds of gradients."""
     device, model = arguments.device, arguments.model
     ways = {
         "train, eager, float32": lambda: pytorch.eager(model, device),
@@ -110,7 +110,7 @@ def speed(arguments: argparse.Namespace) -> Iterator[dict]:
 
 
 def seconds(stream: Iterator, number: int, device: str) -> float:
-    """Of so many steps, all that they have started included."""
+    """Time so many steps, until the device is idle."""
     gpu_steps.wait(device)
     start = time.perf_counter()
     for _ in range(number):
@@ -125,7 +125,7 @@ def _images(device: str) -> np.ndarray:
 
 
 def answers(model: str, device: str) -> Iterator[None]:
-    """Answer a batch each time it is asked, as validation does."""
+    """Predict a batch at each step, as validation does."""
     network = catalog.describe(model)
     arrays = pytorch.trainer.get_arrays(pytorch.get_model(model))
     predict, images = inference.PyTorchEngine(device).load(network, arrays), _images(device)
@@ -135,7 +135,7 @@ def answers(model: str, device: str) -> Iterator[None]:
 
 
 def answers_as_usual(model: str, device: str) -> Iterator[None]:
-    """Answer a batch each time it is asked, by PyTorch's own parts in float32."""
+    """Predict a batch at each step, by PyTorch's own modules in float32."""
     net = pytorch.usual(pytorch.get_model(model)).to(device, memory_format=torch.channels_last)
     images = torch.from_numpy(_images(device))
     while True:
@@ -145,7 +145,7 @@ def answers_as_usual(model: str, device: str) -> Iterator[None]:
 
 
 def gradients(device: str) -> Iterator[dict]:
-    """Milliseconds of the forward pass and both gradients of a batch's depthwise convolutions."""
+    """Yield milliseconds of the forward pass and both gradients of a batch's depthwise convolutions."""
     for dtype in (torch.float32, torch.bfloat16) if device == "cuda" else (torch.float32,):
         for layout in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(BATCH, 32, 32, 32, device=device, dtype=dtype).to(memory_format=layout).requires_grad_()
@@ -157,7 +157,7 @@ def gradients(device: str) -> Iterator[dict]:
 
 
 def ways_to_gradients(x: torch.Tensor) -> dict[str, Iterator[None]]:
-    """Passes of one 7x7 kernel in several ways, which is also what Add's three kernels are as one, and of the three."""
+    """Return passes of one 7x7 kernel, the sum of Add's three, in two ways, and of the three kernels."""
     kernels = {size: torch.randn(x.shape[1], 1, size, size, device=x.device) for size in (3, 5, 7)}
     for kernel in kernels.values():
         kernel.requires_grad_()
@@ -178,7 +178,7 @@ def ways_to_gradients(x: torch.Tensor) -> dict[str, Iterator[None]]:
 
 
 def recipe(arguments: argparse.Namespace) -> Iterator[dict]:
-    """The authors' recipe, as far as the time allows."""
+    """Run the authors' recipe, as far as the time allows."""
     end = time.monotonic() + 60 * arguments.minutes
     for model in RECIPES:
         options = ["--config", "cifar", "--epochs", arguments.epochs[0]]
@@ -186,7 +186,7 @@ def recipe(arguments: argparse.Namespace) -> Iterator[dict]:
 
 
 def seeds(arguments: argparse.Namespace) -> Iterator[dict]:
-    """A short recipe over three seeds, and the spread of its errors."""
+    """Run a short recipe with three seeds; yield the spread of its errors."""
     end = time.monotonic() + 60 * arguments.minutes
     rows = []
     for seed in range(3):
@@ -199,9 +199,9 @@ def seeds(arguments: argparse.Namespace) -> Iterator[dict]:
 
 
 def trained(arguments: argparse.Namespace, name: str, model: str, options: list, end: float) -> dict:
-    """A run that is begun, or goes on, until it is done or the time is up: how far it has come.
+    """Begin or continue a run until its end or that of the time; return its progress.
 
-    The run's own minutes are those of training alone. Those of this call have its start, evaluation and saves as well.
+    Minutes of training exclude start, evaluation and saves; those of this call include them.
     """
     start = time.monotonic()
     run = arguments.runs / name
@@ -218,7 +218,7 @@ def trained(arguments: argparse.Namespace, name: str, model: str, options: list,
             process.send_signal(signal.SIGTERM)
             process.wait()
         if process.returncode not in (0, 128 + signal.SIGTERM):
-            raise SystemExit(process.returncode)  # it has said why
+            raise SystemExit(process.returncode)  # it has printed why
     history = read_history(run) if run.exists() else History()
     return {
         "what": name,

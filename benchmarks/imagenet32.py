@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """ImageNet32 at full size, of random pixels: conversion, reopening, and an epoch's iteration, with the peak memory.
 
-Each step runs in a process of its own, so that each has its own peak. Needs 8 GB of disk for as long as it runs.
+Each step runs in its own process, with its own peak. Needs 8 GB of disk meanwhile.
 
     python benchmarks/imagenet32.py [--images 1281167] [--folder DIR]
 """
@@ -23,17 +23,17 @@ from pydmobilenet.data import batches
 
 
 def make(folder: Path, images: int) -> None:
-    """Ten pickled batches in the official layout."""
+    """Write ten pickled batches in the official layout."""
     rng = np.random.default_rng(0)
-    for number, share in enumerate(np.array_split(np.arange(images), 10), 1):
-        pixels = rng.integers(0, 256, (len(share), 3072), dtype=np.uint8)
-        content = {"data": pixels, "labels": rng.integers(1, 1001, len(share)).tolist(), "mean": np.zeros(3072)}
+    for number, part in enumerate(np.array_split(np.arange(images), 10), 1):
+        pixels = rng.integers(0, 256, (len(part), 3072), dtype=np.uint8)
+        content = {"data": pixels, "labels": rng.integers(1, 1001, len(part)).tolist(), "mean": np.zeros(3072)}
         with open(folder / f"train_data_batch_{number}", "wb") as file:
             pickle.dump(content, file, protocol=3)
 
 
 def step(name: str, folder: Path) -> None:
-    """One step, in this process: prints what it took."""
+    """Run one step, and print its time and memory."""
     start = time.perf_counter()
     dataset = get_dataset("imagenet32", "train", folder)
     opened = time.perf_counter() - start

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Images per second, latency of a single image, and share of the machine's peak, of the ways to run a network.
+"""Images per second, latency of a single image, and fraction of the machine's peak, by engine.
 
 Ways: the reference network and the fused one, in Gluon, PyTorch and ONNX Runtime; each with one thread and with all.
 MXNet reads the number of threads once, so either number has a process of its own. All ways take turns, several rounds;
@@ -30,11 +30,11 @@ SECONDS = 0.3  # of each measurement
 
 
 def serve(rounds: int) -> None:
-    """Answer each model named on standard input with its figures, as a line of JSON."""
+    """Print the figures of each model named on standard input, as a line of JSON."""
     sys.path.insert(0, str(ROOT))
     import pydmobilenet  # before mxnet
 
-    pydmobilenet.gluon.runtime.use_all_instructions()  # as the commands do that only answer
+    pydmobilenet.gluon.runtime.use_all_instructions()  # as `validate` and `predict` do
     import mxnet as mx  # isort: skip
 
     from pydmobilenet import engine
@@ -56,7 +56,7 @@ def serve(rounds: int) -> None:
 
 
 def measured(ways: dict, work: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Figures of each way: images/s by batch size, latencies in ms, and the best share of the peak in %.
+    """Measure each way: images/s by batch size, latencies in ms, the best fraction of the peak in %.
 
     `work` is the number of operations for an image.
     """
@@ -74,10 +74,10 @@ def measured(ways: dict, work: int, rounds: int) -> dict[str, dict[str, float]]:
                 speeds[way][size].append(size / np.median(seconds))
                 if size == 1:
                     latencies[way] += seconds
-    found = {}
+    figures = {}
     for way in ways:
         median = {size: float(np.median(speeds[way][size])) for size in BATCHES}
-        found[way] = {
+        figures[way] = {
             **{str(size): median[size] for size in BATCHES},
             "low": min(speeds[way][BATCHES[-1]]),
             "high": max(speeds[way][BATCHES[-1]]),
@@ -86,11 +86,11 @@ def measured(ways: dict, work: int, rounds: int) -> dict[str, dict[str, float]]:
             "share": 100 * max(median.values()) * work / float(np.median(peaks)),
             "peak": float(np.median(peaks)) / 1e9,
         }
-    return found
+    return figures
 
 
 def times(call) -> list[float]:
-    """The seconds of each of some calls, after one to warm up."""
+    """Time calls for some time, after one to warm up."""
     call()
     seconds = []
     while sum(seconds) < SECONDS or len(seconds) < 3:
@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def line(model: str, way: str, threads: int, row: dict[str, float]) -> str:
-    """A row of the table."""
+    """Format a row of the table."""
     speeds = " | ".join(f"{row[str(size)]:.0f}" for size in BATCHES)
     return (
         f"| {model} | {way} | {threads} | {speeds} | {row['low']:.0f} to {row['high']:.0f} "

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What static int8 quantisation by ONNX Runtime costs and brings: error, size, speed.
+"""Error, size and speed of static int8 quantisation by ONNX Runtime.
 
-The fused networks with the authors' CIFAR-10 weights are quantised (QDQ, per channel, weights of 8 bits, or of 7 where
-the processor lacks VNNI), calibrated on 400 training images, and compared with float32 on test images, one thread,
-taking turns. Figures of time are medians. int8 holds for a network where it is the faster one, image by image and in
-batches, and at most 0.5 % of the images get another class.
+The fused networks with the authors' CIFAR-10 weights are quantised (QDQ, per channel, weights of 8 bits, or of 7
+without VNNI), calibrated on 400 training images, and compared with float32 on test images, on one thread in turns.
+Times are medians. int8 "holds" for a network if it is faster image by image and in batches, and at most 0.5 % of the
+images get another class.
 
     python benchmarks/int8.py --weights-dir DIR --train-dir DIR --test-dir DIR --limit 1000
 """
@@ -23,11 +23,11 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 CALIBRATION, BATCH, CALLS, WARM_UP, ROUNDS = 400, 50, 100, 20, 3
-TOLERANCE = 0.5  # % of the images, which may get another class than in float32
+TOLERANCE = 0.5  # % of the images may get another class than in float32
 
 
 class Reader:
-    """Calibration images as ONNX Runtime asks for them."""
+    """The iterator of calibration images for ONNX Runtime."""
 
     def __init__(self, images: np.ndarray):
         self.batches = iter([images[start : start + BATCH] for start in range(0, len(images), BATCH)])
@@ -53,8 +53,8 @@ def quantise(source: Path, target: Path, images: np.ndarray, bits: int) -> None:
     )
 
 
-def answered(predict: Callable, images: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """The classes of the images, how many were answered a second in batches, and ms for a single one."""
+def predictions(predict: Callable, images: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Return the predicted classes, images/s in batches, and ms for a single image."""
     for _ in range(WARM_UP):
         predict(images[:1])
     seconds = []
@@ -69,12 +69,12 @@ def answered(predict: Callable, images: np.ndarray) -> tuple[np.ndarray, float, 
 
 
 def row(ways: list[Callable], sizes: list[int], images: np.ndarray, labels: np.ndarray) -> str:
-    """A network's figures in float32 and in int8, as cells of the table."""
-    rounds = [[answered(predict, images) for predict in ways] for _ in range(ROUNDS)]
-    classes = [found for found, *_ in rounds[0]]
-    errors = [100 * (found != labels).mean() for found in classes]
+    """Format a network's figures in float32 and in int8 as cells of the table."""
+    rounds = [[predictions(predict, images) for predict in ways] for _ in range(ROUNDS)]
+    classes = [predicted for predicted, *_ in rounds[0]]
+    errors = [100 * (predicted != labels).mean() for predicted in classes]
     differ = 100 * (classes[0] != classes[1]).mean()
-    speeds, latencies = (np.median([[each[place] for each in turn] for turn in rounds], axis=0) for place in (1, 2))
+    speeds, latencies = (np.median([[way[column] for way in turn] for turn in rounds], axis=0) for column in (1, 2))
     holds = differ <= TOLERANCE and speeds[1] > speeds[0] and latencies[1] < latencies[0]
     cells = [
         *(f"{error:.1f}" for error in errors),
@@ -103,7 +103,7 @@ def main() -> None:
     from pydmobilenet.folding import fold
     from pydmobilenet.onnx import graph, session
 
-    logging.disable(logging.WARNING)  # of ONNX Runtime, which advises another preparation
+    logging.disable(logging.WARNING)  # of ONNX Runtime's advice on another preparation
     calibration = pydmobilenet.get_dataset("cifar10", "train", arguments.train_dir).normalised(0, CALIBRATION)
     test = pydmobilenet.get_dataset("cifar10", "test", arguments.test_dir).head(arguments.limit)
     images = test.normalised()

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Where the time of validation goes: each of the 22 CIFAR-10 networks, by each engine, on one thread.
+"""Time of each of the 22 CIFAR-10 networks in validation, by each engine, on one thread.
 
-Seconds that 10,000 images take in batches as the engines have them, networks folded, random weights; beside them the
-seconds that a measured sgemm (NumPy's, 1024x1024) would take for as many multiply-adds. The sides take turns.
+Seconds for 10,000 images in the engine's batches, networks folded, random weights; beside them those of a measured
+sgemm (NumPy's, 1024x1024) for as many multiply-adds. The sides take turns.
 
     python benchmarks/networks.py                    # two minutes
     python benchmarks/networks.py --model 'pyd-*' --images 200 --rounds 5
@@ -21,7 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-IMAGES = 10_000  # that the seconds are of
+IMAGES = 10_000  # of the printed seconds
 
 
 def main() -> None:
@@ -41,13 +41,13 @@ def main() -> None:
     engines = [engine.choose(name, "cpu").engine for name in usable]
     images = np.random.default_rng(0).standard_normal((arguments.images, 3, 32, 32), dtype=np.float32)
     print(provenance.summary())
-    print(f"| model | mult-adds, M | sgemm, s | {' | '.join(f'{each.name}, s' for each in engines)} |")
+    print(f"| model | mult-adds, M | sgemm, s | {' | '.join(f'{one.name}, s' for one in engines)} |")
     print("| --- | --: | --: |" + " --: |" * len(engines))
     totals = np.zeros(1 + len(engines))
     for name in names:
         network = catalog.describe(name)
         work = network.complexity().multiply_adds
-        ways = [(each.load(network, random_arrays(network)), each.batch_size) for each in engines]
+        ways = [(one.load(network, random_arrays(network)), one.batch_size) for one in engines]
         seconds = np.median([turn(ways, images, work) for _ in range(arguments.rounds)], axis=0)
         totals += seconds
         print(f"| {name} | {work / 1e6:.1f} | {' | '.join(f'{value:.2f}' for value in seconds)} |", flush=True)
@@ -55,23 +55,23 @@ def main() -> None:
 
 
 def turn(ways: list, images: np.ndarray, work: int) -> list[float]:
-    """Seconds of sgemm for so many multiply-adds an image, and of each way, for `IMAGES` images."""
+    """Return the seconds of sgemm (`work` multiply-adds an image) and of each way, for `IMAGES` images."""
     matrix = np.ones((1024, 1024), np.float32)
     start = time.perf_counter()
     for _ in range(5):
         matrix @ matrix
-    found = [(time.perf_counter() - start) / 5 / 1024**3 * work * IMAGES]
+    seconds = [(time.perf_counter() - start) / 5 / 1024**3 * work * IMAGES]
     for predict, batch_size in ways:
-        predict(images[:batch_size])  # what is done once
+        predict(images[:batch_size])  # warm up
         start = time.perf_counter()
         for first in range(0, len(images), batch_size):
             predict(images[first : first + batch_size])
-        found.append((time.perf_counter() - start) / len(images) * IMAGES)
-    return found
+        seconds.append((time.perf_counter() - start) / len(images) * IMAGES)
+    return seconds
 
 
 def random_arrays(network) -> dict[str, np.ndarray]:
-    """Parameters as He initialisation draws them; every normalisation does nothing."""
+    """Draw parameters by He initialisation, with normalisations of identity."""
     rng = np.random.default_rng(0)
     arrays = {}
     for name, shape in network.parameters.items():

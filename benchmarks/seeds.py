@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a recipe reaches by each engine, over several seeds: error after the last epoch, and seconds.
+"""Train by each engine with several seeds: error after the last epoch, and seconds.
 
 python benchmarks/seeds.py                               # the digits, a network of each family: half an hour
 python benchmarks/seeds.py --model pyd-add-29-0.25 --seeds 3 --jobs 2
@@ -8,33 +8,20 @@ python benchmarks/seeds.py --model pyd-add-29-0.25 --seeds 3 --jobs 2
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+
+import finetune
 
 from pydmobilenet import engine, provenance
-from pydmobilenet.training.checkpoint import read_history
 
-TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 DEFAULT = ("resnet-29-0.5", "mobilenet-29-0.5", "pyd-add-29-0.25", "pyd-concat-29-0.25")
 
 
 def train(model: str, engine: str, seed: int, options: list[str]) -> tuple[float, float]:
-    """The error in % after the last epoch of a run on one thread, and the seconds of its epochs."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        command = [
-            *("--model", model, "--engine", engine, "--seed", seed, "--device", "cpu", "--output", run),
-            *options,
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run([sys.executable, TRAIN, *map(str, command), "--quiet"], env=environment, check=True)
-        history = read_history(run)
-        return history.last.test_error, sum(row.seconds for row in history.rows)
+    """Return the error in % after the last epoch, and the seconds of all epochs."""
+    history, _ = finetune.train(["--model", model, "--engine", engine, "--seed", seed, *options])
+    return history.last.test_error, sum(row.seconds for row in history.rows)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A process of a benchmark that answers one line by another. Whatever happens to the benchmark, it is ended."""
+"""A benchmark's process: it answers each line with a line, and ends with the benchmark in any case."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import suppress
 
 
 class Server:
-    """``script --serve arguments`` as a process group of its own. A context, at whose end none of it is left."""
+    """``script --serve arguments`` in its own process group; leaving the context kills the group."""
 
     def __init__(self, script: str, *arguments: str, environment: Mapping[str, str]):
         self.name = " ".join(arguments)
@@ -29,15 +29,15 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)  # a DataLoader's workers do not always end by themselves
+        os.killpg(self.process.pid, signal.SIGKILL)  # some of a DataLoader's workers never end
         self.process.communicate()
 
     def ask(self, question: str) -> str:
-        """The answer to a line. Raises SystemExit where the process has ended without one."""
+        """Return the answer to a line. Raises SystemExit if the process has ended without one."""
         answer = ""
         with suppress(BrokenPipeError):
             print(question, file=self.process.stdin, flush=True)
-            # What it has started may hold the pipe open beyond its own end.
+            # Its children may hold the pipe open beyond its end.
             while self.process.poll() is None and not answer:
                 if select.select([self.process.stdout], [], [], 0.1)[0]:
                     answer = self.process.stdout.readline()
@@ -46,9 +46,9 @@ class Server:
         return answer
 
     def pause(self) -> None:
-        """Stop it, with all that it has started, until it is resumed."""
+        """Stop the process group until `resume`."""
         os.killpg(self.process.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Continue the process group."""
         os.killpg(self.process.pid, signal.SIGCONT)

@@ -13,9 +13,9 @@ pytorch:
 - eager: PyTorch's own parts, channels last, float32, ``DataLoader`` with two workers and per-sample transforms
 - float32, bfloat16: `train.py`'s loop
 
-All but the third use every instruction that the processor has. All train with Nesterov SGD at a batch of 128 on images
-of random pixels. Each side has a process of its own; they take turns, some batches each, and those of the other sides
-are stopped meanwhile: the DataLoader's workers would go on.
+All but `ours` use every instruction of the processor. All train with Nesterov SGD at a batch of 128 on images
+of random pixels. Each side has its own process; they take turns of some batches, and the other sides' processes are
+stopped meanwhile: the DataLoader's workers would go on.
 
     python benchmarks/training.py                                  # a network of each family: half an hour
     python benchmarks/training.py --engine pytorch --model 'pyd-*-29-*' --rounds 3 --threads 1 2
@@ -48,12 +48,12 @@ COMPARED = {
 
 
 def installed() -> list[str]:
-    """The engines that are there; found without importing them, which would set variables for the other sides."""
+    """Return the installed engines, without an import: it would set variables for the other sides."""
     return [engine for engine, module in {"gluon": "mxnet", "pytorch": "torch"}.items() if find_spec(module)]
 
 
 def ways(engine: str, side: str) -> dict[str, Callable[[str], Iterator[None]]]:
-    """The sides of an engine, which trains a batch each time that it is asked; `side` is the one that will be."""
+    """Return the sides of an engine, generators of one batch a step; only `side` will run."""
     if engine == "gluon":
         from sides import gluon
 
@@ -70,7 +70,7 @@ def ways(engine: str, side: str) -> dict[str, Callable[[str], Iterator[None]]]:
 
 
 def serve(engine: str, side: str) -> None:
-    """For each ``graph batches`` on standard input, the seconds of so many batches; a new graph is warmed up first."""
+    """Print the seconds for each ``graph batches`` on standard input; a new graph is warmed up first."""
     way, current, stream = ways(engine, side)[side], None, iter(())
     for line in sys.stdin:
         prefix, number = line.split()
@@ -85,7 +85,7 @@ def seconds(stream: Iterator[None], number: int, engine: str) -> float:
     for _ in range(number):
         next(stream)
     if engine == "gluon":
-        import mxnet as mx  # by now it is there, imported in each side's own way
+        import mxnet as mx  # already imported, in each side's own way
 
         mx.nd.waitall()
     return time.perf_counter() - start
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=6, help="a round (default: 6)")
     parser.add_argument("--threads", type=int, nargs="+", default=[0], help="of each side (default: as each has it)")
     arguments = parser.parse_args()
-    inherited = dict(os.environ)  # to which the package and MXNet add their settings when they are imported
+    inherited = dict(os.environ)  # before the package and MXNet add their settings
     import pydmobilenet
 
     names = [name for pattern in arguments.model for name in pydmobilenet.list_models(pattern, "cifar10")]
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def environments(engine: str, threads: int, inherited: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """The variables of each side's process: the user's own, but for threads and the limit of instructions."""
+    """Return the variables of each side's process: the user's, with other threads and instruction limits."""
     from pydmobilenet import machine
 
     limits = (machine.VARIABLE, machine.NEWER_VARIABLE)
@@ -128,7 +128,7 @@ def environments(engine: str, threads: int, inherited: Mapping[str, str]) -> dic
 def compare(
     engine: str, folder: str, names: Sequence[str], variables: dict[str, dict[str, str]], arguments: argparse.Namespace
 ) -> None:
-    """Print images/s of each side for each network, and how many times as fast as others some are."""
+    """Print images/s of each side for each network, and their ratios."""
     from pydmobilenet import machine, provenance
 
     batches, threads = arguments.batches, next(iter(variables.values())).get("OMP_NUM_THREADS")
@@ -149,7 +149,7 @@ def compare(
         for name in names:
             rates: dict[str, list[float]] = {side: [] for side in sides}
             for turn in range(arguments.rounds):
-                for side in sorted(sides, reverse=turn % 2 == 0):  # who comes first alternates too
+                for side in sorted(sides, reverse=turn % 2 == 0):  # the first one alternates too
                     sides[side].resume()
                     rates[side].append(BATCH * batches / float(sides[side].ask(f"{folder}/{name} {batches}")))
                     sides[side].pause()
@@ -159,7 +159,7 @@ def compare(
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
-    """The median of the rounds' ratios, with the lowest and the highest."""
+    """Format the median of the rounds' ratios, with the lowest and the highest."""
     ratios = [mine / other for mine, other in zip(ours, theirs)]
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 

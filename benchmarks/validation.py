@@ -2,8 +2,8 @@
 """Time of `run_validation.py` for the 22 CIFAR-10 networks against the conventional way.
 
 Conventional: SymbolBlock of the same graph, ``gluon.data.DataLoader`` with ``transform_first``, batch 128, MXNet's
-default threads, one network after the other. Ours: the command as it is typed, from its start to its end. Both answer
-the same random images with the same random weights, and take turns, a depth at a time.
+default threads, one network after the other. Ours: the command from its start to its end. Both take the same random
+images and weights, in turns, a depth at a time.
 
     python benchmarks/validation.py                # 10,000 images, all 22 networks: a quarter of an hour on two cores
     python benchmarks/validation.py --images 1000 --depth 29 --engine onnxruntime
@@ -24,13 +24,13 @@ from pathlib import Path
 
 import numpy as np
 from server import Server
+from sides import MEAN, STD
 
 ROOT = Path(__file__).resolve().parents[1]
-MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 def conventional(images: np.ndarray, workers: int):
-    """Evaluate as MXNet's own tutorials do."""
+    """Return a function to evaluate a graph as MXNet's tutorials do."""
     np.bool = np.bool_
     import mxnet as mx
     from mxnet import gluon
@@ -54,14 +54,14 @@ def conventional(images: np.ndarray, workers: int):
 
 
 def serve(images: str, workers: int) -> None:
-    """Answer each graph named on standard input with the seconds that its conventional evaluation took."""
+    """Print the seconds of the conventional evaluation for each graph named on standard input."""
     evaluate = conventional(np.load(images), workers)
     for line in sys.stdin:
         print(evaluate(line.strip()), flush=True)
 
 
 def ours(folder: Path, names: list[str], engine: str, environment: dict[str, str]) -> float:
-    """The seconds that `run_validation.py` takes for these networks."""
+    """Time `run_validation.py` for these networks."""
     command = [sys.executable, ROOT / "run_validation.py", "--device", "cpu", "--engine", engine]
     command += ["--data-dir", folder, "--run", *(folder / name for name in names)]
     start = time.perf_counter()
@@ -112,10 +112,10 @@ def main() -> None:
 
 
 def compare(ways: dict[str, Callable[[list[str]], float]], groups: dict[int, list[str]]) -> None:
-    """Print the seconds of each way for the networks of each depth, and together."""
+    """Print the seconds of each way for the networks of each depth, and in total."""
     totals = dict.fromkeys(ways, 0.0)
     for turn, (depth, names) in enumerate(groups.items()):
-        seconds = {way: ways[way](names) for way in sorted(ways, reverse=turn % 2 == 0)}  # who is first alternates
+        seconds = {way: ways[way](names) for way in sorted(ways, reverse=turn % 2 == 0)}  # the first one alternates
         print(f"depth {depth}, {len(names)} networks: {described(seconds)}", flush=True)
         totals = {way: totals[way] + seconds[way] for way in ways}
     print(f"together: {described(totals)}")
@@ -123,12 +123,12 @@ def compare(ways: dict[str, Callable[[list[str]], float]], groups: dict[int, lis
 
 def whole(ways: dict[str, Callable[[list[str]], float]], names: list[str]) -> None:
     """Print the seconds of each way for all networks at once."""
-    own = [way for way in ways if way != "conventional"]
-    before = [ways[way](names) for way in own]
-    print(f"before: {', '.join(f'{way} {seconds:.1f} s' for way, seconds in zip(own, before))}", flush=True)
+    ours = [way for way in ways if way != "conventional"]
+    before = [ways[way](names) for way in ours]
+    print(f"before: {', '.join(f'{way} {seconds:.1f} s' for way, seconds in zip(ours, before))}", flush=True)
     conventional = ways["conventional"](names)
-    after = [ways[way](names) for way in reversed(own)][::-1]
-    for way, *seconds in zip(own, before, after):
+    after = [ways[way](names) for way in reversed(ours)][::-1]
+    for way, *seconds in zip(ours, before, after):
         ratios = ", ".join(f"{conventional / value:.2f}" for value in seconds)
         print(
             f"{way}: {' and '.join(f'{value:.1f}' for value in seconds)} s against {conventional:.1f} s: {ratios} times"

@@ -1,9 +1,8 @@
 #!/usr/bin/env python3
-"""README, the pages of this folder, and the API's, as one site in build/docs. A warning is an error, as of a dead link.
+"""Build README, the pages of this folder and the API's as one site in build/docs. A warning is an error.
 
-The pages are MkDocs', those of the API pdoc's, with three things that its command line cannot be told: it passes over
-the modules of a package that has ``__all__``, does not see what a package imports only when it is asked for, and does
-not know the names in the annotations of a NamedTuple.
+MkDocs makes the pages, pdoc those of the API. pdoc alone would miss the modules of a package with ``__all__``, a
+package's lazy imports, and the names in a NamedTuple's annotations.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def expose(package: ModuleType) -> None:
     for info in infos:
         try:
             module = importlib.import_module(f"{package.__name__}.{info.name}")
-        except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another PyTorch, which timm wants
+        except (ImportError, RuntimeError) as error:  # RuntimeError: timm's torchvision is of another PyTorch
             print(f"left out, as it cannot be imported ({error}): {package.__name__}.{info.name}")
             continue
         exposed.append(info.name)
@@ -56,7 +55,7 @@ def resolve_named_tuples(module: ModuleType) -> None:
 
 
 def gather() -> None:
-    """Put the pages side by side: README, which stands above them, is the first one."""
+    """Copy the pages into one folder, README as the first one."""
     shutil.rmtree(SOURCE, ignore_errors=True)
     shutil.copytree(ROOT / "docs", SOURCE, ignore=shutil.ignore_patterns("*.py", "*.yml", "*.jinja2", "__pycache__"))
     shutil.copytree(ROOT / "examples", SOURCE / "examples", ignore=shutil.ignore_patterns(".*", "digits"))
@@ -79,14 +78,14 @@ def write_pages() -> None:
 def write_api() -> None:
     """Write the API's pages, from the docstrings, below the others."""
     expose(pydmobilenet)
-    warnings.simplefilter("error")  # not before: what importing MXNet warns of is not ours
+    warnings.simplefilter("error")  # not before: MXNet's import warns
     pdoc.render.configure(footer_text=f"pydmobilenet {pydmobilenet.__version__}", template_directory=ROOT / "docs")
     pdoc.pdoc("pydmobilenet", output_directory=SOURCE / "api")
 
 
 def main() -> None:
     os.environ.setdefault("NO_MKDOCS_2_WARNING", "true")
-    shutil.rmtree(OUTPUT, ignore_errors=True)  # pages of modules that are gone
+    shutil.rmtree(OUTPUT, ignore_errors=True)  # pages of deleted modules
     gather()
     write_api()
     write_pages()

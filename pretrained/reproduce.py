@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Train the bundled digits networks again, and say of each whether its file is the same bit for bit.
+"""Train the bundled digits networks again, and compare their files bit for bit.
 
-The same bits are expected on any processor with AVX2, to which training is limited (`pydmobilenet/gluon/runtime.py`),
-and were seen on two kinds for version 0.2; they are not promised, as oneDNN may choose its kernels by cache sizes too.
+The same bits are expected on any processor with AVX2, the limit of training (`pydmobilenet/gluon/runtime.py`), and were
+seen on two kinds for version 0.2. They are not promised: oneDNN may choose its kernels by cache sizes too.
 
     python pretrained/reproduce.py                         # all four: some minutes each, on one thread
     python pretrained/reproduce.py --model mobilenet-29-0.5
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def train(command: str, directory: Path) -> dict:
-    """Run a command of the manifest, ``NAME=VALUE python train.py ...``, in a directory: what its run.json says."""
+    """Run a command of the manifest, ``NAME=VALUE python train.py ...``, in a directory; return its ``run.json``."""
     words = shlex.split(command)
     start = words.index("python")
     settings = dict(word.split("=", 1) for word in words[:start])
@@ -55,7 +55,7 @@ def train(command: str, directory: Path) -> dict:
         [sys.executable, HERE.parent / "train.py", *arguments], env={**os.environ, **settings}
     ).returncode
     if code:
-        raise SystemExit(code)  # it has said why
+        raise SystemExit(code)  # it has printed why
     return json.loads((directory / "run.json").read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""Ways to train that `training.py` and `gpu.py` compare. Each yields whenever it has trained a batch."""
+"""Ways to train, for `training.py` and `gpu.py`. Each yields after every batch."""
 
 import numpy as np
 
@@ -8,13 +8,13 @@ MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 def pixels() -> tuple[np.ndarray, np.ndarray]:
-    """Random images (N, 3, 32, 32) in uint8, and labels (N,)."""
+    """Draw random images (N, 3, 32, 32) in uint8 and labels (N,)."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (IMAGES, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, IMAGES)
 
 
 def loop(make_trainer, model: str, dtype: str = "float32"):
-    """Train a batch each time it is asked, as `train.py` does, by a trainer of any engine."""
+    """Train a batch at each step as `train.py` does, by a trainer of any engine."""
     from pydmobilenet.data import Dataset, batches, get_task
     from pydmobilenet.training import config
     from pydmobilenet.training.trainer import make_targets

@@ -1,6 +1,4 @@
-"""Training by MXNet: as its own tutorials do, by `train.py`'s loop with MXNet's own backward pass, and by `train.py`'s
-loop as it is.
-"""
+"""Training by MXNet: as in its tutorials, by `train.py`'s loop with MXNet's backward pass, and by `train.py`'s loop."""
 
 from __future__ import annotations
 
@@ -14,9 +12,9 @@ from . import BATCH, LEARNING_RATE, MEAN, MOMENTUM, STD, WEIGHT_DECAY, loop, pix
 
 
 def conventional(prefix: str) -> Iterator[None]:
-    """The same graph as a trainable SymbolBlock, hybridised static, and a DataLoader with two workers."""
+    """Train the same graph as a SymbolBlock, hybridised static, with a DataLoader of two workers."""
     np.bool = np.bool_
-    sys.modules["torch"] = None  # beside which GluonCV refuses to be imported
+    sys.modules["torch"] = None  # beside a new PyTorch, GluonCV refuses to be imported
     import mxnet as mx
     from gluoncv.data import transforms as gcv_transforms
     from mxnet import autograd, gluon
@@ -46,7 +44,7 @@ def conventional(prefix: str) -> Iterator[None]:
 
 
 def own_backward(prefix: str) -> Iterator[None]:
-    """`train.py`'s loop with MXNet's own backward pass."""
+    """Run `train.py`'s loop with MXNet's own backward pass."""
     import pydmobilenet  # noqa: F401  before mxnet
     from pydmobilenet.gluon import pyramid, trainer
 
@@ -59,7 +57,7 @@ def own_backward(prefix: str) -> Iterator[None]:
 
 
 def ours(prefix: str) -> Iterator[None]:
-    """`train.py`'s loop."""
+    """Run `train.py`'s loop."""
     import pydmobilenet  # noqa: F401  before mxnet
     import mxnet as mx  # isort: skip
 

@@ -1,4 +1,4 @@
-"""Milliseconds of one training step on a GPU, each way by itself, and the kernels that take longest. See `gpu.py`."""
+"""Milliseconds of a training step on a GPU, way by way, and its longest kernels. See `gpu.py`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from pydmobilenet.training.trainer import make_targets, mix
 from . import BATCH
 
 EPOCHS = 320  # of the authors' recipe, each of 390 steps
-ROUNDS, LONGEST = 5, 12  # timings of a way, and kernels that are listed
+ROUNDS, LONGEST = 5, 12  # timings of a way, and kernels listed
 CHANNELS_LAST, NCHW = torch.channels_last, torch.contiguous_format
 Step = Callable[[], object]
 
 
 class BareStep:
-    """Forward and backward pass and update on images that stay on the device: what the device alone takes."""
+    """Forward pass, backward pass and update on images on the device: the device's own time."""
 
     def __init__(self, model: str, device: str, dtype: str, layout: torch.memory_format, benchmark: bool):
         torch.backends.cudnn.benchmark = benchmark
@@ -81,7 +81,7 @@ def train_step(model: str, device: str, dtype: str, compiled: bool = False, pass
 
 @contextmanager
 def not_waiting(device: str) -> Iterator[None]:
-    """Raise where the host waits for the device."""
+    """Raise an error if the host waits for the device."""
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
@@ -92,7 +92,7 @@ def not_waiting(device: str) -> Iterator[None]:
 
 
 def ways(model: str, device: str) -> Iterator[tuple[str, bool, Callable[[], Step]]]:
-    """Yield the name of each way, whether its kernels are listed, and what makes its step, the most telling first."""
+    """Yield each way's name, whether its kernels are listed, and a factory of its step; the most telling first."""
     bare = partial(BareStep, model, device)
     own = partial(train_step, model, device)
     yield "train_step, bfloat16", False, lambda: own("bfloat16")
@@ -112,9 +112,9 @@ def ways(model: str, device: str) -> Iterator[tuple[str, bool, Callable[[], Step
 
 
 def rows(model: str, device: str, minutes: float, number: int) -> Iterator[dict]:
-    """Yield a row for each way and, of some, one for each of the kernels that take longest, until the time is up.
+    """Yield a row for each way, and for some ways their longest kernels, until the time is up.
 
-    A way that fails says why, and the others go on.
+    The row of a failed way says why.
     """
     end = time.monotonic() + 60 * minutes
     for name, listed, make in ways(model, device):
@@ -125,7 +125,7 @@ def rows(model: str, device: str, minutes: float, number: int) -> Iterator[dict]
             step = make()
             times = milliseconds(step, device, number)
             kernels = longest_kernels(step, device) if listed else []
-        except Exception as error:  # whatever PyTorch raises
+        except Exception as error:  # any of PyTorch's
             yield {"step": name, "failed": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
             continue
         middle = statistics.median(times)
@@ -155,7 +155,7 @@ def milliseconds(step: Step, device: str, number: int) -> list[float]:
 
 
 def longest_kernels(step: Step, device: str) -> list[dict]:
-    """Return the sum of a step's kernels, then those that take longest, each with its launches."""
+    """Return the sum of a step's kernels, then the longest ones, each with its launches."""
     activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
     with profile(activities=[activity]) as record:
         step()
@@ -171,6 +171,6 @@ def longest_kernels(step: Step, device: str) -> list[dict]:
 
 
 def wait(device: str) -> None:
-    """Wait until the device has done all that it was given."""
+    """Wait until the device is idle."""
     if device == "cuda":
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Training by PyTorch: as its users write it, and by `train.py`'s loop."""
+"""Training by PyTorch: as usually written, and by `train.py`'s loop."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from . import BATCH, LEARNING_RATE, MEAN, MOMENTUM, STD, WEIGHT_DECAY, loop, pix
 
 
 class Photographs(torch.utils.data.Dataset):
-    """Random images through what torchvision's RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor and Normalize
-    do to one at a time. (torchvision itself has to fit the build of PyTorch.)
+    """Random images with torchvision's RandomCrop(32, padding=4), RandomHorizontalFlip, ToTensor and Normalize, one at
+    a time, without torchvision: it must match the build of PyTorch.
     """
 
     def __init__(self):
@@ -41,7 +41,7 @@ class Photographs(torch.utils.data.Dataset):
 
 
 def usual(net: nn.Module) -> nn.Module:
-    """A network of ours whose pyramids are made of PyTorch's own convolutions, with the same parameters."""
+    """Replace our depthwise convolutions by PyTorch's own, with the same parameters."""
     for name, part in net.named_children():
         usual(part)
         if isinstance(part, DepthwiseConv2d):
@@ -53,7 +53,7 @@ def usual(net: nn.Module) -> nn.Module:
 
 
 def eager(prefix: str, device: str = "cpu", dtype: torch.dtype | None = None) -> Iterator[None]:
-    """PyTorch's own convolutions, eager, channels last, float32 or autocast, and a DataLoader with two workers."""
+    """Train by PyTorch's own convolutions, eager, channels last, float32 or autocast, with two workers."""
     net = usual(get_model(prefix.rpartition("/")[2])).train().to(device, memory_format=torch.channels_last)
     options = {"momentum": MOMENTUM, "nesterov": True, "weight_decay": WEIGHT_DECAY}
     optimizer = torch.optim.SGD(net.parameters(), LEARNING_RATE, **options)
@@ -77,6 +77,6 @@ def eager(prefix: str, device: str = "cpu", dtype: torch.dtype | None = None) ->
 
 
 def ours(prefix: str, dtype: str, device: str = "cpu", compiled: bool = False) -> Iterator[None]:
-    """`train.py`'s loop."""
+    """Run `train.py`'s loop."""
     make = partial(trainer.make, device=torch.device(device), compiled=compiled)
     return loop(make, prefix.rpartition("/")[2], dtype)
