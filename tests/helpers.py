@@ -1,4 +1,4 @@
-"""What the tests share: train.py and its runs, and data sets, archives and pictures made on the spot."""
+"""Helpers of several tests: train.py and its runs, synthetic data sets, archives and pictures."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ NOWHERE = "http://127.0.0.1:9"  # the discard port: refused at once
 CIFAR_MODELS = [record.model for record in catalog.RECORDS if record.dataset == "cifar10"]
 NETWORKS = [(record.model, record.dataset) for record in catalog.RECORDS if not record.model.startswith("wrn")]
 TRAINERS = [pytest.param("gluon", marks=pytest.mark.gluon), pytest.param("pytorch", marks=pytest.mark.pytorch)]
-LIMIT = 240  # seconds for any one process, were the machine ever so busy
+LIMIT = 240  # seconds for one process on a busy machine
 
 
 @functools.lru_cache
 def first_images() -> np.ndarray:
-    """The first 1,000 images of the real CIFAR-10 test set, as uint8 (1000, 3, 32, 32)."""
+    """Return the first 1,000 images of the real CIFAR-10 test set, as uint8 (1000, 3, 32, 32)."""
     records = np.fromfile(SHARED / "datasets" / "cifar10-test-first1000.bin", np.uint8).reshape(1000, 3073)
     return records[:, 1:].reshape(1000, 3, 32, 32)
 
@@ -53,13 +53,13 @@ TINY = {"epochs": 4, "batch_size": 8, "warmup_epochs": 1.5, "mixup": 0.2, "mixup
 
 
 def make_folder(root, classes="abcd", train=10, test=6, **others):
-    """A data set of so many images a class in each split, which can be told apart by a bright stripe."""
+    """Write a folder of images, so many a class in each split; a bright stripe marks the class."""
     make_classes(root, classes, {"train": train, "test": test, **others})
     return f"folder:{root}"
 
 
 def make_classes(root, classes, splits, side=32):
-    """Class folders with so many images each, in the folder of each split; one that is ``.`` has them itself."""
+    """Write class folders of so many images each for every split; the split ``.`` has them in `root` itself."""
     generator = np.random.default_rng(0)
     for split, count in splits.items():
         for label, name in enumerate(classes):
@@ -76,14 +76,14 @@ def options(values):
 
 
 def process(*arguments, **settings):
-    """train.py, started: a Popen. Its numbers depend on how many threads there are, so it has one."""
+    """Start train.py on one thread: its numbers depend on the number of threads."""
     environment = {**os.environ, "COLUMNS": "100", "HTTPS_PROXY": NOWHERE, "OMP_NUM_THREADS": "1"}
     settings = {"cwd": ROOT, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **settings}
     return subprocess.Popen([sys.executable, ROOT / "train.py", *map(str, arguments)], text=True, **settings)
 
 
 def train(*arguments, **settings):
-    """train.py, run to its end: exit code, standard output and standard error."""
+    """Run train.py to its end; return exit code, standard output and standard error."""
     started = process(*arguments, **settings)
     try:
         out, err = started.communicate(timeout=300)
@@ -114,7 +114,7 @@ def commander(monkeypatch, capsys, program="pydmobilenet"):
 
 
 def assert_mistake(answer, words):
-    """One clear line and exit code 2. Which device was chosen may stand above it."""
+    """Expect one line and exit code 2. The choice of a device may stand above it."""
     assert answer.returncode == 2, answer
     assert answer.stdout == ""
     *above, line = answer.stderr.splitlines()
@@ -129,7 +129,7 @@ def listing(directory):
 
 @contextmanager
 def no_larger_files_than(size):
-    """Writing beyond so many bytes fails, as on a full disk."""
+    """Let writes beyond so many bytes fail, as on a full disk."""
     resource = pytest.importorskip("resource")  # Windows has none
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -144,12 +144,12 @@ def rows(path):
 
 
 def deterministic(rows):
-    """Rows of a history without what depends on the clock."""
+    """Return the rows of a history without their times."""
     return [{key: value for key, value in row.items() if key not in ("seconds", "images_per_second")} for row in rows]
 
 
 def content(directory):
-    """All that two runs of the same recipe have in common: arrays and files as bytes, progress, metadata."""
+    """Return everything equal in two runs of a recipe: arrays and files as bytes, progress, metadata."""
     assert not list(directory.glob("**/*.part"))
     state = State.read(directory / "last.state")
     progress = {key: value for key, value in state.progress.items() if key != "seconds"}
@@ -163,7 +163,7 @@ def content(directory):
         "config": (directory / "config.yaml").read_bytes(),
         "metadata": {
             key: value for key, value in metadata.items() if key != "sessions"
-        },  # which tell when it was resumed
+        },  # the sessions tell when it was resumed
     }
 
 
@@ -172,7 +172,7 @@ def assert_same(found, expected):
     assert [key for key in expected if found[key] != expected[key]] == []
 
 
-# GluonCV refuses to be imported where there is a newer PyTorch: this goes before it, in a process of its own.
+# Beside a newer PyTorch, GluonCV refuses to be imported: this hides PyTorch from a process.
 WITHOUT_TORCH = """
 import sys, types
 def find_spec(name, *_):
@@ -189,7 +189,7 @@ def has_gluoncv():
 
 
 def with_gluoncv(code, directory):
-    """Run code in a directory, by a process that can import GluonCV. Skips where it cannot be imported."""
+    """Run code in a process with GluonCV, in a directory. Skip if it cannot be imported."""
     if not has_gluoncv():
         pytest.skip("GluonCV cannot be imported")
     subprocess.run([sys.executable, "-W", "ignore", "-c", WITHOUT_TORCH + code], cwd=directory, check=True)
@@ -204,7 +204,7 @@ def epoch(number, test_error=50.0, **values):
 
 
 def history_of(number, epochs=0):
-    """A history like those of real runs: errors fall, the rate falls by tenths."""
+    """Make a history like those of real runs: errors fall, the rate falls by tenths."""
     history = History(epochs)
     noise = np.random.default_rng(0).random(number)
     for index in range(number):
@@ -218,7 +218,7 @@ def history_of(number, epochs=0):
 
 
 def batch(layout, number=30, seed=0):
-    """Random images (number, 3, 32, 32), and labels (number, label_bytes)."""
+    """Draw random images (number, 3, 32, 32) and labels (number, label_bytes)."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (number, 3, 32, 32), dtype=np.uint8)
     fine = rng.integers(0, len(layout.classes), number)
@@ -238,7 +238,7 @@ def as_pickle(layout, images, labels, protocol=2):
 
 
 def split_contents(layout, form, split):
-    """{file name: content} of a synthetic split, and the images and labels that it holds."""
+    """Return the files of a synthetic split by name, and its images and labels."""
     names = getattr(layout, form)[split]
     batches = [batch(layout, seed=number) for number in range(len(names))]
     write = as_binary if form == "binary" else lambda *arrays: as_pickle(layout, *arrays)
@@ -259,7 +259,7 @@ def archive_of(contents, folder=""):
 
 GOOD = as_binary(*batch(cifar.CIFAR10))  # the content of a sound binary file
 
-SHAPE = np.zeros((32, 32), np.uint8)  # an upright bar, with an edge that is half transparent
+SHAPE = np.zeros((32, 32), np.uint8)  # an upright bar with a half-transparent edge
 SHAPE[8:24, 14:18] = 255
 SHAPE[8:24, 18] = 100
 RAMP = np.arange(1024).reshape(32, 32)
@@ -277,14 +277,14 @@ def chunk(name, content):
 
 
 def png(rows, bits, colours, *extra, size=(32, 32)):
-    """A PNG of rows of bytes, with so many bits and a colour type of the standard's: what Pillow does not write."""
+    """Encode rows of bytes as a PNG of any bits and colour type: Pillow cannot."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colours, 0, 0, 0))
     pixels = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + bytes(row) for row in rows)))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + pixels + chunk(b"IEND", b"")
 
 
 def tiff(content, bits, photometric, sample_format=1, extra=(), side=32):
-    """A TIFF of 32x32 pixels in one strip, little-endian: what Pillow does not write."""
+    """Encode 32x32 pixels as a TIFF in one strip, little-endian: Pillow cannot."""
     tags = {256: side, 257: side, 258: bits, 259: 1, 262: photometric, 273: 8, 277: 1 + len(extra), 278: side}
     tags.update({279: len(content), 339: sample_format})
     if extra:
@@ -309,7 +309,7 @@ def refused(content, words):
 
 
 def keyed(bits, value):
-    """A PNG of `SHAPE` in black, on a grey that its colour key makes transparent: neither black nor white."""
+    """Encode `SHAPE` as a PNG, black on a grey with a transparent colour key."""
     rows = [
         [sum(int(v) << (8 - bits * (n + 1)) for n, v in enumerate(group)) for group in row.reshape(-1, 8 // bits)]
         for row in np.where(SHAPE > 0, 0, value)

@@ -1,4 +1,4 @@
-"""The command lines, run as a user runs them."""
+"""The command line of run_validation.py, and convert."""
 
 import csv
 import json
@@ -72,15 +72,15 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, words, run):
     assert answer.stdout == ""
 
 
-def test_offline_the_bundled_checkpoints_are_checked_and_all_else_has_its_reason(run, tmp_path):
+def test_offline_the_bundled_checkpoints_are_checked_and_other_rows_have_a_reason(run, tmp_path):
     answer = run("--output", tmp_path, "--engine", "onnxruntime")
     assert answer.returncode == 0, answer
     assert answer.stderr.startswith("Validating on the CPU with ")
     rows = list(csv.DictReader((tmp_path / "validation.csv").open()))
-    own, published = ([row for row in rows if (row["dataset"] == "digits") == wanted] for wanted in (True, False))
-    assert (len(own), len(published)) == (4, 50)
-    assert {row["verdict"] for row in own} == {"match"}
-    assert all(row["top1_error"] == row["recorded_top1_error"] and float(row["top1_error"]) <= 2.5 for row in own)
+    bundled, published = ([row for row in rows if (row["dataset"] == "digits") == wanted] for wanted in (True, False))
+    assert (len(bundled), len(published)) == (4, 50)
+    assert {row["verdict"] for row in bundled} == {"match"}
+    assert all(row["top1_error"] == row["recorded_top1_error"] and float(row["top1_error"]) <= 2.5 for row in bundled)
     assert {row["verdict"] for row in published} == {"not evaluated"}
     counted = [row for row in published if row["parameters"]]
     assert len(counted) == 50
@@ -123,7 +123,7 @@ def test_on_a_terminal_there_is_a_line_a_network_too(tmp_path):
         assert ("## Digits" in (tmp_path / "table").read_text()) != quiet
 
 
-def test_where_nothing_can_be_evaluated_the_exit_code_is_3_and_with_require_all_1(run):
+def test_without_any_evaluation_the_exit_code_is_3_and_with_require_all_1(run):
     assert run("-d", "cifar10", "-m", "resnet-29-0.5").returncode == 3
     assert run("-d", "cifar10", "-m", "resnet-29-0.5", "--require-all").returncode == 1
 
@@ -144,10 +144,10 @@ def test_real_images_and_weights_give_the_table(run, shared, tmp_path):
     assert absent["images"] == 1000 or absent["reason"].startswith("cifar10_mobilenet29_1.5-0000.params is not in")
     assert "These are not the official test images" in answer.stdout
     assert re.search(r"resnet-29-0.5 .* 7.10 \| +5.67 to 8.86 .* in interval", answer.stdout)
-    literal = run(*common, "-m", "pyd-add-29-0.5", "--no-fuse", "--limit", "300", "--print-net")
+    unfused = run(*common, "-m", "pyd-add-29-0.5", "--no-fuse", "--limit", "300", "--print-net")
     fused = run(*common, "-m", "pyd-add-29-0.5", "--limit", "300", "--batch-size", "64")
-    assert "|  103,904 |" in literal.stdout
-    assert literal.stdout.rsplit("##", 1)[1] == fused.stdout.rsplit("##", 1)[1]
+    assert "|  103,904 |" in unfused.stdout
+    assert unfused.stdout.rsplit("##", 1)[1] == fused.stdout.rsplit("##", 1)[1]
     assert "the first 300 of 1,000" in fused.stdout or "300 of 1,000" in fused.stdout
 
 
@@ -194,7 +194,7 @@ def test_a_checkpoint_is_converted(monkeypatch, capsys, shared, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_cannot_be_printed_is_an_error_and_not_a_verdict():
+def test_a_full_disk_is_an_error_and_no_verdict():
     with open("/dev/full", "w") as full:
         answer = subprocess.run(
             [sys.executable, "run_validation.py", "-m", "resnet-29-0.5", "-d", "cifar10", "--engine", "onnxruntime"],

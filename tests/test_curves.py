@@ -1,4 +1,4 @@
-"""The curves of a run: a picture of what was measured, and of nothing else."""
+"""The curves of a run: a picture of the measured values alone."""
 
 import dataclasses
 import math
@@ -16,14 +16,14 @@ from pydmobilenet.training.history import Epoch, History
 
 
 def pixels(path, colour):
-    """Where a PNG has a colour, as a boolean (height, width)."""
+    """Return a mask (height, width) of the pixels of a colour."""
     with Image.open(path) as image:
         wanted = [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
         return (np.asarray(image.convert("RGB")) == wanted).all(axis=2)
 
 
 @pytest.mark.parametrize("number", [1, 320])
-def test_errors_and_losses_have_curves_of_their_own(tmp_path, number):
+def test_errors_and_losses_have_two_curves(tmp_path, number):
     draw(history_of(number, 320), tmp_path / "curves.png", "pyd-add-56-1.0 on CIFAR-10")
     with Image.open(tmp_path / "curves.png") as image:
         assert image.format == "PNG"
@@ -80,7 +80,7 @@ def test_the_same_history_gives_the_same_curves(tmp_path):
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
-def test_values_that_are_not_finite_are_left_out(tmp_path):
+def test_non_finite_values_are_left_out(tmp_path):
     columns = ("train_loss", "train_error", "test_loss", "test_error")
     for name, value in {"nan.png": math.nan, "inf.png": math.inf}.items():
         history = history_of(40)

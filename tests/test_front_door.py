@@ -1,4 +1,4 @@
-"""python -m pydmobilenet: list, info, fetch, and mistakes, run as a user runs them."""
+"""The commands list, info and fetch, and mistakes in any command."""
 
 import subprocess
 import sys
@@ -68,7 +68,7 @@ def test_an_unknown_option_is_compared_with_those_of_the_command_alone(command, 
 
 
 @pytest.mark.parametrize("command", ["", "train", "validate"])
-def test_the_version_is_told_without_an_engine(command):
+def test_the_version_is_printed_without_an_engine(command):
     code = f"from pydmobilenet import cli; cli.main({command!r})"
     engines = "import atexit, sys; atexit.register(lambda: print({'mxnet', 'torch', 'onnxruntime'} & set(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", f"{engines}; {code}", "--version"], capture_output=True, text=True)
@@ -90,7 +90,7 @@ def test_the_environment_is_printed_for_a_report(run):
         assert (code, "either MODEL" in err) == (2, True)
 
 
-def test_the_package_lists_what_it_offers():
+def test_the_package_lists_its_functions():
     assert set(pydmobilenet.__all__) <= set(dir(pydmobilenet))
     assert "__version__" in dir(pydmobilenet)
 
@@ -107,7 +107,7 @@ def test_every_output_has_a_name(name):
     assert len(set(task.classes)) == len(task.classes) == task.outputs
 
 
-def test_of_the_published_superclass_networks_20_outputs_have_names():
+def test_20_outputs_of_the_superclass_networks_have_names():
     task = get_task("cifar100-coarse")
     assert task.class_name(19) == task.classes[19] == "vehicles_2"
     assert task.class_name(20) == "20"
@@ -121,7 +121,7 @@ def test_imagenet_s_classes_are_in_the_order_of_imagenet32():
     assert (classes[0], classes[-1]) == ("kit fox", "dumbbell")
 
 
-def test_the_zoo_is_listed_with_what_is_here(run, monkeypatch):
+def test_models_are_listed_with_local_weights(run, monkeypatch):
     monkeypatch.chdir(ROOT)
     code, out, _ = run("list")
     assert code == 0
@@ -141,14 +141,14 @@ def test_the_zoo_is_listed_with_what_is_here(run, monkeypatch):
     ]
 
 
-def test_on_a_narrow_terminal_the_zoo_is_narrow():
+def test_the_list_fits_a_narrow_terminal():
     wide, narrow = (tables.zoo_table(checkpoints.bundled(), width=width).splitlines() for width in (None, 90))
     assert "digits-pyd-add-29-0.25.params" in "".join(wide)
     assert [line.split("|")[-2].strip() for line in narrow[2:]] == ["yes"] * 4
     assert max(map(len, narrow)) <= 90
 
 
-def test_checkpoints_that_are_here_are_listed(run, weights_dir):
+def test_local_checkpoints_are_listed(run, weights_dir):
     code, out, _ = run("list", "resnet-29-*", "-d", "cifar10", "--weights-dir", weights_dir)
     assert code == 0
     assert out.splitlines()[-1].endswith("cifar10_resnet29-0000.params |")
@@ -171,7 +171,7 @@ def test_a_network_s_layers_add_up(name, run):
     assert lines["head.dense"][1:] == ["Dense", "10", "1,290", "1,280"]
 
 
-def test_files_are_fetched_from_a_server_and_what_is_missing_is_said(run, server, weights_dir, monkeypatch, home):
+def test_files_are_fetched_from_a_server_and_missing_ones_reported(run, server, weights_dir, monkeypatch, home):
     record = catalog.find("resnet-29-0.5", "cifar10")
     content = (weights_dir / record.file.path.split("/", 1)[1]).read_bytes()
     server.files[f"/{record.file.path}"] = content

@@ -1,4 +1,4 @@
-"""The web page of the results: whole in itself, well-formed, escaped, and right about confusions and mistakes."""
+"""The web page of the results: self-contained, well-formed, escaped, with the right confusions and mistakes."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ VOID = {"meta", "br", "wbr"}
 
 
 class Page(HTMLParser):
-    """Elements with their attributes and the text inside them; `errors` are the tags that do not match."""
+    """A page's elements with attributes and text; `errors` are the unmatched tags."""
 
     def __init__(self, text):
         super().__init__()
@@ -51,7 +51,7 @@ class Page(HTMLParser):
             element[2].append(text)
 
     def of(self, tag, kind=None):
-        """The text of each element of a tag, and of a class if that is given."""
+        """Return the text of each element of a tag, and of a class if given."""
         return [
             "".join(text)
             for name, attributes, text in self.elements
@@ -70,7 +70,7 @@ def images_of(task, number, official=True):
 
 
 def answered(record, dataset, seed=1, error=0.1):
-    """A result of random answers, of which about a share of `error` are wrong."""
+    """Make a result of random predictions, a fraction of about `error` wrong."""
     rng = np.random.default_rng(seed)
     classes = np.where(rng.random(len(dataset)) < error, rng.integers(0, 10, len(dataset)), dataset.labels)
     answers = Answers(classes.astype(np.uint16), rng.random(len(dataset), np.float32))
@@ -105,7 +105,7 @@ def test_the_page_is_well_formed(text):
     assert {link[1:] for link in page.values("href") if link.startswith("#")} <= set(anchors)
 
 
-def test_the_page_needs_nothing_but_itself(text):
+def test_the_page_is_self_contained(text):
     page = Page(text)
     assert {tag for tag, *_ in page.elements}.isdisjoint({"script", "link", "iframe", "object", "img", "base"})
     assert not page.values("src")
@@ -116,7 +116,7 @@ def test_the_page_needs_nothing_but_itself(text):
     assert "default-src 'none'" in text
 
 
-def test_whatever_comes_from_data_is_escaped(cifar, tmp_path):
+def test_all_data_is_escaped(cifar, tmp_path):
     evil = '<script>alert("1")</script>&amp;'
     task = Task(f"folder:{evil}", evil, (evil, "b'\"<", *"cdefghij"), 10, (0, 0, 0), (1, 1, 1))
     dataset = replace(cifar, task=task, source=evil)
@@ -131,14 +131,14 @@ def test_whatever_comes_from_data_is_escaped(cifar, tmp_path):
     assert [text for text in page.of("td") if "<i>.params" in text]
 
 
-def test_a_folder_whose_name_is_no_utf8_does_not_stop_the_report(cifar):
+def test_a_folder_name_beyond_utf8_does_not_stop_the_report(cifar):
     task = replace(cifar.task, classes=(b"caf\xe9".decode("utf-8", "surrogateescape"), *"bcdefghij"))
     text = page_of((replace(cifar, task=task), [answered(catalog.find("resnet-29-0.5", "cifar10"), cifar)]))
     assert r"caf\xe9" in text
     assert text.encode()
 
 
-def test_the_table_says_what_the_markdown_says(text, cifar):
+def test_the_table_equals_the_markdown(text, cifar):
     page = Page(text)
     cells = page.of("td")
     assert "0.103904" in cells
@@ -151,7 +151,7 @@ def test_the_table_says_what_the_markdown_says(text, cifar):
     assert "These are not the official test images" in Page(other).of("strong")
 
 
-def test_a_cell_says_by_itself_what_it_is(text):
+def test_a_cell_names_its_column(text):
     cells = [attributes for tag, attributes, _ in Page(text).elements if tag == "td" and "data-column" in attributes]
     assert [cell["data-column"] for cell in cells[:9]] == [
         *("params, M", "params, published", "mult-adds, M", "mult-adds, published"),
@@ -187,7 +187,7 @@ def test_the_matrix_shows_each_count(cifar):
     assert all((kind[-1] == "0") == (text == "0") for kind, text in cells)
 
 
-def test_an_answer_that_is_no_class_has_a_column_of_its_own():
+def test_predictions_of_no_class_have_a_column():
     dataset = images_of(get_task("cifar10"), 60)
     result = answered(catalog.find("resnet-29-0.5", "cifar10"), dataset)
     assert "no class" not in page_of((dataset, [result]))
@@ -245,7 +245,7 @@ def test_a_picture_is_the_image_itself_and_embedded_once(cifar):
         np.testing.assert_array_equal(pixels, cifar.images[int(picture["id"].partition("i")[2])])
 
 
-def test_pictures_and_plots_have_words_for_those_who_do_not_see_them(text):
+def test_pictures_and_plots_have_labels_for_screen_readers(text):
     page = Page(text)
     drawn = [attributes for tag, attributes, _ in page.elements if tag == "svg"]
     assert all(svg.get("aria-hidden") == "true" or (svg["role"] == "img" and svg["aria-label"]) for svg in drawn)
@@ -267,7 +267,7 @@ def test_results_of_no_published_table_have_no_plot(cifar, tmp_path):
 
 
 def test_the_page_of_the_whole_table_stays_small():
-    """22 networks and 10,000 images: all the more where no two networks share a mistake, as here."""
+    """Limit the size for 22 networks, 10,000 images and no common mistake."""
     dataset = images_of(get_task("cifar10"), 10_000)
     records = catalog.select(["*"], ["cifar10"])
     text = page_of((dataset, [answered(record, dataset, number) for number, record in enumerate(records)]))
@@ -289,7 +289,7 @@ def test_answers_are_the_most_likely_class_and_its_softmax():
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_each_answer_is_kept_at_the_place_of_its_image(cifar, batch_size):
+def test_predictions_are_kept_in_the_order_of_images(cifar, batch_size):
     def predict(images):
         return np.eye(10)[np.abs(images[:, 0, 0, 0] * 1000).astype(int) % 10]
 

@@ -1,4 +1,4 @@
-"""The quickstart notebook runs from start to end, and its committed outputs are those of a run.
+"""The quickstart notebook runs from start to end; its committed outputs are of a run.
 
 After a change to it: ``jupyter execute --inplace examples/quickstart.ipynb``.
 """
@@ -51,7 +51,7 @@ def texts(notebook):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-def test_it_runs_anywhere_and_its_committed_outputs_are_of_the_same_kind(engine, tmp_path, monkeypatch):
+def test_it_runs_anywhere_with_outputs_of_the_committed_kinds(engine, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel has its own
     for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"):
@@ -70,7 +70,7 @@ def test_it_runs_anywhere_and_its_committed_outputs_are_of_the_same_kind(engine,
     assert not list(here.iterdir())  # it works in a temporary directory of its own
 
 
-def test_every_cell_that_shows_something_has_its_output():
+def test_every_cell_has_its_output():
     notebook = read()
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
@@ -82,7 +82,7 @@ def test_every_cell_that_shows_something_has_its_output():
         assert not re.search(r"plt\.show|Image\(", cell.source) or "image/png" in kinds(cell)
 
 
-def test_it_says_nothing_of_the_machine_that_it_ran_on_and_is_small():
+def test_it_has_no_word_of_its_machine_and_is_small():
     for text in texts(read()):
         assert not ABSOLUTE.search(text)
         assert "Traceback" not in text

@@ -41,7 +41,7 @@ def record(tmp_path):
 
 
 def result_of(record):
-    """Nine images and their answers, of which three are wrong."""
+    """Make nine images and predictions, three of them wrong."""
     labels = np.arange(9) % 3
     answers = Answers(np.array([0, 1, 2, 1, 1, 2, 2, 0, 2], np.uint16), np.linspace(0.4, 0.8, 9).astype(np.float32))
     images = np.random.default_rng(0).integers(0, 256, (9, 3, 48, 48), np.uint8)
@@ -50,7 +50,7 @@ def result_of(record):
     return dataset, Result(record, counts=Score(0.0, 3, 9), complete=True, answers=answers)
 
 
-def test_the_page_of_a_run_has_all_that_it_is_about(record):
+def test_the_page_of_a_run_is_complete(record):
     dataset, result = result_of(record)
     text = page_of((dataset, [result]))
     page = Page(text)
@@ -76,7 +76,7 @@ def test_no_heading_has_a_whole_path(record):
     assert not [text for text in headings if "/far" in text]
 
 
-def test_a_run_that_was_not_evaluated_is_no_published_one(record):
+def test_the_title_of_a_run_without_results_is_not_the_published_one(record):
     page = Page(page_of((None, [Result(record, reason="no photos")])))
     assert page.of("h1") == ["PydMobileNet: pyd-add-11-0.125 on photos"]
     assert page.of("p", "headline") == []

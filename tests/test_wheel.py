@@ -84,7 +84,7 @@ def test_from_a_wheel_the_recipes_train(run, tmp_path):
     assert (tmp_path / "runs" / "pyd-add-11-0.125-digits" / "best.params").is_file()
 
 
-def test_without_mxnet_and_pytorch_training_says_what_it_needs(run):
+def test_without_mxnet_and_pytorch_training_names_them(run):
     if not runtime.obstacle() or importlib.util.find_spec("torch"):
         pytest.skip("an engine that trains is installed")
     answer = run("train", "-m", "pyd-add-11-0.125", "-d", "digits")
