@@ -58,9 +58,10 @@ class Pyramid(nn.Module):
 
     def sum_of_kernels(self) -> Tensor:
         """Return the one kernel equal to all: the sum of maps is linear in the kernels, and faster."""
-        weights: list[Any] = [convolution.weight for convolution in self.children()]
-        largest = max(weight.shape[-1] for weight in weights)
-        return reduce(torch.add, (F.pad(weight, [(largest - weight.shape[-1]) // 2] * 4) for weight in weights))
+        convolutions: list[Any] = list(self.children())
+        sizes = [convolution.kernel_size[0] for convolution in convolutions]  # fx does not trace the weights' shapes
+        margins = [(max(sizes) - size) // 2 for size in sizes]
+        return reduce(torch.add, (F.pad(conv.weight, [margin] * 4) for conv, margin in zip(convolutions, margins)))
 
     def extra_repr(self) -> str:
         return self.join
