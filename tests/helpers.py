@@ -15,7 +15,7 @@ import sys
 import tarfile
 import warnings
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +90,17 @@ def train(*arguments, **settings):
     finally:
         started.kill()
     return subprocess.CompletedProcess(arguments, started.returncode, out, err)
+
+
+def train_inside(*arguments):
+    """Run train.py inside this process, as `runner`, in a fixture of any scope."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        patch.setattr(warnings, "formatwarning", warnings.formatwarning)
+        with pytest.raises(SystemExit) as ended:
+            cli.main("train")
+    return subprocess.CompletedProcess(arguments, ended.value.code, out.getvalue(), err.getvalue())
 
 
 def runner(monkeypatch, capsys, script="train.py"):

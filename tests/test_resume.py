@@ -114,6 +114,8 @@ def test_killed_at_three_random_moments_a_run_ends_with_the_same_bits(undisturbe
             select.select([run.stdout], [], [], moment % 1 * seconds)  # at the latest when the next epoch is told of
             run.kill()
             assert run.wait() == -signal.SIGKILL
+        for path in directory.glob("*.part"):  # of a file that was being written
+            path.unlink()
         finished = State.read(directory / "last.state").progress["epochs"]
         assert int(moment) <= finished < EPOCHS
     finish("--resume", directory)

@@ -7,8 +7,7 @@ import shutil
 import mxnet as mx
 import numpy as np
 import pytest
-from helpers import DIGITS, ROOT, assert_mistake, assert_same, content, listing, options, runner
-from helpers import train as train_py
+from helpers import DIGITS, ROOT, assert_mistake, assert_same, content, listing, options, runner, train_inside
 from PIL import Image
 
 import pydmobilenet
@@ -38,7 +37,9 @@ def original(tmp_path_factory):
     place = tmp_path_factory.mktemp("original")
     folder = make(place / "photos")
     values = options({**RECIPE, "model": MODEL, "dataset": "folder:photos"})  # as it is seen from there
-    answer = train_py("--config", DIGITS, *values, "--output", place / "run", cwd=place)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        answer = train_inside("--config", DIGITS, *values, "--output", place / "run")
     assert answer.returncode == 0, answer.stderr
     return folder, place / "run"
 
@@ -285,7 +286,7 @@ def test_a_run_does_not_go_on_with_other_data(change, words, interrupted, train)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
 
-@pytest.mark.parametrize(("key", "value", "begun"), [("seed", "7", "0"), ("epochs", "9", "4"), ("mixup", "0.3", "0.0")])
+@pytest.mark.parametrize(("key", "value", "begun"), [("seed", "7", "0"), ("epochs", "9", "4"), ("mixup", "0.3", "1.0")])
 def test_a_run_does_not_go_on_with_another_configuration(key, value, begun, interrupted, train):
     _, run = interrupted
     path = run / "config.yaml"

@@ -268,8 +268,8 @@ def test_a_run_goes_on_with_any_number_of_processes_and_the_first_one_writes_and
         for number in [*workers(torchrun), torchrun.pid]:  # as a cluster does; torchrun hands it on once more
             os.kill(number, signal.SIGTERM)
         _, out, err = ended(torchrun)
-    notes = ["device", "data", "data", "data"]
-    (interrupted,) = (line for line in own_part(err) if line.partition(":")[0] not in [*notes, "weights"])
+    notes = ["Training", "data", "data", "data"]
+    (interrupted,) = (line for line in own_part(err) if line.partition(" ")[0].rstrip(":") not in [*notes, "weights"])
     assert interrupted == f"train.py: interrupted; to go on: python train.py --resume {run}"
     assert len(out.splitlines()) == len(rows(run / "history.csv"))
 
@@ -282,7 +282,7 @@ def test_a_run_goes_on_with_any_number_of_processes_and_the_first_one_writes_and
     with started(2, "train.py", "--resume", run, "--device", "cpu") as torchrun:
         code, out, err = ended(torchrun)
     assert code == 0, "\n".join(err)
-    assert [line.partition(" ")[0].partition(":")[0] for line in err] == [*notes, "resuming"]
+    assert [line.partition(" ")[0].rstrip(":") for line in err] == [*notes, "resuming"]
     epochs = [line.split()[1] for line in out.splitlines() if line.startswith("epoch ")]
     assert epochs == [f"{number}/5" for number in range(6 - len(epochs), 6)]
     assert out.count("Test error of epoch") == 1

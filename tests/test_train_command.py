@@ -10,7 +10,7 @@ import mxnet as mx
 import numpy as np
 import pytest
 import yaml
-from helpers import DIGITS, MODEL, ROOT, TINY, assert_mistake, make_folder, options, runner, train
+from helpers import DIGITS, MODEL, ROOT, TINY, assert_mistake, make_folder, options, runner, train, train_inside
 
 import pydmobilenet
 from pydmobilenet.checkpoints import formats, weights
@@ -36,7 +36,7 @@ def finished(tmp_path_factory, folder):
     """A run that was trained to its end, and what it printed."""
     directory = tmp_path_factory.mktemp("runs") / "finished"
     values = options({**TINY, "keep_every": 2, "model": MODEL, "dataset": folder, "seed": 1})
-    return directory, train("--config", DIGITS, *values, "--output", directory)
+    return directory, train_inside("--config", DIGITS, *values, "--output", directory)
 
 
 def test_help_fits_two_screens_and_names_every_option(inside, monkeypatch):
