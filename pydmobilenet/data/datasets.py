@@ -58,7 +58,8 @@ def dataset_name(name: str | os.PathLike[str]) -> str:
     """Return the recorded name of a data set: ``folder:PATH`` for the path of a folder."""
     name = os.fspath(name)
     known = name in DATASETS or name.startswith("folder:")
-    return f"folder:{name}" if not known and (os.path.isdir(fetching.expanded(name)) or os.sep in name) else name
+    is_path = os.sep in name or "/" in name  # Windows takes both
+    return f"folder:{name}" if not known and (os.path.isdir(fetching.expanded(name)) or is_path) else name
 
 
 def located(name: str | os.PathLike[str], root: str | Path | None) -> str:

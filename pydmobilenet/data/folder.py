@@ -19,15 +19,8 @@ from .dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, Task
 
 SPLITS = ("train", "val", "test")
 # Their names, in any case.
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-}
+SPLIT_NAMES = {"train": "train", "training": "train", "test": "test"}
+SPLIT_NAMES.update(dict.fromkeys(("val", "valid", "validation", "dev"), "val"))
 ALL = "all"  # the only split of class folders without train/
 LISTED = 20  # classes to count one by one
 
