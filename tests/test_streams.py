@@ -15,6 +15,7 @@ import pydmobilenet
 from pydmobilenet import files
 from pydmobilenet.errors import UnusableError
 
+SHORT = {**TINY, "epochs": 1, "warmup_epochs": 0, "mixup_off_epochs": 0}
 BUNDLED = ["-m", "pyd-add-29-0.25", "-d", "digits", "--engine", "onnxruntime"]
 COMMANDS = {
     "predict": ["predict", "PICTURE", *BUNDLED, "--top", "1", "--output"],
@@ -130,7 +131,7 @@ def test_with_closed_streams_a_command_does_all_else(command, closed, picture, t
             tmp_path / "report",
         ],
         "export": ["export", *BUNDLED, "--no-measure", "--output", tmp_path / "net.onnx"],
-        "train": ["train", photos, "--model", MODEL, *options(TINY), "--output", tmp_path / "run"],
+        "train": ["train", photos, "--model", MODEL, *options(SHORT), "--output", tmp_path / "run"],
     }[command]
     made = {"predict": "answers", "validate": "report/report.html", "export": "net.onnx", "train": "run/best.params"}
     shell = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "pydmobilenet", *words]
@@ -146,6 +147,6 @@ def test_python_without_streams_trains_and_validates(engine, tmp_path, monkeypat
     photos = make_classes(tmp_path / "photos", "ab", {".": 10})
     monkeypatch.setattr(sys, "stdout", None)  # as under pythonw
     monkeypatch.setattr(sys, "stderr", None)
-    run = pydmobilenet.train(MODEL, photos, output=tmp_path / "run", engine=engine, device="cpu", **TINY)
+    run = pydmobilenet.train(MODEL, photos, output=tmp_path / "run", engine=engine, device="cpu", **SHORT)
     (result,) = pydmobilenet.validate(run, engine=engine, device="cpu")
     assert result.verdict == "match"
