@@ -28,7 +28,7 @@ TITLES = {"gluon": "Gluon", "pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 ENGINES = tuple(TITLES)
 TRAINERS = ("gluon", "pytorch")
 DEVICE_MODULES = {"gluon": ".gluon.runtime", "pytorch": ".pytorch.devices", "onnxruntime": ".onnx.session"}
-Purpose = Literal["answers", "networks", "training"]
+Purpose = Literal["inference", "networks", "training"]
 Arrays = Mapping[str, np.ndarray]
 """Parameters by their full names."""
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -101,21 +101,21 @@ class Choice:
 def choose(
     engine: str = "auto",
     device: str = "auto",
-    purpose: Purpose = "answers",
+    purpose: Purpose = "inference",
     family: str | None = None,
     dtype: str = "float32",
     fused: bool = True,
     compiled: bool = False,
 ) -> Choice:
-    """Choose an engine for answers, for networks of one `family`, or for their training.
+    """Choose an engine for inference, for networks of one `family`, or for their training.
 
-    ``auto`` takes Gluon, the reference, where MXNet can do it; else PyTorch for a GPU, networks and training, and ONNX
-    Runtime for answers. Training with Gluon takes several devices: ``gpu:0,1``. Raises InvalidValueError for an unknown
-    engine or device, UnusableError for one that this machine lacks.
+    ``auto`` takes Gluon, the reference, if MXNet can do it; else PyTorch for a GPU, networks and training, and ONNX
+    Runtime for inference. Training with Gluon takes several devices: ``gpu:0,1``. Raises InvalidValueError for an
+    unknown engine or device, UnusableError for an unavailable one.
     """
     engines = check_name(engine, purpose)
     wanted = devices.parse(device)
-    lack = "" if purpose == "answers" else _gluon_lacks(purpose, family, dtype, compiled)
+    lack = "" if purpose == "inference" else _gluon_lacks(purpose, family, dtype, compiled)
     name, reason = (engine, "") if engine != "auto" else _best(wanted, purpose, lack)
     if problem := obstacle(name):
         nearest = next((f"; nearest: {other}" for other in engines[::-1] if other != name and not obstacle(other)), "")
@@ -127,9 +127,9 @@ def choose(
 
 def check_name(engine: str, purpose: Purpose) -> tuple[str, ...]:
     """Return the engines for a purpose. Raises InvalidValueError if `engine` is not among them."""
-    engines = ENGINES if purpose == "answers" else TRAINERS
+    engines = ENGINES if purpose == "inference" else TRAINERS
     if engine not in ("auto", *engines):
-        raise unknown("engine" if purpose == "answers" else f"engine for {purpose}", engine, ("auto", *engines))
+        raise unknown("engine" if purpose == "inference" else f"engine for {purpose}", engine, ("auto", *engines))
     return engines
 
 
@@ -156,7 +156,7 @@ def _best(wanted: devices.Wanted, purpose: Purpose, lack: str) -> tuple[str, str
     if not no_gluon:
         return "gluon", ""
     reason = "" if no_gluon == runtime.NO_MXNET else no_gluon
-    if purpose == "answers":
+    if purpose == "inference":
         return "onnxruntime", reason
     if no_pytorch := obstacle("pytorch"):
         what = "training needs" if purpose == "training" else "networks need"

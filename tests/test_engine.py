@@ -62,7 +62,7 @@ def test_the_nearest_device_is_named():
 def test_every_engine_computes_on_the_cpu_and_refuses_an_unknown_device(name):
     for device in ("cpu", "-1", "cpu:0"):
         assert str(engine.choose(name, device)) == f"on the CPU with {engine.TITLES[name]}"
-    for purpose in ("answers", "training") if name in engine.TRAINERS else ("answers",):
+    for purpose in ("inference", "training") if name in engine.TRAINERS else ("inference",):
         with pytest.raises(InvalidValueError, match="unknown device 'tpu'"):
             engine.choose(name, "tpu", purpose)
 
@@ -91,7 +91,7 @@ def test_gluon_trains_on_several_devices():
     assert str(choice) == "on the CPU and the CPU with Gluon"
 
 
-@pytest.mark.parametrize("purpose", ["answers", "networks", "training"])
+@pytest.mark.parametrize("purpose", ["inference", "networks", "training"])
 def test_gluon_is_the_reference_where_it_can_be_used(purpose, absent):
     choice = engine.choose(purpose=purpose)
     assert (choice.name, choice.reason) == ("gluon", "")
@@ -129,7 +129,7 @@ def test_an_engine_that_is_absent_is_refused_with_the_nearest(missing, arguments
 @pytest.mark.parametrize(
     ("purpose", "name", "allowed"),
     [
-        ("answers", "engine", "auto, gluon, pytorch, onnxruntime"),
+        ("inference", "engine", "auto, gluon, pytorch, onnxruntime"),
         ("networks", "engine for networks", "auto, gluon, pytorch"),
         ("training", "engine for training", "auto, gluon, pytorch"),
     ],

@@ -11,8 +11,9 @@ from oracle import FAMILIES, conv, ended
 
 import pydmobilenet
 from pydmobilenet import catalog
+from pydmobilenet.folding import fold
 from pydmobilenet.gluon import inference
-from pydmobilenet.gluon.inference import fuse, fused, unfused
+from pydmobilenet.gluon.inference import build_fused, build_reference, fuse
 from pydmobilenet.gluon.network import get_arrays, set_arrays
 from pydmobilenet.network import Add, BatchNorm, ReLU
 
@@ -44,19 +45,22 @@ def assert_same_function(found, net):
         found.hybridize(static_alloc=True, static_shape=True)
 
 
-@pytest.mark.parametrize("onednn", [False, True])
 @pytest.mark.parametrize(("name", "dataset"), [*NETWORKS, ("wrn-10-1", "cifar10")])
-def test_the_fused_network_computes_the_same(name, dataset, onednn):
+def test_the_fused_network_computes_the_same(name, dataset):
     net = randomise(pydmobilenet.get_model(name, dataset))
-    assert_same_function(fused(net.description, get_arrays(net), CPU, onednn), net)
+    assert_same_function(build_fused(net.description, get_arrays(net), CPU), net)
 
 
-@pytest.mark.parametrize("fuse_it", [False, True])
+def build_folded(network, arrays, context):
+    return build_reference(*fold(network, arrays), context)
+
+
+@pytest.mark.parametrize("build", [build_reference, build_folded, build_fused])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_answers_are_the_oracle_s(name, fuse_it):
+def test_every_build_matches_the_oracle(name, build):
     network = catalog.describe(name)
     arrays = oracle.random_arrays(network)
-    net = (fused if fuse_it else unfused)(network, arrays, CPU)
+    net = build(network, arrays, CPU)
     expected = oracle.logits(network, arrays, X)
     np.testing.assert_allclose(net(mx.nd.array(X)).asnumpy(), expected, rtol=0, atol=1e-5 * abs(expected).max())
 
@@ -86,8 +90,8 @@ def test_a_sum_that_is_needed_twice_stays_a_sum(kind):
     layers, last = SUMS[kind]
     network = ended(conv("a", "images"), conv("b", "a"), Add("sum", ("b", "a")), *layers, Add("end", ("sum", last)))
     arrays = oracle.random_arrays(network)
-    assert_same_function(fused(network, arrays, CPU), unfused(network, arrays, CPU))
-    fused_by_mxnet = "_sg_mkldnn_conv" in operators(fused(network, arrays, CPU))
+    assert_same_function(build_fused(network, arrays, CPU), build_reference(network, arrays, CPU))
+    fused_by_mxnet = "_sg_mkldnn_conv" in operators(build_fused(network, arrays, CPU))
     assert fused_by_mxnet == (kind == "both")  # as one operation, they are out of its reach
 
 
@@ -112,5 +116,5 @@ def test_fused_operations_that_do_not_work_are_left_out_with_a_warning(spoil, wo
 
 def test_a_fused_network_has_the_parameters_of_the_plain_one_alone():
     net = pydmobilenet.get_model("pyd-add-11-0.25")
-    plain = fused(net.description, get_arrays(net), CPU, onednn=False)
+    plain = build_folded(net.description, get_arrays(net), CPU)
     assert sorted(fuse(net).collect_params()) == sorted(plain.collect_params())

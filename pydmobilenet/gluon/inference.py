@@ -60,7 +60,7 @@ class GluonEngine:
 
     def load(self, network: Network, arrays: Mapping[str, np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
         """Return the network with these parameters: images (N, 3, H, W) in float32 to logits (N, outputs)."""
-        make = fused if self.fused else unfused
+        make = build_fused if self.fused else build_reference
         return predictor(make(network, arrays, self.context), self.context)
 
 
@@ -85,19 +85,17 @@ def fuse(net: HybridBlock) -> HybridBlock:
     `net` is one of the zoo's, with initialised parameters. The result cannot be trained.
     """
     context = next(iter(net.collect_params().values())).list_ctx()[0]
-    return fused(net.description, get_arrays(net), context)
+    return build_fused(net.description, get_arrays(net), context)
 
 
-def fused(network: Network, arrays: Mapping[str, np.ndarray], context: mx.Context, onednn: bool = True) -> HybridBlock:
-    """Build the folded network on a device; on a CPU with oneDNN's fused operations if `onednn`."""
+def build_fused(network: Network, arrays: Mapping[str, np.ndarray], context: mx.Context) -> HybridBlock:
+    """Build the folded network on a device, on a CPU with oneDNN's fused operations."""
     network, arrays = fold(network, arrays)
-    reference = unfused(network, arrays, context)
-    if not onednn or context.device_type != "cpu":
-        return reference
-    return Fused(for_onednn(network), reference)
+    reference = build_reference(network, arrays, context)
+    return Fused(for_onednn(network), reference) if context.device_type == "cpu" else reference
 
 
-def unfused(network: Network, arrays: Mapping[str, np.ndarray], context: mx.Context) -> mx.gluon.SymbolBlock:
+def build_reference(network: Network, arrays: Mapping[str, np.ndarray], context: mx.Context) -> mx.gluon.SymbolBlock:
     """Build a network on a device, layer by layer."""
     network = lower(network)
     images = mx.sym.var(IMAGES, dtype="float32")
@@ -222,7 +220,7 @@ class Fused(mx.gluon.SymbolBlock):
             lambda network, images: [list(network(images).asnumpy())],
             TOLERANCE,
             "oneDNN's fused operations are",
-            "answers are slower",
+            "inference is slower",
         )
 
     def forward(self, x, *others):

@@ -146,7 +146,7 @@ class GluonTrainer:
         """Return the score on a data set."""
         self._wait()
         context = self.contexts[0]
-        # In half precision, the unfused graph: it has casts of its own.
+        # In half precision, the network itself: it has its casts.
         predict = predictor(self.net if self.config.dtype == "float16" else fuse(self.net), context)
         return evaluate(predict, dataset, batch_size(context))
 

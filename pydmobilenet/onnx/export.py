@@ -193,8 +193,8 @@ print(json.dumps([p50, p99, peak]))
 def measure_cost(path: Path) -> Cost:
     """Measure a file on one thread, in its own process. Raises UnusableError if it cannot be run."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    answer = subprocess.run([sys.executable, "-c", PROGRAM, path], env=environment, capture_output=True, text=True)
-    if answer.returncode:
-        why = (answer.stderr.strip().splitlines() or ["no message"])[-1]
+    process = subprocess.run([sys.executable, "-c", PROGRAM, path], env=environment, capture_output=True, text=True)
+    if process.returncode:
+        why = (process.stderr.strip().splitlines() or ["no message"])[-1]
         raise UnusableError(f"{path} could not be run to measure it: {why[:200]}")
-    return Cost(*json.loads(answer.stdout))
+    return Cost(*json.loads(process.stdout))
