@@ -33,10 +33,9 @@ def name_of(record):
     return f"{record.model}@{record.dataset}"
 
 
-@pytest.fixture
-def batch(shared):
-    task = get_task("cifar10")
-    return normalise(first_images()[:20], task)
+@functools.lru_cache
+def batch():
+    return normalise(first_images()[:10], get_task("cifar10"))
 
 
 def authors_network(record, parameters=None):
@@ -45,34 +44,40 @@ def authors_network(record, parameters=None):
     return mx.gluon.SymbolBlock.imports(graph, ["data"], str(parameters))
 
 
-def test_the_reference_is_whole(shared):
+@functools.lru_cache
+def authors_logits(record):
+    return authors_network(record)(mx.nd.array(batch())).asnumpy()
+
+
+load_record = functools.lru_cache(checkpoints.load_record)
+
+
+def test_all_published_networks_are_compared(shared):
     assert len(PRESENT) == 36
 
 
 @pytest.mark.parametrize("record", PRESENT, ids=name_of)
-def test_logits_are_those_of_the_authors_graph(record, weights_dir, batch):
-    expected = authors_network(record)(mx.nd.array(batch)).asnumpy()
+def test_logits_are_those_of_the_authors_graph(record, weights_dir):
+    expected = authors_logits(record)
     scale = abs(expected).max()
     net = pydmobilenet.get_model(record.model, record.dataset, pretrained=True, weights_dir=weights_dir)
-    literal = net(mx.nd.array(batch)).asnumpy()
-    hybrid = predictor(net, mx.cpu())(batch)
-    np.testing.assert_array_equal(hybrid, expected)  # bit for bit
-    np.testing.assert_allclose(literal, expected, rtol=0, atol=1e-6 * scale)
-    np.testing.assert_allclose(predictor(fuse(net), mx.cpu())(batch), expected, rtol=0, atol=1e-6 * scale)
+    eager = net(mx.nd.array(batch())).asnumpy()
+    np.testing.assert_array_equal(predictor(net, mx.cpu())(batch()), expected)  # bit for bit
+    np.testing.assert_allclose(eager, expected, rtol=0, atol=1e-6 * scale)
+    np.testing.assert_allclose(predictor(fuse(net), mx.cpu())(batch()), expected, rtol=0, atol=1e-6 * scale)
 
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("record", PRESENT, ids=name_of)
-def test_every_engine_has_the_logits_of_the_authors_graph(record, fused, name, weights_dir, batch):
-    expected = authors_network(record)(mx.nd.array(batch)).asnumpy()
-    network, arrays = catalog.describe(record.model, record.dataset), checkpoints.load_record(record, weights_dir)
-    found = engine.choose(name, "cpu", fused=fused).engine.load(network, arrays)(batch)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.ptp(expected))
+def test_every_engine_has_the_logits_of_the_authors_graph(record, fused, name, weights_dir):
+    expected = authors_logits(record)
+    predict = engine.choose(name, "cpu", fused=fused).engine.load(record.network, load_record(record, weights_dir))
+    np.testing.assert_allclose(predict(batch()), expected, rtol=0, atol=1e-5 * np.ptp(expected))
 
 
 @pytest.mark.parametrize("record", IMAGENET32, ids=name_of)
-def test_imagenet32_logits_are_those_of_the_authors_graph(record, shared, batch, tmp_path):
+def test_imagenet32_logits_are_those_of_the_authors_graph(record, shared, tmp_path):
     # The parameters are not here: random ones, in the authors' format, under the names and shapes of their graph.
     graph = mx.sym.load(re.sub(r"-\d{4}\.params$", "-symbol.json", str(checkpoint_here(record))))
     arguments, _, statistics = graph.infer_shape(data=(1, 3, 32, 32))
@@ -92,13 +97,13 @@ def test_imagenet32_logits_are_those_of_the_authors_graph(record, shared, batch,
         if name.endswith("/conv0/batchnorm0_beta") and "stg" not in name:
             arrays[name][:] = 0
     mx.nd.save(str(tmp_path / "random.params"), arrays)
-    expected = authors_network(record, tmp_path / "random.params")(mx.nd.array(batch)).asnumpy()
+    expected = authors_network(record, tmp_path / "random.params")(mx.nd.array(batch())).asnumpy()
     net = build_for(record.model, "imagenet32")
     net.initialize()
     load_weights(net, tmp_path / "random.params")
-    literal = net(mx.nd.array(batch)).asnumpy()
-    np.testing.assert_array_equal(predictor(net, mx.cpu())(batch), expected)
-    np.testing.assert_allclose(literal, expected, rtol=0, atol=1e-5 * abs(expected).max())
+    eager = net(mx.nd.array(batch())).asnumpy()
+    np.testing.assert_array_equal(predictor(net, mx.cpu())(batch()), expected)
+    np.testing.assert_allclose(eager, expected, rtol=0, atol=1e-5 * abs(expected).max())
 
 
 def runner_rows():
@@ -107,12 +112,12 @@ def runner_rows():
 
 
 @functools.lru_cache
-def answered(name, model, weights_dir):
-    """How many answers of an engine to the first 1,000 images are wrong, and the classes that it gives."""
+def predictions(name, model, weights_dir):
+    """Count the errors of an engine on the first 1,000 images; return the predicted classes too."""
     with open(SHARED / "datasets" / "cifar10-test-first1000.bin", "rb") as file:
         labels = np.frombuffer(file.read(), np.uint8).reshape(1000, 3073)[:, 0].astype(np.int64)
     dataset = Dataset(get_task("cifar10"), "test", first_images(), labels, False, "first1000")
-    arrays = checkpoints.load_record(catalog.find(model, "cifar10"), weights_dir)
+    arrays = load_record(catalog.find(model, "cifar10"), weights_dir)
     predict = engine.choose(name, "cpu").engine.load(catalog.describe(model), arrays)
     answers = Answers.empty(len(dataset))
     return evaluate(predict, dataset, 50, answers=answers).wrong, answers.classes
@@ -120,19 +125,19 @@ def answered(name, model, weights_dir):
 
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("row", runner_rows(), ids=lambda row: row["model"])
-def test_as_many_wrong_answers_as_the_authors_runner(row, name, weights_dir):
-    assert answered(name, row["model"], weights_dir)[0] == int(row["wrong_of_first_1000"])
+def test_errors_are_those_of_the_authors_runner(row, name, weights_dir):
+    assert predictions(name, row["model"], weights_dir)[0] == int(row["wrong_of_first_1000"])
 
 
 @pytest.mark.parametrize("name", [name for name in ENGINES if "gluon" not in name.values])
 @pytest.mark.parametrize("row", runner_rows(), ids=lambda row: row["model"])
-def test_every_engine_gives_the_classes_that_gluon_gives(row, name, weights_dir):
-    expected, found = (answered(each, row["model"], weights_dir)[1] for each in ("gluon", name))
+def test_every_engine_predicts_the_classes_of_gluon(row, name, weights_dir):
+    expected, found = (predictions(each, row["model"], weights_dir)[1] for each in ("gluon", name))
     np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("record", [r for r in PRESENT if r.dataset == "cifar100-coarse"], ids=name_of)
-def test_cifar100_networks_answer_in_superclasses(record, weights_dir):
+def test_cifar100_networks_predict_superclasses(record, weights_dir):
     # Real photographs, of other classes than CIFAR-100's: were the 80 outputs from 20 on alive, some would win.
     net = pydmobilenet.get_model(record.model, record.dataset, pretrained=True, weights_dir=weights_dir)
     task = get_task("cifar100-coarse")
