@@ -187,6 +187,7 @@ def test_a_bundled_network_is_compared_bit_for_bit_with_the_one_trained_again(
     assert capsys.readouterr().out == line
 
 
+@pytest.mark.slow
 def test_a_bundled_network_is_trained_again(reproduce, tmp_path):
     command = "OMP_NUM_THREADS=1 python train.py --dataset digits --model mobilenet-11-0.125 --epochs 1 --device cpu"
     run = reproduce.train(command, tmp_path / "run")
