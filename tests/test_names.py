@@ -207,7 +207,7 @@ def test_reasons_and_classes_are_printable_in_tables_and_on_the_page():
         assert f"no {SHOWN}" in text
         assert f"images from {SHOWN}" in text
     for name in CLASSES:
-        assert f"is <b>{printable(name)}</b>" in page
+        assert f"predicted <b>{printable(name)}</b>" in page
 
 
 def test_an_onnx_file_has_the_classes_exactly(call, folder, run):
