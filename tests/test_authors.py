@@ -17,6 +17,8 @@ from pydmobilenet.gluon.inference import fuse, predictor
 from pydmobilenet.gluon.network import build_for, load_weights
 from pydmobilenet.metrics import Answers, evaluate
 
+pytestmark = pytest.mark.slow
+
 
 def checkpoint_here(record):
     return record.file and SHARED / "weights" / record.file.path.split("/", 1)[1]

@@ -196,6 +196,7 @@ print(json.dumps([saved, made]))
 """
 
 
+@pytest.mark.slow
 def test_killed_between_any_two_calls_a_run_is_whole_and_earlier_or_later(tmp_path):
     answer = subprocess.run(
         [sys.executable, "-B", "-c", KILLED_AT_EVERY_CALL, tmp_path],  # -B: what it imports writes no other files
@@ -237,6 +238,7 @@ for number in range(20):
 """
 
 
+@pytest.mark.slow
 def test_of_processes_that_make_one_run_at_once_exactly_one_wins(tmp_path):
     command, environment = [sys.executable, "-c", RACE, tmp_path / "runs"], {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

@@ -213,6 +213,7 @@ def test_the_hub_loads_a_network_with_the_authors_weights(torch, weights_dir):
     assert torch.hub.load(**from_hub, dataset="cifar100-coarse").num_classes == 100
 
 
+@pytest.mark.slow
 def test_the_hub_asks_for_what_its_networks_need(torch):
     code = "import hubconf, sys; hubconf.resnet_29_050(); print(*set(hubconf.dependencies) - set(sys.modules))"
     without = ("matplotlib", "yaml", "jinja2", "tabulate", "PIL", "onnx", "onnxruntime", "mxnet", "timm")

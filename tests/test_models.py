@@ -67,6 +67,7 @@ def gluoncv_s(request, tmp_path_factory):
     return request.param, directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["gluon", pytest.param("pytorch", marks=pytest.mark.pytorch)])
 @pytest.mark.parametrize("file", ["theirs.params", "theirs-0000.params"])
 def test_a_wide_resnet_is_gluoncv_s(engine, file, gluoncv_s):
