@@ -160,6 +160,8 @@ def a_file(tmp_path):
         (["--tensorboard"], "pip install 'pydmobilenet[tensorboard]'"),
         (["--engine", "onnxruntime"], "unknown engine for training 'onnxruntime'"),
         (["--engine", "gluon", "--dtype", "float16"], "dtype 'float16' needs a GPU"),
+        (["--batch-size", "25"], "batch_size 25 times accumulation_steps 1 is more than the 24 training images"),
+        (["--accumulation-steps", "7"], "is more than the 24 training images; nearest: batch_size 3"),
         (["--weights", other_weights], "the file is of resnet-11-0.125 with 10 classes"),
         (["--weights", "/nowhere.params"], "no such parameter file or run: /nowhere.params"),
     ],
@@ -176,7 +178,7 @@ def test_a_new_run_is_refused_before_a_picture_is_decoded(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_an_unknown_class_among_the_test_images_is_told(tmp_path, inside):
+def test_an_unknown_class_among_the_test_images_is_refused_before_a_picture_is_decoded(tmp_path, inside, unread):
     make_classes(tmp_path / "photos", "ab", {"train": 4})
     make_classes(tmp_path / "photos", "abc", {"test": 2})
     answer = inside(*options({**TINY, "output": tmp_path / "run", "dataset": tmp_path / "photos", "device": "cpu"}))
@@ -195,6 +197,32 @@ def begun(photos, output, skip_bad=False):
     pydmobilenet.train(dataset=photos, output=output, skip_bad=skip_bad, **ALONE)
 
 
+@pytest.mark.parametrize("layout", [{".": 10}, {"train": 10, "test": 3}, {"train": 6, "val": 2, "test": 2}])
+def test_other_numbers_of_files_are_refused_before_a_picture_is_decoded(layout, tmp_path, inside, monkeypatch):
+    photos = make_classes(tmp_path / "photos", "ab", layout)
+    values = dict(ALONE)
+    if "." not in layout:
+        del values["test_fraction"]
+    if "val" in layout:
+        del values["val_fraction"]
+    pydmobilenet.train(dataset=photos, output=tmp_path / "run", **values)
+    monkeypatch.setattr(images, "read", lambda *_: pytest.fail("decoded"))
+    for split, number in layout.items():
+        folder, count = photos / split / "a", 2 * number
+        shutil.copy(folder / "00.png", folder / "more.png")
+        if split != "train":  # copies of other splits' images were left out there
+            answer = inside("--resume", tmp_path / "run", "--device", "cpu")
+            assert_mistake(answer, f": {count + 1} images instead of {count}; --skip-bad skips unreadable ones; to ")
+        for name in ("00.png", "01.png"):
+            (folder / name).rename(tmp_path / name)
+        for more in ([], ["--skip-bad"]):
+            answer = inside("--resume", tmp_path / "run", "--device", "cpu", *more)
+            assert_mistake(answer, f" data has changed since the run began: {count - 1} images instead of {count}; to ")
+        for name in ("00.png", "01.png"):
+            (tmp_path / name).rename(folder / name)
+        (folder / "more.png").unlink()
+
+
 @pytest.mark.filterwarnings("ignore:.*skipped")
 def test_a_run_that_has_passed_over_pictures_goes_on(tmp_path, inside):
     photos = make_classes(tmp_path / "photos", "ab", {".": 10})
@@ -203,8 +231,7 @@ def test_a_run_that_has_passed_over_pictures_goes_on(tmp_path, inside):
     answer = inside("--resume", tmp_path / "run", "--device", "cpu", "--skip-bad")
     assert answer.returncode == 0, answer.stderr
     answer = inside("--resume", tmp_path / "run", "--device", "cpu")
-    assert_mistake(answer, "bad.png")
-    assert "--skip-bad" in answer.stderr
+    assert_mistake(answer, "21 images instead of 20; --skip-bad skips unreadable ones")
 
 
 # Going on by itself.

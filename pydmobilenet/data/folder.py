@@ -138,10 +138,13 @@ def images_by_class(
     return Dataset(task, split, pixels, labels, False, str(folder), note, files=files, hashes=hashes if root else ())
 
 
-def count(name: str, split: str, classes: Sequence[str]) -> list[int]:
-    """Count the images of each class in a split of ``folder:PATH``, without reading them. Raises as `read`."""
-    entries = _files_by_class(classes, layout(place(name))[split], Counter())
-    return np.bincount([label for _, label, _ in entries], minlength=len(classes)).tolist()
+def count(name: str, classes: Sequence[str]) -> dict[str, list[int]]:
+    """Count the files of each class in each split of ``folder:PATH``, without reading them. Raises as `read`."""
+    counts = {}
+    for split, path in layout(place(name)).items():
+        labels = [label for _, label, _ in _files_by_class(classes, path, Counter())]
+        counts[split] = np.bincount(labels, minlength=len(classes)).tolist()
+    return counts
 
 
 def _files_by_class(

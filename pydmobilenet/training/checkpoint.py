@@ -18,7 +18,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from .. import files, provenance
 from ..checkpoints import formats, runs
 from ..checkpoints.runs import METADATA, read_metadata
-from ..data import Splits, archives
+from ..data import Splits, archives, folder
 from ..errors import BadFileError, InvalidValueError, MissingFileError, UnusableError
 from .history import History
 
@@ -201,3 +201,23 @@ def check_data(splits: Splits, metadata: Mapping[str, Any]) -> None:
         if difference:
             source = splits.train.source
             raise BadFileError(f"{source}: the {split} data has changed since the run began: {difference}; {NEW_RUN}")
+
+
+def check_counts(
+    counts: Mapping[str, list[int]], classes: Sequence[str], metadata: Mapping[str, Any], skip_bad: bool
+) -> None:
+    """Raise BadFileError if a folder has other numbers of files than a run began with, before any is decoded.
+
+    More files may be unreadable ones to skip, or, in ``train``, copies of test images.
+    """
+    for split, numbers in counts.items():
+        names = {split} if "val" in counts or split != "train" else {"train", "val"}
+        recorded = metadata["data"].items()
+        parts = [data["images_per_class"] for name, data in recorded if name in names or split == folder.ALL]
+        begun = [sum(part[label] for part in parts) for label in range(len(classes))]
+        more = all(now >= then for now, then in zip(numbers, begun))
+        if numbers != begun and not (more and (skip_bad or split == "train")):
+            now, then = ({"images": sum(of), "images_per_class": of} for of in (numbers, begun))
+            hint = "; --skip-bad skips unreadable ones" if more else ""
+            difference = provenance.data_difference(then, now, classes)
+            raise BadFileError(f"the {split} data has changed since the run began: {difference}{hint}; {NEW_RUN}")

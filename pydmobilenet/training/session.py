@@ -144,6 +144,8 @@ def _start(session: Session, make_trainer: MakeTrainer) -> Iterator[Loop]:
     task = get_task(name, config.image_size)
     if init and name.startswith("folder:"):  # its images are normalised as the loaded weights want them
         task = replace(task, mean=init.task.mean, std=init.task.std)
+    if counts := _counts(name, task):  # too few for a batch is said before any is decoded
+        updates_per_epoch(config, sum(counts.get("train") or counts[folder.ALL]))
     trainer = make_trainer(config, task)
     if init is not None:
         _load(init, trainer, task, session)
@@ -170,6 +172,7 @@ def _resume(session: Session, make_trainer: MakeTrainer) -> Iterator[Loop]:
     checkpoint.check_config(values, {**configuration.DEFAULTS, **metadata["config"]}, f"{directory / CONFIG}: ")
     # The run knows where its data is, and how its classes are numbered.
     name, task = located(metadata["dataset"], session.data_dir), recorded_task(metadata["dataset"], metadata)
+    checkpoint.check_counts(_counts(name, task), task.classes, metadata, session.skip_bad)
     trainer = make_trainer(config, task)
     if trainer.name != (engine := metadata["engine"]):
         raise BadFileError(
@@ -240,6 +243,11 @@ def _load(init: Checkpoint, trainer: Trainer, task: Task, session: Session) -> N
     size = init.task.image_size
     if size != config.image_size and config.body_rate < 1:
         session.say(f"weights were trained at {size}x{size}; try --body-rate 1")
+
+
+def _counts(name: str, task: Task) -> dict[str, list[int]]:
+    """Count the files of each split of a folder; nothing for other data sets."""
+    return folder.count(name, task.classes) if name.startswith("folder:") else {}
 
 
 def _read(name: str, task: Task, session: Session) -> Splits:
