@@ -23,11 +23,11 @@ MODEL = "pyd-add-11-0.125"
 def run(tmp_path_factory):
     pytest.importorskip("mxnet", exc_type=ImportError)
     output = tmp_path_factory.mktemp("api") / "run"
-    return pydmobilenet.train(MODEL, "digits", epochs=2, warmup_epochs=0, output=output, device="cpu", progress=False)
+    return pydmobilenet.train(MODEL, "digits", epochs=1, warmup_epochs=0, output=output, device="cpu", progress=False)
 
 
 def test_a_run_has_its_history_its_model_and_its_directory(run):
-    assert [row.epoch for row in run.history.rows] == [1, 2]
+    assert [row.epoch for row in run.history.rows] == [1]
     assert (run.directory / "best.params").is_file()
     assert run.model().head.dense.weight.shape == (10, 128)
 
@@ -90,8 +90,8 @@ def test_a_signal_ends_training_with_its_exit_code_and_the_directory(tmp_path, a
 
 def test_a_run_goes_on(run):
     again = pydmobilenet.train(resume=run, device="cpu", progress=False)
-    assert [row.epoch for row in again.history.rows] == [1, 2]
-    with pytest.raises(InvalidValueError, match="epochs is 3, but the run began with 2"):
+    assert [row.epoch for row in again.history.rows] == [1]
+    with pytest.raises(InvalidValueError, match="epochs is 3, but the run began with 1"):
         pydmobilenet.train(resume=run.directory, epochs=3, progress=False)
 
 
