@@ -15,8 +15,8 @@ ARM = 'python_version < "3.12" and sys_platform == "linux" and platform_machine 
 WHERE = f"({X86}) or ({ARM})"
 MXNET_CPU = [f"mxnet==1.9.1; {WHERE}", f"numpy<2; {WHERE}"]
 MXNET_GPU = [
-    f"mxnet-cu112==1.9.1; {X86}",
-    f"numpy<2; {X86}",
+    f'mxnet-cu112==1.9.1; {X86} and sys_platform == "linux"',
+    f'numpy<2; {X86} and sys_platform == "linux"',
     # The CUDA 11 libraries that this build links to and does not bring; NVIDIA's driver is all that is left to a user.
     "nvidia-cublas-cu11",
     "nvidia-cuda-nvrtc-cu11",
