@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,6 +21,7 @@ from ..errors import BadFileError, UnusableError
 from ..folding import fold
 from ..network import Network
 from ..text import printable
+from .cost import measure as measure_cost
 from .graph import check_finite, convert
 from .session import predictor
 
@@ -127,10 +125,9 @@ def export_source(
             except UnusableError as error:  # the file is written all the same
                 warnings.warn(str(error), stacklevel=2)
                 return apart
-            memory = "" if cost.memory is None else f"; a process that does nothing else takes {cost.memory:.0f} MB"
             say(
                 f"one image on one thread takes {cost.p50:.2f} ms (p50), {cost.p99:.2f} ms (p99), on "
-                f"{machine.cpu_name()}{memory}"
+                f"{machine.cpu_name()}; a process that does nothing else takes {cost.memory:.0f} MB"
             )
     return apart
 
@@ -149,52 +146,3 @@ def comparison_images(task: Task, data_dir: Path | None, dataset: str | None) ->
         images = get_dataset(name, split, data_dir, skip_bad=True, task=task).images[:IMAGES]
         return images, "given" if split == folder.ALL else split
     return np.random.default_rng(0).integers(0, 256, (IMAGES, *task.image), np.uint8), "random"
-
-
-class Cost(NamedTuple):
-    """Median and 99th percentile of one image's latency in ms, and a process's peak memory in MB if known."""
-
-    p50: float
-    p99: float
-    memory: float | None
-
-
-# A process with ONNX Runtime and NumPy alone. Linux' getrusage includes the parent; Windows has none.
-PROGRAM = """
-import sys
-del sys.path[0]  # the working directory
-import json, pathlib, time
-import numpy as np
-import onnxruntime
-
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = options.inter_op_num_threads = 1
-content = pathlib.Path(sys.argv[1]).read_bytes()  # ONNX Runtime takes only UTF-8 names
-net = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-(images,) = net.get_inputs()
-image = np.random.default_rng(0).random((1, *images.shape[1:])) * 255
-image = image.astype(np.uint8 if "uint8" in images.type else np.float32)
-seconds = []
-for _ in range(20 + 300):  # 20 to warm up
-    start = time.perf_counter()
-    net.run(None, {images.name: image})
-    seconds.append(time.perf_counter() - start)
-p50, p99 = 1000 * np.percentile(seconds[20:], [50, 99])
-peak = None
-if sys.platform == "linux":
-    peak = int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1e3
-elif sys.platform == "darwin":
-    import resource
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-print(json.dumps([p50, p99, peak]))
-"""
-
-
-def measure_cost(path: Path) -> Cost:
-    """Measure a file on one thread, in its own process. Raises UnusableError if it cannot be run."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.run([sys.executable, "-c", PROGRAM, path], env=environment, capture_output=True, text=True)
-    if process.returncode:
-        why = (process.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UnusableError(f"{path} could not be run to measure it: {why[:200]}")
-    return Cost(*json.loads(process.stdout))

@@ -14,6 +14,8 @@ import shutil
 import signal
 import sys
 
+import psutil  # before: it has another way on each system
+
 HIDDEN = ("/proc", "/sys/fs/cgroup", "/dev/std", "/dev/fd")
 PACKAGE = os.sep + "pydmobilenet" + os.sep
 MODULES = ("fcntl", "resource", "pwd", "grp", "termios")
@@ -23,6 +25,7 @@ NAMES = {
         *("chown", "fchown", "lchown", "fchmod", "fork", "getuid", "geteuid", "getgid", "getegid", "mkfifo", "symlink"),
         *("killpg", "setsid", "getpgid", "getloadavg", "statvfs", "posix_fadvise", "sendfile", "pread"),
     ),
+    psutil.Process: ("cpu_affinity",),  # macOS has none
     signal: ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "alarm", "setitimer", "pthread_kill", "pthread_sigmask"),
 }
 _open, _stat, _readlink, _listdir = os.open, os.stat, os.readlink, os.listdir
