@@ -18,7 +18,7 @@ import numpy as np
 
 from . import catalog, files
 from .data import Dataset, batches
-from .data.batching import draw as draw_order
+from .data.dataset import draw as draw_order
 from .text import printable
 
 if TYPE_CHECKING:

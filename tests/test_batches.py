@@ -7,7 +7,7 @@ import pytest
 from helpers import with_gluoncv
 
 from pydmobilenet.data import Dataset, batches, get_task, normalise
-from pydmobilenet.data.batching import draw
+from pydmobilenet.data.dataset import draw
 from pydmobilenet.errors import BadFileError, InvalidValueError
 
 TASK = get_task("cifar10")

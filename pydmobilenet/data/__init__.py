@@ -1,7 +1,6 @@
 """Data sets, pictures, splits and batches; in NumPy, without an engine."""
 
-from .batching import batches
-from .dataset import IMAGE_SIZES, Dataset, Task, normalise
+from .dataset import IMAGE_SIZES, Dataset, Task, batches, normalise
 from .datasets import DATASETS, about, dataset_name, decoded, get_task, of_metadata, recorded_task
 from .splits import Fractions, Splits, get_dataset, get_splits
 
