@@ -1,7 +1,7 @@
 # make validate [DEVICE=gpu] [ARGS='--dataset cifar10']   check the published table
 # make test [ARGS='-k weights']                           run the tests, at each instruction set of the processor
 # make test-fast                                          run those that take no processes of their own, in two minutes
-# make fuzz                                               run the long, random ones
+# make fuzz                                               run those left out: random cases, whole tables
 # make lint                                               check style, format, types, and what imports what
 # make docs                                               README, docs/ and the API as a site, build/docs/index.html
 # Each makes .venv and installs what this machine needs first; a second run installs nothing again. PyTorch, which is large,
@@ -39,7 +39,7 @@ endif
 validate: $(INSTALLED)
 	$(BIN)/python run_validation.py $(ARGS)
 
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist loadfile
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test: $(PYTORCH)
 	$(BIN)/python tests/run.py $(SIDE_BY_SIDE) $(ARGS)

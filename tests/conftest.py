@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import gzip
 import http.server
 import importlib.util
@@ -9,6 +11,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -57,6 +60,8 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(items):
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)  # begin with what takes long: files run side by side
     obstacles = {"gluon": NO_GLUON, "gpu": NO_GLUON, "pytorch": NO_PYTORCH}
     if not NO_GLUON:
         obstacles["gpu"] = runtime.device_obstacle()
@@ -66,6 +71,17 @@ def pytest_collection_modifyitems(items):
         for marker, obstacle in {**obstacles, **own}.items():
             if obstacle and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=obstacle))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def freed():
+    """Free the networks and compiled code of a file of tests: a worker runs many."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture

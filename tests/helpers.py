@@ -34,7 +34,13 @@ NOWHERE = "http://127.0.0.1:9"  # the discard port: refused at once
 CIFAR_MODELS = [record.model for record in catalog.RECORDS if record.dataset == "cifar10"]
 NETWORKS = [(record.model, record.dataset) for record in catalog.RECORDS if not record.model.startswith("wrn")]
 TRAINERS = [pytest.param("gluon", marks=pytest.mark.gluon), pytest.param("pytorch", marks=pytest.mark.pytorch)]
+SMALL = ("resnet-29-0.5", "mobilenet-29-0.5", "pyd-add-29-0.25", "pyd-concat-29-0.25")  # one of each family
 LIMIT = 240  # seconds for one process on a busy machine
+
+
+def sampled(cases, usual):
+    """Return all cases for a parametrisation; those that are not `usual` run by ``make fuzz`` alone."""
+    return [case if usual(case) else pytest.param(*case, marks=pytest.mark.fuzz) for case in cases]
 
 
 @functools.lru_cache

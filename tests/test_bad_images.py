@@ -62,7 +62,7 @@ def test_bad_images_are_skipped_on_request_in_training_and_validation(data, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(Loop, "run", lambda self: 143)  # interrupted at once
         assert skipping(*recipe(data), "--output", run) == 143
-    assert_mistake(inside("--resume", run), ADVICE)
+    assert_mistake(inside("--resume", run), "25 images instead of 24; --skip-bad skips unreadable ones; to train on")
     assert skipping("--resume", run) == 0
 
     validate = commander(monkeypatch, capsys)

@@ -96,6 +96,7 @@ def last_error(directory):
     return State.read(directory / "last.state").progress["history"][-1]["test_error"]
 
 
+@pytest.mark.fuzz
 def test_two_devices_reach_the_error_of_one_device(tmp_path):
     # All go on from the same weights, in large batches at a small learning rate. From the first step on and in small
     # ones, a run ends a point or two from another in any case: 360 test images are few, and batch normalisation over

@@ -33,8 +33,6 @@ from pydmobilenet.training import config, loop, session
 from pydmobilenet.training.checkpoint import Run, State
 from pydmobilenet.training.trainer import Score
 
-pytestmark = pytest.mark.instruction_sets
-
 
 def state_of(run):
     return State.read(run.directory / "last.state")

@@ -18,7 +18,7 @@ import nbformat  # noqa: E402
 from nbclient import NotebookClient  # noqa: E402
 
 ENGINES = [
-    pytest.param("gluon", marks=[pytest.mark.instruction_sets, pytest.mark.gluon]),
+    pytest.param("gluon", marks=[pytest.mark.gluon, pytest.mark.fuzz]),
     pytest.param("pytorch", marks=pytest.mark.pytorch),
 ]
 LONG, SHORT = '"pyd-add-29-0.25", "digits", epochs=3', '"pyd-add-11-0.25", "digits", epochs=1'

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, TRAINERS, make_classes
+from helpers import ROOT, make_classes
 
 ELSEWHERE = """
 import csv, json, sys
@@ -21,6 +21,7 @@ for row in csv.DictReader(open("answers.csv")):
     assert classes[int(logits.argmax())] == row["class"]
 assert not [name for name in sys.modules if name.startswith(("pydmobilenet", "mxnet", "torch"))]
 """
+GLUON = pytest.param("gluon", marks=[pytest.mark.gluon, pytest.mark.fuzz])
 COMMANDS = [
     ["train", "photos", "--pretrained", "--weights-dir", "WEIGHTS", "--epochs", "3"],
     ["validate", "runs/pyd-concat-29-0.5-folder-photos", "--output", "report"],
@@ -30,7 +31,7 @@ COMMANDS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", TRAINERS)
+@pytest.mark.parametrize("engine", [pytest.param("pytorch", marks=pytest.mark.pytorch), GLUON])
 def test_five_commands_lead_from_a_folder_to_an_onnx_file(engine, weights_dir, tmp_path):
     make_classes(tmp_path / "photos", ["cat", "dog", "emu"], {".": 40}, side=48)
     make_classes(tmp_path / "others", ["any"], {".": 5}, side=40)

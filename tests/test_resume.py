@@ -31,10 +31,7 @@ import pydmobilenet
 from pydmobilenet import catalog
 from pydmobilenet.training.checkpoint import State
 
-ENGINES = [
-    pytest.param("gluon", marks=[pytest.mark.gluon, pytest.mark.instruction_sets]),
-    pytest.param("pytorch", marks=pytest.mark.pytorch),
-]
+GLUON, PYTORCH, LONG = pytest.mark.gluon, pytest.mark.pytorch, pytest.mark.fuzz
 EPOCHS = 5
 
 
@@ -76,7 +73,7 @@ def finish(*arguments):
         assert run.returncode == 0, err
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module")
 def beginning(folder, request):
     """How the runs of this file begin on the command line, but for where they are put."""
     engine = ["--engine", request.param]
@@ -97,6 +94,9 @@ def undisturbed(tmp_path_factory, beginning):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "beginning", [pytest.param("gluon", marks=GLUON), pytest.param("pytorch", marks=[PYTORCH, LONG])], indirect=True
+)
 def test_killed_at_three_random_moments_a_run_ends_with_the_same_bits(undisturbed, beginning, tmp_path):
     expected, seconds = undisturbed
     directory = tmp_path / "run"
@@ -123,6 +123,9 @@ def test_killed_at_three_random_moments_a_run_ends_with_the_same_bits(undisturbe
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "beginning", [pytest.param("gluon", marks=[GLUON, LONG]), pytest.param("pytorch", marks=PYTORCH)], indirect=True
+)
 def test_interrupted_and_terminated_in_an_epoch_a_run_ends_with_the_same_bits(undisturbed, beginning, tmp_path):
     expected, seconds = undisturbed
     directory = tmp_path / "a run"

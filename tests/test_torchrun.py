@@ -302,7 +302,7 @@ def own_part(err):
     return err[: next((n for n, line in enumerate(err) if line.startswith("Traceback")), None)]
 
 
-@pytest.mark.parametrize("victim", [0, 1, "torchrun"])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.fuzz), 1, "torchrun"])
 def test_one_that_is_killed_ends_all_within_seconds(victim, folder, tmp_path):
     run = tmp_path / "run"
     with started(2, *command(folder, run, epochs=1000)) as torchrun:

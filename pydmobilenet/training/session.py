@@ -246,8 +246,9 @@ def _load(init: Checkpoint, trainer: Trainer, task: Task, session: Session) -> N
 
 
 def _counts(name: str, task: Task) -> dict[str, list[int]]:
-    """Count the files of each split of a folder; nothing for other data sets."""
-    return folder.count(name, task.classes) if name.startswith("folder:") else {}
+    """Count the files of each split of a folder. Empty for other data sets or classes; `get_splits` checks these."""
+    same = name.startswith("folder:") and sorted(get_task(name).classes) == sorted(task.classes)
+    return folder.count(name, task.classes) if same else {}
 
 
 def _read(name: str, task: Task, session: Session) -> Splits:
