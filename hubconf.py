@@ -4,7 +4,7 @@ from pydmobilenet.catalog import list_models as _list_models
 from pydmobilenet.catalog import parse_name as _parse_name
 from pydmobilenet.catalog import timm_name as _timm_name
 
-dependencies = ["torch", "numpy", "filelock", "requests", "safetensors"]
+dependencies = ["torch", "numpy", "filelock", "psutil", "requests", "safetensors"]
 
 
 def _entrypoint(model):

@@ -13,21 +13,15 @@ HERE = Path(__file__).parent
 X86 = 'python_version < "3.12" and platform_machine == "x86_64"'
 ARM = 'python_version < "3.12" and sys_platform == "linux" and platform_machine == "aarch64"'
 WHERE = f"({X86}) or ({ARM})"
+LINUX = f'{X86} and sys_platform == "linux"'
 MXNET_CPU = [f"mxnet==1.9.1; {WHERE}", f"numpy<2; {WHERE}"]
 MXNET_GPU = [
-    f'mxnet-cu112==1.9.1; {X86} and sys_platform == "linux"',
-    f'numpy<2; {X86} and sys_platform == "linux"',
+    f"mxnet-cu112==1.9.1; {LINUX}",
+    f"numpy<2; {LINUX}",
     # The CUDA 11 libraries that this build links to and does not bring; NVIDIA's driver is all that is left to a user.
-    "nvidia-cublas-cu11",
-    "nvidia-cuda-nvrtc-cu11",
-    "nvidia-cuda-runtime-cu11",
-    "nvidia-cudnn-cu11>=8.1,<9",  # libcudnn.so.8
-    "nvidia-cufft-cu11",
-    "nvidia-curand-cu11",
-    "nvidia-cusolver-cu11",
-    "nvidia-cusparse-cu11",
-    "nvidia-nccl-cu11",
-    "nvidia-nvtx-cu11",
+    *(f"nvidia-{name}-cu11; {LINUX}" for name in ("cublas", "cuda-nvrtc", "cuda-runtime", "cufft", "curand")),
+    *(f"nvidia-{name}-cu11; {LINUX}" for name in ("cusolver", "cusparse", "nccl", "nvtx")),
+    f"nvidia-cudnn-cu11>=8.1,<9; {LINUX}",  # libcudnn.so.8
 ]
 
 setup(

@@ -133,10 +133,11 @@ def train(
     `dataset` is a name or a folder of images. The recipe is the file `config`, or one of ``configs/`` by name, by
     default that of the data set; any key can be set here, as ``epochs=4``. The run goes to a new directory `output`,
     by default ``runs/MODEL-DATASET``; `resume` continues a run instead, and ``resume="auto"`` the one in `output` if
-    there is one. `weights` to start from are a file, a run, or ``"published"``, looked for in `weights_dir` first; they
-    set the default `model`. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon if MXNet runs on the device, and
-    for a run to resume its own. `compile` is for PyTorch. `progress` shows bars (None: on a terminal); False prints
-    nothing. `verbose` prints the configuration. The run records `command`, by default this call.
+    there is one. `weights` to start from are a file, a run, or ``"published"``, looked for in `weights_dir` first; if
+    they record their model, it is the default one. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon if MXNet
+    runs on the device, and for a run to resume its own. `compile` is for PyTorch. `progress` shows bars (None: on a
+    terminal); False prints nothing. `verbose` prints the configuration. The run records `command`, by default this
+    call.
 
     Works in any thread. Raises InvalidValueError, MissingFileError, BadFileError and UnusableError. An interruption
     saves the run and raises KeyboardInterrupt. An error before the first batch leaves no directory.
@@ -351,6 +352,8 @@ def export(
     from .onnx import export as onnx
 
     images = onnx.comparison_images(source.task, _expanded(data_dir), dataset)
+    if engine == "auto":  # not ONNX Runtime's own answers, if another engine has them
+        engine = next(name for name in engines.ENGINES if not engines.obstacle(name))
     reference = engines.choose(engine, "cpu", fused=False).engine
     return onnx.export_source(source, path, *images, reference, fused, uint8_input, measure, say)
 

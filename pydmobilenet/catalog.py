@@ -221,7 +221,7 @@ def select(
     """
     names = dict.fromkeys(record.dataset for record in records)
     for pattern in datasets:
-        if not fnmatch.filter(names, pattern):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             if pattern == "cifar100":
                 raise InvalidValueError(
                     "the published CIFAR-100 figures are for the 20 superclasses; nearest: cifar100-coarse"
@@ -229,7 +229,7 @@ def select(
             raise unknown("data set", pattern, names)
     model_names = list(dict.fromkeys(record.model for record in records))
     for pattern in models:
-        if not fnmatch.filter(model_names, pattern):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in model_names):
             if not re.search(r"[*?\[]", pattern):
                 parse_name(pattern)  # raises for an invalid name
             if any(record.published for record in records):

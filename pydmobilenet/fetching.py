@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -157,7 +158,7 @@ def _chunks(url: str, name: str) -> Iterator[bytes]:
     when, reason = _unreachable.get(host, (-UNREACHABLE_SECONDS, ""))
     if time.monotonic() - when < UNREACHABLE_SECONDS:
         raise Unavailable(reason)
-    proxy = ""
+    proxy, outer = "", sys.exc_info()[1]
     try:
         proxy = _proxy(url)
         # Not unpacked: some servers label a .tar.gz as a packed .tar.
@@ -170,15 +171,21 @@ def _chunks(url: str, name: str) -> Iterator[bytes]:
                     bar.update(len(chunk))
                     yield chunk
     except (OSError, HTTPError, ValueError) as error:  # those of requests are OSErrors
-        reason = f"{host}: {proxy}{_cause(error)}"
+        cause = _cause(error, outer)
+        if proxy:  # quoted may be parts of its password
+            cause = re.sub("'.*?'", "it", cause)
+        reason = f"{host}: {proxy}{cause}"
         if isinstance(error, (requests.ConnectionError, requests.Timeout)):
             _unreachable[host] = (time.monotonic(), reason)
         raise Unavailable(reason) from None
 
 
-def _cause(error: BaseException) -> str:
-    """Return the first cause of an error in its own words: those around it repeat the URL and the pool."""
-    while cause := error.__cause__ or error.__context__:
+def _cause(error: BaseException, outer: BaseException | None) -> str:
+    """Return the first cause of an error in its own words: those around it repeat the URL and the pool.
+
+    `outer` is the error that the caller was handling before.
+    """
+    while (cause := error.__cause__ or error.__context__) and cause is not outer:
         error = cause
     return _without_password(" ".join(str(error).split()) or type(error).__name__)
 
@@ -192,4 +199,4 @@ def _proxy(url: str) -> str:
 
 
 def _without_password(text: str) -> str:
-    return re.sub("//[^/ ]*@", "//", text)
+    return re.sub("(//|'|^(?!.*//)).*@", r"\1", text)

@@ -65,6 +65,8 @@ def writing(path: Path) -> Iterator[BinaryIO]:
             with open(tmp, "xb") as file:
                 if target.exists():
                     shutil.copymode(target, tmp)
+                    with suppress(OSError, AttributeError):  # root keeps the owner; Windows has none
+                        os.chown(tmp, target.stat().st_uid, target.stat().st_gid)
                 yield file
                 _sync(file)
             os.replace(tmp, target)
@@ -143,8 +145,8 @@ def check_new_directory(path: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=parent) as trial:
             (Path(trial) / target.relative_to(parent)).mkdir(parents=True)
-    except OSError as error:
-        raise UnusableError(f"cannot make the directory {path}: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise UnusableError(f"cannot make the directory {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def acquire(lock: FileLock, timeout: float) -> None:

@@ -32,8 +32,11 @@ CPUINFO = Path("/proc/cpuinfo")  # on Linux
 
 def available_processors() -> int:
     """Count the processors of this process: its affinity, and its control groups' quota, rounded up."""
-    process = psutil.Process()
-    affinity = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else os.cpu_count() or 1  # macOS: none
+    if hasattr(os, "sched_getaffinity"):
+        affinity = len(os.sched_getaffinity(0))
+    else:  # Windows has an affinity, macOS none
+        process = psutil.Process()
+        affinity = len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else os.cpu_count() or 1
     return max(1, math.ceil(min(affinity, cgroup_quota())))
 
 

@@ -436,3 +436,13 @@ def test_training_imports_no_engine():
     for path in (ROOT / "pydmobilenet" / "training").glob("*.py"):
         imports = [line for line in path.read_text().splitlines() if re.match(r"\s*(import|from) ", line)]
         assert not [line for line in imports if "mxnet" in line], path
+
+
+def test_aliases_and_long_recipes_are_refused(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("milestones: &a [1, 2]\nepochs: *a\n")
+    with pytest.raises(BadFileError, match="aliases are not allowed"):
+        config.read(path)
+    path.write_text(f"# {'x' * (1 << 16)}\nepochs: 3\n")
+    with pytest.raises(BadFileError, match="more than 65,536 bytes"):
+        config.read(path)

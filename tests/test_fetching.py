@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import http.server
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -157,6 +158,7 @@ def refusing_proxy():
         ("HTTPS_PROXY", "http://me:secret@x:port", "Failed to parse"),
         ("HTTPS_PROXY", "foo://me:secret@x:80", "unsupported scheme foo"),
         ("HTTPS_PROXY", "http://me:secret@:80", "malformed"),
+        ("https_proxy", "http://my:secret/se cret@127.0.0.1:9", ""),
         ("HTTPS_PROXY", "http://me:secret@127.0.0.1:{port}", "407 Proxy Authentication Required"),
     ],
 )
@@ -165,7 +167,7 @@ def test_name_a_failing_proxy_without_its_password(variable, value, words, envir
     environment({variable: value})
     with pytest.raises(MissingFileError, match=words) as caught:
         fetching.fetch([fetching.Source("https://x.test/f", DIGEST)], tmp_path / "file")
-    assert str(caught.value).startswith(f"x.test: the proxy {value.replace('me:secret@', '')}: ")
+    assert str(caught.value).startswith(f"x.test: the proxy {re.sub('//.*@', '//', value)}: ")
     assert "secret" not in str(caught.value)
 
 

@@ -286,7 +286,7 @@ def turned(kind):
 
 FILES = {**{name: content for name, (content, _) in TRANSPARENT.items()}, **DEEP}
 FILES.update((f"turned, {kind}", turned(kind)) for kind in ("JPEG", "TIFF", "PNG"))
-FORGOTTEN = {"8-bit key", "8-bit key of a colour"}  # once decoded, their depth is unknown
+FORGOTTEN = {"8-bit key"}  # once decoded, its depth is unknown
 
 
 def in_memory(*given):

@@ -154,7 +154,8 @@ def test_use_all_processors_if_mxnet_was_imported_first():
 
 
 @pytest.mark.parametrize("affinity", [[0, 2, 5], None])  # macOS has none
-def test_count_the_processors_of_this_process(affinity, monkeypatch):
+def test_count_the_processors_of_this_process_without_linuxs_own_call(affinity, monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     process = types.SimpleNamespace(**({} if affinity is None else {"cpu_affinity": lambda: affinity}))
     monkeypatch.setattr(machine.psutil, "Process", lambda: process)
     monkeypatch.setattr(machine, "cgroup_quota", lambda: 2.5)

@@ -295,3 +295,10 @@ def test_warn_once_of_a_folder_named_as_a_data_set(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="digits is the data set of that name"):
         checkpoints.find("pyd-add-29-0.25", "digits")
     tell_of_namesake.cache_clear()
+
+
+@pytest.mark.parametrize("layout", [{"test": 2}, {"test": 2, "val": 2}])
+def test_training_on_a_folder_without_train_is_refused(layout, tmp_path):
+    make_classes(tmp_path / "photos", "ab", layout)
+    with pytest.raises(InvalidValueError, match="has no train/"):
+        pydmobilenet.train("pyd-add-11-0.125", tmp_path / "photos", output=tmp_path / "run", progress=False)

@@ -186,7 +186,7 @@ def _row(model: str, dataset: str, to_train: bool = False) -> Record:
         return rows["cifar10"]
     if to_train:
         raise MissingFileError(f"{text}; pass others by --weights FILE")
-    if dataset == "cifar100":
+    if dataset == "cifar100" and "cifar100-coarse" in rows:
         raise MissingFileError(f"{text}, only for the 20 superclasses of CIFAR-100; nearest: dataset='cifar100-coarse'")
     names = ", ".join(row.model for row in _rows() if row.dataset == dataset)
     raise MissingFileError(f"{text} (published: {names or 'none'})")

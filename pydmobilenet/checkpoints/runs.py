@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,11 @@ def read_metadata(directory: Path) -> dict:
         for entry in metadata["checkpoints"].values():
             fields(metadata, entry)
         provenance.rows(metadata)
+        dict(metadata.get("config", {}))
+        "".join([metadata.get("engine", ""), *(start["command"] for start in metadata.get("sessions", []))])
+        for data in metadata.get("data", {}).values():
+            if sum(map(operator.index, data["images_per_class"])) != data["images"]:
+                raise ValueError("images is not the sum of images_per_class")
         return metadata
     except OSError as error:
         raise MissingFileError(f"{directory} holds no checkpoint of a run: {path} ({error.strerror})") from None

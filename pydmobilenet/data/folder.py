@@ -22,7 +22,7 @@ SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test"}
 SPLIT_NAMES.update(dict.fromkeys(("val", "valid", "validation", "dev"), "val"))
 ALL = "all"  # the only split of class folders without train/
-LISTED = 20  # classes to count one by one
+LISTED = 20  # classes, or kinds of skipped files, to count one by one
 
 
 def place(name: str) -> Path:
@@ -82,7 +82,9 @@ def read(name: str, task: Task, split: str, skip_bad: bool = False) -> Dataset:
     if split == next(iter(folders)) != ALL:
         others = [f"{path.name}/" for path in _class_folders(root, skipped) if path not in folders.values()]
         if others:
-            warnings.warn(f"{root}: beside {folders[split].name}/, not used: {', '.join(others)}", stacklevel=2)
+            warnings.warn(
+                f"{root}: beside {folders[split].name}/, not used: {', '.join(others[:LISTED])}", stacklevel=2
+            )
     return images_by_class(task, split, folders[split], skip_bad, root, skipped)
 
 
@@ -102,8 +104,10 @@ def find(folder: Path) -> tuple[list[Path], Counter[str]]:
 
 
 def listed(counts: Counter) -> str:
-    """Format counts, the highest first: ``3 .txt, 1 hidden``."""
-    return ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
+    """Format counts, the highest first: ``3 .txt, 1 hidden``. At most `LISTED` kinds are named."""
+    named = [f"{count:,} {kind}" for kind, count in counts.most_common(LISTED)]
+    others = sum(counts.values()) - sum(count for _, count in counts.most_common(LISTED))
+    return ", ".join([*named, f"{others:,} others"] if others else named)
 
 
 def images_by_class(

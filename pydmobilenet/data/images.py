@@ -157,7 +157,8 @@ def _colours(image: Pillow.Image, raw_mode: str, negative: bool) -> Pillow.Image
     """
     from PIL import Image
 
-    if image.mode != "P" and "transparency" in image.info and (raw_mode in ("", "1") or ";" in raw_mode):
+    unknown = raw_mode == "1" or ";" in raw_mode or (not raw_mode and image.mode != "RGB")
+    if image.mode != "P" and "transparency" in image.info and unknown:
         # Pillow forgets the depth of this colour as it decodes.
         raise BadFileError("has a transparent colour of unknown depth: save it with alpha instead")
     grey = image.mode.startswith(("I", "F"))

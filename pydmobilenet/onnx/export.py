@@ -116,8 +116,8 @@ def export_source(
             files.write(output, file.read_bytes())
         say(
             f"{printable(f'wrote {output}: {source.model} for {source.task.title}')}, {file.stat().st_size / 1e6:.2f} "
-            f"MB; on {len(images)} {kind} images, same answers as the trained network (largest difference "
-            f"{100 * apart.logits:.5f} %)"
+            f"MB; on {len(images)} {kind} images, same answers as the trained network "
+            f"by {reference.name} (largest difference {100 * apart.logits:.5f} %)"
         )
         if measure:
             try:

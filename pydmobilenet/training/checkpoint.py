@@ -120,8 +120,12 @@ class Run:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        self.lock.release()  # before its file is removed: Windows removes no open file
-        if kind is not None and self.new:
+        failed = kind is not None and self.new
+        if failed:
+            shutil.rmtree(self.directory, ignore_errors=True)  # locked: nobody resumes it meanwhile
+        left = failed and self.directory.exists()  # Windows removes no open file, as that of the lock
+        self.lock.release()
+        if left:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def save(self, state: State, entries: Mapping[str, Mapping[str, object]]) -> None:

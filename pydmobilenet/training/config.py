@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import io
 import math
 import os
 import typing
@@ -22,6 +23,7 @@ from ..data.splits import kinds
 from ..errors import BadFileError, InvalidValueError, MissingFileError, nearest, unknown
 from ..files import CONFIGS
 
+MAX_BYTES = 1 << 16  # of a recipe
 MAX_INT = 2**31 - 1  # MXNet's seeds have 31 bits
 AUTO: Any = "auto"  # epochs, until the images are counted
 AUTO_IMAGES, AUTO_EPOCHS = 20_000, (10, 100)
@@ -191,9 +193,12 @@ def read(recipe: str | os.PathLike[str], folder: Path = Path(), above: tuple[Pat
         raise BadFileError(f"{where}{path} has this file as its own base")
     try:
         with fetching.readable(path) as file:
-            values = yaml.load(file, _Loader)
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise BadFileError(f"{path} is not a configuration: it has more than {MAX_BYTES:,} bytes")
+        values = yaml.load(io.BytesIO(content), _Loader)
     except (yaml.YAMLError, RecursionError) as error:
-        why = " ".join(str(error).replace(f'"{path}", ', "").split())  # PyYAML names the file at each line
+        why = " ".join(str(error).replace('"<file>", ', "").split())
         raise BadFileError(f"{path}: no valid YAML: {why}") from None
     if not isinstance(values, dict):
         raise BadFileError(f"{path} is not a configuration (allowed: one 'key: value' per line, as 'epochs: 320')")
@@ -206,7 +211,15 @@ def read(recipe: str | os.PathLike[str], folder: Path = Path(), above: tuple[Pat
 
 
 class _Loader(yaml.BaseLoader):
-    """Keeps values as text, for YAML 1.1 reads 010 as 8, 1:30 as 90 and 1e-4 as a string. Refuses a duplicate key."""
+    """Keeps values as text, for YAML 1.1 reads 010 as 8, 1:30 as 90 and 1e-4 as a string.
+
+    Refuses duplicate keys, and aliases: a few lines of these may stand for any number of values.
+    """
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]

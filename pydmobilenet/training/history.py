@@ -10,6 +10,7 @@ import io
 import math
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -178,5 +179,6 @@ class Events:
     def close(self) -> None:
         """End the writer's thread. Every epoch is on the disk already."""
         if self.writer:
-            self.writer.close()
+            with suppress(OSError):
+                self.writer.close()
             self.writer = None

@@ -144,8 +144,9 @@ def _start(session: Session, make_trainer: MakeTrainer) -> Iterator[Loop]:
     task = get_task(name, config.image_size)
     if init and name.startswith("folder:"):  # its images are normalised as the loaded weights want them
         task = replace(task, mean=init.task.mean, std=init.task.std)
-    if counts := _counts(name, task):  # too few for a batch is said before any is decoded
-        updates_per_epoch(config, sum(counts.get("train") or counts[folder.ALL]))
+    counts = _counts(name, task)
+    if numbers := counts.get("train") or counts.get(folder.ALL):  # too few for a batch: before any is decoded
+        updates_per_epoch(config, sum(numbers))
     trainer = make_trainer(config, task)
     if init is not None:
         _load(init, trainer, task, session)
