@@ -104,7 +104,9 @@ def test_pytorch_as_usual_is_the_same_network(name):
 
 @pytest.mark.slow
 @pytest.mark.pytorch
-@pytest.mark.parametrize("part", ["speed", "seeds", pytest.param("recipe", marks=pytest.mark.fuzz)])
+@pytest.mark.parametrize(
+    "part", ["speed", *(pytest.param(name, marks=pytest.mark.fuzz) for name in ("seeds", "recipe"))]
+)
 def test_all_that_is_measured_of_a_gpu_runs_on_a_cpu(part, tmp_path):
     make_folder(tmp_path / "pictures", classes=list(map(str, range(4))), train=40)
     small = ["--batches", "1", "--model", "pyd-add-11-0.25", "--epochs", "1", "1"]
