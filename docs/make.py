@@ -8,6 +8,7 @@ package's lazy imports, and the names in a NamedTuple's annotations.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import pkgutil
 import re
@@ -85,6 +86,7 @@ def write_api() -> None:
 
 def main() -> None:
     os.environ.setdefault("NO_MKDOCS_2_WARNING", "true")
+    logging.basicConfig(level=logging.WARNING)  # MkDocs names what it ends for
     shutil.rmtree(OUTPUT, ignore_errors=True)  # pages of deleted modules
     gather()
     write_api()
