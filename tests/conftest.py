@@ -63,6 +63,8 @@ def pytest_collection_modifyitems(items):
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)  # begin with what takes long: files run side by side
     obstacles = {"gluon": NO_GLUON, "gpu": NO_GLUON, "pytorch": NO_PYTORCH}
+    if NO_GLUON and NO_PYTORCH:
+        obstacles["trains"] = "neither MXNet nor PyTorch is installed"
     if not NO_GLUON:
         obstacles["gpu"] = runtime.device_obstacle()
     no_gpu = "" if machine.compute_capabilities() else "NVIDIA's driver lists no GPU here"

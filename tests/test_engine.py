@@ -168,6 +168,7 @@ def test_a_network_of_a_family_without_a_block_in_gluon_is_pytorch_s_but_gluon_a
     assert engine.choose(family="pyd-max").name == "gluon"
 
 
+@pytest.mark.gluon
 @pytest.mark.parametrize("call", ["get_model", "train"])
 def test_the_family_of_a_model_decides(call, monkeypatch):
     monkeypatch.setattr(gluon, "FAMILIES", ("resnet",))

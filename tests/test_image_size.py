@@ -78,6 +78,7 @@ def test_a_size_that_cannot_be_is_named_with_the_nearest(size, nearest, photos):
         pydmobilenet.predict(photos / "a" / "00.png", "pyd-add-29-0.25", dataset="digits", image_size=size)
 
 
+@pytest.mark.trains
 def test_a_run_does_not_go_on_with_another_size(photos, train, tmp_path):
     answer = train(photos, "--output", tmp_path / "run", *options({**RECIPE, "epochs": 1, "warmup_epochs": 0}))
     assert answer.returncode == 0, answer.stderr

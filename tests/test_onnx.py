@@ -130,7 +130,7 @@ def test_the_bundled_network_is_exported_compared_on_real_digits(run, tmp_path):
     assert code == 0
     assert re.search(
         rf"wrote {path}: pyd-add-29-0.25 for Digits, 0.2\d MB; on 100 test images, same answers as the trained "
-        r"network by gluon \(largest difference 0\.000\d\d %\)$",
+        r"network by (gluon|pytorch|onnxruntime) \(largest difference 0\.000\d\d %\)$",
         out,
         re.MULTILINE,
     )

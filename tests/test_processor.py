@@ -102,6 +102,7 @@ def test_limit_onednn_to_avx2_while_training(code, setting, limited):
     assert used(code, setting).startswith("AVX-512" if full and not limited else "AVX2")
 
 
+@pytest.mark.gluon
 def test_warn_of_an_unknown_onednn_setting(monkeypatch):
     monkeypatch.setenv(machine.VARIABLE, "AVX3")
     with pytest.warns(UserWarning, match=r"oneDNN ignores DNNL_MAX_CPU_ISA='AVX3'; nearest: AVX"):
@@ -127,6 +128,7 @@ def test_hash_pixels_and_labels(tmp_path):
     assert told(images, labels[::-1])["sha256"] != found["sha256"]
 
 
+@pytest.mark.gluon
 def test_the_environment_of_a_result_is_told(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     found = provenance.environment()

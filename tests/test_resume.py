@@ -31,6 +31,7 @@ import pydmobilenet
 from pydmobilenet import catalog
 from pydmobilenet.training.checkpoint import State
 
+pytestmark = pytest.mark.trains
 GLUON, PYTORCH, LONG = pytest.mark.gluon, pytest.mark.pytorch, pytest.mark.fuzz
 EPOCHS = 5
 

@@ -13,6 +13,8 @@ from pydmobilenet.data import get_splits
 from pydmobilenet.data.splits import DEFAULT
 from pydmobilenet.training.loop import Loop
 
+pytestmark = pytest.mark.trains
+
 WORDS = "does not record its images: it may have seen test images"
 VALUES = {"model": MODEL, "batch_size": 8, "epochs": 1, "warmup_epochs": 0, "device": "cpu"}
 

@@ -18,6 +18,8 @@ from pydmobilenet.data import images
 from pydmobilenet.errors import InvalidValueError, UnusableError
 from pydmobilenet.training import checkpoint, config, loop, session
 
+pytestmark = pytest.mark.trains
+
 TINY = {"model": MODEL, "epochs": 2, "batch_size": 4, "warmup_epochs": 0, "seed": 5}
 ONCE = {**TINY, "device": "cpu", "progress": False}
 

@@ -297,6 +297,7 @@ def test_warn_once_of_a_folder_named_as_a_data_set(tmp_path, monkeypatch):
     tell_of_namesake.cache_clear()
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("layout", [{"test": 2}, {"test": 2, "val": 2}])
 def test_training_on_a_folder_without_train_is_refused(layout, tmp_path):
     make_classes(tmp_path / "photos", "ab", layout)

@@ -21,6 +21,8 @@ from pydmobilenet.training.checkpoint import read_history
 from pydmobilenet.training.history import Epoch, History
 from pydmobilenet.training.loop import Loop, class_weights
 
+pytestmark = pytest.mark.trains
+
 RECIPE = {"model": MODEL, "batch_size": 8, "epochs": 3, "warmup_epochs": 1, "learning_rate": 0.05, "device": "cpu"}
 
 
