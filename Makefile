@@ -1,6 +1,6 @@
 # make validate [DEVICE=gpu] [ARGS='--dataset cifar10']   check the published table
 # make test [ARGS='-k weights']                           run the tests, at each instruction set of the processor
-# make test-fast                                          run those that take no processes of their own, in two minutes
+# make test-fast                                          leave out those that take processes of their own
 # make fuzz                                               run those left out: random cases, whole tables
 # make lint                                               check style, format, types, and what imports what
 # make docs                                               README, docs/ and the API as a site, build/docs/index.html
