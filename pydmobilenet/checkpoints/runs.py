@@ -32,6 +32,7 @@ def read_metadata(directory: Path) -> dict:
         for entry in metadata["checkpoints"].values():
             fields(metadata, entry)
         provenance.rows(metadata)
+        # These raise for values of another type.
         dict(metadata.get("config", {}))
         "".join([metadata.get("engine", ""), *(start["command"] for start in metadata.get("sessions", []))])
         for data in metadata.get("data", {}).values():
