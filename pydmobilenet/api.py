@@ -123,9 +123,10 @@ def train(
     data_dir: PathLike | None = None,
     skip_bad: bool = False,
     tensorboard: bool = False,
-    progress: bool | None = True,
+    progress: bool | None = None,
     verbose: bool = False,
     command: str | None = None,
+    freeze: bool = False,
     **recipe: object,
 ) -> Run:
     """Train a network as ``train.py`` does, to the end.
@@ -135,9 +136,9 @@ def train(
     by default ``runs/MODEL-DATASET``; `resume` continues a run instead, and ``resume="auto"`` the one in `output` if
     there is one. `weights` to start from are a file, a run, or ``"published"``, looked for in `weights_dir` first; if
     they record their model, it is the default one. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon if MXNet
-    runs on the device, and for a run to resume its own. `compile` is for PyTorch. `progress` shows bars (None: on a
-    terminal); False prints nothing. `verbose` prints the configuration. The run records `command`, by default this
-    call.
+    runs on the device, and for a run to resume its own. `compile` is for PyTorch. `freeze` trains the last layer alone,
+    as ``body_rate=0``. `progress` shows bars (None: on a terminal); False prints nothing. `verbose` prints the
+    configuration. The run records `command`, by default this call.
 
     Works in any thread. Raises InvalidValueError, MissingFileError, BadFileError and UnusableError. An interruption
     saves the run and raises KeyboardInterrupt. An error before the first batch leaves no directory.
@@ -147,6 +148,8 @@ def train(
     from .training.config import parse
 
     given = parse({"model": model, "dataset": dataset, **recipe})
+    if freeze and given.setdefault("body_rate", 0.0) != 0:
+        raise UserError(f"pass either --freeze or --body-rate {given['body_rate']:g}, not both")
     session = sessions.plan(
         given,
         config,
@@ -204,7 +207,7 @@ def validate(
     fused: bool = True,
     processes: int | None = 1,
     output: PathLike | None = None,
-    progress: bool | None = True,
+    progress: bool | None = None,
     show: Callable[[Dataset | None, list[Result]], None] | None = None,
 ) -> list[Result]:
     """Evaluate networks on their test images, as ``run_validation.py`` does: one result per network.

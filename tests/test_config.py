@@ -23,6 +23,7 @@ COMMON = {
     "test_fraction": 0,
     "patience": 0,
     "body_rate": 1,
+    "augment": True,
     "class_weights": "none",
     "accumulation_steps": 1,
     "decay": 0.1,
@@ -86,6 +87,7 @@ OTHERS = {
     "momentum": ("0", 0.0),
     "weight_decay": ("5e-4", 0.0005),
     "decay_norm_and_bias": ("false", False),
+    "augment": ("false", False),
     "mixup": ("0.2", 0.2),
     "mixup_off_epochs": ("0", 0),
     "label_smoothing": ("0.1", 0.1),
@@ -108,7 +110,8 @@ MISTAKES = [
     ),
     *(("learning_rate", bad, ABOVE_0) for bad in ("0", "-0.1", "true", "fast", "nan", "inf", "1e999")),
     *(("image_size", bad, "a multiple of 4 from 8 to 1024") for bad in ("4", "30", "1028", "large")),
-    *((key, bad, "a number above 0, at most 1") for key in ("decay", "body_rate") for bad in ("0", "1.1", "nan")),
+    *(("decay", bad, "a number above 0, at most 1") for bad in ("0", "1.1", "nan")),
+    *(("body_rate", bad, "a number from 0 to 1") for bad in ("-0.1", "1.1", "nan")),
     *(
         (key, bad, "a number from 0 to 0.5")
         for key in ("val_fraction", "test_fraction")
@@ -116,7 +119,7 @@ MISTAKES = [
     ),
     *((key, bad, FROM_0) for key in ("warmup_epochs", "weight_decay", "mixup") for bad in ("-1", "inf", ".nan", "yes")),
     *((key, bad, BELOW_1) for key in ("momentum", "label_smoothing") for bad in ("1", "-0.1", "nan", "none")),
-    *(("decay_norm_and_bias", bad, "true, false") for bad in ("1", "no", "0.0")),
+    *((key, bad, "true, false") for key in ("decay_norm_and_bias", "augment") for bad in ("1", "no", "0.0")),
     *(("milestones", bad, "rising whole numbers from 1, as 150,225") for bad in ("225,150", "9,9", "0,9", "1.5", "9,")),
     ("schedule", "cosin", "step, cosine"),
     ("class_weights", "balance", "none, balanced"),

@@ -246,5 +246,5 @@ def test_the_summary_counts_a_single_epoch_of_patience(dataset):
     trainer = Recorder(recipe(dataset="digits", batch_size=4, epochs=4, patience=1))
     loop = Loop(trainer, Splits(dataset, dataset, None), Progress(), Path(), None)
     assert loop.run() == 0
-    assert loop.summary().startswith("Stopped early: 1 epoch without a lower validation error.\n")
+    assert loop.summary().startswith("Stopped early, after 2 of at most 4 epochs: 1 epoch without a lower validation")
     assert len(loop.progress.history.rows) == 2

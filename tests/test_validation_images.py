@@ -97,7 +97,9 @@ def test_stop_early_with_patience(photos, train, tmp_path, monkeypatch):
     assert history.epochs_since_best == 2
     assert len(history.rows) < 10
     assert answer.stdout.count("\n") == len(history.rows) + 3
-    assert "Stopped early: 2 epochs without a lower validation error." in answer.stdout
+    assert "At most 50 epochs: training stops if 2 in a row bring no lower validation error" in answer.stderr
+    why = f"Stopped early, after {len(history.rows)} of at most 50 epochs: 2 epochs without a lower validation error"
+    assert why in answer.stdout
     before = (tmp_path / "run" / "last.state").read_bytes()
     gc.collect()  # the error that ended the command still held the run's lock
     again = train("--resume", tmp_path / "run")

@@ -85,6 +85,7 @@ def add_train_options(parser: ArgumentParser) -> None:
     text = "gluon, pytorch, or auto (default): Gluon if MXNet can use the device, else PyTorch; a resumed run's own"
     option("--engine", default="auto", metavar="NAME", help=text)
     options.add(parser, "--device", "--data-dir", "--weights-dir", "--skip-bad")
+    option("--freeze", action="store_true", help="train the last layer alone, in seconds: the same as --body-rate 0")
     option("--compile", action="store_true", help="PyTorch: compile the network, on a GPU to CUDA graphs")
     option("--output", metavar="DIR", help="the run's directory (default: runs/MODEL-DATASET)")
     option("--resume", metavar="DIR", help="continue this run; auto: continue the run in --output, or begin it")

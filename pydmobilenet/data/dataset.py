@@ -155,12 +155,13 @@ def batches(
     parts: int = 1,
     start: int = 0,
     threads: int = 2,
+    augment: bool = True,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the batches of an epoch: images (batch_size, 3, H, W) in float32 and labels (batch_size,) in int64.
 
-    In training, images are shuffled, padded by 4 zero pixels, cropped at random and, if the task allows, flipped half
-    of the time; an incomplete last batch is dropped. Otherwise, images come as they are, and the last batch may be
-    smaller. The first `start` batches are skipped. The number of `threads` changes nothing.
+    In training, images are shuffled, with `augment` padded by 4 zero pixels, cropped at random and, if the task allows,
+    flipped half of the time; an incomplete last batch is dropped. Otherwise, images come as they are, and the last
+    batch may be smaller. The first `start` batches are skipped. The number of `threads` changes nothing.
 
     Worker `part` of `parts` gets every `parts`-th image. In training, all workers' parts are of equal length, and their
     i-th batches are together the i-th batch of a single worker with `parts` times the size.
@@ -180,7 +181,7 @@ def batches(
             f"batch_size={batch_size} leaves no full batch of {len(positions)} images (nearest: {len(positions)})"
         )
     count = len(positions) // batch_size if train else -(-len(positions) // batch_size)
-    workers = [_Worker(dataset, batch_size, plan, parts) for _ in range(threads + 1)]  # one is in use
+    workers = [_Worker(dataset, batch_size, plan, parts, augment) for _ in range(threads + 1)]  # one is in use
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future] = deque()
         try:
@@ -199,8 +200,9 @@ def batches(
 class _Worker:
     """The buffers of a batch."""
 
-    def __init__(self, dataset: Dataset, batch_size: int, plan: Epoch | None, step: int):
+    def __init__(self, dataset: Dataset, batch_size: int, plan: Epoch | None, step: int, augment: bool):
         self.dataset = dataset
+        self.augment = augment
         self.plan = plan
         self.step = step
         shape = dataset.images.shape[1:]
@@ -211,7 +213,7 @@ class _Worker:
         if isinstance(images, np.memmap) and images.flags.c_contiguous and images.filename is not None:
             self.path, self.start = images.filename, file_offset(images)
             self.raw = np.empty((batch_size, *shape), np.uint8)
-        if plan:  # images in memory are padded once, those on disk by batch, into a zero frame
+        if plan and augment:  # images in memory are padded once, those on disk by batch, into a zero frame
             self.padded = padded(np.zeros_like(self.raw)) if self.path else dataset.padded
             self.windows = np.lib.stride_tricks.sliding_window_view(  # type: ignore[call-overload]  # typed for one axis
                 self.padded, shape[1:], axis=(2, 3)
@@ -219,13 +221,21 @@ class _Worker:
 
     def fill(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         images, labels = self.images[: len(positions)], self.labels[: len(positions)]
-        if self.plan:
-            pixels, labels[:] = self._augmented(self.plan, positions), self.dataset.labels[self.plan.order[positions]]
+        numbers = self.plan.order[positions] if self.plan else positions
+        if self.plan and self.augment:
+            pixels = self._augmented(self.plan, positions)
+        elif self.path:
+            pixels = self._read(numbers)
+        elif self.plan:
+            pixels = self.dataset.images[numbers]
+        else:  # a view, not a copy
+            pixels = self.dataset.images[positions[0] : positions[-1] + 1 : self.step]
+        labels[:] = self.dataset.labels[numbers]
+        if self.dataset.images.ndim == 2:  # features
+            images[:] = pixels
         else:
-            numbers = slice(positions[0], positions[-1] + 1, self.step)  # a view, not a copy
-            pixels = self._read(positions) if self.path else self.dataset.images[numbers]
-            labels[:] = self.dataset.labels[numbers]
-        return normalise(pixels, self.dataset.task, images), labels
+            normalise(pixels, self.dataset.task, images)
+        return images, labels
 
     def _augmented(self, plan: Epoch, positions: np.ndarray) -> np.ndarray:
         """Crop and flip the images at some positions of the epoch: uint8 (n, 3, H, W)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, reduce
 from pathlib import Path
 
 import mxnet as mx
@@ -16,10 +17,10 @@ from ..data import Dataset, Task
 from ..errors import UnusableError
 from ..metrics import Score, evaluate
 from ..training.config import Config
-from ..training.trainer import LOSS_SCALE, check_split, check_state, rate_multiplier
-from .inference import batch_size, fuse, predictor
+from ..training.trainer import LOSS_SCALE, body, check_split, check_state, head_predictor, rate_multiplier
+from .inference import batch_size, build_fused, fuse, predictor
 from .network import build_for, get_arrays, load_weights
-from .pyramid import make_step
+from .pyramid import Step, make_step
 
 SCALER_FIELDS = ("_loss_scale", "_next_loss_scale", "_unskipped")
 INITIALISERS = {"msra": mx.init.MSRAPrelu, "xavier": mx.init.Xavier}
@@ -81,6 +82,9 @@ class GluonTrainer:
         check_split(config, len(contexts), self.world_size)
         self.net, self.config, self.contexts = net, config, list(contexts)
         self.parameters = net._collect_params_with_prefix()
+        for name, parameter in self.parameters.items():
+            if rate_multiplier(name, net.description, config) == 0:
+                parameter.grad_req = "null"
         # Sorted by name, as in gluon.Trainer.
         self.trained = {name: value for name, value in sorted(self.parameters.items()) if value.grad_req != "null"}
         for name, parameter in self.trained.items():
@@ -97,7 +101,11 @@ class GluonTrainer:
             amp.init_trainer(self.optimizer)
         self.scaler = getattr(self.optimizer, "_amp_loss_scaler", None)
         loss = gluon.loss.SoftmaxCrossEntropyLoss(sparse_label=False)
-        self.step = {context: make_step(net, loss, context) for context in self.contexts}
+        if config.frozen:
+            head = reduce(getattr, net.description.head.name.split("."), net)
+            self.step: dict[mx.Context, Callable] = dict.fromkeys(self.contexts, Step(head, loss))
+        else:
+            self.step = {context: make_step(net, loss, context) for context in self.contexts}
         self.micro_step = 0  # since the last update
 
     @property
@@ -109,6 +117,8 @@ class GluonTrainer:
 
         Return a function that waits for the devices and gives the batch's score.
         """
+        if self.config.frozen and images.ndim == 4:
+            images = self.features(images)
         reports = []
         scale = self.scaler.loss_scale if self.scaler else 1.0
         for index, context in enumerate(self.contexts):
@@ -137,17 +147,28 @@ class GluonTrainer:
         """Average the moving statistics over the devices. Nothing else differs."""
         self._wait()
         moving = [parameter for parameter in self.parameters.values() if parameter.grad_req == "null"]
-        if len(self.contexts) == 1 or not moving:
+        if len(self.contexts) == 1 or not moving or self.config.frozen:
             return
         for parameter in moving:
             parameter.set_data(nd.array(np.mean([array.asnumpy() for array in parameter.list_data()], axis=0)))
 
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Return the pooled features (n, C) of images (n, 3, H, W) in float32, with a frozen body."""
+        return self._body(images)
+
+    @cached_property
+    def _body(self) -> Callable[[np.ndarray], np.ndarray]:
+        context = self.contexts[0]
+        return predictor(build_fused(*body(self.net.description, get_arrays(self.net)), context), context)
+
     def evaluate(self, dataset: Dataset) -> Score:
-        """Return the score on a data set."""
+        """Return the score on a data set, or on its features."""
         self._wait()
         context = self.contexts[0]
-        # In half precision, the network itself: it has its casts.
-        predict = predictor(self.net if self.config.dtype == "float16" else fuse(self.net), context)
+        if dataset.images.ndim == 2:
+            predict = head_predictor(self.net.description, get_arrays(self.net))
+        else:  # in half precision, the network itself: it has its casts
+            predict = predictor(self.net if self.config.dtype == "float16" else fuse(self.net), context)
         return evaluate(predict, dataset, batch_size(context))
 
     def all_reduce(self, values: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ..metrics import Score, evaluate
 from ..network import widths
 from ..processes import processors
 from ..training.config import Config
-from ..training.trainer import LOSS_SCALE, check_split, check_state, rate_multiplier
+from ..training.trainer import LOSS_SCALE, body, check_split, check_state, head_predictor, rate_multiplier
 from . import inference
 from .devices import engine_errors
 from .distributed import Workers
@@ -66,10 +67,13 @@ class PyTorchTrainer:
         self.config, self._device, self.workers = config, device, workers
         self.net = net.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # untyped
         overwrite(self.net, training=True)
-        self.model: Any = workers.parallel(self.net)
+        names = checkpoint_names(self.net.state_dict())
+        for name, value in self.net.named_parameters():
+            if rate_multiplier(names[name], self.net.description, config) == 0:
+                value.requires_grad_(False)
+        self.model: Any = workers.parallel(self.net.get_classifier() if config.frozen else self.net)
         if compiled:
             self.model = torch.compile(self.model, mode="reduce-overhead")
-        names = checkpoint_names(self.net.state_dict())
         self.trained = {names[name]: value for name, value in self.net.named_parameters() if value.requires_grad}
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.trained.items():
@@ -115,8 +119,12 @@ class PyTorchTrainer:
         """
         self.micro_step += 1
         due = self.micro_step == self.config.accumulation_steps
+        if self.config.frozen and images.ndim == 4:
+            images = self.features(images)
         with engine_errors(), inference.full_precision(self._device):
-            x, y = self._copied(images).contiguous(memory_format=torch.channels_last), self._copied(targets)
+            x, y = self._copied(images), self._copied(targets)
+            if x.ndim == 4:
+                x = x.contiguous(memory_format=torch.channels_last)
             # Workers exchange gradients in the last pass before an update.
             with nullcontext() if due or self.world_size == 1 else self.model.no_sync():
                 with self.autocast:
@@ -155,10 +163,23 @@ class PyTorchTrainer:
     def sync_batch_norm(self) -> None:
         """Do nothing: all workers have the whole batch's statistics."""
 
-    def evaluate(self, dataset: Dataset) -> Score:
-        """Return the score on a data set in float32. Each worker evaluates one shard."""
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Return the pooled features (n, C) of images (n, 3, H, W) in float32, with a frozen body."""
+        return self._body(images)
+
+    @cached_property
+    def _body(self) -> inference.Predict:
         with engine_errors():
-            predict = inference.predictor(*fold(self.net.description, get_arrays(self.net)), self._device)
+            return inference.predictor(*fold(*body(self.net.description, get_arrays(self.net))), self._device)
+
+    def evaluate(self, dataset: Dataset) -> Score:
+        """Return the score on a data set, or on its features, in float32. Each worker evaluates one shard."""
+        network, arrays = self.net.description, get_arrays(self.net)
+        if dataset.images.ndim == 2:
+            predict = head_predictor(network, arrays)
+        else:
+            with engine_errors():
+                predict = inference.predictor(*fold(network, arrays), self._device)
         score = evaluate(predict, dataset, inference.batch_size(self._device), self.rank, self.world_size)
         loss, wrong = self.all_reduce(np.array(score[:2]))
         return Score(float(loss), round(wrong), len(dataset))

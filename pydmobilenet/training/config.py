@@ -48,6 +48,7 @@ SIZE = Rule(f"a multiple of 4 from {IMAGE_SIZES[0]} to {IMAGE_SIZES[-1]}", lambd
 ABOVE_0 = Rule("a number above 0, at most 1000", lambda number: 0 < number <= 1000)
 UP_TO_1000 = Rule("a number from 0 to 1000", lambda number: 0 <= number <= 1000)
 UP_TO_1 = Rule("a number above 0, at most 1", lambda number: 0 < number <= 1)
+FROM_0_TO_1 = Rule("a number from 0 to 1", lambda number: 0 <= number <= 1)
 BELOW_1 = Rule("a number from 0 and below 1", lambda number: 0 <= number < 1)
 UP_TO_HALF = Rule("a number from 0 to 0.5", lambda number: 0 <= number <= 0.5)
 RISING = Rule("rising whole numbers from 1, as 150,225", lambda numbers: [0, *numbers] == sorted({0, *numbers}))
@@ -76,7 +77,7 @@ class Config:
     batch_size: int = _key(128, "images per batch, over all devices and processes", FROM_1)
     accumulation_steps: int = _key(1, "batches per update, with their gradients summed", FROM_1)
     learning_rate: float = _key(0.1, "peak learning rate", ABOVE_0)
-    body_rate: float = _key(1.0, "rate of loaded weights, as a factor of the head's", UP_TO_1)
+    body_rate: float = _key(1.0, "rate of loaded weights, as a factor of the head's; 0: frozen", FROM_0_TO_1)
     schedule: str = _key("step", "learning rate schedule", _one_of("step", "cosine"))
     milestones: tuple[int, ...] = _key((150, 225), "epochs after which step decays ('': none)", RISING)
     decay: float = _key(0.1, "factor at each milestone", UP_TO_1)
@@ -84,6 +85,7 @@ class Config:
     momentum: float = _key(0.9, "Nesterov momentum", BELOW_1)
     weight_decay: float = _key(0.0001, "weight decay", UP_TO_1000)
     decay_norm_and_bias: bool = _key(True, "decay scales, shifts and biases too", FLAG)
+    augment: bool = _key(True, "random crops and flips (default with --freeze: false)", FLAG)
     mixup: float = _key(1.0, "mixup's alpha; 0: none", UP_TO_1000)
     mixup_off_epochs: int = _key(20, "last epochs without mixup", FROM_0)
     label_smoothing: float = _key(0.0, "label smoothing", BELOW_1)
@@ -92,6 +94,16 @@ class Config:
     dtype: str = _key("float32", "data type of the computation", _one_of("float32", "bfloat16", "float16"))
     seed: int = _key(0, "random seed", FROM_0)
     keep_every: int = _key(40, "epochs between checkpoints to keep; 0: none", FROM_0)
+
+    @property
+    def frozen(self) -> bool:
+        """True if the head alone is trained; the body's batch normalisation has fixed statistics too."""
+        return self.body_rate == 0
+
+    @property
+    def from_features(self) -> bool:
+        """True if an image has the same features in all epochs, so that the body has to see it only once."""
+        return self.frozen and not self.augment and self.mixup == 0
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
@@ -246,9 +258,13 @@ def configure(
     if recipe is None and "model" not in given and weights is not None and weights != checkpoints.PUBLISHED:
         checkpoint = checkpoints.inspect(weights)
         given = {"model": checkpoint.model, **given} if checkpoint else given
-    if recipe is None and dataset.startswith("folder:"):
-        recipe = "finetune" if pretrained else "folder"
-    values = {**DEFAULTS, **read(recipe or (dataset if dataset in ("digits", "imagenet32") else "cifar"))}
+    if recipe is not None:
+        chosen = read(recipe)
+    elif dataset.startswith("folder:"):
+        chosen = read("finetune" if pretrained else "folder")
+    else:
+        chosen = read(dataset if dataset in ("digits", "imagenet32") else "cifar")
+    values = {**DEFAULTS, **chosen}
     epochs, warmup = given.get("epochs", AUTO), values["warmup_epochs"]
     if "warmup_epochs" not in given and epochs != AUTO and warmup >= epochs:
         total = AUTO_EPOCHS[0] if values["epochs"] == AUTO else values["epochs"]
@@ -260,6 +276,9 @@ def configure(
         )
     config = make({**values, **given})
     get_task(config.dataset, config.image_size)  # of a folder too: it has to exist
+    if config.frozen and "augment" not in {**chosen, **given}:  # the features of all epochs are the same
+        mixup = 0.0 if recipe is None and "mixup" not in given else config.mixup
+        config = replace(config, augment=False, mixup=mixup)
     return _without_unused(config, given, pretrained)
 
 

@@ -27,6 +27,7 @@ from .history import Epoch, Events, History
 from .trainer import Score, Trainer, learning_rates, make_targets, mix, mixup_lam
 
 SAVE_SECONDS = 600.0  # between saves within an epoch: the most that a crash may cost
+DRAW_SECONDS = 5.0  # between drawings of the curves, which may take longer than an epoch
 
 
 class Diverged(UserError):
@@ -105,6 +106,8 @@ class Loop:
         self.test_score: Score | None = None  # of the best epoch, if validation images have chosen it
         self.stopped = 0  # the number of the signal received
         self.saved = time.monotonic()
+        self.drawn_epochs, self.drawn = progress.epochs, -math.inf  # of the curves: epochs, and when
+        self.finishing = 0.0  # seconds that the end of an epoch took: evaluation, files
 
     def run(self) -> int:
         """Train to the last epoch or a signal. Returns the exit code: 0, or 128 plus the signal's number.
@@ -115,6 +118,8 @@ class Loop:
             with processes.handle_signals(self._stop):
                 self._show_again()
                 code = self._train()
+                if self.output and self.drawn_epochs < self.progress.epochs:
+                    self._draw(self.output)
                 if self.events:
                     self.events.close()
                 self.trainer.close()  # no worker goes on before the first one has written everything
@@ -126,19 +131,27 @@ class Loop:
         return code
 
     def _train(self) -> int:
-        while self.progress.epochs < self.config.epochs and not self.stopped_early:
+        while not self.finished:
             if not self._train_epoch():
                 self._save()
                 return 128 + self.stopped
+            begun = time.monotonic()
             self._finish_epoch()
+            self.finishing = time.monotonic() - begun
         if self.val is not None and self.test is not None:
             self._measure_test_error(self.test)
         return 0
 
     @property
+    def finished(self) -> bool:
+        """True after the last epoch, or earlier by `patience`."""
+        return self.progress.epochs >= self.config.epochs or self.stopped_early
+
+    @property
     def stopped_early(self) -> bool:
         """True after `patience` epochs without a lower validation error."""
-        return 0 < self.config.patience <= self.progress.history.epochs_since_best
+        epochs, patience = self.progress.epochs, self.config.patience
+        return epochs < self.config.epochs and 0 < patience <= self.progress.history.epochs_since_best
 
     def _measure_test_error(self, test: Dataset) -> None:
         """Measure the test error of the best epoch, once."""
@@ -150,11 +163,15 @@ class Loop:
 
     def summary(self) -> str:
         """Describe the errors of the run."""
-        history, score, patience = self.progress.history, self.test_score, self.config.patience
+        history, score = self.progress.history, self.test_score
         lines = [history.summary()]
         if self.stopped_early:
-            epochs = "1 epoch" if patience == 1 else f"{patience} epochs"
-            lines.insert(0, f"Stopped early: {epochs} without a lower validation error.")
+            patience = "1 epoch" if self.config.patience == 1 else f"{self.config.patience} epochs"
+            lines.insert(
+                0,
+                f"Stopped early, after {self.progress.epochs} of at most {self.config.epochs} epochs: {patience} "
+                "without a lower validation error (--patience 0 trains all epochs).",
+            )
         if history.best and score:
             error, (low, high) = 100 * score.wrong / score.images, wilson(score.wrong, score.images)
             lines.append(
@@ -217,6 +234,7 @@ class Loop:
             part=worker,
             parts=workers,
             start=progress.batches,
+            augment=config.augment,
         )
         left = self.batches - progress.batches  # those after them are too few for an update
         for images, labels in islice(source, left):
@@ -272,15 +290,20 @@ class Loop:
 
     def _show_epoch(self, output: Run, done: Epoch) -> None:
         """Write the curves, the events and last the table: a row in the table means that all is written."""
-        history, directory = self.progress.history, output.directory
+        if self.finished or time.monotonic() - self.drawn > DRAW_SECONDS:
+            self._draw(output)
+        if self.events:
+            self.events.add(done)
+        files.write(output.directory / "history.csv", self.progress.history.to_csv())
+
+    def _draw(self, output: Run) -> None:
         try:
-            draw(history, directory / "curves.png", f"{self.config.model} on {self.train.task.title}")
+            title = f"{self.config.model} on {self.train.task.title}"
+            draw(self.progress.history, output.directory / "curves.png", title)
         except Exception as error:  # a plotting library's error is no reason to stop training
             why = " ".join(f"{type(error).__name__}: {error}".split())
             warnings.warn(f"no curves: {why[:200]}", stacklevel=2)
-        if self.events:
-            self.events.add(done)
-        files.write(directory / "history.csv", history.to_csv())
+        self.drawn_epochs, self.drawn = self.progress.epochs, time.monotonic()
 
     def _show_again(self) -> None:
         """Show the last epoch if the run was killed after saving it and before showing it."""
@@ -329,11 +352,13 @@ class Loop:
         progress = self.progress
         bar.update(self.config.batch_size)
         if progress.images and not bar.disable:
-            left = (self.config.epochs - progress.epochs) * self.batches - progress.batches
-            seconds = left * progress.seconds / progress.batches
+            epochs = self.config.epochs - progress.epochs  # with this one
+            left = epochs * self.batches - progress.batches
+            seconds = left * progress.seconds / progress.batches + epochs * self.finishing
+            most = "at most " if self.config.patience else ""
             bar.set_postfix_str(
                 f"loss {progress.loss / progress.images:.3f}, error {100 * progress.wrong / progress.images:.1f} %, "
-                f"{tqdm.format_interval(seconds)} left",
+                f"{most}{tqdm.format_interval(seconds)} left",
                 refresh=False,
             )
 

@@ -28,7 +28,7 @@ from .checkpoint import CONFIG, STATE, Run, State
 from .config import AUTO, Config
 from .history import Events, History
 from .loop import Loop, Progress, updates_per_epoch
-from .trainer import Trainer
+from .trainer import Trainer, with_features
 
 PathLike = Union[str, "os.PathLike[str]"]
 MakeTrainer = Callable[[Config, Task], Trainer]
@@ -91,6 +91,8 @@ def plan(
     directory = fetching.expanded(output or default_directory(config))
     if (resume == AUTO or processes.restarted()) and os.path.isfile(directory / CONFIG):
         values = {key: value for key, value in vars(config).items() if value != AUTO}
+        if "patience" not in given:  # it changes no epoch: the run's own, as recipes had other ones
+            del values["patience"]
         session = _resumed(directory, values, engine, options)
         _check_initial_weights(session, weights, weights_dir)
         return session
@@ -201,9 +203,20 @@ def _loop(session: Session, trainer: Trainer, splits: Splits, progress: Progress
     if (trainer.all_reduce(done) != trainer.world_size * done).any():  # as by a file system with an older state
         raise UnusableError(f"the processes of this training see {directory} in different states")
     events = Events(run.directory / "events") if session.tensorboard and run else None
+    config = trainer.config
     if session.verbose:
-        for line in configuration.text(trainer.config).splitlines():
+        for line in configuration.text(config).splitlines():
             session.say(line)
+    if config.from_features:
+        session.say("The body is frozen: it runs once, on images without augmentation (--augment true changes that).")
+        splits = with_features(trainer, splits, session.progress if run else False)
+    elif config.frozen:
+        session.say("The body is frozen.")
+    if config.patience:
+        session.say(
+            f"At most {config.epochs} epochs: training stops if {config.patience} in a row bring no lower validation "
+            "error (--patience 0: never)."
+        )
     return Loop(trainer, splits, progress, directory, run, events, session.progress)
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..checkpoints.weights import Head
-from ..data import Dataset
+from ..data import Dataset, Splits, batches
 from ..errors import BadFileError, InvalidValueError
 from ..metrics import Score
 from ..network import Network
+from ..text import progress_bar
 from .config import Config
 
 Arrays = Mapping[str, np.ndarray]
 """Arrays by structural name, as ``stem.conv.weight``."""
+FEATURES_BATCH = 100
 LOSS_SCALE = "loss scale"  # of half precision; it stands beside the momentum in the optimiser's state
 
 
@@ -46,12 +49,15 @@ class Trainer(Protocol):
     def train_step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> Callable[[], Score]:
         """Do a forward and a backward pass, and an update after every `accumulation_steps` passes.
 
-        `images` (N, 3, 32, 32) and `targets` (N, outputs) are this worker's shard. Returns at once a function: it waits
-        for the devices and returns the score of the batch, over all workers.
+        `images` (N, 3, H, W), or their `features` (N, C), and `targets` (N, outputs) are this worker's shard. Returns
+        at once a function: it waits for the devices and returns the score of the batch, over all workers.
         """
 
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Return the pooled features (n, C) of normalised images (n, 3, H, W), with a frozen body."""
+
     def evaluate(self, dataset: Dataset) -> Score:
-        """Return the score on a data set, over all workers. Changes nothing trained."""
+        """Return the score on a data set, or on its `features`, over all workers. Changes nothing trained."""
 
     def sync_batch_norm(self) -> None:
         """Set the running statistics of batch normalisation to their mean over all devices and workers."""
@@ -76,8 +82,36 @@ class Trainer(Protocol):
 
 
 def rate_multiplier(name: str, network: Network, config: Config) -> float:
-    """Return a parameter's factor of the learning rate: 1 in the network's head, else `body_rate`."""
+    """Return a parameter's factor of the learning rate: 1 in the network's head, else `body_rate`; 0: untrained."""
     return 1.0 if name.rpartition(".")[0] == network.head.name else config.body_rate
+
+
+def body(network: Network, arrays: Arrays) -> tuple[Network, Arrays]:
+    """Replace a network's head by the identity: its logits are the pooled features then, bit for bit."""
+    head, size = network.head, network.head.in_features
+    identity = {f"{head.name}.weight": np.eye(size, dtype=np.float32), f"{head.name}.bias": np.zeros(size, np.float32)}
+    return Network((*network.layers[:-1], replace(head, out_features=size))), {**arrays, **identity}
+
+
+def head_predictor(network: Network, arrays: Arrays) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a network's head as a function: features (N, C) to logits (N, outputs)."""
+    weight, bias = (arrays[f"{network.head.name}.{name}"] for name in network.head.parameters)
+    return lambda x: x @ weight.T + bias
+
+
+def with_features(trainer: Trainer, splits: Splits, shown: bool | None) -> Splits:
+    """Replace images by their features (N, C) in float32. `shown` is as in `text.progress_bar`."""
+
+    def extract(dataset: Dataset) -> Dataset:
+        parts = []
+        for images, labels in batches(dataset, FEATURES_BATCH, train=False):
+            parts.append(trainer.features(images))
+            bar.update(len(labels))
+        return replace(dataset, images=np.concatenate(parts))
+
+    train, *others = splits
+    with progress_bar(sum(len(dataset) for dataset in splits if dataset), "features", "images", shown) as bar:
+        return Splits(extract(train), *(dataset and extract(dataset) for dataset in others))
 
 
 def check_state(parameters: Arrays, momentum: Arrays, net: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
