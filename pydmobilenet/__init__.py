@@ -12,10 +12,20 @@ from .gluon import runtime
 runtime.prepare()  # imports no engine
 
 from .catalog import list_models  # noqa: E402
-from .errors import nearest  # noqa: E402
+from .errors import StopTraining, nearest  # noqa: E402
 
 __version__ = "0.4.0"
-__all__ = ["export", "get_dataset", "get_model", "list_models", "predict", "train", "validate"]
+__all__ = [
+    "StopTraining",
+    "array_dataset",
+    "export",
+    "get_dataset",
+    "get_model",
+    "list_models",
+    "predict",
+    "train",
+    "validate",
+]
 
 
 def __getattr__(name: str):

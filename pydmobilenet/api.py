@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Union
 
 from . import catalog, checkpoints, data, fetching, files
 from . import engine as engines
-from .errors import UserError, hinted
+from .data import Dataset
+from .errors import InvalidValueError, UserError, hinted
 from .text import printable
 
 if TYPE_CHECKING:
@@ -24,17 +25,17 @@ if TYPE_CHECKING:
     from torch import nn  # noqa: TID251
 
     from .catalog import Record
-    from .data import Dataset
     from .gluon.network import HybridBlock
     from .onnx.export import Difference
     from .prediction import Prediction
     from .reporting.html import Report
-    from .training.history import History
+    from .training.history import Epoch, History
     from .validation import Result
 
 PathLike = Union[str, "os.PathLike[str]"]
 
 get_dataset = hinted(data.get_dataset)
+array_dataset = hinted(data.array_dataset)
 
 
 @hinted
@@ -110,8 +111,10 @@ class Interrupted(KeyboardInterrupt):
 
 def train(
     model: str | None = None,
-    dataset: PathLike | None = None,
+    dataset: PathLike | Dataset | None = None,
     *,
+    val: Dataset | None = None,
+    test: Dataset | None = None,
     output: PathLike | None = None,
     resume: PathLike | None = None,
     config: PathLike | None = None,
@@ -125,20 +128,26 @@ def train(
     tensorboard: bool = False,
     progress: bool | None = None,
     verbose: bool = False,
+    on_epoch: Callable[[Run, Epoch], object] | None = None,
     command: str | None = None,
     freeze: bool = False,
     **recipe: object,
 ) -> Run:
     """Train a network as ``train.py`` does, to the end.
 
-    `dataset` is a name or a folder of images. The recipe is the file `config`, or one of ``configs/`` by name, by
-    default that of the data set; any key can be set here, as ``epochs=4``. The run goes to a new directory `output`,
-    by default ``runs/MODEL-DATASET``; `resume` continues a run instead, and ``resume="auto"`` the one in `output` if
-    there is one. `weights` to start from are a file, a run, or ``"published"``, looked for in `weights_dir` first; if
-    they record their model, it is the default one. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon if MXNet
-    runs on the device, and for a run to resume its own. `compile` is for PyTorch. `freeze` trains the last layer alone,
-    as ``body_rate=0``. `progress` shows bars (None: on a terminal); False prints nothing. `verbose` prints the
-    configuration. The run records `command`, by default this call.
+    `dataset` is a name, a folder of images, or an `array_dataset` with perhaps others of its classes as `val` and
+    `test`. Without these, ``val_fraction`` and ``test_fraction`` hold images out, as of a folder. The recipe is the
+    file `config`, or one of ``configs/`` by name, by default that of the data set; any key can be set here, as
+    ``epochs=4``. The run goes to a new directory `output`, by default ``runs/MODEL-DATASET``; `resume` continues a run
+    instead, and ``resume="auto"`` the one in `output` if there is one. `weights` to start from are a file, a run, or
+    ``"published"``, looked for in `weights_dir` first; if they record their model, it is the default one. `engine` is
+    ``gluon`` or ``pytorch``; ``auto`` is Gluon if MXNet runs on the device, and for a run to resume its own. `compile`
+    is for PyTorch. `freeze` trains the last layer alone, as ``body_rate=0``. `progress` shows bars (None: on a
+    terminal); False prints nothing. `verbose` prints the configuration. The run records `command`, by default this
+    call.
+
+    The first process calls `on_epoch` after each epoch with the run and its new row, once all is on the disk. If it
+    raises `StopTraining`, the run ends as a finished one; any other exception is passed on.
 
     Works in any thread. Raises InvalidValueError, MissingFileError, BadFileError and UnusableError. An interruption
     saves the run and raises KeyboardInterrupt. An error before the first batch leaves no directory.
@@ -147,7 +156,10 @@ def train(
     from .training import session as sessions
     from .training.config import parse
 
-    given = parse({"model": model, "dataset": dataset, **recipe})
+    arrays = _given_splits(dataset, val, test)
+    if on_epoch is not None and not callable(on_epoch):
+        raise InvalidValueError(f"on_epoch is {str(on_epoch)[:100]!r} (allowed: a function of the run and its row)")
+    given = parse({"model": model, "dataset": None if arrays else dataset, **recipe})
     if freeze and given.setdefault("body_rate", 0.0) != 0:
         raise UserError(f"pass either --freeze or --body-rate {given['body_rate']:g}, not both")
     session = sessions.plan(
@@ -159,10 +171,12 @@ def train(
         weights,
         _expanded(weights_dir),
         data_dir=_expanded(data_dir),
+        arrays=arrays,
         skip_bad=skip_bad,
         tensorboard=tensorboard,
         progress=progress,
         verbose=verbose,
+        on_epoch=None if on_epoch is None else lambda directory, row: on_epoch(Run(directory), row),
         command=command or _call(train, {**arguments, **given}),
     )
     family, dtype = catalog.parse_name(session.config.model).family, session.config.dtype
@@ -178,6 +192,16 @@ def train(
     return run
 
 
+def _given_splits(dataset: object, val: object, test: object) -> data.Splits | None:
+    """Return the splits of given data sets; None for a name or a folder. Raises InvalidValueError."""
+    if dataset is not None and not isinstance(dataset, (str, os.PathLike)):
+        return data.given_splits(dataset, val, test)
+    for name, images in (("val", val), ("test", test)):
+        if images is not None:
+            raise InvalidValueError(f"{name} belongs to a data set of arrays: pass dataset=array_dataset(...) too")
+    return None
+
+
 def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
     """Format the call of a function, without arguments that have their default."""
     known = inspect.signature(function).parameters
@@ -186,14 +210,15 @@ def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
         if name == "recipe" or (name in known and value == known[name].default):
             continue
         keyword = "" if name in ("model", "dataset") and position == len(words) else f"{name}="
-        words.append(f"{keyword}{os.fspath(value) if isinstance(value, os.PathLike) else value!r}")
+        text = getattr(value, "__name__", "") or repr(os.fspath(value) if isinstance(value, os.PathLike) else value)
+        words.append(f"{keyword}{text}")
     return f"pydmobilenet.{function.__name__}({', '.join(words)})"
 
 
 @hinted
 def validate(
     what: PathLike | Sequence[str] = "*",
-    dataset: str | Sequence[str] | None = None,
+    dataset: str | Sequence[str] | Dataset | None = None,
     *,
     weights: PathLike | Sequence[PathLike] = (),
     depth: Sequence[int] = (),
@@ -213,10 +238,10 @@ def validate(
     """Evaluate networks on their test images, as ``run_validation.py`` does: one result per network.
 
     `what` is a run, a file of weights that records its network, or patterns of model names in the tables; `dataset` has
-    patterns of data sets, or a folder with the images of runs. `weights` are more runs and files; then the patterns
-    select among their networks, and `depth` by depth. `fused` folds the networks. `processes` work side by side (None:
-    as many as are fastest). A report goes to the directory `output`, as Markdown, CSV, JSON and a web page. `show` is
-    called with each data set and its results as they come. `progress` is as for `train`.
+    patterns of data sets, or a folder or an `array_dataset` with images for the runs. `weights` are more runs and
+    files; then the patterns select among their networks, and `depth` by depth. `fused` folds the networks. `processes`
+    work side by side (None: as many as are fastest). A report goes to the directory `output`, as Markdown, CSV, JSON
+    and a web page. `show` is called with each data set and its results as they come. `progress` is as for `train`.
 
     Raises as `train`; the error of a single row is its ``reason``.
     """
@@ -227,7 +252,7 @@ def validate(
         from .reporting.html import Report  # it needs libraries that nothing else does
 
         report = Report(fetching.expanded(output))
-    records, folder = _records(what, dataset, weights, depth, data_dir)
+    records, source = _records(what, dataset, weights, depth, data_dir)
     choice = engines.choose(engine, device, fused=fused)
     say = (lambda text: None) if progress is False else (lambda text: print(printable(text), file=sys.stderr))
     say(f"Validating {choice}.")
@@ -235,7 +260,7 @@ def validate(
         records,
         choice.engine,
         weights=functools.partial(checkpoints.load_record, weights_dir=_expanded(weights_dir)),
-        data_dir=folder,
+        source=source,
         batch_size=batch_size,
         limit=limit,
         processes=processes or choice.engine.processes,
@@ -257,18 +282,21 @@ def validate(
 
 def _records(
     what: PathLike | Sequence[str],
-    dataset: str | Sequence[str] | None,
+    dataset: str | Sequence[str] | Dataset | None,
     weights: PathLike | Sequence[PathLike],
     depth: Sequence[int],
     data_dir: PathLike | None,
-) -> tuple[list[Record], Path | None]:
-    """Return the rows for `validate`, and the directory of their images."""
+) -> tuple[list[Record], Path | Dataset | None]:
+    """Return the rows for `validate`, and their images or the directory of these."""
     paths = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights)
     if isinstance(what, os.PathLike) or (isinstance(what, str) and os.path.exists(fetching.expanded(what))):
         paths, what = [*paths, what], "*"
     patterns = [what] if isinstance(what, str) else what
-    datasets = [dataset] if isinstance(dataset, str) else list(dataset or [])
+    images = dataset if isinstance(dataset, Dataset) else None
+    datasets = [dataset] if isinstance(dataset, str) else [] if isinstance(dataset, Dataset) else list(dataset or [])
     where = _expanded(data_dir)
+    if images is not None and (where or not paths):
+        raise UserError("given images are for runs and files of weights, without data_dir: validate(run, dataset)")
     if set(paths) <= {checkpoints.PUBLISHED}:
         rows: list[Record] = [*catalog.RECORDS, *checkpoints.bundled()]
     else:
@@ -279,7 +307,7 @@ def _records(
             raise UserError("pass either one --dataset folder:PATH or --data-dir, not both")
         datasets = [name for name in datasets if name not in folders]
         where = fetching.expanded(folders[0].partition(":")[2]) if folders else where
-    return catalog.select(patterns or ["*"], datasets or ["*"], depth, rows), where
+    return catalog.select(patterns or ["*"], datasets or ["*"], depth, rows), where if images is None else images
 
 
 @hinted
@@ -298,9 +326,9 @@ def predict(
 ) -> list[Prediction]:
     """Classify images, as ``pydmobilenet predict`` does: the `top` classes of each.
 
-    `images` are files or folders, Pillow's images, or arrays of pixels (H, W, 3) in uint8, of any size: one, several,
-    or an array (N, H, W, 3). The network is a `model` with its `weights`: a run, a file, or the published ones. Images
-    are resized to `image_size`, by default that of training. Raises as `train`.
+    `images` are files or folders, Pillow's images, or arrays of pixels (H, W, 3) or (3, H, W) in uint8, of any size:
+    one, several, an array of N, or a data set. The network is a `model` with its `weights`: a run, a file, or the
+    published ones. Images are resized to `image_size`, by default that of training. Raises as `train`.
     """
     from . import prediction
 

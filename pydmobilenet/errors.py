@@ -66,6 +66,10 @@ class EngineError(UserError, RuntimeError):
     exit_code = 1
 
 
+class StopTraining(Exception):
+    """Raised by ``on_epoch``, it ends a run in good order."""
+
+
 def of_engine(error: BaseException) -> EngineError | None:
     """Return an engine's exception, or a MemoryError, as an `EngineError`; None for any other.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, Union
 import numpy as np
 
 from . import fetching
-from .data import Task, folder, images, normalise
+from .data import Dataset, Task, folder, images, normalise
 from .engine import Predict
 from .errors import BadFileError, InvalidValueError, MissingFileError
 from .metrics import softmax
@@ -47,10 +47,13 @@ class Prediction(NamedTuple):
 def collect(given: Image | Iterable[Image]) -> tuple[list[str | np.ndarray | Pillow.Image], Counter[str]]:
     """List images for `predict`, with all files in folders; count the files skipped there by their kind.
 
+    Arrays (3, H, W) and data sets of them become (H, W, 3).
     Raises InvalidValueError for another object, MissingFileError, and BadFileError for a folder without images.
     """
     from PIL import Image as Pillow
 
+    if isinstance(given, Dataset):
+        given = given.images
     single = isinstance(given, (str, os.PathLike, Pillow.Image)) or (isinstance(given, np.ndarray) and given.ndim != 4)
     collected: list[str | np.ndarray | Pillow.Image] = []
     skipped: Counter[str] = Counter()
@@ -60,6 +63,8 @@ def collect(given: Image | Iterable[Image]) -> tuple[list[str | np.ndarray | Pil
             collected += _files(str(fetching.expanded(path)) if path.startswith("~") else path, skipped)
         elif isinstance(image, Pillow.Image) or _is_pixels(image):
             collected.append(image)
+        elif isinstance(image, np.ndarray) and image.ndim == 3 and _is_pixels(image.transpose(1, 2, 0)):
+            collected.append(np.ascontiguousarray(image.transpose(1, 2, 0)))
         else:
             kind = f"{image.shape} in {image.dtype}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
             allowed = "a path, an image of Pillow's, an array (height, width, 3) in uint8"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -18,9 +19,9 @@ from tqdm import tqdm
 from . import checkpoints, provenance
 from .catalog import Record
 from .checkpoints import Checkpoint, runs
-from .data import Dataset, Fractions, folder, get_dataset, get_splits
+from .data import Dataset, Fractions, folder, get_dataset, get_splits, get_task, is_own
 from .data.datasets import located
-from .data.splits import kinds, put_aside
+from .data.splits import check_task, kinds, pixel_hashes, put_aside
 from .engine import Arrays, Engine
 from .errors import BadFileError, InvalidValueError, UserError
 from .metrics import Answers, Score, evaluate, wilson
@@ -118,7 +119,7 @@ def validate(
     records: Iterable[Record],
     engine: Engine,
     weights: Callable[[Record], Arrays] = checkpoints.load_record,
-    data_dir: Path | None = None,
+    source: Path | Dataset | None = None,
     batch_size: int | None = None,
     limit: int | None = None,
     processes: int = 1,
@@ -128,18 +129,19 @@ def validate(
 ) -> Iterator[tuple[Dataset | None, list[Result]]]:
     """Evaluate records by an engine; yield the images and the results of one data set at a time.
 
-    `weights` loads the parameters of a record. Errors of a data set or a row (a corrupt file, a process that died)
-    become the reason in their results, and the others go on. Up to so many `processes` share the rows, if that saves
-    time. `skip_bad` skips unreadable images of a folder. Bars are `shown` as for `progress_bar`.
+    `weights` loads the parameters of a record; `source` has the images, or is their directory. Errors of a data set or
+    a row (a corrupt file, a process that died) become the reason in their results, and the others go on. Up to so many
+    `processes` share the rows, if that saves time. `skip_bad` skips unreadable images of a folder. Bars are `shown` as
+    for `progress_bar`.
     """
     job = _Job(engine, weights, batch_size or engine.batch_size, limit, keep_answers)
     for _, group in groupby(records, key=_same_images):
         rows = list(group)
         published = any(record.filename for record in rows)  # no images are read for figures without a network
-        dataset, reason = _read(rows[0], data_dir, skip_bad) if published else (None, "")
-        size = min(processes, len(rows))
+        dataset, reason = _read(rows[0], source, skip_bad) if published else (None, "")
+        size = 1 if isinstance(source, Dataset) else min(processes, len(rows))  # arrays are not sent to each
         if dataset and size > 1 and len(dataset.head(limit)) * len(rows) >= MIN_IMAGES_FOR_PROCESSES:
-            run = partial(job.run_in_worker, (rows[0], data_dir, skip_bad))
+            run = partial(job.run_in_worker, (rows[0], source, skip_bad))
             yield dataset, _evaluate_in_processes(rows, run, size, dataset.task.title, shown)
         else:
             yield dataset, [_log(job.run(record, dataset, reason, shown)) for record in rows]
@@ -177,14 +179,16 @@ class _Job:
         complete = dataset.official and counts.images == len(dataset)
         return replace(result, counts=counts, complete=complete, answers=answers)
 
-    def run_in_worker(self, source: tuple[Record, Path | None, bool], record: Record) -> Result:
+    def run_in_worker(self, source: tuple[Record, Any, bool], record: Record) -> Result:
         return self.run(record, *_read_once(*source))
 
 
-def _read(record: Record, data_dir: Path | None, skip_bad: bool) -> tuple[Dataset | None, str]:
+def _read(record: Record, source: Path | Dataset | None, skip_bad: bool) -> tuple[Dataset | None, str]:
     """Return the images for a record, or the reason for having none."""
     try:
-        return images_of(record, data_dir, skip_bad), ""
+        if isinstance(source, Dataset):
+            return given_images(record, source), ""
+        return images_of(record, source, skip_bad), ""
     except (UserError, OSError) as error:
         return None, str(error)
 
@@ -211,7 +215,7 @@ def images_of(record: Record, data_dir: Path | None = None, skip_bad: bool = Fal
         dataset = get_dataset(record.dataset, folder.ALL, *where)
         return replace(dataset, doubt="all images, also those trained on")
     split = record.split
-    if split not in has and "test" in has and record.dataset.startswith("folder:"):
+    if split not in has and "test" in has and is_own(record.dataset):
         split = "test"  # of other data
     if split in has:
         dataset = recorded = get_dataset(record.dataset, split, *where)
@@ -234,11 +238,26 @@ def images_of(record: Record, data_dir: Path | None = None, skip_bad: bool = Fal
     return _without_seen(replace(dataset, official=False), record)
 
 
+def given_images(record: Record, dataset: Dataset) -> Dataset:
+    """Return given images as those for the error of a record, `official` or not as in `images_of`.
+
+    Raises InvalidValueError for other classes or another size, and BadFileError if all were seen in training.
+    """
+    task = record.task or get_task(record.dataset)
+    check_task(dataset, task, "the data")
+    dataset = replace(dataset, task=task, official=False, hashes=dataset.hashes or pixel_hashes(dataset))
+    if not isinstance(record, Checkpoint) or not record.images_sha256:
+        return dataset
+    if provenance.of_data(dataset)["sha256"] == record.images_sha256:
+        return replace(dataset, official=True)
+    return _without_seen(dataset, record)
+
+
 def _without_seen(dataset: Dataset, record: Checkpoint) -> Dataset:
     """Leave out the images that a run has trained on or chosen its epoch by, with a warning."""
     seen, run = set(record.seen.split()), record.run
-    if dataset.hashes and runs.UNKNOWN in seen:
-        warnings.warn(f"{run} does not record its images: some of these may be among them", stacklevel=2)
+    if dataset.hashes and (why := record.cannot_tell(dataset)):
+        warnings.warn(f"{run} {why}: some of these may be among them", stacklevel=2)
     fresh = [index for index, content_hash in enumerate(dataset.hashes) if content_hash not in seen]
     known = len(dataset.hashes) - len(fresh)
     if not known:

@@ -15,7 +15,8 @@ import numpy as np
 
 from .. import catalog, fetching
 from ..catalog import Record, parse_name
-from ..data import Task, about, dataset_name, decoded, folder, get_task, recorded_task
+from ..data import Dataset, Task, about, dataset_name, decoded, folder, get_task, is_own, recorded_task
+from ..data.arrays import PREFIX
 from ..data.dataset import check_image_size
 from ..data.datasets import tell_of_namesake
 from ..errors import BadFileError, InvalidValueError, MissingFileError, UserError, unknown
@@ -59,6 +60,14 @@ class Checkpoint(Record):
     def run(self) -> Path | None:
         return self.path.parent if self.path and self.images_sha256 else None
 
+    def cannot_tell(self, dataset: Dataset) -> str:
+        """Return why it may have seen images without a record of it; empty if it has a record."""
+        if runs.UNKNOWN in self.seen.split():
+            return "does not record its images"
+        files = bool(dataset.files)  # their bytes are hashed, of arrays the pixels
+        other = self.dataset.startswith(PREFIX) if files else self.dataset.startswith("folder:")
+        return "records its images by other hashes" if other and self.seen else ""
+
     def locate(self) -> Path:
         """Find the file of weights, download it if need be, and verify it. Raises MissingFileError and BadFileError."""
         if self.path is None:
@@ -84,7 +93,7 @@ class Checkpoint(Record):
 
 def find(
     model: str | None = None,
-    dataset: str | None = None,
+    dataset: str | Task | None = None,
     weights: str | os.PathLike[str] = PUBLISHED,
     weights_dir: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
@@ -93,13 +102,14 @@ def find(
 ) -> Checkpoint:
     """Find the weights of a path, or the ``published`` ones of a model for a data set (default: ``cifar10``).
 
+    `dataset` is its name, or the task of arrays.
     If the path records its network, a `model` and `dataset` must be the same. Assumptions about other files are said in
     a warning, unless `quiet`. The network sees images of `image_size`. Weights `to_train` may be of another data set:
     if none are published for this one, CIFAR-10's are taken, with a warning.
 
     Raises InvalidValueError, MissingFileError and BadFileError.
     """
-    if dataset is not None:
+    if isinstance(dataset, str):
         tell_of_namesake(dataset)
     size: dict[str, Any] = {} if image_size is None else {"image_size": check_image_size(image_size)}
     path = None if weights == PUBLISHED else fetching.expanded(weights)
@@ -107,7 +117,7 @@ def find(
         raise UserError("weights_dir is for published weights: pass either weights_dir or weights")
     checkpoint = inspect(path) if path else None
     if checkpoint:
-        _check_same(checkpoint, model, None if to_train else dataset)
+        _check_same(checkpoint, model, None if to_train or isinstance(dataset, Task) else dataset)
     elif model is None:
         raise UserError(
             f"{path} does not record its model and data set; pass both, or `pydmobilenet convert` it"
@@ -115,7 +125,8 @@ def find(
             else "no network is named: pass a model, or the weights of a run"
         )
     else:
-        name, task = parse_name(model).name, get_task(dataset or "cifar10")
+        name = parse_name(model).name
+        task = dataset if isinstance(dataset, Task) else get_task(dataset or "cifar10")
         if path:
             task = replace(task, **size)
             checkpoint = Checkpoint(name, task.name, path=path, task=task, recorded=False, seen=runs.UNKNOWN)
@@ -303,7 +314,7 @@ def _check_same(checkpoint: Checkpoint, model: str | None, dataset: str | None) 
     if dataset is None:
         return
     trained_on, dataset = checkpoint.task.name, dataset_name(dataset)
-    both_folders = all(name.startswith("folder:") for name in (dataset, trained_on))
+    both_folders = dataset.startswith("folder:") and is_own(trained_on)
     # A file that was given away has a folder's name alone, and another folder may have the same name.
     if dataset == trained_on and not (both_folders and not checkpoint.run and os.path.isdir(folder.place(dataset))):
         return

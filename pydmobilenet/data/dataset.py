@@ -7,15 +7,20 @@ releases the interpreter, so no worker processes are needed.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import BadFileError, InvalidValueError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PAD = 4  # zero pixels on each side before a random crop to the old size: 9 x 9 positions
 IMAGE_SIZES = range(8, 1025, 4)  # pixels, wide and high: two layers halve the maps
@@ -69,9 +74,12 @@ class Task:
         return self.classes[label] if label < len(self.classes) else str(label)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
     """Images (N, 3, H, W) in uint8 and labels (N,) in int64.
+
+    `dataset[i]` is an image and its label, for a ``torch.utils.data.DataLoader``: normalised, (3, H, W) in float32; or
+    with a `transform` its result for the image as Pillow's, in torchvision's convention.
 
     `official`: the files are the published ones. `source` is their directory; `note` counts the images of a folder by
     class, and the skipped files; `doubt` explains why the images are not official. `files` are the paths in a folder;
@@ -88,9 +96,41 @@ class Dataset:
     doubt: str = ""
     files: tuple[str, ...] = ()
     hashes: tuple[str, ...] = ()
+    transform: Callable[[Image.Image], Any] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Return an image and its label. Raises IndexError."""
+        index = operator.index(index)  # a slice is a TypeError
+        pixels, label = self.images[index], int(self.labels[index])
+        if self.transform is None:
+            return normalise(pixels, self.task), label
+        from PIL import Image
+
+        return self.transform(Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))), label
+
+    def __repr__(self) -> str:
+        return f"<Dataset {self.task.name}, {self.split}: {len(self):,} images>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields for a worker process; memory-mapped images as their place on the disk."""
+        state = {key: value for key, value in vars(self).items() if key != "padded"}
+        if mapped := mapped_file(self.images):
+            state["images"] = (*mapped, self.images.shape)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        images = state["images"]
+        if isinstance(images, tuple):
+            path, offset, shape = images
+            images = np.memmap(path, np.uint8, "r", offset, shape)
+        vars(self).update(state, images=images)
+
+    def with_transform(self, transform: Callable[[Image.Image], Any] | None) -> Dataset:
+        """Return the same images with a `transform`."""
+        return replace(self, transform=transform)
 
     @cached_property
     def padded(self) -> np.ndarray:
@@ -120,7 +160,7 @@ def padded(images: np.ndarray) -> np.ndarray:
 
 
 def normalise(images: np.ndarray, task: Task, out: np.ndarray | None = None) -> np.ndarray:
-    """Compute (x / 255 - mean) / std of uint8 images (N, 3, H, W) in float32, within 1e-6."""
+    """Compute (x / 255 - mean) / std of uint8 images (..., 3, H, W) in float32, within 1e-6."""
     mean, std = (np.array(values)[:, None, None] for values in (task.mean, task.std))
     out = np.multiply(images, (1 / (255 * std)).astype(np.float32), out=out, dtype=np.float32)
     return np.subtract(out, (mean / std).astype(np.float32), out=out)
@@ -166,8 +206,10 @@ def batches(
     Worker `part` of `parts` gets every `parts`-th image. In training, all workers' parts are of equal length, and their
     i-th batches are together the i-th batch of a single worker with `parts` times the size.
 
-    Both arrays are valid until the next batch. Raises InvalidValueError.
+    Both arrays are valid until the next batch: copy them, or move them to a device. Raises InvalidValueError.
     """
+    if dataset.transform:
+        raise InvalidValueError("batches call no transform: give the data without it, or use a DataLoader")
     if batch_size < 1 or threads < 1 or start < 0 or seed < 0 or epoch < 0 or not 0 <= part < parts:
         raise InvalidValueError(
             f"batch_size={batch_size}, seed={seed}, epoch={epoch}, part={part}, parts={parts}, start={start}, "
@@ -208,10 +250,8 @@ class _Worker:
         shape = dataset.images.shape[1:]
         self.images = np.empty((batch_size, *shape), np.float32)
         self.labels = np.empty(batch_size, np.int64)
-        images = dataset.images
-        self.path = ""  # of memory-mapped images
-        if isinstance(images, np.memmap) and images.flags.c_contiguous and images.filename is not None:
-            self.path, self.start = images.filename, file_offset(images)
+        self.path, self.start = mapped_file(dataset.images) or ("", 0)
+        if self.path:
             self.raw = np.empty((batch_size, *shape), np.uint8)
         if plan and augment:  # images in memory are padded once, those on disk by batch, into a zero frame
             self.padded = padded(np.zeros_like(self.raw)) if self.path else dataset.padded
@@ -259,6 +299,13 @@ class _Worker:
                 if file.readinto(row.data) < row.nbytes:
                     raise BadFileError(f"{self.path} became shorter while it was read")
         return raw
+
+
+def mapped_file(images: np.ndarray) -> tuple[str, int] | None:
+    """Return the file and the offset of memory-mapped images without gaps; None for others."""
+    if isinstance(images, np.memmap) and images.flags.c_contiguous and images.filename is not None:
+        return str(images.filename), file_offset(images)
+    return None
 
 
 def file_offset(images: np.memmap) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import fetching
 from ..errors import BadFileError, InvalidValueError, unknown
-from . import cifar, folder, imagenet32, images
+from . import arrays, cifar, folder, imagenet32, images
 from .cifar import CIFAR10, CIFAR100
 from .dataset import (
     CIFAR_MEAN,
@@ -57,15 +57,20 @@ DATASETS = {
 def dataset_name(name: str | os.PathLike[str]) -> str:
     """Return the recorded name of a data set: ``folder:PATH`` for the path of a folder."""
     name = os.fspath(name)
-    known = name in DATASETS or name.startswith("folder:")
+    known = name in DATASETS or is_own(name)
     is_path = os.sep in name or "/" in name  # Windows takes both
     return f"folder:{name}" if not known and (os.path.isdir(fetching.expanded(name)) or is_path) else name
 
 
+def is_own(name: str) -> bool:
+    """Return True for the name of a folder, or of arrays."""
+    return name.startswith(("folder:", arrays.PREFIX))
+
+
 def located(name: str | os.PathLike[str], root: str | Path | None) -> str:
-    """Return the name of a data set; `root` replaces the path of a folder."""
+    """Return the name of a data set; `root` replaces the path of a folder, or stands for arrays."""
     name = dataset_name(name)
-    return f"folder:{fetching.expanded(root)}" if name.startswith("folder:") and root is not None else name
+    return f"folder:{fetching.expanded(root)}" if is_own(name) and root is not None else name
 
 
 def get_task(name: str | os.PathLike[str], image_size: int | None = None) -> Task:
@@ -76,6 +81,8 @@ def get_task(name: str | os.PathLike[str], image_size: int | None = None) -> Tas
     name = dataset_name(name)
     if name.startswith("folder:"):
         return folder.task(name, images.SIDE if image_size is None else check_image_size(image_size))
+    if name.startswith(arrays.PREFIX):
+        raise arrays.absent(name)
     if name not in DATASETS:
         raise unknown("data set", name, [*DATASETS, "the path of a folder"])
     task = DATASETS[name]
@@ -91,12 +98,13 @@ def recorded_task(name: str, record: Mapping[str, Any]) -> Task:
 
     Raises ValueError or TypeError for an invalid record, InvalidValueError for an unknown name.
     """
-    if name.startswith("folder:"):
-        known = Task(name, folder.title(name), (), 0, IMAGENET_MEAN, IMAGENET_STD)
+    if is_own(name):
+        title = folder.title(name) if name.startswith("folder:") else name.removeprefix(arrays.PREFIX)
+        known = Task(name, title, (), 0, IMAGENET_MEAN, IMAGENET_STD)
     else:
         known = get_task(name)
     values: dict[str, Any] = {key: record.get(key, getattr(known, key)) for key in RECORDED}
-    classes, outputs, mean, std, size = values.values()
+    classes, outputs, mean, std, size, mirrored = values.values()
     valid = {
         "classes": isinstance(classes, (list, tuple))
         and all(isinstance(name, str) for name in classes)
@@ -105,6 +113,7 @@ def recorded_task(name: str, record: Mapping[str, Any]) -> Task:
         "mean": len(mean) == 3 and all(map(math.isfinite, mean)),
         "std": len(std) == 3 and all(math.isfinite(value) and value > 0 for value in std),
         "image_size": type(size) is int and size in IMAGE_SIZES,
+        "mirrored": isinstance(mirrored, bool),
     }
     for key in RECORDED:
         if not valid[key]:
@@ -113,7 +122,7 @@ def recorded_task(name: str, record: Mapping[str, Any]) -> Task:
     return replace(known, **values)
 
 
-RECORDED = ("classes", "outputs", "mean", "std", "image_size")
+RECORDED = ("classes", "outputs", "mean", "std", "image_size", "mirrored")
 
 
 def about(task: Task) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import BadFileError, InvalidValueError
-from . import folder
+from . import arrays, folder
 from .dataset import Dataset, Task, content_hash
 from .datasets import located, read_split
 
@@ -42,7 +42,46 @@ class Splits(NamedTuple):
 
 def kinds(name: str) -> tuple[str, ...]:
     """List the existing splits: some of ``train``, ``val`` and ``test``, or ``all`` of class folders alone."""
+    if name.startswith(arrays.PREFIX):
+        raise arrays.absent(name)
     return tuple(folder.layout(folder.place(name))) if name.startswith("folder:") else ("train", "test")
+
+
+def given_splits(train: object, val: object = None, test: object = None) -> Splits:
+    """Check data sets given together: of one size, with the classes of the training images or the first of these.
+
+    All get the recorded name of arrays, the training images' task, and hashes. Raises InvalidValueError.
+    """
+    splits: dict[str, Dataset | None] = {}
+    task: Task | None = None
+    for split, dataset in (("train", train), ("val", val), ("test", test)):
+        if dataset is None and split != "train":
+            splits[split] = None
+            continue
+        argument = "dataset" if split == "train" else split
+        if not isinstance(dataset, Dataset):
+            allowed = "an array_dataset(images, labels), or one of get_dataset"
+            raise InvalidValueError(f"{argument} is a {type(dataset).__name__} (allowed: {allowed})")
+        if dataset.transform:
+            raise InvalidValueError(f"{argument} has a transform, which training does not call: pass it without")
+        if not len(dataset):
+            raise InvalidValueError(f"{argument} has no images")
+        task = task or replace(dataset.task, name=f"{arrays.PREFIX}{dataset.task.title}")
+        check_task(dataset, task, argument)
+        hashes = dataset.hashes or pixel_hashes(dataset)
+        splits[split] = replace(dataset, task=task, split=split, hashes=hashes, official=False)
+    return Splits(**splits)  # type: ignore[arg-type]  # there are training images
+
+
+def check_task(dataset: Dataset, task: Task, argument: str) -> None:
+    """Raise InvalidValueError unless images have the size of a task, and its classes or the first of these."""
+    if dataset.task.image_size != task.image_size:
+        size, wanted = (f"{side}x{side}" for side in (dataset.task.image_size, task.image_size))
+        raise InvalidValueError(f"{argument} has images of {size} pixels (allowed: {wanted}, as learned)")
+    names = dataset.task.classes
+    if names != task.classes[: len(names)] or (len(dataset) and int(dataset.labels.max()) >= task.outputs):
+        wanted, has = (f"{', '.join(classes[:10])}{', …' * (len(classes) > 10)}" for classes in (task.classes, names))
+        raise InvalidValueError(f"{argument} has the classes {has} (allowed: {wanted}, in this order)")
 
 
 def get_dataset(
@@ -113,6 +152,17 @@ def get_splits(
         raise InvalidValueError("val_fraction of imagenet32 is not supported (allowed: 0)")
     train, val, test = (read(split) if split in has else None for split in folder.SPLITS)
     assert train is not None
+    return hold_out(Splits(train, val, test), fractions)
+
+
+def hold_out(splits: Splits, fractions: Fractions) -> Splits:
+    """Leave twins of held out images out of training, and hold out validation images if there are none.
+
+    Without test images too, both are held out. Raises as `get_splits`.
+    """
+    train, val, test = splits
+    if val is None and test is None and any(fractions):
+        return put_aside(train, fractions)
     for held_out in filter(None, (val, test)):
         train = _without_twins(train, held_out)
     if fractions.val and val is None:
@@ -122,7 +172,7 @@ def get_splits(
 
 def put_aside(dataset: Dataset, fractions: Fractions) -> Splits:
     """Split a data set by `fractions`. Raises InvalidValueError if no image of a class is left for training."""
-    hashes = dataset.hashes or tuple(content_hash(np.ascontiguousarray(image).data) for image in dataset.images)
+    hashes = dataset.hashes or pixel_hashes(dataset)
     dataset = replace(dataset, hashes=hashes)
     side = sides(hashes, dataset.labels, fractions)
     numbers = np.bincount(dataset.labels)
@@ -135,6 +185,11 @@ def put_aside(dataset: Dataset, fractions: Fractions) -> Splits:
     train, val, test = (_part(dataset, split, np.flatnonzero(side == at)) for at, split in enumerate(folder.SPLITS))
     assert train is not None  # an image of each class stays
     return Splits(train, val, test)
+
+
+def pixel_hashes(dataset: Dataset) -> tuple[str, ...]:
+    """Return the hashes of the images' pixels."""
+    return tuple(content_hash(np.ascontiguousarray(image).data) for image in dataset.images)
 
 
 def sides(hashes: tuple[str, ...], labels: np.ndarray, fractions: Fractions) -> np.ndarray:
@@ -177,7 +232,8 @@ def _without_twins(train: Dataset, held_out: Dataset) -> Dataset:
     if stays.all():
         return train
     twins = len(train) - int(stays.sum())
-    first = train.files[int(stays.argmin())]
+    number = int(stays.argmin())
+    first = train.files[number] if train.files else f"image {number}"
     warnings.warn(
         f"{twins:,} of {len(train):,} training images are {held_out.split} images too, as {first}: left out",
         stacklevel=3,

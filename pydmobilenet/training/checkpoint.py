@@ -197,6 +197,9 @@ def check_config(values: Mapping[str, Any], begun: Mapping[str, Any], where: str
 
 def check_data(splits: Splits, metadata: Mapping[str, Any]) -> None:
     """Raise BadFileError if the data has changed since a run began."""
+    added = [split for split, dataset in splits._asdict().items() if dataset and split not in metadata["data"]]
+    if added:
+        raise BadFileError(f"{splits.train.source}: the run began without {added[0]} data; {NEW_RUN}")
     for split, recorded in metadata["data"].items():
         dataset = getattr(splits, split)
         difference = "there is none"

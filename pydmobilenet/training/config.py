@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from .. import catalog, checkpoints, fetching
-from ..data import IMAGE_SIZES, dataset_name, folder, get_task
+from ..data import IMAGE_SIZES, dataset_name, folder, get_task, is_own
 from ..data.splits import kinds
 from ..errors import BadFileError, InvalidValueError, MissingFileError, nearest, unknown
 from ..files import CONFIGS
@@ -125,7 +125,7 @@ def make(values: Mapping[str, object]) -> Config:
     values["model"] = catalog.parse_name(values["model"]).name
     values["dataset"] = dataset_name(values["dataset"])
     config = Config(**values)
-    if not config.dataset.startswith("folder:"):  # it may have moved
+    if not is_own(config.dataset):  # a folder may have moved
         get_task(config.dataset, config.image_size)
     if config.epochs != AUTO and config.warmup_epochs >= config.epochs:
         raise InvalidValueError(
@@ -246,21 +246,24 @@ def configure(
     given: Mapping[str, Any],
     recipe: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
+    splits: tuple[str, ...] = (),
 ) -> Config:
     """Lay the values `given` over a recipe (`read`), by default that of the data set.
 
     The default for a folder depends on whether `weights` are loaded; their model replaces that of a default recipe.
+    Arrays have these `splits`; other data sets are looked at.
     Raises MissingFileError, BadFileError and InvalidValueError.
     """
     dataset = dataset_name(str(given.get("dataset", "cifar10")))
-    get_task(dataset)  # first: a wrong data set explains the other errors
+    if not splits:
+        get_task(dataset)  # first: a wrong data set explains the other errors
     pretrained = weights is not None
     if recipe is None and "model" not in given and weights is not None and weights != checkpoints.PUBLISHED:
         checkpoint = checkpoints.inspect(weights)
         given = {"model": checkpoint.model, **given} if checkpoint else given
     if recipe is not None:
         chosen = read(recipe)
-    elif dataset.startswith("folder:"):
+    elif is_own(dataset):
         chosen = read("finetune" if pretrained else "folder")
     else:
         chosen = read(dataset if dataset in ("digits", "imagenet32") else "cifar")
@@ -275,19 +278,19 @@ def configure(
             stacklevel=2,
         )
     config = make({**values, **given})
-    get_task(config.dataset, config.image_size)  # of a folder too: it has to exist
+    if not splits:
+        get_task(config.dataset, config.image_size)  # of a folder too: it has to exist
     if config.frozen and "augment" not in {**chosen, **given}:  # the features of all epochs are the same
         mixup = 0.0 if recipe is None and "mixup" not in given else config.mixup
         config = replace(config, augment=False, mixup=mixup)
-    return _without_unused(config, given, pretrained)
+    return _without_unused(config, given, pretrained, splits or kinds(config.dataset))
 
 
-def _without_unused(config: Config, given: Mapping[str, Any], pretrained: bool) -> Config:
+def _without_unused(config: Config, given: Mapping[str, Any], pretrained: bool, splits: tuple[str, ...]) -> Config:
     """Reset the recipe's keys without effect in this run.
 
     Raises InvalidValueError if one was given, or if no image is left to choose the best epoch.
     """
-    splits = kinds(config.dataset)
     validated = "val" in splits or config.val_fraction > 0
     available = ", ".join(splits)
     unused = {

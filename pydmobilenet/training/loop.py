@@ -17,7 +17,7 @@ from tqdm import tqdm
 from .. import files, processes
 from ..checkpoints.runs import BEST
 from ..data import Dataset, Splits, batches
-from ..errors import BadFileError, InvalidValueError, UserError, of_engine
+from ..errors import BadFileError, InvalidValueError, StopTraining, UserError, of_engine
 from ..metrics import wilson
 from ..plots import draw
 from ..text import progress_bar
@@ -26,6 +26,7 @@ from .config import Config
 from .history import Epoch, Events, History
 from .trainer import Score, Trainer, learning_rates, make_targets, mix, mixup_lam
 
+OnEpoch = Callable[[Path, Epoch], None]
 SAVE_SECONDS = 600.0  # between saves within an epoch: the most that a crash may cost
 DRAW_SECONDS = 5.0  # between drawings of the curves, which may take longer than an epoch
 
@@ -82,7 +83,8 @@ class Loop:
 
     The validation images of `splits` choose the best epoch, or else the test images. `output` writes the run in
     `directory`, and `events` is for TensorBoard; both are None in all workers but the first. `shown` is as in
-    `text.progress_bar`; if it is False, nothing is printed.
+    `text.progress_bar`; if it is False, nothing is printed. `on_epoch` is called by the first worker with the directory
+    and the row of each epoch, once it is saved; StopTraining, if raised there, ends the run in all workers.
     """
 
     def __init__(
@@ -94,17 +96,20 @@ class Loop:
         output: Run | None,
         events: Events | None = None,
         shown: bool | None = None,
+        on_epoch: OnEpoch | None = None,
     ):
         self.trainer, self.config = trainer, trainer.config
         self.train, self.val, self.test = splits
         self.weights = class_weights(self.train) if self.config.class_weights == "balanced" else None
         self.progress, self.directory = progress, directory
-        self.output, self.events, self.shown = output, events, shown
+        self.output, self.events, self.shown, self.on_epoch = output, events, shown, on_epoch
         updates = updates_per_epoch(self.config, len(self.train))
         self.schedule = learning_rates(self.config, updates)
         self.batches = updates * self.config.accumulation_steps
         self.test_score: Score | None = None  # of the best epoch, if validation images have chosen it
         self.stopped = 0  # the number of the signal received
+        self.ended_by_callback = False
+        self.failure: Exception | None = None  # of the callback
         self.saved = time.monotonic()
         self.drawn_epochs, self.drawn = progress.epochs, -math.inf  # of the curves: epochs, and when
         self.finishing = 0.0  # seconds that the end of an epoch took: evaluation, files
@@ -124,7 +129,7 @@ class Loop:
                     self.events.close()
                 self.trainer.close()  # no worker goes on before the first one has written everything
         except Exception as error:
-            failure = of_engine(error)
+            failure = None if error is self.failure else of_engine(error)
             if failure is None:
                 raise
             raise failure from error
@@ -137,15 +142,31 @@ class Loop:
                 return 128 + self.stopped
             begun = time.monotonic()
             self._finish_epoch()
+            self._call_back()
             self.finishing = time.monotonic() - begun
         if self.val is not None and self.test is not None:
             self._measure_test_error(self.test)
         return 0
 
+    def _call_back(self) -> None:
+        """Call `on_epoch` in the first worker. All workers stop together, or fail together."""
+        stop = False
+        try:
+            if self.on_epoch and self.output and self.progress.history.last:
+                self.on_epoch(self.directory, self.progress.history.last)
+        except StopTraining:
+            stop = True
+        except Exception as error:
+            self.failure = error
+        flags = self.trainer.all_reduce(np.array([stop, self.failure is not None], np.float32)) > 0
+        self.ended_by_callback = bool(flags[0])
+        if flags[1]:
+            raise self.failure or UserError("on_epoch has failed in the first process")
+
     @property
     def finished(self) -> bool:
-        """True after the last epoch, or earlier by `patience`."""
-        return self.progress.epochs >= self.config.epochs or self.stopped_early
+        """True after the last epoch, or earlier by `patience` or `on_epoch`."""
+        return self.progress.epochs >= self.config.epochs or self.stopped_early or self.ended_by_callback
 
     @property
     def stopped_early(self) -> bool:
@@ -172,6 +193,8 @@ class Loop:
                 f"Stopped early, after {self.progress.epochs} of at most {self.config.epochs} epochs: {patience} "
                 "without a lower validation error (--patience 0 trains all epochs).",
             )
+        elif self.ended_by_callback:
+            lines.insert(0, f"Stopped by on_epoch after {self.progress.epochs} of {self.config.epochs} epochs.")
         if history.best and score:
             error, (low, high) = 100 * score.wrong / score.images, wilson(score.wrong, score.images)
             lines.append(

@@ -18,8 +18,10 @@ import numpy as np
 from .. import checkpoints, fetching, processes, provenance
 from ..checkpoints import Checkpoint, formats, runs
 from ..checkpoints.runs import METADATA, read_metadata
-from ..data import Fractions, Splits, Task, dataset_name, folder, get_splits, get_task, recorded_task
+from ..data import Fractions, Splits, Task, dataset_name, folder, get_splits, get_task, is_own, recorded_task
+from ..data.arrays import PREFIX
 from ..data.datasets import located
+from ..data.splits import hold_out
 from ..errors import BadFileError, InvalidValueError, MissingFileError, UnusableError, UserError
 from ..text import printable
 from . import checkpoint
@@ -27,7 +29,7 @@ from . import config as configuration
 from .checkpoint import CONFIG, STATE, Run, State
 from .config import AUTO, Config
 from .history import Events, History
-from .loop import Loop, Progress, updates_per_epoch
+from .loop import Loop, OnEpoch, Progress, updates_per_epoch
 from .trainer import Trainer, with_features
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -40,9 +42,10 @@ MAX_NAME_BYTES = 140  # encrypted file systems take 143, others 255
 class Session:
     """A configuration to train by an engine in a directory. A `resumed` run is there already.
 
-    `weights` start a new run; published ones are looked for in `weights_dir`. `progress` shows bars (None: on a
-    terminal); False prints nothing. `verbose` prints the configuration. The run records `command`. Only `config`
-    changes the result, apart from rounding.
+    `weights` start a new run; published ones are looked for in `weights_dir`. `arrays` are given images, as by
+    `given_splits`, instead of those on the disk. `progress` shows bars (None: on a terminal); False prints nothing.
+    `verbose` prints the configuration. `on_epoch` is called as in `Loop`. The run records `command`. Only `config` and
+    `arrays` change the result, apart from rounding.
     """
 
     config: Config
@@ -52,10 +55,12 @@ class Session:
     weights: PathLike | None = None
     weights_dir: Path | None = None
     data_dir: Path | None = None
+    arrays: Splits | None = None
     skip_bad: bool = False
     tensorboard: bool = False
     progress: bool | None = None
     verbose: bool = False
+    on_epoch: OnEpoch | None = None
     command: str = field(default_factory=provenance.command)
 
     def say(self, text: str) -> None:
@@ -81,13 +86,16 @@ def plan(
     """
     if weights_dir and weights != checkpoints.PUBLISHED:
         raise UserError("--weights-dir is only used with --weights published")
+    if arrays := options.get("arrays"):
+        given = _with_arrays(given, arrays.train.task, options)
     if resume is not None and resume != AUTO:
         if output or recipe or weights:
             raise UserError("--resume reads the run's own settings: leave out --output, --config, --weights")
         return _resumed(fetching.expanded(resume), given, engine, options)
     if options.get("data_dir") and dataset_name(given.get("dataset") or "cifar10").startswith("folder:"):
         raise UserError("pass either a folder or --data-dir, not both")
-    config = configuration.configure(given, recipe, weights)
+    present = tuple(split for split, images in arrays._asdict().items() if images) if arrays else ()
+    config = configuration.configure(given, recipe, weights, (folder.ALL,) if present == ("train",) else present)
     directory = fetching.expanded(output or default_directory(config))
     if (resume == AUTO or processes.restarted()) and os.path.isfile(directory / CONFIG):
         values = {key: value for key, value in vars(config).items() if value != AUTO}
@@ -100,18 +108,30 @@ def plan(
     return Session(config, directory, False, engine, weights, weights_dir, **options)
 
 
+def _with_arrays(given: Mapping[str, Any], task: Task, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with the name and the size of arrays. Raises a UserError for other ones."""
+    if options.get("data_dir"):
+        raise UserError("pass either arrays or data_dir, not both")
+    size = given.get("image_size", task.image_size)
+    if size != task.image_size:
+        raise InvalidValueError(f"image_size is {size} (allowed: {task.image_size}, as the given images have)")
+    return {**given, "dataset": task.name, "image_size": size}
+
+
 def _resumed(directory: Path, given: Mapping[str, Any], engine: str, options: Mapping[str, Any]) -> Session:
     """Plan to resume a run, with its own engine by default. Raises InvalidValueError if a given value differs."""
     config = read_config(directory)
     wanted = vars(configuration.make({**vars(config), **given}))
     checkpoint.check_config({key: wanted[key] for key in given}, vars(config))
+    if config.dataset.startswith(PREFIX) and not options.get("arrays"):
+        raise UserError(f"{directory} was trained on arrays: in Python, pass dataset= (and val=, test=) again")
     begun_with = _metadata(directory)["engine"]
     return Session(config, directory, True, begun_with if engine == AUTO else engine, **options)
 
 
 def _check_initial_weights(session: Session, weights: PathLike | None, weights_dir: Path | None) -> None:
     """Raise InvalidValueError if a run to resume began from other weights."""
-    init = initial_weights(session.config, weights, weights_dir)
+    init = initial_weights(session.config, weights, weights_dir, session.arrays)
     begun = _metadata(session.directory).get("initial_weights", {})
     same = init.sha256 == begun.get("sha256") if init else begun.get("source") == _random_weights(session.config)
     if not same:
@@ -136,15 +156,15 @@ def opened(session: Session, make_trainer: MakeTrainer) -> AbstractContextManage
 @contextmanager
 def _start(session: Session, make_trainer: MakeTrainer) -> Iterator[Loop]:
     config, directory = session.config, session.directory
-    init = initial_weights(config, session.weights, session.weights_dir)
+    init = initial_weights(config, session.weights, session.weights_dir, session.arrays)
     name = config.dataset
     if name.startswith("folder:"):
         name = f"folder:{os.path.abspath(folder.place(name))}"
-        if init is None:
-            session.say("weights: random (with --pretrained, fewer images are enough)")
+    if init is None and is_own(name):
+        session.say("weights: random (with --pretrained, fewer images are enough)")
     name = located(name, session.data_dir)
-    task = get_task(name, config.image_size)
-    if init and name.startswith("folder:"):  # its images are normalised as the loaded weights want them
+    task = session.arrays.train.task if session.arrays else get_task(name, config.image_size)
+    if init and is_own(name):  # its images are normalised as the loaded weights want them
         task = replace(task, mean=init.task.mean, std=init.task.std)
     counts = _counts(name, task)
     if numbers := counts.get("train") or counts.get(folder.ALL):  # too few for a batch: before any is decoded
@@ -175,7 +195,9 @@ def _resume(session: Session, make_trainer: MakeTrainer) -> Iterator[Loop]:
     checkpoint.check_config(values, {**configuration.DEFAULTS, **metadata["config"]}, f"{directory / CONFIG}: ")
     # The run knows where its data is, and how its classes are numbered.
     name, task = located(metadata["dataset"], session.data_dir), recorded_task(metadata["dataset"], metadata)
-    if sorted(get_task(name).classes) == sorted(task.classes):  # else `get_splits` names the classes that differ
+    if session.arrays:
+        check_begun(session.arrays.train.task, task)
+    elif sorted(get_task(name).classes) == sorted(task.classes):  # else `get_splits` names the classes that differ
         checkpoint.check_counts(_counts(name, task), task.classes, metadata, session.skip_bad)
     trainer = make_trainer(config, task)
     if trainer.name != (engine := metadata["engine"]):
@@ -217,16 +239,22 @@ def _loop(session: Session, trainer: Trainer, splits: Splits, progress: Progress
             f"At most {config.epochs} epochs: training stops if {config.patience} in a row bring no lower validation "
             "error (--patience 0: never)."
         )
-    return Loop(trainer, splits, progress, directory, run, events, session.progress)
+    return Loop(trainer, splits, progress, directory, run, events, session.progress, session.on_epoch)
 
 
-def initial_weights(config: Config, weights: PathLike | None, weights_dir: Path | None = None) -> Checkpoint | None:
-    """Find the weights to start from. Raises as `checkpoints.find`, also for weights of another model."""
+def initial_weights(
+    config: Config, weights: PathLike | None, weights_dir: Path | None = None, arrays: Splits | None = None
+) -> Checkpoint | None:
+    """Find the weights to start from, for `arrays` or the data set of the configuration.
+
+    Raises as `checkpoints.find`, also for weights of another model.
+    """
     if weights is None:
         return None
-    init = checkpoints.find(config.model, config.dataset, weights, weights_dir, config.image_size, to_train=True)
-    # Only folders are split by us: the test images of other data sets are unseen.
-    unseen = init.recorded and init.seen == runs.UNKNOWN and not init.dataset.startswith("folder:")
+    dataset = arrays.train.task if arrays else config.dataset
+    init = checkpoints.find(config.model, dataset, weights, weights_dir, config.image_size, to_train=True)
+    # Only folders and arrays are split by us: the test images of other data sets are unseen.
+    unseen = init.recorded and init.seen == runs.UNKNOWN and not is_own(init.dataset)
     return replace(init, seen="") if unseen else init
 
 
@@ -241,8 +269,8 @@ def check_unseen(splits: Splits, init: Checkpoint) -> None:
             f"{init.run} was trained on {known:,} of the {len(splits.test):,} test images, or chosen by them: "
             "pass other weights or test images"
         )
-    if runs.UNKNOWN in seen:
-        warnings.warn(f"{init.locate()} does not record its images: it may have seen test images", stacklevel=3)
+    if why := init.cannot_tell(splits.test):
+        warnings.warn(f"{init.locate()} {why}: it may have seen test images", stacklevel=3)
 
 
 def _random_weights(config: Config) -> str:
@@ -267,7 +295,15 @@ def _counts(name: str, task: Task) -> dict[str, list[int]]:
 
 def _read(name: str, task: Task, session: Session) -> Splits:
     fractions = Fractions(session.config.val_fraction, session.config.test_fraction)
-    splits = get_splits(name, fractions, session.data_dir, session.skip_bad, task)
+    if session.arrays:
+        train = session.arrays.train.task
+        if (train.mean, train.std) != (task.mean, task.std):
+            mean, std = ("/".join(f"{value:g}" for value in values) for values in (task.mean, task.std))
+            session.say(f"data: normalised as the loaded weights want it: mean {mean}, std {std}")
+        same: list[Any] = [dataset and replace(dataset, task=task) for dataset in session.arrays]
+        splits = hold_out(Splits(*same), fractions)
+    else:
+        splits = get_splits(name, fractions, session.data_dir, session.skip_bad, task)
     for dataset in splits:
         if dataset and dataset.note:
             session.say(f"data: {dataset.note}")
@@ -292,12 +328,23 @@ def _describe(
         "mean": task.mean,
         "std": task.std,
         "image_size": task.image_size,
+        "mirrored": task.mirrored,
         "config": vars(config),
         "data": {name: provenance.of_data(dataset) for name, dataset in splits._asdict().items() if dataset},
         "initial_weights": {"source": source, "sha256": sha256},
         "sessions": [provenance.session(trainer.device, trainer.name, command)],
         runs.SEEN: " ".join(sorted(seen)),
     }
+
+
+def check_begun(given: Task, begun: Task) -> None:
+    """Raise InvalidValueError if arrays have other classes or flips than a run began with."""
+    for key in ("classes", "mirrored"):
+        value, before = getattr(given, key), getattr(begun, key)
+        if value != before:
+            raise InvalidValueError(
+                f"{key} is {str(value)[:200]}, but the run began with {str(before)[:200]}; {checkpoint.NEW_RUN}"
+            )
 
 
 def _metadata(directory: Path) -> dict[str, Any]:
