@@ -24,7 +24,7 @@ from ..text import progress_bar
 from .checkpoint import Run, State
 from .config import Config
 from .history import Epoch, Events, History
-from .trainer import Score, Trainer, learning_rates, make_targets, mix, mixup_lam
+from .trainer import Score, Trainer, class_weights, learning_rates, make_targets, mix, mixup_lam
 
 OnEpoch = Callable[[Path, Epoch], None]
 SAVE_SECONDS = 600.0  # between saves within an epoch: the most that a crash may cost
@@ -384,16 +384,6 @@ class Loop:
                 f"{most}{tqdm.format_interval(seconds)} left",
                 refresh=False,
             )
-
-
-def class_weights(dataset: Dataset) -> np.ndarray:
-    """Return scikit-learn's ``balanced`` weights (outputs,): images / (classes x images of the class).
-
-    Each class counts the same in the loss; the mean over the images is 1.
-    """
-    numbers = np.bincount(dataset.labels, minlength=dataset.task.outputs)
-    present = np.maximum(numbers, 1)
-    return (len(dataset) / (np.count_nonzero(numbers) * present)).astype(np.float32)
 
 
 def updates_per_epoch(config: Config, images: int) -> int:

@@ -161,6 +161,16 @@ def learning_rates(config: Config, updates_per_epoch: int) -> Callable[[int], fl
     return rate
 
 
+def class_weights(dataset: Dataset) -> np.ndarray:
+    """Return scikit-learn's ``balanced`` weights (outputs,): images / (classes x images of the class).
+
+    Each class counts the same in the loss; the mean over the images is 1.
+    """
+    numbers = np.bincount(dataset.labels, minlength=dataset.task.outputs)
+    present = np.maximum(numbers, 1)
+    return (len(dataset) / (np.count_nonzero(numbers) * present)).astype(np.float32)
+
+
 def make_targets(labels: np.ndarray, outputs: int, smoothing: float = 0.0) -> np.ndarray:
     """Turn labels (N,) into target distributions (N, outputs) in float32.
 
