@@ -120,6 +120,7 @@ def train(
     config: PathLike | None = None,
     weights: PathLike | None = None,
     weights_dir: PathLike | None = None,
+    teacher: PathLike | None = None,
     engine: str = "auto",
     device: str = "auto",
     compile: bool = False,
@@ -140,11 +141,12 @@ def train(
     file `config`, or one of ``configs/`` by name, by default that of the data set; any key can be set here, as
     ``epochs=4``. The run goes to a new directory `output`, by default ``runs/MODEL-DATASET``; `resume` continues a run
     instead, and ``resume="auto"`` the one in `output` if there is one. `weights` to start from are a file, a run, or
-    ``"published"``, looked for in `weights_dir` first; if they record their model, it is the default one. `engine` is
-    ``gluon`` or ``pytorch``; ``auto`` is Gluon if MXNet runs on the device, and for a run to resume its own. `compile`
-    is for PyTorch. `freeze` trains the last layer alone, as ``body_rate=0``. `progress` shows bars (None: on a
-    terminal); False prints nothing. `verbose` prints the configuration. The run records `command`, by default this
-    call.
+    ``"published"``, looked for in `weights_dir` first; if they record their model, it is the default one. A `teacher`
+    to learn from, in PyTorch, is a run, a file, or the name of a model with published weights; on resume it is the
+    recorded one by default. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon if MXNet runs on the device, and
+    for a run to resume its own. `compile` is for PyTorch. `freeze` trains the last layer alone, as ``body_rate=0``.
+    `progress` shows bars (None: on a terminal); False prints nothing. `verbose` prints the configuration. The run
+    records `command`, by default this call.
 
     The first process calls `on_epoch` after each epoch with the run and its new row, once all is on the disk. If it
     raises `StopTraining`, the run ends as a finished one; any other exception is passed on.
@@ -170,6 +172,7 @@ def train(
         engine,
         weights,
         _expanded(weights_dir),
+        teacher=teacher,
         data_dir=_expanded(data_dir),
         arrays=arrays,
         skip_bad=skip_bad,
@@ -180,7 +183,8 @@ def train(
         command=command or _call(train, {**arguments, **given}),
     )
     family, dtype = catalog.parse_name(session.config.model).family, session.config.dtype
-    choice = engines.choose(session.engine, device, "training", family, dtype, compiled=compile)
+    distilled = session.teacher is not None
+    choice = engines.choose(session.engine, device, "training", family, dtype, compiled=compile, distilled=distilled)
     session.say(f"Training {choice}.")
     with sessions.opened(session, choice.make_trainer) as loop:
         exit_code = loop.run()

@@ -87,15 +87,15 @@ class Choice:
         """Build a checkpoint's network."""
         return importlib.import_module(f".{self.name}.network", __package__).make(source, device)
 
-    def make_trainer(self, config: Config, task: Task) -> Trainer:
-        """Build a trainer with fresh parameters."""
+    def make_trainer(self, config: Config, task: Task, teacher: Checkpoint | None = None) -> Trainer:
+        """Build a trainer with fresh parameters. Only PyTorch's learns from a `teacher`."""
         if self.name == "gluon":
             from .gluon import trainer
 
             return trainer.make(config, task, [device.device for device in self.devices])
         from .pytorch import trainer as pytorch
 
-        return pytorch.make(config, task, self.devices[0].device, self.compiled)
+        return pytorch.make(config, task, self.devices[0].device, self.compiled, teacher)
 
 
 def choose(
@@ -106,6 +106,7 @@ def choose(
     dtype: str = "float32",
     fused: bool = True,
     compiled: bool = False,
+    distilled: bool = False,
 ) -> Choice:
     """Choose an engine for inference, for networks of one `family`, or for their training.
 
@@ -115,7 +116,7 @@ def choose(
     """
     engines = check_name(engine, purpose)
     wanted = devices.parse(device)
-    lack = "" if purpose == "inference" else _gluon_lacks(purpose, family, dtype, compiled)
+    lack = "" if purpose == "inference" else _gluon_lacks(purpose, family, dtype, compiled, distilled)
     name, reason = (engine, "") if engine != "auto" else _best(wanted, purpose, lack)
     if problem := obstacle(name):
         nearest = next((f"; nearest: {other}" for other in engines[::-1] if other != name and not obstacle(other)), "")
@@ -133,7 +134,7 @@ def check_name(engine: str, purpose: Purpose) -> tuple[str, ...]:
     return engines
 
 
-def _gluon_lacks(purpose: Purpose, family: str | None, dtype: str, compiled: bool) -> str:
+def _gluon_lacks(purpose: Purpose, family: str | None, dtype: str, compiled: bool, distilled: bool) -> str:
     """Name the first thing that only PyTorch can do, or nothing."""
     if family not in (None, *gluon.FAMILIES):
         return f"has no network of family {family!r}"
@@ -141,6 +142,8 @@ def _gluon_lacks(purpose: Purpose, family: str | None, dtype: str, compiled: boo
         return "has no bfloat16 (allowed: float32, on a GPU float16)"
     if compiled:
         return "has no --compile"
+    if distilled:
+        return "has no distillation (--teacher)"
     return "does not support torchrun" if purpose == "training" and processes.launched() else ""
 
 

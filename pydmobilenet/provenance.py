@@ -98,4 +98,7 @@ def rows(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
         lines.append((f"{split} images", f"{data['images']:,}, SHA-256 {data['sha256']}"))
     if "initial_weights" in metadata:
         lines.append(("initial weights", "{source}, SHA-256 {sha256}".format(**metadata["initial_weights"])))
+    if "teacher" in metadata:
+        model, source, sha256 = (metadata["teacher"][key] for key in ("model", "source", "sha256"))
+        lines.append(("teacher", model + ", " + source + ", SHA-256 " + sha256))  # TypeError unless all are texts
     return lines

@@ -179,9 +179,10 @@ def test_fine_tuning_is_measured_on_images_that_neither_training_nor_the_choice_
     assert answer.returncode == 0, answer.stderr
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in answer.stdout.splitlines()[3:]]
     assert [row[0] for row in rows] == ["finetune"]
-    for _, errors, mean, spread, epochs, _ in rows:
+    for _, chosen, errors, mean, deviation, epochs, _ in rows:
+        assert len(chosen.split(", ")) == 2
         first, second = map(float, errors.split(", "))
         assert first % 5 == second % 5 == 0  # of 20 images
         assert float(mean) == (first + second) / 2
-        assert float(spread) == abs(first - second)
+        assert float(deviation) == pytest.approx(abs(first - second) / 2**0.5, abs=0.005)
         assert epochs == "2"

@@ -27,7 +27,11 @@ COMMON = {
     "class_weights": "none",
     "accumulation_steps": 1,
     "decay": 0.1,
+    "optimizer": "sgd",
     "momentum": 0.9,
+    "clip_gradient": 0,
+    "teacher_share": 0.9,
+    "temperature": 4,
     "initialiser": "msra",
     "dtype": "float32",
     "seed": 0,
@@ -84,14 +88,18 @@ OTHERS = {
     "milestones": ("100,200,250", (100, 200, 250)),
     "decay": (".5", 0.5),
     "warmup_epochs": ("2.5", 2.5),
+    "optimizer": ("adamw", "adamw"),
     "momentum": ("0", 0.0),
     "weight_decay": ("5e-4", 0.0005),
     "decay_norm_and_bias": ("false", False),
     "augment": ("false", False),
+    "clip_gradient": ("1", 1.0),
     "mixup": ("0.2", 0.2),
     "mixup_off_epochs": ("0", 0),
     "label_smoothing": ("0.1", 0.1),
     "class_weights": ("balanced", "balanced"),
+    "teacher_share": ("0.5", 0.5),
+    "temperature": ("1", 1.0),
     "initialiser": ("xavier", "xavier"),
     "dtype": ("float16", "float16"),
     "seed": ("007", 7),
@@ -108,20 +116,29 @@ MISTAKES = [
         for key in ("patience", "mixup_off_epochs", "seed", "keep_every")
         for bad in ("-1", "0.5", "false", "nan")
     ),
-    *(("learning_rate", bad, ABOVE_0) for bad in ("0", "-0.1", "true", "fast", "nan", "inf", "1e999")),
+    *(
+        (key, bad, ABOVE_0)
+        for key in ("learning_rate", "temperature")
+        for bad in ("0", "-0.1", "true", "fast", "nan", "inf", "1e999")
+    ),
     *(("image_size", bad, "a multiple of 4 from 8 to 1024") for bad in ("4", "30", "1028", "large")),
-    *(("decay", bad, "a number above 0, at most 1") for bad in ("0", "1.1", "nan")),
+    *((key, bad, "a number above 0, at most 1") for key in ("decay", "teacher_share") for bad in ("0", "1.1", "nan")),
     *(("body_rate", bad, "a number from 0 to 1") for bad in ("-0.1", "1.1", "nan")),
     *(
         (key, bad, "a number from 0 to 0.5")
         for key in ("val_fraction", "test_fraction")
         for bad in ("-0.1", "0.51", "nan", "some")
     ),
-    *((key, bad, FROM_0) for key in ("warmup_epochs", "weight_decay", "mixup") for bad in ("-1", "inf", ".nan", "yes")),
+    *(
+        (key, bad, FROM_0)
+        for key in ("warmup_epochs", "weight_decay", "clip_gradient", "mixup")
+        for bad in ("-1", "inf", ".nan", "yes")
+    ),
     *((key, bad, BELOW_1) for key in ("momentum", "label_smoothing") for bad in ("1", "-0.1", "nan", "none")),
     *((key, bad, "true, false") for key in ("decay_norm_and_bias", "augment") for bad in ("1", "no", "0.0")),
     *(("milestones", bad, "rising whole numbers from 1, as 150,225") for bad in ("225,150", "9,9", "0,9", "1.5", "9,")),
     ("schedule", "cosin", "step, cosine"),
+    ("optimizer", "adam", "sgd, adamw"),
     ("class_weights", "balance", "none, balanced"),
     ("initialiser", "msre", "xavier, msra"),
     ("dtype", "float64", "float32, bfloat16, float16"),
@@ -247,7 +264,10 @@ def test_every_key_can_be_set_in_a_file_and_on_the_command_line(key, written):
     text, value = OTHERS[key]
     assert value != VALUES[key]
     in_file = f"[{text}]" if key == "milestones" else text
-    assert config.read(written(f"{key}: {in_file}\n")) == parsed(option(key), text) == {key: value}
+    also = {"learning_rate": 0.1} if key == "optimizer" else {}  # each has its own
+    file = written("".join(f"{name}: {text}\n" for name, text in {key: in_file, **also}.items()))
+    assert parsed(option(key), text) == {key: value}
+    assert config.read(file) == {key: value, **also}
     assert type(parsed(option(key), text)[key]) is type(value)
     others = {**VALUES, "dataset": "folder:PHOTOS"} if key == "image_size" else VALUES
     assert getattr(config.make({**others, **parsed(option(key), text)}), key) == value

@@ -93,6 +93,8 @@ def add_train_options(parser: ArgumentParser) -> None:
     initial("--weights", "--init", metavar="PATH", help=f"start from a run, {options.WEIGHTS_FILES}, or published")
     text = "the same as --weights published"
     initial("--pretrained", action="store_const", dest="weights", const=checkpoints.PUBLISHED, help=text)
+    text = "learn from it too: a run, a file, or a model with published weights, as pyd-concat-56-0.5; in PyTorch"
+    option("--teacher", metavar="WEIGHTS", help=text)
     option("--tensorboard", action="store_true", help="write events for TensorBoard")
     option("-q", "--quiet", action="store_true", help="print nothing but the errors at the end")
     option("-v", "--verbose", action="store_true", help="print the configuration first")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, reduce
 from pathlib import Path
+from typing import Any
 
 import mxnet as mx
 import numpy as np
@@ -17,7 +19,16 @@ from ..data import Dataset, Task
 from ..errors import UnusableError
 from ..metrics import Score, evaluate
 from ..training.config import Config
-from ..training.trainer import LOSS_SCALE, body, check_split, check_state, head_predictor, rate_multiplier
+from ..training.trainer import (
+    LOSS_SCALE,
+    MOMENTS,
+    STEP,
+    body,
+    check_split,
+    check_state,
+    head_predictor,
+    rate_multiplier,
+)
 from .inference import batch_size, build_fused, fuse, predictor
 from .network import build_for, get_arrays, load_weights
 from .pyramid import Step, make_step
@@ -46,7 +57,7 @@ def initialize(net: HybridBlock, config: Config, contexts: Sequence[mx.Context])
 class NesterovSGD(mx.optimizer.Optimizer):
     """SGD with Nesterov's momentum, as in PyTorch and in MXNet up to 1.4: m = momentum m + g; w -= lr (g + momentum m).
 
-    g is the rescaled gradient with weight decay; the state of a weight is m, None without momentum. MXNet's own ``nag``
+    g is the rescaled gradient with weight decay; the state of a weight is [m], [] without momentum. MXNet's own ``nag``
     has had the learning rate inside m since 1.5: a drop takes effect later, and it decays the weight just updated.
     """
 
@@ -54,19 +65,43 @@ class NesterovSGD(mx.optimizer.Optimizer):
         super().__init__(learning_rate=learning_rate, wd=wd)
         self.momentum = momentum
 
-    def create_state(self, index: int, weight: nd.NDArray) -> nd.NDArray | None:
-        return nd.zeros(weight.shape, weight.context, weight.dtype) if self.momentum else None
+    def create_state(self, index: int, weight: nd.NDArray) -> list[nd.NDArray]:
+        return [nd.zeros_like(weight)] if self.momentum else []
 
-    def update(self, index: int, weight: nd.NDArray, grad: nd.NDArray, state: nd.NDArray | None) -> None:
+    def update(self, index: int, weight: nd.NDArray, grad: nd.NDArray, state: list[nd.NDArray]) -> None:
         """Update the weight and the state in place."""
         lr = self._get_lr(index)
         decayed = {"wd": self._get_wd(index), "rescale_grad": self.rescale_grad}
-        if state is not None:
+        for m in state:
             # m -= -1 g. The operation's result, w + m, is not used.
-            nd.sgd_mom_update(weight, grad, state, lr=-1.0, momentum=self.momentum, **decayed)
+            nd.sgd_mom_update(weight, grad, m, lr=-1.0, momentum=self.momentum, **decayed)
         nd.sgd_update(weight, grad, lr=lr, **decayed, out=weight)
-        if state is not None:
-            nd.sgd_update(weight, state, lr=lr * self.momentum, wd=0.0, out=weight)
+        for m in state:
+            nd.sgd_update(weight, m, lr=lr * self.momentum, wd=0.0, out=weight)
+
+
+class AdamW(mx.optimizer.Optimizer):
+    """AdamW as in PyTorch: Adam, and weights that shrink by lr wd (Loshchilov and Hutter, 2017, arXiv 1711.05101).
+
+    The state of a weight is [m, v, number of updates]. MXNet's operation does not correct the bias of m and v: here its
+    learning rate and epsilon do.
+    """
+
+    betas, epsilon = (0.9, 0.999), 1e-8
+
+    def create_state(self, index: int, weight: nd.NDArray) -> list[Any]:
+        return [nd.zeros_like(weight), nd.zeros_like(weight), 0]
+
+    def update(self, index: int, weight: nd.NDArray, grad: nd.NDArray, state: list[Any]) -> None:
+        """Update the weight and the state in place."""
+        state[2] += 1
+        m, v, step = state
+        lr, (beta1, beta2) = self._get_lr(index), self.betas
+        root = math.sqrt(1 - beta2**step)
+        weight *= 1 - lr * self._get_wd(index)
+        corrected = {"lr": lr * root / (1 - beta1**step), "epsilon": self.epsilon * root}
+        others = {"beta1": beta1, "beta2": beta2, "wd": 0.0, "rescale_grad": self.rescale_grad}
+        nd.adam_update(weight, grad, m, v, **corrected, **others, out=weight)
 
 
 class GluonTrainer:
@@ -93,10 +128,13 @@ class GluonTrainer:
             parameter.lr_mult = rate_multiplier(name, net.description, config)
             if config.accumulation_steps > 1:
                 parameter.grad_req = "add"
-        sgd = NesterovSGD(config.learning_rate, config.momentum, config.weight_decay)
+        if config.optimizer == "adamw":
+            update = AdamW(learning_rate=config.learning_rate, wd=config.weight_decay)
+        else:
+            update = NesterovSGD(config.learning_rate, config.momentum, config.weight_decay)
         kvstore = "device" if len(self.contexts) > 1 else None
         # Each device updates its own copy: an optimiser inside the store would hide its state.
-        self.optimizer = gluon.Trainer(self.trained, sgd, kvstore=kvstore, update_on_kvstore=False)
+        self.optimizer = gluon.Trainer(self.trained, update, kvstore=kvstore, update_on_kvstore=False)
         if config.dtype == "float16":
             amp.init_trainer(self.optimizer)
         self.scaler = getattr(self.optimizer, "_amp_loss_scaler", None)
@@ -106,6 +144,7 @@ class GluonTrainer:
             self.step: dict[mx.Context, Callable] = dict.fromkeys(self.contexts, Step(head, loss))
         else:
             self.step = {context: make_step(net, loss, context) for context in self.contexts}
+        self.prefixes = MOMENTS[config.optimizer].values()
         self.micro_step = 0  # since the last update
 
     @property
@@ -131,7 +170,7 @@ class GluonTrainer:
             self.optimizer.set_learning_rate(learning_rate)
             if self.scaler:
                 self.optimizer._scale = 1 / scale
-            self.optimizer.step(self.config.batch_size * self.config.accumulation_steps)
+            self._update(self.config.batch_size * self.config.accumulation_steps, scale)
             if self.config.accumulation_steps > 1:
                 for parameter in self.trained.values():
                     parameter.zero_grad()
@@ -142,6 +181,17 @@ class GluonTrainer:
             return Score(float(total[0]), int(total[1]), self.config.batch_size)
 
         return read
+
+    def _update(self, images: int, scale: float) -> None:
+        """Update by the gradients, summed over so many images and `scale` times too large."""
+        if not self.config.clip_gradient:
+            self.optimizer.step(images)
+            return
+        self.optimizer.allreduce_grads()
+        for context in self.contexts:
+            gradients = [parameter.grad(context) for parameter in self.trained.values()]
+            gluon.utils.clip_global_norm(gradients, self.config.clip_gradient * images * scale, check_isfinite=False)
+        self.optimizer.update(images)
 
     def sync_batch_norm(self) -> None:
         """Average the moving statistics over the devices. Nothing else differs."""
@@ -183,9 +233,12 @@ class GluonTrainer:
         self._wait()
         parameters = get_arrays(self.net)
         states = self.optimizer._updaters[0].states
-        momentum = {
-            name: states[index].asnumpy() for index, name in enumerate(self.trained) if states.get(index) is not None
-        }
+        momentum = {}
+        for index, name in enumerate(self.trained):
+            for prefix, array in zip(self.prefixes, states.get(index, [])):
+                momentum[prefix + name] = array.asnumpy()
+        if momentum and self.config.optimizer == "adamw":
+            momentum[STEP] = np.array(states[0][-1], np.float64)
         if self.scaler:
             momentum[LOSS_SCALE] = np.array([getattr(self.scaler, name) for name in SCALER_FIELDS])
         return parameters, momentum
@@ -194,7 +247,8 @@ class GluonTrainer:
         """Restore a `state`. Raises BadFileError for another network's."""
         momentum = dict(momentum)
         scale = momentum.pop(LOSS_SCALE, None)
-        check_state(parameters, momentum, self.parameters, self.trained)
+        check_state(parameters, momentum, self.parameters, self.trained, self.config.optimizer)
+        steps = [int(momentum.pop(STEP))] if STEP in momentum else []
         if self.scaler and scale is not None:
             for name, value in zip(SCALER_FIELDS, scale.tolist()):
                 setattr(self.scaler, name, value)
@@ -204,8 +258,9 @@ class GluonTrainer:
             updater.states.clear()
             updater.states_synced.clear()
             for index, name in enumerate(self.trained):
-                if name in momentum:
-                    updater.states[index] = nd.array(momentum[name], context)
+                if momentum:
+                    arrays = [nd.array(momentum[prefix + name], context) for prefix in self.prefixes]
+                    updater.states[index] = arrays + steps
                     updater.states_synced[index] = True
 
     def load_weights(self, path: Path, head: Head = "required") -> bool:

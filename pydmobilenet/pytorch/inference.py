@@ -83,8 +83,10 @@ def full_precision(device: torch.device) -> Iterator[None]:
             setattr(owner, switch, setting)
 
 
-def predictor(network: description.Network, arrays: Mapping[str, np.ndarray], device: torch.device) -> Predict:
-    """Return a network as a function of NumPy arrays: images (N, 3, H, W) in float32 to logits (N, outputs)."""
+def tensor_predictor(
+    network: description.Network, arrays: Mapping[str, np.ndarray], device: torch.device
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a network as a function of tensors: images (N, 3, H, W) to logits (N, outputs)."""
     net: Any = Network(network).eval().requires_grad_(False)
     net.to(device, memory_format=torch.channels_last)
     set_arrays(net, arrays)
@@ -92,11 +94,17 @@ def predictor(network: description.Network, arrays: Mapping[str, np.ndarray], de
     for module in net.modules():  # plain attributes: looking them up takes a tenth of the time for one image
         vars(module).update([*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)])
     calls = net.calls_of_layers()
+    return lambda images: run(calls, {description.IMAGES: images})
+
+
+def predictor(network: description.Network, arrays: Mapping[str, np.ndarray], device: torch.device) -> Predict:
+    """Return a network as a function of NumPy arrays: images (N, 3, H, W) in float32 to logits (N, outputs)."""
+    logits = tensor_predictor(network, arrays, device)
 
     def predict(images: np.ndarray) -> np.ndarray:
         x = torch.tensor(np.ascontiguousarray(images, np.float32))
         with engine_errors(), torch.inference_mode(), full_precision(device):
             x = x.to(device, memory_format=torch.channels_last)
-            return run(calls, {description.IMAGES: x}).cpu().numpy()
+            return logits(x).cpu().numpy()
 
     return predict

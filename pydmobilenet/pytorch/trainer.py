@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .. import machine
 from ..catalog import parse_name
-from ..checkpoints import weights
+from ..checkpoints import Checkpoint, weights
 from ..checkpoints.weights import checkpoint_names
 from ..data import Dataset, Task
 from ..folding import fold
@@ -24,18 +24,31 @@ from ..metrics import Score, evaluate
 from ..network import widths
 from ..processes import processors
 from ..training.config import Config
-from ..training.trainer import LOSS_SCALE, body, check_split, check_state, head_predictor, rate_multiplier
+from ..training.trainer import (
+    LOSS_SCALE,
+    MOMENTS,
+    STEP,
+    body,
+    check_split,
+    check_state,
+    head_predictor,
+    rate_multiplier,
+)
 from . import inference
 from .devices import engine_errors
+from .distillation import Teacher
 from .distributed import Workers
 from .network import Network, build, get_arrays, initialize, overwrite, set_arrays
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def make(config: Config, task: Task, device: torch.device, compiled: bool = False) -> PyTorchTrainer:
-    """Build a trainer with parameters drawn from the seed. Raises InvalidValueError if the workers cannot share a batch
-    evenly.
+def make(
+    config: Config, task: Task, device: torch.device, compiled: bool = False, teacher: Checkpoint | None = None
+) -> PyTorchTrainer:
+    """Build a trainer with parameters drawn from the seed, and with a `teacher` for distillation.
+
+    Raises InvalidValueError if the workers cannot share a batch evenly.
     """
     if device.type == "cpu":
         warn_of_slow_type(config.dtype)
@@ -44,7 +57,9 @@ def make(config: Config, task: Task, device: torch.device, compiled: bool = Fals
     net = build(parse_name(config.model), task.outputs, widths(config.dataset))
     initialize(net, config.initialiser, config.seed)
     with engine_errors():
-        return PyTorchTrainer(net, config, device, Workers(device), compiled)
+        trainer = PyTorchTrainer(net, config, device, Workers(device), compiled)
+        trainer.teacher = Teacher(teacher, task, config, device) if teacher else None
+    return trainer
 
 
 def warn_of_slow_type(dtype: str) -> None:
@@ -80,15 +95,16 @@ class PyTorchTrainer:
             decay = config.weight_decay if config.decay_norm_and_bias or name.endswith(".weight") else 0.0
             rate = rate_multiplier(name, self.net.description, config)
             groups.setdefault((decay, rate), []).append(parameter)
-        self.optimizer = torch.optim.SGD(
-            [{"params": group, "weight_decay": decay, "rate": rate} for (decay, rate), group in groups.items()],
-            config.learning_rate,
-            config.momentum,
-            nesterov=config.momentum > 0,
-            # With a GradScaler, PyTorch 2.13's fused update on a CPU wrote nan into some parameters. False would
-            # disable the foreach implementation as well.
-            fused=None if device.type == "mps" or config.dtype == "float16" else True,
-        )
+        parameters = [{"params": group, "weight_decay": decay, "rate": rate} for (decay, rate), group in groups.items()]
+        # With a GradScaler, PyTorch 2.13's fused update on a CPU wrote nan into some parameters. False would disable
+        # the foreach implementation as well.
+        fused = None if device.type == "mps" or config.dtype == "float16" else True
+        rate, momentum = config.learning_rate, config.momentum
+        self.optimizer: torch.optim.Optimizer
+        if config.optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.999), eps=1e-8, fused=fused)
+        else:
+            self.optimizer = torch.optim.SGD(parameters, rate, momentum, nesterov=momentum > 0, fused=fused)
         # The next run of a compiled step overwrites its gradients' memory (pytorch#169545): accumulate elsewhere.
         self.keep_gradients = compiled and config.accumulation_steps > 1
         if self.keep_gradients:
@@ -99,6 +115,7 @@ class PyTorchTrainer:
             self.autocast = torch.autocast(device.type, DTYPES[config.dtype])
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
         self.micro_step = 0  # since the last update
+        self.teacher: Teacher | None = None
 
     @property
     def rank(self) -> int:
@@ -131,6 +148,8 @@ class PyTorchTrainer:
                     logits = self.model(x)
                 logits = logits.float()
                 losses = F.cross_entropy(logits, y, reduction="none")
+                if self.teacher:
+                    losses = self.teacher.losses(x, logits, y, losses)
                 # The mean over all images of an update. DistributedDataParallel averages over the workers.
                 scale = self.world_size / (self.config.batch_size * self.config.accumulation_steps)
                 self.scaler.scale(losses.sum() * scale).backward()
@@ -153,6 +172,9 @@ class PyTorchTrainer:
         return torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True)
 
     def _update(self, learning_rate: float) -> None:
+        if self.config.clip_gradient:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip_gradient)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate * group["rate"]
         self.scaler.step(self.optimizer)
@@ -198,9 +220,12 @@ class PyTorchTrainer:
         """Return the parameters and the momentum, by structural name."""
         momentum = {}
         for name, parameter in self.trained.items():
-            buffer = self.optimizer.state[parameter].get("momentum_buffer") if self.optimizer.state else None
-            if buffer is not None:
-                momentum[name] = buffer.detach().cpu().numpy().copy()
+            state = self.optimizer.state[parameter] if self.optimizer.state else {}
+            for key, prefix in MOMENTS[self.config.optimizer].items():
+                if state.get(key) is not None:
+                    momentum[prefix + name] = state[key].detach().cpu().numpy().copy()
+            if "step" in state:  # the same for all
+                momentum[STEP] = np.array(state["step"].item(), np.float64)
         if self.scaler.is_enabled():
             state = self.scaler.state_dict()
             momentum[LOSS_SCALE] = np.array([state["scale"], state["_growth_tracker"]], np.float64)
@@ -210,13 +235,18 @@ class PyTorchTrainer:
         """Restore a `state`. Raises BadFileError for another network's."""
         momentum = dict(momentum)
         scale = momentum.pop(LOSS_SCALE, None)
-        check_state(parameters, momentum, get_arrays(self.net), self.trained)
+        check_state(parameters, momentum, get_arrays(self.net), self.trained, self.config.optimizer)
+        step = momentum.pop(STEP, None)
         set_arrays(self.net, parameters)
         self.optimizer.state.clear()
-        for name, array in momentum.items():
-            parameter = self.trained[name]
-            buffer = torch.empty_like(parameter, requires_grad=False)  # the same memory format
-            self.optimizer.state[parameter]["momentum_buffer"] = buffer.copy_(torch.tensor(array))
+        for name, parameter in self.trained.items() if momentum else ():
+            state = self.optimizer.state[parameter]
+            for key, prefix in MOMENTS[self.config.optimizer].items():
+                buffer = torch.empty_like(parameter, requires_grad=False)  # the same memory format
+                state[key] = buffer.copy_(torch.tensor(momentum[prefix + name]))
+            if step is not None:  # where PyTorch has it
+                device = self._device if self.optimizer.defaults["fused"] else "cpu"
+                state["step"] = torch.tensor(float(step), dtype=torch.float32, device=device)
         if scale is not None and self.scaler.is_enabled():
             values = {"scale": float(scale[0]), "_growth_tracker": int(scale[1])}
             self.scaler.load_state_dict({**self.scaler.state_dict(), **values})

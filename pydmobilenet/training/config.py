@@ -27,6 +27,7 @@ MAX_BYTES = 1 << 16  # of a recipe
 MAX_INT = 2**31 - 1  # MXNet's seeds have 31 bits
 AUTO: Any = "auto"  # epochs, until the images are counted
 AUTO_IMAGES, AUTO_EPOCHS = 20_000, (10, 100)
+USUAL_RATES = {"sgd": 0.1, "adamw": 0.001}
 
 
 class Rule(NamedTuple):
@@ -82,14 +83,19 @@ class Config:
     milestones: tuple[int, ...] = _key((150, 225), "epochs after which step decays ('': none)", RISING)
     decay: float = _key(0.1, "factor at each milestone", UP_TO_1)
     warmup_epochs: float = _key(0.0, "epochs of linear warm-up", UP_TO_1000)
-    momentum: float = _key(0.9, "Nesterov momentum", BELOW_1)
-    weight_decay: float = _key(0.0001, "weight decay", UP_TO_1000)
+    optimizer: str = _key("sgd", "adamw: betas 0.9 and 0.999, eps 1e-8", _one_of(*USUAL_RATES))
+    momentum: float = _key(0.9, "sgd's Nesterov momentum", BELOW_1)
+    weight_decay: float = _key(0.0001, "weight decay, of adamw decoupled", UP_TO_1000)
     decay_norm_and_bias: bool = _key(True, "decay scales, shifts and biases too", FLAG)
+    clip_gradient: float = _key(0.0, "clip the norm of all gradients together; 0: do not", UP_TO_1000)
     augment: bool = _key(True, "random crops and flips (default with --freeze: false)", FLAG)
     mixup: float = _key(1.0, "mixup's alpha; 0: none", UP_TO_1000)
     mixup_off_epochs: int = _key(20, "last epochs without mixup", FROM_0)
     label_smoothing: float = _key(0.0, "label smoothing", BELOW_1)
     class_weights: str = _key("none", "of the loss; balanced: all classes count the same", _one_of("none", "balanced"))
+    # Both as in the code of Tian, Krishnan and Isola, 2019 (arXiv 1910.10699), for small networks on CIFAR-100.
+    teacher_share: float = _key(0.9, "weight of the teacher's soft targets in the loss", UP_TO_1)
+    temperature: float = _key(4.0, "of the soft targets", ABOVE_0)
     initialiser: str = _key("msra", "of the random weights", _one_of("xavier", "msra"))  # the authors' code has both
     dtype: str = _key("float32", "data type of the computation", _one_of("float32", "bfloat16", "float16"))
     seed: int = _key(0, "random seed", FROM_0)
@@ -219,7 +225,19 @@ def read(recipe: str | os.PathLike[str], folder: Path = Path(), above: tuple[Pat
         values = parse(values, also=["base"])
     except InvalidValueError as error:
         raise InvalidValueError(f"{path}: {error}") from None
-    return values if base is None else {**read(str(base), path.parent, (*above, path.resolve())), **values}
+    below = {} if base is None else read(str(base), path.parent, (*above, path.resolve()))
+    return _lay_over(below, values, f"{path}: ")
+
+
+def _lay_over(below: Mapping[str, Any], values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Lay values over others. Raises InvalidValueError for another optimizer at the first one's learning rate."""
+    optimizer, before = values.get("optimizer"), below.get("optimizer", DEFAULTS["optimizer"])
+    if optimizer not in (None, before) and "learning_rate" not in values:
+        raise InvalidValueError(
+            f"{where}optimizer {optimizer} needs another learning_rate than {before}: set both; "
+            f"nearest: learning_rate {USUAL_RATES[optimizer]:g}"
+        )
+    return {**below, **values}
 
 
 class _Loader(yaml.BaseLoader):
@@ -247,11 +265,13 @@ def configure(
     recipe: str | os.PathLike[str] | None = None,
     weights: str | os.PathLike[str] | None = None,
     splits: tuple[str, ...] = (),
+    distilled: bool = False,
 ) -> Config:
     """Lay the values `given` over a recipe (`read`), by default that of the data set.
 
     The default for a folder depends on whether `weights` are loaded; their model replaces that of a default recipe.
     Arrays have these `splits`; other data sets are looked at.
+    Only a run `distilled` from a teacher uses the teacher's keys.
     Raises MissingFileError, BadFileError and InvalidValueError.
     """
     dataset = dataset_name(str(given.get("dataset", "cifar10")))
@@ -277,27 +297,35 @@ def configure(
             f"shortened to {values['warmup_epochs']:g}",
             stacklevel=2,
         )
-    config = make({**values, **given})
+    config = make(_lay_over(values, given))
     if not splits:
         get_task(config.dataset, config.image_size)  # of a folder too: it has to exist
     if config.frozen and "augment" not in {**chosen, **given}:  # the features of all epochs are the same
         mixup = 0.0 if recipe is None and "mixup" not in given else config.mixup
         config = replace(config, augment=False, mixup=mixup)
-    return _without_unused(config, given, pretrained, splits or kinds(config.dataset))
+    if distilled and config.frozen:
+        raise InvalidValueError("a teacher sees images, and a last layer alone learns from features: pass either one")
+    return _without_unused(config, given, pretrained, distilled, splits or kinds(config.dataset))
 
 
-def _without_unused(config: Config, given: Mapping[str, Any], pretrained: bool, splits: tuple[str, ...]) -> Config:
+def _without_unused(
+    config: Config, given: Mapping[str, Any], pretrained: bool, distilled: bool, splits: tuple[str, ...]
+) -> Config:
     """Reset the recipe's keys without effect in this run.
 
     Raises InvalidValueError if one was given, or if no image is left to choose the best epoch.
     """
     validated = "val" in splits or config.val_fraction > 0
     available = ", ".join(splits)
+    no_teacher = not distilled and "there is no teacher: add --teacher"
     unused = {
         "val_fraction": "val" in splits and f"the data has validation images (it has: {available})",
         "test_fraction": splits != (folder.ALL,) and f"only class folders are split (the data has: {available})",
         "body_rate": not pretrained and "no weights are loaded: add --pretrained or --weights",
         "patience": not validated and "there is no validation error: add --val-fraction, or a folder val/",
+        "momentum": config.optimizer == "adamw" and "adamw has betas instead",
+        "teacher_share": no_teacher,
+        "temperature": no_teacher,
     }
     for key, why in unused.items():
         if why and getattr(config, key) != DEFAULTS[key]:

@@ -24,7 +24,7 @@ from ..data.datasets import located
 from ..data.splits import hold_out
 from ..errors import BadFileError, InvalidValueError, MissingFileError, UnusableError, UserError
 from ..text import printable
-from . import checkpoint
+from . import checkpoint, distillation
 from . import config as configuration
 from .checkpoint import CONFIG, STATE, Run, State
 from .config import AUTO, Config
@@ -33,8 +33,8 @@ from .loop import Loop, OnEpoch, Progress, updates_per_epoch
 from .trainer import Trainer, with_features
 
 PathLike = Union[str, "os.PathLike[str]"]
-MakeTrainer = Callable[[Config, Task], Trainer]
-"""Makes an engine's trainer with fresh parameters."""
+MakeTrainer = Callable[..., Trainer]
+"""Makes an engine's trainer with fresh parameters from a `Config`, a `Task` and, for distillation, a `teacher`."""
 MAX_NAME_BYTES = 140  # encrypted file systems take 143, others 255
 
 
@@ -42,10 +42,10 @@ MAX_NAME_BYTES = 140  # encrypted file systems take 143, others 255
 class Session:
     """A configuration to train by an engine in a directory. A `resumed` run is there already.
 
-    `weights` start a new run; published ones are looked for in `weights_dir`. `arrays` are given images, as by
-    `given_splits`, instead of those on the disk. `progress` shows bars (None: on a terminal); False prints nothing.
-    `verbose` prints the configuration. `on_epoch` is called as in `Loop`. The run records `command`. Only `config` and
-    `arrays` change the result, apart from rounding.
+    `weights` start a new run, and it learns from a `teacher`; published ones are looked for in `weights_dir`. `arrays`
+    are given images, as by `given_splits`, instead of those on the disk. `progress` shows bars (None: on a terminal);
+    False prints nothing. `verbose` prints the configuration. `on_epoch` is called as in `Loop`. The run records
+    `command`. Only `config`, the weights, the teacher and `arrays` change the result, apart from rounding.
     """
 
     config: Config
@@ -54,6 +54,7 @@ class Session:
     engine: str = "auto"
     weights: PathLike | None = None
     weights_dir: Path | None = None
+    teacher: PathLike | None = None
     data_dir: Path | None = None
     arrays: Splits | None = None
     skip_bad: bool = False
@@ -84,25 +85,29 @@ def plan(
     ``resume="auto"``, and a process restarted by torchrun, resume the run in the output if there is one. Raises a
     UserError. Reads no data, and imports no engine.
     """
-    if weights_dir and weights != checkpoints.PUBLISHED:
+    teacher = options.get("teacher")
+    if weights_dir and weights != checkpoints.PUBLISHED and not (teacher and distillation.is_published(teacher)):
         raise UserError("--weights-dir is only used with --weights published")
     if arrays := options.get("arrays"):
         given = _with_arrays(given, arrays.train.task, options)
     if resume is not None and resume != AUTO:
         if output or recipe or weights:
             raise UserError("--resume reads the run's own settings: leave out --output, --config, --weights")
-        return _resumed(fetching.expanded(resume), given, engine, options)
+        return _resumed(fetching.expanded(resume), given, engine, {**options, "weights_dir": weights_dir})
     if options.get("data_dir") and dataset_name(given.get("dataset") or "cifar10").startswith("folder:"):
         raise UserError("pass either a folder or --data-dir, not both")
     present = tuple(split for split, images in arrays._asdict().items() if images) if arrays else ()
-    config = configuration.configure(given, recipe, weights, (folder.ALL,) if present == ("train",) else present)
+    kinds = (folder.ALL,) if present == ("train",) else present
+    config = configuration.configure(given, recipe, weights, kinds, distilled=teacher is not None)
     directory = fetching.expanded(output or default_directory(config))
     if (resume == AUTO or processes.restarted()) and os.path.isfile(directory / CONFIG):
         values = {key: value for key, value in vars(config).items() if value != AUTO}
         if "patience" not in given:  # it changes no epoch: the run's own, as recipes had other ones
             del values["patience"]
-        session = _resumed(directory, values, engine, options)
+        session = _resumed(directory, values, engine, {**options, "weights_dir": weights_dir})
         _check_initial_weights(session, weights, weights_dir)
+        if teacher is None and session.teacher is not None:
+            raise InvalidValueError(f"the run in {directory} learns from {session.teacher}: add --teacher")
         return session
     checkpoint.check_new(directory)
     return Session(config, directory, False, engine, weights, weights_dir, **options)
@@ -125,8 +130,9 @@ def _resumed(directory: Path, given: Mapping[str, Any], engine: str, options: Ma
     checkpoint.check_config({key: wanted[key] for key in given}, vars(config))
     if config.dataset.startswith(PREFIX) and not options.get("arrays"):
         raise UserError(f"{directory} was trained on arrays: in Python, pass dataset= (and val=, test=) again")
-    begun_with = _metadata(directory)["engine"]
-    return Session(config, directory, True, begun_with if engine == AUTO else engine, **options)
+    metadata = _metadata(directory)
+    options = {**options, "teacher": distillation.recorded(metadata, options.get("teacher"))}
+    return Session(config, directory, True, metadata["engine"] if engine == AUTO else engine, **options)
 
 
 def _check_initial_weights(session: Session, weights: PathLike | None, weights_dir: Path | None) -> None:
@@ -169,19 +175,21 @@ def _start(session: Session, make_trainer: MakeTrainer) -> Iterator[Loop]:
     counts = _counts(name, task)
     if numbers := counts.get("train") or counts.get(folder.ALL):  # too few for a batch: before any is decoded
         updates_per_epoch(config, sum(numbers))
-    trainer = make_trainer(config, task)
+    teacher = _find_teacher(session, task)
+    trainer = make_trainer(config, task, **({"teacher": teacher} if teacher else {}))
     if init is not None:
         _load(init, trainer, task, session)
     splits = _read(name, task, session)
-    if init is not None:
-        check_unseen(splits, init)
+    for source in (init, teacher):
+        if source is not None:
+            check_unseen(splits, source)
     config = trainer.config = configuration.with_epochs(config, len(splits.train), pretrained=init is not None)
     updates_per_epoch(config, len(splits.train))  # raises before a directory is made
     progress = Progress(history=History(config.epochs))
     run: AbstractContextManager[Run | None] = nullcontext()
     if trainer.rank == 0:
         state = State(*trainer.state(), progress.to_dict())
-        metadata = _describe(config, splits, state, init, trainer, session.command)
+        metadata = _describe(config, splits, state, init, teacher, trainer, session.command)
         run = Run.create(directory, configuration.text(config), state, metadata)
     with run as output:
         yield _loop(session, trainer, splits, progress, output)
@@ -199,7 +207,10 @@ def _resume(session: Session, make_trainer: MakeTrainer) -> Iterator[Loop]:
         check_begun(session.arrays.train.task, task)
     elif sorted(get_task(name).classes) == sorted(task.classes):  # else `get_splits` names the classes that differ
         checkpoint.check_counts(_counts(name, task), task.classes, metadata, session.skip_bad)
-    trainer = make_trainer(config, task)
+    teacher = _find_teacher(session, task)
+    if teacher:
+        distillation.check_same(teacher, metadata)
+    trainer = make_trainer(config, task, **({"teacher": teacher} if teacher else {}))
     if trainer.name != (engine := metadata["engine"]):
         raise BadFileError(
             f"{directory / STATE} is of engine {engine!r}, not {trainer.name!r}: pass --engine {engine}; "
@@ -252,10 +263,23 @@ def initial_weights(
     if weights is None:
         return None
     dataset = arrays.train.task if arrays else config.dataset
-    init = checkpoints.find(config.model, dataset, weights, weights_dir, config.image_size, to_train=True)
-    # Only folders and arrays are split by us: the test images of other data sets are unseen.
-    unseen = init.recorded and init.seen == runs.UNKNOWN and not is_own(init.dataset)
-    return replace(init, seen="") if unseen else init
+    where = weights_dir if weights == checkpoints.PUBLISHED else None  # else it is the teacher's
+    return _known(checkpoints.find(config.model, dataset, weights, where, config.image_size, to_train=True))
+
+
+def _find_teacher(session: Session, task: Task) -> Checkpoint | None:
+    """Find the teacher of a run, if it has one. Raises as `distillation.find`."""
+    if session.teacher is None:
+        return None
+    return _known(distillation.find(session.teacher, session.config, task, session.weights_dir))
+
+
+def _known(checkpoint: Checkpoint) -> Checkpoint:
+    """Clear the doubt of images that a checkpoint does not record. Only folders and arrays are split by us: of other
+    data sets, test images are unseen.
+    """
+    unseen = checkpoint.recorded and checkpoint.seen == runs.UNKNOWN and not is_own(checkpoint.dataset)
+    return replace(checkpoint, seen="") if unseen else checkpoint
 
 
 def check_unseen(splits: Splits, init: Checkpoint) -> None:
@@ -311,14 +335,22 @@ def _read(name: str, task: Task, session: Session) -> Splits:
 
 
 def _describe(
-    config: Config, splits: Splits, state: State, init: Checkpoint | None, trainer: Trainer, command: str
+    config: Config,
+    splits: Splits,
+    state: State,
+    init: Checkpoint | None,
+    teacher: Checkpoint | None,
+    trainer: Trainer,
+    command: str,
 ) -> dict[str, object]:
     """Describe a run for ``run.json``: it can be used and resumed even if its data has moved."""
     task = splits.train.task
     source = str(init.locate()) if init else _random_weights(config)
     sha256 = init.sha256 if init else hashlib.sha256(formats.dump_params(state.parameters)).hexdigest()
     val = splits.val.hashes if splits.val else ()
-    seen = {*splits.train.hashes, *val, *(init.seen.split() if init else ())}
+    seen = {*splits.train.hashes, *val}
+    for used in filter(None, (init, teacher)):
+        seen.update(used.seen.split())
     return {
         "model": config.model,
         "dataset": task.name,
@@ -332,6 +364,7 @@ def _describe(
         "config": vars(config),
         "data": {name: provenance.of_data(dataset) for name, dataset in splits._asdict().items() if dataset},
         "initial_weights": {"source": source, "sha256": sha256},
+        **({"teacher": distillation.describe(teacher)} if teacher else {}),
         "sessions": [provenance.session(trainer.device, trainer.name, command)],
         runs.SEEN: " ".join(sorted(seen)),
     }

@@ -22,6 +22,9 @@ Arrays = Mapping[str, np.ndarray]
 """Arrays by structural name, as ``stem.conv.weight``."""
 FEATURES_BATCH = 100
 LOSS_SCALE = "loss scale"  # of half precision; it stands beside the momentum in the optimiser's state
+STEP = "step"  # the number of AdamW's updates; it stands there too
+# An optimiser's arrays for each parameter: their names in PyTorch, and the prefix of the parameter's in the state.
+MOMENTS = {"sgd": {"momentum_buffer": ""}, "adamw": {"exp_avg": "exp_avg/", "exp_avg_sq": "exp_avg_sq/"}}
 
 
 class Trainer(Protocol):
@@ -69,7 +72,7 @@ class Trainer(Protocol):
         """Wait until all workers have called it."""
 
     def state(self) -> tuple[Arrays, Arrays]:
-        """Return copies of the parameters, and of the momentum with the rest of the optimiser's state."""
+        """Return copies of the parameters, and of the momentum (`MOMENTS`) with the rest of the optimiser's state."""
 
     def load_state(self, parameters: Arrays, momentum: Arrays) -> None:
         """Go back to a `state`: the same steps give the same bits. Raises BadFileError for another network's."""
@@ -114,11 +117,20 @@ def with_features(trainer: Trainer, splits: Splits, shown: bool | None) -> Split
         return Splits(extract(train), *(dataset and extract(dataset) for dataset in others))
 
 
-def check_state(parameters: Arrays, momentum: Arrays, net: Mapping[str, Any], trained: Mapping[str, Any]) -> None:
-    """Raise BadFileError unless a state has the shapes of a network's arrays, and momentum for the `trained` ones."""
+def check_state(
+    parameters: Arrays, momentum: Arrays, net: Mapping[str, Any], trained: Mapping[str, Any], optimizer: str
+) -> None:
+    """Raise BadFileError unless a state fits: a network's arrays, and those of the optimizer for the `trained` ones."""
+    expected = {prefix + name: array for prefix in MOMENTS[optimizer].values() for name, array in trained.items()}
+    if optimizer == "adamw":
+        expected[STEP] = np.empty(())
     shapes = _shapes(momentum)  # none before the first update, or without momentum
-    if _shapes(parameters) != _shapes(net) or shapes not in ({}, _shapes(trained)):
+    if _shapes(parameters) != _shapes(net) or shapes not in ({}, _shapes(expected)):
         raise BadFileError("the state is of another network")
+    if STEP in momentum:
+        step, squares = momentum[STEP], (array for name, array in momentum.items() if name.startswith("exp_avg_sq/"))
+        if step < 1 or step % 1 or any((array < 0).any() for array in squares):
+            raise BadFileError("the state is damaged: AdamW's step or squares are impossible")
 
 
 def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
