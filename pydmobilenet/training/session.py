@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -30,6 +29,7 @@ from .checkpoint import CONFIG, STATE, Run, State
 from .config import AUTO, Config
 from .history import Events, History
 from .loop import Loop, OnEpoch, Progress, updates_per_epoch
+from .seen import check_unseen, known
 from .trainer import Trainer, with_features
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -264,37 +264,14 @@ def initial_weights(
         return None
     dataset = arrays.train.task if arrays else config.dataset
     where = weights_dir if weights == checkpoints.PUBLISHED else None  # else it is the teacher's
-    return _known(checkpoints.find(config.model, dataset, weights, where, config.image_size, to_train=True))
+    return known(checkpoints.find(config.model, dataset, weights, where, config.image_size, to_train=True))
 
 
 def _find_teacher(session: Session, task: Task) -> Checkpoint | None:
     """Find the teacher of a run, if it has one. Raises as `distillation.find`."""
     if session.teacher is None:
         return None
-    return _known(distillation.find(session.teacher, session.config, task, session.weights_dir))
-
-
-def _known(checkpoint: Checkpoint) -> Checkpoint:
-    """Clear the doubt of images that a checkpoint does not record. Only folders and arrays are split by us: of other
-    data sets, test images are unseen.
-    """
-    unseen = checkpoint.recorded and checkpoint.seen == runs.UNKNOWN and not is_own(checkpoint.dataset)
-    return replace(checkpoint, seen="") if unseen else checkpoint
-
-
-def check_unseen(splits: Splits, init: Checkpoint) -> None:
-    """Raise InvalidValueError if the weights to start from have seen test images; warn if that is unknown."""
-    if splits.test is None or not splits.test.hashes:
-        return
-    seen = set(init.seen.split())
-    known = sum(image in seen for image in splits.test.hashes)
-    if known:
-        raise InvalidValueError(
-            f"{init.run} was trained on {known:,} of the {len(splits.test):,} test images, or chosen by them: "
-            "pass other weights or test images"
-        )
-    if why := init.cannot_tell(splits.test):
-        warnings.warn(f"{init.locate()} {why}: it may have seen test images", stacklevel=3)
+    return known(distillation.find(session.teacher, session.config, task, session.weights_dir))
 
 
 def _random_weights(config: Config) -> str:
