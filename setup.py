@@ -52,8 +52,8 @@ setup(
         "pydmobilenet": [
             "catalog.csv",
             "py.typed",
-            "reporting/report.css",
-            "reporting/report.html.j2",
+            "reporting/*.css",
+            "reporting/*.html.j2",
             "data/imagenet_classes.txt",
             "data/digits.npz",
         ],

@@ -18,6 +18,7 @@ __version__ = "0.4.0"
 __all__ = [
     "StopTraining",
     "array_dataset",
+    "compare",
     "export",
     "get_dataset",
     "get_model",

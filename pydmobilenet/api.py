@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .gluon.network import HybridBlock
     from .onnx.export import Difference
     from .prediction import Prediction
+    from .reporting.comparison import Comparison
     from .reporting.html import Report
     from .training.history import Epoch, History
     from .validation import Result
@@ -74,10 +75,14 @@ def get_model(
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run, usable as the path of its `directory`. Under torchrun only the first process has a `summary`."""
+    """A trained run, usable as the path of its `directory`. Under torchrun only the first process has a `summary`.
+
+    Trained with several seeds, it has the `runs` of these, and the means and standard deviations in its `summary`.
+    """
 
     directory: Path
     summary: str = ""
+    runs: tuple[Run, ...] = ()
 
     def __fspath__(self) -> str:
         return os.fspath(self.directory)
@@ -127,6 +132,8 @@ def train(
     data_dir: PathLike | None = None,
     skip_bad: bool = False,
     tensorboard: bool = False,
+    seeds: int | str | Sequence[int] | None = None,
+    jobs: int | None = None,
     progress: bool | None = None,
     verbose: bool = False,
     on_epoch: Callable[[Run, Epoch], object] | None = None,
@@ -164,6 +171,8 @@ def train(
     given = parse({"model": model, "dataset": None if arrays else dataset, **recipe})
     if freeze and given.setdefault("body_rate", 0.0) != 0:
         raise UserError(f"pass either --freeze or --body-rate {given['body_rate']:g}, not both")
+    if seeds is not None or jobs is not None or _holds_seeds(resume):
+        return _train_seeds(given, arguments)
     session = sessions.plan(
         given,
         config,
@@ -204,6 +213,38 @@ def _given_splits(dataset: object, val: object, test: object) -> data.Splits | N
         if images is not None:
             raise InvalidValueError(f"{name} belongs to a data set of arrays: pass dataset=array_dataset(...) too")
     return None
+
+
+def _holds_seeds(resume: PathLike | None) -> bool:
+    from .checkpoints import runs
+
+    return resume is not None and bool(runs.seeds(fetching.expanded(resume)))
+
+
+def _train_seeds(given: Mapping[str, Any], arguments: Mapping[str, Any]) -> Run:
+    """Train a run for each seed; `arguments` are those of `train`. Raises as that, and SeedsFailed."""
+    from .training import seeds as several
+
+    if arguments["seeds"] is None and not _holds_seeds(arguments["resume"]):
+        raise UserError("--jobs is only used with --seeds")
+    for key in ("on_epoch", "val", "test"):
+        if arguments[key] is not None:
+            raise InvalidValueError(f"seeds train in processes of their own, which {key} does not reach: leave it out")
+    if not isinstance(arguments["dataset"], (str, os.PathLike, type(None))):
+        raise InvalidValueError("seeds train in processes of their own: dataset has to be a name or a folder")
+    command = arguments["command"] or _call(train, {**arguments, **given})
+    chosen = {key: arguments[key] for key in ("seeds", "config", "output", "resume", "weights", "weights_dir")}
+    directory = several.plan(given, **chosen, command=command)
+    options = {key: arguments[key] for key in several.OPTIONS}
+    processes = several.Processes(directory, options, arguments["jobs"], arguments["progress"] is not False)
+    if exit_code := processes.run():
+        raise Interrupted(directory, exit_code)
+    run = Run(directory, several.summary(directory), tuple(map(Run, several.directories(directory))))
+    if arguments["progress"] is not False:
+        print(run.summary)
+    if processes.failures:
+        raise several.SeedsFailed(processes.failures)
+    return run
 
 
 def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
@@ -312,6 +353,22 @@ def _records(
         datasets = [name for name in datasets if name not in folders]
         where = fetching.expanded(folders[0].partition(":")[2]) if folders else where
     return catalog.select(patterns or ["*"], datasets or ["*"], depth, rows), where if images is None else images
+
+
+@hinted
+def compare(*runs: PathLike, output: PathLike | None = None) -> Comparison:
+    """Compare runs, as ``pydmobilenet compare`` does: a list with the result of each, printed as tables.
+
+    Each is a run, or a directory with runs in it. Errors of other images have a table of their own. Markdown, CSV and a
+    web page go to the directory `output`. A run that cannot be read is a warning, and one of the list's `problems`;
+    raises MissingFileError if none can.
+    """
+    from .reporting import comparison
+
+    compared = comparison.compare([fetching.expanded(run) for run in runs])
+    if output is not None:
+        compared.write(fetching.expanded(output))
+    return compared
 
 
 @hinted

@@ -56,6 +56,7 @@ STYLE: dict[str, Any] = {
     **{"legend.handlelength": 1.5, "legend.handletextpad": 0.4, "legend.columnspacing": 1},
     **{"svg.fonttype": "none", "font.sans-serif": "DejaVu Sans"},
 }
+DASHES: tuple[tuple[float, ...], ...] = ((), (4, 2), (1.5, 1.5), (6, 2, 1.5, 2))  # of curves beside each other
 # Ticks of a logarithmic axis by the ratio of its ends; for the smallest ratio those of a linear one.
 DIGITS = {4: (), 12: (1, 1.5, 2, 3, 5, 7), 1e3: (1, 2, 5), math.inf: (1,)}
 COLUMNS, VARIANTS = 8, 3  # of `grid`: images in a row, augmented forms below each
@@ -123,6 +124,53 @@ def _fits(value: float) -> bool:
     return 1e-100 < value < 1e100 or value == 0
 
 
+class Curve(NamedTuple):
+    """The errors of a run, and how its line is drawn: a colour of report.css, and dashes in widths of the line."""
+
+    name: str
+    history: History
+    colour: str
+    dashes: tuple[float, ...]
+
+    @property
+    def variable(self) -> str:
+        """The variable of report.css for the colour."""
+        return VARIABLES[self.colour]
+
+    @property
+    def dasharray(self) -> str:
+        """The dashes in SVG, for a line of width 2."""
+        return " ".join(f"{2 * length:g}" for length in self.dashes)
+
+
+def numbered(names: Sequence[str], histories: Sequence[History]) -> list[Curve]:
+    """Give each run a line of its own, for the first 20."""
+    colours = [FAMILIES[family][0] for family in ("pyd-add", "mobilenet", "pyd-concat", "wrn", "resnet")]
+    looks = itertools.cycle((colour, dashes) for dashes in DASHES for colour in colours)
+    return [Curve(name, history, *look) for name, history, look in zip(names, histories, looks)]
+
+
+def compared_curves(curves: Sequence[Curve], title: str) -> str:
+    """Draw the errors of runs by epoch, on the images that choose the best one, as markup."""
+    from matplotlib.ticker import MaxNLocator
+
+    shown: list[float] = []
+    with drawing(9, 4.2, (0.06, 0.12, 0.99, 0.9)) as (figure, (axes,)):
+        for curve in curves:
+            rows = [row for row in curve.history.rows if _fits(row.error)]
+            style: dict[str, Any] = {"color": curve.colour, "lw": 1.8, "gid": f"title {curve.name}"}
+            style["ls"] = (0, curve.dashes) if curve.dashes else "-"
+            marker = "o" if len(rows) == 1 else ""
+            axes.plot([row.epoch for row in rows], [row.error for row in rows], marker=marker, **style)
+            shown += [row.error for row in rows]
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if shown and 0 < min(shown) < max(shown) / 4:  # the last epochs decide
+            _make_logarithmic(axes, "y", min(shown) / 1.2, max(shown) * 1.2)
+        return _markup(figure, f"{title}, of {len(curves)} runs")
+
+
 class Point(NamedTuple):
     """An error in % at a `cost` in millions, with its 95 % interval if measured on a part of the test set."""
 
@@ -131,28 +179,32 @@ class Point(NamedTuple):
     cost: float
     error: float
     interval: tuple[float, float] | None = None
+    name: str = ""  # of a run, instead of the model's
 
 
 def costs(results: Sequence[Result], title: str) -> list[str]:
-    """Draw error against each cost as markup.
+    """Draw error against each cost as markup, as `cost_plots`."""
+    return [text for cost in COSTS for text in cost_plots(_points(results, cost), title, cost)]
+
+
+def cost_plots(points: Sequence[Point], title: str, cost: str) -> list[str]:
+    """Draw error against a cost as markup.
 
     Families with networks of several depths have a picture for each depth, in the same scale: in one their lines cross.
     """
-    architectures = {catalog.parse_name(result.record.model) for result in results}
+    architectures = {catalog.parse_name(point.model) for point in points}
     lines = {(architecture.family, architecture.depth) for architecture in architectures}
     depths = sorted({depth for _, depth in lines})
     texts = []
-    for cost in COSTS:
-        points = _points(results, cost)
-        for depth in depths if len(lines) > len({family for family, _ in lines}) else [None]:
-            part = [point for point in points if depth in (None, catalog.parse_name(point.model).depth)]
-            if part:
-                about = f"{depth} layers, top-1 error" if depth else "top-1 error"
-                label = f"{title}: {about} against {COSTS[cost]}, {len(part)} points; the table has all their figures."
-                with drawing(4.8, 4, (0.09, 0.12, 0.98, 0.86)) as (figure, (axes,)):
-                    axes.set_title(f"{about}, %")
-                    draw_costs(axes, part, points, cost)
-                    texts.append(_markup(figure, label))
+    for depth in depths if len(lines) > len({family for family, _ in lines}) else [None]:
+        part = [point for point in points if depth in (None, catalog.parse_name(point.model).depth)]
+        if part:
+            about = f"{depth} layers, top-1 error" if depth else "top-1 error"
+            label = f"{title}: {about} against {COSTS[cost]}, {len(part)} points; the table has all their figures."
+            with drawing(4.8, 4, (0.09, 0.12, 0.98, 0.86)) as (figure, (axes,)):
+                axes.set_title(f"{about}, %")
+                draw_costs(axes, part, points, cost)
+                texts.append(_markup(figure, label))
     return texts
 
 
@@ -186,7 +238,8 @@ def draw_costs(axes: Axes, part: Iterable[Point], points: Sequence[Point], cost:
         for point in members:
             if point.interval:
                 axes.plot([point.cost] * 2, point.interval, color=colour, lw=1, alpha=0.45)
-            text = f"{point.model}: {point.error:.2f} % {'published' if published else 'measured'}, {point.cost:.4g} M"
+            text = f"{point.name or point.model}: {point.error:.2f} % {'published' if published else 'measured'}"
+            text += f", {point.cost:.4g} M"
             style.update(marker=marker, ms=7, mfc=PAPER if published else colour, ls="", gid=f"title {text}")
             axes.plot(point.cost, point.error, label=label, **style)
             label = ""

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -105,6 +105,29 @@ def _begin(parent: int) -> None:
     tqdm.set_lock(threading.RLock())  # a killed process would leak tqdm's semaphore
 
 
+WATCH = "PYDMOBILENET_WATCH_INPUT"  # in the environment of a process that has to stop with its parent
+_stops: list[Callable[[int], None]] = []  # of `handle_signals`, the innermost last
+
+
+def stop_with_parent() -> None:
+    """Stop this process, as by SIGTERM, once its standard input ends, if its parent has set `WATCH`.
+
+    The system closes the pipe when the parent dies, however it dies, on every system.
+    """
+    if os.environ.pop(WATCH, ""):
+        threading.Thread(target=_watch_input, daemon=True).start()
+
+
+def _watch_input() -> None:
+    with suppress(OSError):
+        while os.read(0, 1):  # sys.stdin would hold its lock when the process ends
+            pass
+    if _stops:
+        _stops[-1](signal.SIGTERM)  # no signal: a second one would end the process at once
+    else:
+        signal.raise_signal(signal.SIGTERM)
+
+
 URGENT = (signal.SIGINT, signal.SIGTERM)
 # Sent by a closing terminal, and by Slurm before its time limit; Windows has neither.
 POLITE = tuple(getattr(signal, name) for name in ("SIGHUP", "SIGUSR1") if hasattr(signal, name))
@@ -129,8 +152,10 @@ def handle_signals(stop: Callable[[int], None]) -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():
         numbers = [*URGENT, *(number for number in POLITE if signal.getsignal(number) == signal.SIG_DFL)]
     earlier = {number: signal.signal(number, handle) for number in numbers}
+    _stops.append(stop)
     try:
         yield
     finally:
+        _stops.remove(stop)
         for number, handler in earlier.items():
             signal.signal(number, handler)

@@ -6,15 +6,17 @@ import json
 import operator
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from .. import provenance
 from ..catalog import Record, parse_name
 from ..data import recorded_task
-from ..errors import BadFileError, MissingFileError
+from ..errors import BadFileError, MissingFileError, UserError
 
 METADATA = "run.json"
+SEEDS = "seeds"  # the kind of a directory with a run for each seed
 BEST = "best.params"
 SEEN = "seen_images"  # the key for the hashes of images used in training, or to choose the epoch
 UNKNOWN = "?"  # among the hashes: initial weights have seen unrecorded images
@@ -23,10 +25,11 @@ WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, Recursi
 
 
 def read_metadata(directory: Path) -> dict:
-    """Read a run's ``run.json``. Raises MissingFileError and BadFileError."""
+    """Read a run's ``run.json``. Raises MissingFileError, BadFileError, and UserError for that of several runs."""
     path = directory / METADATA
     try:
         metadata = json.loads(path.read_bytes())
+        check_single(directory, _seeds(metadata))
         parse_name(metadata["model"])
         recorded_task(metadata["dataset"], metadata)
         for entry in metadata["checkpoints"].values():
@@ -43,6 +46,30 @@ def read_metadata(directory: Path) -> dict:
         raise MissingFileError(f"{directory} holds no checkpoint of a run: {path} ({error.strerror})") from None
     except WRONG as error:
         raise BadFileError(f"{path} does not describe a run: {why(error)}") from None
+
+
+def seeds(directory: Path) -> list[int]:
+    """Return the seeds of a directory with a run for each; none for any other directory."""
+    with suppress(OSError, *WRONG):
+        return _seeds(json.loads((directory / METADATA).read_bytes()))
+    return []
+
+
+def _seeds(metadata: Mapping[str, Any]) -> list[int]:
+    """Return the seeds in the ``run.json`` of several runs; none in any other. Raises one of `WRONG`."""
+    return list(map(operator.index, metadata["seeds"])) if metadata.get("kind") == SEEDS else []
+
+
+def check_single(directory: Path, seeds: list[int]) -> None:
+    """Raise UserError if a directory holds a run for each of some `seeds`, instead of one run."""
+    if seeds:
+        first = seed_directory(directory, seeds[0])
+        raise UserError(f"{directory} holds {len(seeds)} runs: give one of them, as {first}")
+
+
+def seed_directory(directory: Path, seed: int) -> Path:
+    """Return the directory of the run of a seed."""
+    return directory / f"seed-{seed}"
 
 
 def fields(metadata: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:

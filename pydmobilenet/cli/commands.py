@@ -95,6 +95,8 @@ def add_train_options(parser: ArgumentParser) -> None:
     initial("--pretrained", action="store_const", dest="weights", const=checkpoints.PUBLISHED, help=text)
     text = "learn from it too: a run, a file, or a model with published weights, as pyd-concat-56-0.5; in PyTorch"
     option("--teacher", metavar="WEIGHTS", help=text)
+    option("--seeds", metavar="N", help="a run for each seed: 5 for the seeds 0 to 4, or a list, as 0,1,2")
+    option("--jobs", type=options.positive, metavar="N", help="runs of --seeds at once (default: one a processor)")
     option("--tensorboard", action="store_true", help="write events for TensorBoard")
     option("-q", "--quiet", action="store_true", help="print nothing but the errors at the end")
     option("-v", "--verbose", action="store_true", help="print the configuration first")
@@ -109,6 +111,7 @@ def train(data: str | None, dataset: str | None, quiet: bool, **others: Any) -> 
     """
     if data and dataset:
         raise UserError(f"{data} and --dataset {dataset} are two data sets: give one of them")
+    processes.stop_with_parent()
     is_first = processes.rank() == 0  # only the first process of torchrun's prints
     if not is_first:
         warnings.simplefilter("ignore")
@@ -125,6 +128,24 @@ def train(data: str | None, dataset: str | None, quiet: bool, **others: Any) -> 
     if quiet and trained.summary:
         print(trained.summary)
     return 0
+
+
+def add_compare_options(parser: ArgumentParser) -> None:
+    option = parser.add_argument
+    option("runs", nargs="+", metavar="RUN", help="a run, one of --seeds, or a directory with runs in it, as runs/")
+    option("--csv", action="store_true", help="print CSV, with every figure of each run")
+    option("--output", metavar="DIR", help="write the tables to DIR as Markdown, CSV and a web page with curves")
+
+
+def compare(runs: list[str], csv: bool, output: str | None) -> int:
+    """Compare runs, the lowest error first, in a table for each set of images that errors were measured on.
+
+    exit code: 0 all are compared; 1 some could not be read, and a warning says why; 2 a mistake in the command, or
+    nothing could be read
+    """
+    compared = api.compare(*runs, output=output)
+    print(compared.csv() if csv else compared.text(options.terminal_width()), end="")
+    return 1 if compared.problems else 0
 
 
 def add_export_options(parser: ArgumentParser) -> None:
@@ -282,6 +303,7 @@ def show(
 COMMANDS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[..., int]]] = {
     "validate": (add_validate_options, validate),
     "train": (add_train_options, train),
+    "compare": (add_compare_options, compare),
     "predict": (add_predict_options, predict),
     "export": (add_export_options, export),
     "list": (add_list_options, list_zoo),

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -63,12 +64,7 @@ class Report:
     """The tables of a validation in a directory, and the page, rewritten after each data set. Raises UnusableError."""
 
     def __init__(self, directory: Path):
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UnusableError(f"cannot make the directory {directory}: {error.strerror}") from None
-        if not os.access(directory, os.W_OK):
-            raise UnusableError(f"cannot write to the directory {directory}")
+        make_directory(directory)
         self.directory = directory
         self.texts: list[str] = []
         self.sections: list[Section] = []
@@ -82,8 +78,30 @@ class Report:
         write(self.directory, self.texts, self.results, page(self.sections, self.results))
 
 
+def make_directory(directory: Path) -> None:
+    """Make the directory of a report. Raises UnusableError if it cannot be made or written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnusableError(f"cannot make the directory {directory}: {error.strerror}") from None
+    if not os.access(directory, os.W_OK):
+        raise UnusableError(f"cannot write to the directory {directory}")
+
+
 def page(sections: Sequence[Section], results: Sequence[Result]) -> str:
     """Render the page from its sections and the results of all of them."""
+    title = _title(sections, results)
+    return render(
+        "report.html.j2",
+        title=title,
+        published=title == PUBLISHED,
+        sections=sections,
+        verdicts=Counter(result.verdict for result in results),
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """Render a template with values, and with the command of this process."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -102,15 +120,7 @@ def page(sections: Sequence[Section], results: Sequence[Result]) -> str:
         strong=_strong,
         zip=zip,
     )
-    title = _title(sections, results)
-    text = environment.get_template("report.html.j2").render(
-        title=title,
-        published=title == PUBLISHED,
-        command=printable(provenance.command()),
-        sections=sections,
-        verdicts=Counter(result.verdict for result in results),
-    )
-    return text.lstrip()
+    return environment.get_template(template).render(command=printable(provenance.command()), **values).lstrip()
 
 
 def _title(sections: Sequence[Section], results: Sequence[Result]) -> str:

@@ -24,6 +24,9 @@ from ..validation import TOLERANCE, Result
 FILES = ("validation.md", "validation.csv", "validation.json", "report.html")
 
 
+LEFT = ("model", "checkpoint", "verdict", "run", "runs", "data", "engine", "seeds")  # columns of text
+
+
 class Column(NamedTuple):
     """A column with a cell for each row. Narrow tables omit columns of `rank` 1 first, of 4 never."""
 
@@ -34,7 +37,7 @@ class Column(NamedTuple):
     @property
     def side(self) -> str:
         """The alignment, ``left`` or ``right``."""
-        return "left" if self.name in ("model", "checkpoint", "verdict") else "right"
+        return "left" if self.name in LEFT else "right"
 
 
 class Table(NamedTuple):

@@ -92,13 +92,7 @@ class Run:
 
     def __init__(self, directory: Path, new: bool = False):
         self.directory, self.new = directory, new
-        self.lock = FileLock(directory / ".lock")
-        try:
-            files.acquire(self.lock, timeout=0)
-        except Timeout:
-            raise UnusableError(f"another process is training in {directory}") from None
-        except OSError as error:
-            raise UnusableError(f"cannot write to {directory}: {error.strerror}") from None
+        self.lock = lock(directory)
         # Read now, to report a damaged file before an epoch is trained.
         self.metadata = read_metadata(directory)
 
@@ -153,9 +147,23 @@ class Run:
             files.write(self.directory / METADATA, _json(self.metadata))
 
 
+def lock(directory: Path) -> FileLock:
+    """Lock the directory of a run, or of several. Raises UnusableError."""
+    lock = FileLock(directory / ".lock")
+    try:
+        files.acquire(lock, timeout=0)
+    except Timeout:
+        raise UnusableError(f"another process is training in {directory}") from None
+    except OSError as error:
+        raise UnusableError(f"cannot write to {directory}: {error.strerror}") from None
+    return lock
+
+
 def read_history(directory: str | Path) -> History:
     """Read the epochs of a run, also while another process trains it. Raises MissingFileError and BadFileError."""
     path = Path(directory) / STATE
+    if not path.exists():
+        runs.check_single(path.parent, runs.seeds(path.parent))
     state = State.read(path)
     try:
         return History.from_dicts(state.progress["history"])
