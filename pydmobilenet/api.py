@@ -360,8 +360,8 @@ def compare(*runs: PathLike, output: PathLike | None = None) -> Comparison:
     """Compare runs, as ``pydmobilenet compare`` does: a list with the result of each, printed as tables.
 
     Each is a run, or a directory with runs in it. Errors of other images have a table of their own. Markdown, CSV and a
-    web page go to the directory `output`. A run that cannot be read is a warning, and one of the list's `problems`;
-    raises MissingFileError if none can.
+    web page go to the directory `output`. The list's `problems` say which runs could not be read; raises
+    MissingFileError if none could.
     """
     from .reporting import comparison
 

@@ -288,7 +288,7 @@ def _markup(figure: Figure, label: str) -> str:
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = re.sub(r'<g id="title ([^"]*)">', r"<g><title>\1</title>", buffer.getvalue())
+    text = re.sub(r"""<g id=(["'])title (.*?)\1>""", r"<g><title>\2</title>", buffer.getvalue())
     text = re.sub(r' id="[\w.]+_\d+"', "", text)  # of groups; nothing refers to them
     text = re.sub("|".join(VARIABLES), lambda match: f"var(--{VARIABLES[match[0]]})", text)
     box, content = re.findall(r'<svg [^>]*(viewBox="[^"]*")[^>]*>(.*)', text, re.DOTALL)[0]

@@ -140,10 +140,11 @@ def add_compare_options(parser: ArgumentParser) -> None:
 def compare(runs: list[str], csv: bool, output: str | None) -> int:
     """Compare runs, the lowest error first, in a table for each set of images that errors were measured on.
 
-    exit code: 0 all are compared; 1 some could not be read, and a warning says why; 2 a mistake in the command, or
-    nothing could be read
+    exit code: 0 all are compared; 1 some could not be read; 2 a mistake in the command, or nothing could be read
     """
     compared = api.compare(*runs, output=output)
+    for problem in compared.problems:
+        print(printable(f"pydmobilenet: {problem}"), file=sys.stderr)
     print(compared.csv() if csv else compared.text(options.terminal_width()), end="")
     return 1 if compared.problems else 0
 

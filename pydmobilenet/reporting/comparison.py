@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ class Comparison(list[RunResult]):
         self.seeds = results.over_seeds(self)
 
     def __str__(self) -> str:
-        return self.text()
+        return "\n".join([self.text(), *map(printable, self.problems)])
 
     def text(self, width: int | None = None) -> str:
         """Format the tables in Markdown, no wider than `width` if possible."""
@@ -68,7 +67,7 @@ class Comparison(list[RunResult]):
         sections = [Section(group, table) for group, table in zip(self.groups, self.tables())]
         seeds = seeds_table(self.seeds) if self.seeds else None
         title = f"PydMobileNet: {len(self)} runs beside each other"
-        page = html.render("comparison.html.j2", title=title, sections=sections, seeds=seeds)
+        page = html.render("comparison.html.j2", title=title, sections=sections, seeds=seeds, problems=self.problems)
         for name, text in zip(FILES, (self.text(), self.csv(), page)):
             files.write(directory / name, text)
 
@@ -175,10 +174,7 @@ def to_dict(result: RunResult) -> dict[str, object]:
 
 
 def compare(paths: Sequence[Path]) -> Comparison:
-    """Read runs, and those inside of other directories, with a warning of each problem.
-
-    Raises MissingFileError without any run.
-    """
+    """Read runs, and those inside of other directories. Raises MissingFileError without any run."""
     read: dict[str, RunResult] = {}
     problems: list[str] = []
     for path in paths:
@@ -195,8 +191,6 @@ def compare(paths: Sequence[Path]) -> Comparison:
             problems.append(f"cannot read {path}: {error.strerror}")
     if not read:
         raise MissingFileError("; ".join(problems) or "no run is given")
-    for problem in problems:
-        warnings.warn(printable(problem), stacklevel=3)
     return Comparison(_groups(list(read.values())), problems)
 
 
