@@ -42,7 +42,10 @@ def run(monkeypatch, capsys):
             "unknown model 'pyd-add-30-1': the depth of pyd-add is 9n + 2; nearest: pyd-add-29-1",
         ),
         (["fetch", "--data-dir", "/nowhere"], "argument --data-dir: no such directory: /nowhere"),
-        (["predct", "x.png"], "unknown command 'predct'; nearest: predict, compare (allowed: validate, train, compare, "),
+        (
+            ["predct", "x.png"],
+            "unknown command 'predct'; nearest: predict, compare (allowed: validate, train, compare, ",
+        ),
         ([], "the following arguments are required: COMMAND"),
     ],
 )
