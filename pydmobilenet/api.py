@@ -158,6 +158,8 @@ def train(
     The first process calls `on_epoch` after each epoch with the run and its new row, once all is on the disk. If it
     raises `StopTraining`, the run ends as a finished one; any other exception is passed on.
 
+    `seeds`, a number or a list, trains a run for each in a process of its own, `jobs` at once: the result's `runs`.
+
     Works in any thread. Raises InvalidValueError, MissingFileError, BadFileError and UnusableError. An interruption
     saves the run and raises KeyboardInterrupt. An error before the first batch leaves no directory.
     """

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -54,15 +54,16 @@ class SeedsFailed(UserError):
 
 def parse(seeds: object) -> list[int]:
     """Parse ``5``, for the seeds 0 to 4, or a list, as ``0,1,2``. Raises InvalidValueError."""
-    text = str(seeds) if isinstance(seeds, (str, int)) else ",".join(map(str, seeds))  # type: ignore[call-overload]
+    is_list = isinstance(seeds, Iterable) and not isinstance(seeds, str)
+    words = list(map(str, seeds)) if is_list else str(seeds).split(",")  # type: ignore[call-overload]
     try:
-        numbers = [int(word) for word in text.split(",")]
-        parsed = numbers if len(numbers) > 1 else [*range(min(numbers[0], MAX_SEEDS + 1))]
+        numbers = list(map(int, words))
+        parsed = numbers if is_list or len(words) > 1 else [*range(min(numbers[0], MAX_SEEDS + 1))]
         if 2 <= len({*parsed}) == len(parsed) <= MAX_SEEDS:
             return [configuration.parse({"seed": seed})["seed"] for seed in parsed]
     except ValueError:
         pass
-    raise InvalidValueError(f"seeds: {text[:100]!r} (allowed: {ALLOWED})")
+    raise InvalidValueError(f"seeds: {','.join(words)[:100]!r} (allowed: {ALLOWED})")
 
 
 def plan(
