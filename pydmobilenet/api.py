@@ -235,7 +235,8 @@ def _train_seeds(given: Mapping[str, Any], arguments: Mapping[str, Any]) -> Run:
     if not isinstance(arguments["dataset"], (str, os.PathLike, type(None))):
         raise InvalidValueError("seeds train in processes of their own: dataset has to be a name or a folder")
     command = arguments["command"] or _call(train, {**arguments, **given})
-    chosen = {key: arguments[key] for key in ("seeds", "config", "output", "resume", "weights", "weights_dir")}
+    names = ("seeds", "config", "output", "resume", "weights", "weights_dir", "teacher")
+    chosen = {key: arguments[key] for key in names}
     directory = several.plan(given, **chosen, command=command)
     options = {key: arguments[key] for key in several.OPTIONS}
     processes = several.Processes(directory, options, arguments["jobs"], arguments["progress"] is not False)

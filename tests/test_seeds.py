@@ -34,7 +34,7 @@ def photos(tmp_path):
 @pytest.fixture
 def several(tmp_path):
     """A directory of three seeds, of which none has begun."""
-    return seeds.plan({"model": MODEL, "dataset": "digits"}, "4,1,2", None, tmp_path / "several", *[None] * 3, "x")
+    return seeds.plan({"model": MODEL, "dataset": "digits"}, "4,1,2", None, tmp_path / "several", *[None] * 4, "x")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_a_mistake_that_only_a_run_finds_is_one_line_and_leaves_no_directory(com
 def test_a_seed_that_fails_does_not_lose_the_others(photos, several, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = {key: value for key, value in RECIPE.items() if key != "device"}
-    directory = seeds.plan({**recipe, "dataset": str(photos)}, "0,1,2", None, tmp_path / "r", *[None] * 3, "x")
+    directory = seeds.plan({**recipe, "dataset": str(photos)}, "0,1,2", None, tmp_path / "r", *[None] * 4, "x")
     (directory / "seed-1").mkdir()
     (directory / "seed-1" / "run.json").write_text("{")
     with pytest.raises(UserError, match="seed 1 failed") as failed:

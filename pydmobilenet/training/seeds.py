@@ -27,7 +27,7 @@ from ..checkpoints.runs import METADATA, seed_directory
 from ..data import folder
 from ..errors import InvalidValueError, UserError
 from ..text import printable
-from . import checkpoint, results
+from . import checkpoint, distillation, results
 from . import config as configuration
 from .checkpoint import CONFIG
 from .config import AUTO, Config
@@ -74,6 +74,7 @@ def plan(
     resume: PathLike | None,
     weights: PathLike | None,
     weights_dir: PathLike | None,
+    teacher: PathLike | None,
     command: str,
 ) -> Path:
     """Make the directory of the runs, or find the one to `resume`, and return it. Reads no data.
@@ -84,18 +85,20 @@ def plan(
         raise UserError("--seeds starts processes of its own: leave out torchrun")
     if "seed" in given:
         raise UserError("pass either --seed or --seeds, not both")
-    if weights_dir and weights != checkpoints.PUBLISHED:
+    published = teacher is None or distillation.is_published(teacher)
+    if weights_dir and weights != checkpoints.PUBLISHED and not (teacher and published):
         raise UserError("--weights-dir is only used with --weights published")
     numbers = None if seeds is None else parse(seeds)
     if resume is not None and resume != AUTO:
-        if output or config or weights:
-            raise UserError("--resume reads the runs' own settings: leave out --output, --config, --weights")
+        if output or config or weights or teacher:
+            raise UserError("--resume reads the runs' own settings: leave out --output, --config, --weights, --teacher")
         directory = fetching.expanded(resume)
         _resume(directory, numbers, given, command)
         return directory
-    made = _absolute(configuration.configure(given, config, weights))
+    made = _absolute(configuration.configure(given, config, weights, distilled=teacher is not None))
     directory = fetching.expanded(output or default_directory(made))
     init = {"weights": _absolute_path(weights), "weights_dir": _absolute_path(weights_dir)}
+    init["teacher"] = str(teacher) if teacher and published else _absolute_path(teacher)
     if resume == AUTO and os.path.isfile(directory / METADATA):
         values = {key: value for key, value in vars(made).items() if key != "seed"}
         _resume(directory, numbers, values, command, init)
@@ -133,8 +136,11 @@ def _resume(
     metadata, config = _read(directory), vars(read_config(directory))
     wanted = vars(_absolute(configuration.make({**config, **given})))
     checkpoint.check_config({key: wanted[key] for key in given}, config)
-    if init and init["weights"] != (source := metadata.get("weights")):
-        raise InvalidValueError(f"the runs in {directory} began from {source or 'random weights'}: another --output")
+    for key in ("weights", "teacher") if init else ():
+        if init[key] != (begun_with := metadata.get(key)):
+            raise InvalidValueError(
+                f"the runs in {directory} have {key} {begun_with or 'none'}; nearest: another --output"
+            )
     _write(directory, {**metadata, "seeds": seeds or begun, "commands": [*metadata.get("commands", []), command]})
 
 
@@ -248,7 +254,7 @@ class Processes:
         directory, metadata = seed_directory(self.directory, seed), _read(self.directory)
         values: dict[str, object] = {"resume": directory}
         if not directory.exists():
-            init = {key: metadata.get(key) for key in ("weights", "weights_dir")}
+            init = {key: metadata.get(key) for key in ("weights", "weights_dir", "teacher")}
             values = {"config": self.directory / CONFIG, "seed": seed, "output": directory, **init}
         words = []
         for key, value in {**values, **self.options, "quiet": not self.shown}.items():
