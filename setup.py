@@ -70,6 +70,7 @@ setup(
         "onnx>=1.16",  # ONNX files are written and checked by it
         "onnxruntime>=1.17",  # the engine of a small install
         "pillow>=10.1",  # folders of images; before, a TIFF's orientation was applied twice
+        "platformdirs",  # the user's cache directory, on every system
         "psutil",  # free memory, and the processors of a process, on every system
         "pyyaml",  # the recipes in configs/
         "requests",  # downloads
@@ -82,6 +83,7 @@ setup(
         "gpu": MXNET_GPU,
         "torch": ["torch>=2.4"],  # the engine for today's GPUs, and for Python 3.12 and newer
         "tensorboard": ["tensorboardX>=2.6.5,<3"],  # training curves in TensorBoard; brings no TensorFlow
+        "heic": ["pillow-heif>=0.16"],  # iPhones' pictures
         "timm": ["timm>=1"],  # timm.create_model; brings PyTorch and torchvision
         "notebook": ["nbclient", "ipykernel"],  # run examples/quickstart.ipynb, without Jupyter's own interface
         # make docs: MkDocs for the pages, pdoc for those of the API; the ways of both change between versions
@@ -97,6 +99,7 @@ setup(
             "types-tabulate",
             "types-tqdm",
             f"gluoncv==0.10.5.post0; {X86}",  # the oracle of the Wide ResNets
+            "pillow-heif>=0.16",
             "scikit-learn",  # whose copy of the digits ours is compared with
         ],
     },

@@ -131,6 +131,7 @@ def train(
     compile: bool = False,
     data_dir: PathLike | None = None,
     skip_bad: bool = False,
+    cache: bool = True,
     tensorboard: bool = False,
     seeds: int | str | Sequence[int] | None = None,
     jobs: int | None = None,
@@ -152,6 +153,7 @@ def train(
     to learn from, in PyTorch, is a run, a file, or the name of a model with published weights; on resume it is the
     recorded one by default. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon if MXNet runs on the device, and
     for a run to resume its own. `compile` is for PyTorch. `freeze` trains the last layer alone, as ``body_rate=0``.
+    Without `cache`, all pictures are decoded again, and none is kept for the next run.
     `progress` shows bars (None: on a terminal); False prints nothing. `verbose` prints the configuration. The run
     records `command`, by default this call.
 
@@ -187,6 +189,7 @@ def train(
         data_dir=_expanded(data_dir),
         arrays=arrays,
         skip_bad=skip_bad,
+        cache=cache,
         tensorboard=tensorboard,
         progress=progress,
         verbose=verbose,
@@ -277,6 +280,7 @@ def validate(
     batch_size: int | None = None,
     limit: int | None = None,
     skip_bad: bool = False,
+    cache: bool = True,
     fused: bool = True,
     processes: int | None = 1,
     output: PathLike | None = None,
@@ -289,7 +293,8 @@ def validate(
     patterns of data sets, or a folder or an `array_dataset` with images for the runs. `weights` are more runs and
     files; then the patterns select among their networks, and `depth` by depth. `fused` folds the networks. `processes`
     work side by side (None: as many as are fastest). A report goes to the directory `output`, as Markdown, CSV, JSON
-    and a web page. `show` is called with each data set and its results as they come. `progress` is as for `train`.
+    and a web page. `show` is called with each data set and its results as they come. `cache` and `progress` are as for
+    `train`.
 
     Raises as `train`; the error of a single row is its ``reason``.
     """
@@ -315,6 +320,7 @@ def validate(
         keep_answers=bool(output) or any(record.run for record in records),
         skip_bad=skip_bad,
         shown=progress,
+        cache=cache,
     )
     results: list[Result] = []
     for images, rows in evaluated:

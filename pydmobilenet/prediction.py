@@ -101,12 +101,16 @@ def predict(
     `network` maps normalised images (N, 3, H, W) to logits (N, outputs); images of another size are resized. Raises
     BadFileError for an unreadable image, or with `skip_bad` a warning unless all are unreadable.
     """
+
+    def decode(item: tuple[str | np.ndarray | Pillow.Image, str]) -> images.Picture:
+        return images.to_picture(_content(item[0]), item[1], True, task.image_size, task.decoding)
+
     any_readable = False
     for start in range(0, len(files), BATCH_SIZE):
         batch = files[start : start + BATCH_SIZE]
         names = [_name(file, number) for number, file in enumerate(batch, start)]
         read: list[tuple[str, images.Picture]] = []
-        for name, decoded in zip(names, images.decode_all(batch, names, _content, task.image_size)):
+        for name, decoded in zip(names, images.read_all(list(zip(batch, names)), decode)):
             if isinstance(decoded, images.Picture):
                 read.append((name, decoded))
             elif skip_bad:

@@ -126,22 +126,23 @@ def validate(
     keep_answers: bool = False,
     skip_bad: bool = False,
     shown: bool | None = None,
+    cache: bool = True,
 ) -> Iterator[tuple[Dataset | None, list[Result]]]:
     """Evaluate records by an engine; yield the images and the results of one data set at a time.
 
     `weights` loads the parameters of a record; `source` has the images, or is their directory. Errors of a data set or
     a row (a corrupt file, a process that died) become the reason in their results, and the others go on. Up to so many
-    `processes` share the rows, if that saves time. `skip_bad` skips unreadable images of a folder. Bars are `shown` as
-    for `progress_bar`.
+    `processes` share the rows, if that saves time. `skip_bad` skips unreadable images of a folder; its pixels are kept
+    in the `cache`. Bars are `shown` as for `progress_bar`.
     """
     job = _Job(engine, weights, batch_size or engine.batch_size, limit, keep_answers)
     for _, group in groupby(records, key=_same_images):
         rows = list(group)
         published = any(record.filename for record in rows)  # no images are read for figures without a network
-        dataset, reason = _read(rows[0], source, skip_bad) if published else (None, "")
+        dataset, reason = _read(rows[0], source, skip_bad, cache, shown) if published else (None, "")
         size = 1 if isinstance(source, Dataset) else min(processes, len(rows))  # arrays are not sent to each
         if dataset and size > 1 and len(dataset.head(limit)) * len(rows) >= MIN_IMAGES_FOR_PROCESSES:
-            run = partial(job.run_in_worker, (rows[0], source, skip_bad))
+            run = partial(job.run_in_worker, (rows[0], source, skip_bad, cache, False))
             yield dataset, _evaluate_in_processes(rows, run, size, dataset.task.title, shown)
         else:
             yield dataset, [_log(job.run(record, dataset, reason, shown)) for record in rows]
@@ -179,46 +180,58 @@ class _Job:
         complete = dataset.official and counts.images == len(dataset)
         return replace(result, counts=counts, complete=complete, answers=answers)
 
-    def run_in_worker(self, source: tuple[Record, Any, bool], record: Record) -> Result:
+    def run_in_worker(self, source: tuple[Any, ...], record: Record) -> Result:
         return self.run(record, *_read_once(*source))
 
 
-def _read(record: Record, source: Path | Dataset | None, skip_bad: bool) -> tuple[Dataset | None, str]:
+def _read(
+    record: Record, source: Path | Dataset | None, skip_bad: bool, cache: bool, shown: bool | None
+) -> tuple[Dataset | None, str]:
     """Return the images for a record, or the reason for having none."""
     try:
         if isinstance(source, Dataset):
             return given_images(record, source), ""
-        return images_of(record, source, skip_bad), ""
+        return images_of(record, source, skip_bad, cache, shown), ""
     except (UserError, OSError) as error:
         return None, str(error)
 
 
 @lru_cache(maxsize=1)
-def _read_once(record: Record, data_dir: Path | None, skip_bad: bool) -> tuple[Dataset | None, str]:
+def _read_once(*source: Any) -> tuple[Dataset | None, str]:
     """Read the images once per process, without the warnings already given by the parent."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _read(record, data_dir, skip_bad)
+        return _read(*source)
 
 
-def images_of(record: Record, data_dir: Path | None = None, skip_bad: bool = False) -> Dataset:
+def images_of(
+    record: Record,
+    data_dir: Path | None = None,
+    skip_bad: bool = False,
+    cache: bool = True,
+    shown: bool | None = False,
+) -> Dataset:
     """Read the images for the error of a record: the test images or, for a run without them, those of validation.
 
     For a run they are `official` if they are the recorded ones; otherwise the images seen in training are left out.
     Class folders without splits are read completely. Raises as `get_dataset` does.
     """
     has = kinds(located(record.dataset, data_dir))
-    where = (data_dir, skip_bad, record.task)
+    reading: dict[str, Any] = {"root": data_dir, "skip_bad": skip_bad, "cache": cache, "progress": shown}
+
+    def read(split: str) -> Dataset:
+        return get_dataset(record.dataset, split, task=record.task, **reading)
+
     if not isinstance(record, Checkpoint) or not record.images_sha256:
         if has != (folder.ALL,):
-            return get_dataset(record.dataset, "test", *where)
-        dataset = get_dataset(record.dataset, folder.ALL, *where)
+            return read("test")
+        dataset = read(folder.ALL)
         return replace(dataset, doubt="all images, also those trained on")
     split = record.split
     if split not in has and "test" in has and is_own(record.dataset):
         split = "test"  # of other data
     if split in has:
-        dataset = recorded = get_dataset(record.dataset, split, *where)
+        dataset = recorded = read(split)
     else:
         if record.seen == runs.UNKNOWN and any(record.fractions):
             raise BadFileError(
@@ -227,11 +240,11 @@ def images_of(record: Record, data_dir: Path | None = None, skip_bad: bool = Fal
             )
         fractions = Fractions(*record.fractions)
         if has == (folder.ALL,):
-            dataset, recorded = get_dataset(record.dataset, folder.ALL, *where), None
+            dataset, recorded = read(folder.ALL), None
             with suppress(InvalidValueError):  # of other images, a class may be too small
                 recorded = getattr(put_aside(dataset, fractions), split)
         else:
-            splits = get_splits(record.dataset, fractions, *where)
+            splits = get_splits(record.dataset, fractions, task=record.task, **reading)
             dataset = recorded = getattr(splits, split) or splits.train
     if recorded and provenance.of_data(recorded)["sha256"] == record.images_sha256:
         return replace(recorded, official=True)

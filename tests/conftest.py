@@ -25,6 +25,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DNNL_MAX_CPU_ISA", "AVX2")
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "ALL")  # PyTorch's own, which is not limited
 
+# Tests of the cache turn it on, in a directory of their own.
+os.environ["PYDMOBILENET_CACHE"] = "0"
+
 # Tests import ONNX Runtime themselves too, which reports to its maker.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -35,7 +38,7 @@ pytest.register_assert_rewrite("helpers")
 from helpers import NOWHERE, ROOT, SHARED  # noqa: E402
 
 from pydmobilenet import fetching, machine  # noqa: E402
-from pydmobilenet.data import cifar  # noqa: E402
+from pydmobilenet.data import cifar, images  # noqa: E402
 from pydmobilenet.gluon import runtime  # noqa: E402
 
 NO_GLUON = runtime.obstacle()
@@ -110,6 +113,7 @@ def home(tmp_path_factory, monkeypatch) -> Path:
     monkeypatch.setattr(cifar, "TORONTO", NOWHERE)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(fetching, "_unreachable", {})
+    monkeypatch.delitem(images.FORMATS, "HEIC", raising=False)  # what is allowed is the same, with pillow-heif or not
     return home
 
 

@@ -17,6 +17,10 @@ from pydmobilenet.errors import BadFileError
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "BMP": {}, "TIFF": {}, "GIF": {}}
 
 
+def to_picture(content, name):
+    return images.to_picture(content, name, resize=True, side=32, decoding="draft")
+
+
 def grey(content):
     """The pixels (32, 32) of a picture whose three colours are the same."""
     pixels = decode(content).pixels
@@ -240,13 +244,67 @@ def test_a_grey_of_16_bits_is_turned_upright():
     np.testing.assert_array_equal(grey(encoded(Image.fromarray(WIDE), "PNG", exif=exif)), np.rot90(WIDE >> 8, -1))
 
 
-def test_a_large_jpeg_is_decoded_in_full_and_resized_over_all_pixels():
-    noise = np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)
-    content = encoded(Image.fromarray(noise), "JPEG")
-    whole = Image.open(io.BytesIO(content))
+NOISE = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (1000, 1500, 3), np.uint8)), "JPEG")
+
+
+def test_a_large_jpeg_is_resized_over_all_pixels():
+    whole = Image.open(io.BytesIO(NOISE))
     expected = np.asarray(whole.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    np.testing.assert_array_equal(decode(content).pixels, expected)
+    np.testing.assert_array_equal(images.decode(NOISE, "it", decoding="full").pixels, expected)
+    assert abs(decode(NOISE).pixels.astype(int) - expected).max() <= 2  # of noise at the scale of pixels
     assert expected.std() < 10  # a mean of many pixels
+
+
+@pytest.mark.parametrize(
+    ("size", "decoded"), [((128, 128), (64, 64)), ((127, 2000), (127, 2000)), ((999, 777), (125, 98))]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_of_at_least_four_times_the_side_is_a_draft(size, decoded, mode):
+    photo = Image.effect_mandelbrot(size, (-2, -1, 1, 1), 50).convert(mode)
+    content = encoded(photo, "JPEG")
+    draft = Image.open(io.BytesIO(content))
+    if min(size) >= 128:
+        draft.draft(mode, (64, 64))
+    assert draft.size == decoded
+    expected = np.asarray(draft.convert("RGB").resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    picture = decode(content)
+    np.testing.assert_array_equal(picture.pixels, expected)
+    assert picture.size == size
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(4000, 3999), (400, 300)])
+def test_a_draft_is_turned_and_has_the_size_of_the_whole(size, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(Image.radial_gradient("L").crop((0, 0, 200, 128)).resize(size), "JPEG", exif=exif)
+    draft, whole = decode(content), images.decode(content, "it", decoding="full")
+    assert draft[1:] == whole[1:]
+    assert abs(draft.pixels.astype(int) - whole.pixels).max() <= 1
+
+
+def test_a_draft_of_several_pictures_in_one_file():  # as phones make them
+    photos = [Image.radial_gradient("L").resize((400, 300)).convert("RGB") for _ in range(2)]
+    content = encoded(photos[0], "MPO", save_all=True, append_images=photos[1:])
+    np.testing.assert_array_equal(decode(content).pixels, decode(encoded(photos[0], "JPEG")).pixels)
+
+
+def test_phones_of_200_megapixels_are_read():
+    content = encoded(Image.new("L", (16320, 12240), 90), "JPEG")
+    assert decode(content).size == (16320, 12240)
+    assert (decode(content).pixels == 90).all()
+    with pytest.raises(BadFileError, match="exceeds limit"):
+        images.decode(content, "it", decoding="full")
+
+
+@pytest.mark.parametrize(("size", "words"), [((65000, 65000), "4,225 megapixels .allowed: 400"), ((100, 1), "")])
+def test_a_jpeg_of_too_many_pixels_is_refused_before_it_is_decoded(size, words, monkeypatch):
+    height, width = (number.to_bytes(2, "big") for number in size)
+    content = bytearray(encoded(Image.new("RGB", (400, 400)), "JPEG"))
+    place = content.index(b"\xff\xc0") + 5
+    content[place : place + 4] = height + width
+    monkeypatch.setattr(Image.Image, "load", None)
+    refused(bytes(content), f"it has {words}" if words else "it cannot be read as an image")
 
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch):
@@ -267,8 +325,8 @@ def test_threads_decode_in_order_and_leave_the_process_as_it_was(monkeypatch):
     contents[7] = contents[7][:-20]
     contents[50] = b"no image"
     filters, stderr = list(warnings.filters), os.fstat(2)
-    found = images.decode_all(contents, [f"image {value}" for value in range(60)], lambda content: content)
-    for value, each in enumerate(found):
+    read = images.read_all(range(60), lambda value: to_picture(contents[value], f"image {value}"))
+    for value, each in enumerate(read):
         if value in (7, 50):
             assert str(each).startswith(f"image {value} cannot be read as an image")
         else:
@@ -291,7 +349,7 @@ FORGOTTEN = {"8-bit key"}  # once decoded, its depth is unknown
 
 def in_memory(*given):
     """The pictures of images that a caller has, or what is wrong with them."""
-    return images.decode_all(given, [f"image {number}" for number in range(len(given))], lambda image: image)
+    return images.read_all(range(len(given)), lambda number: to_picture(given[number], f"image {number}"))
 
 
 @pytest.mark.parametrize("kind", FILES)

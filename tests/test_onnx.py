@@ -236,6 +236,8 @@ ROTATED = Image.Exif()
 ROTATED[0x0112] = 6
 PICTURES = {
     "large": lambda path: photo(1500).save(path, "JPEG", quality=90),
+    "large and grey": lambda path: photo(400).convert("L").save(path, "JPEG"),
+    "large, of ink": lambda path: photo(400).convert("CMYK").save(path, "JPEG"),
     "rotated": lambda path: photo(300).save(path, "JPEG", exif=ROTATED),
     "transparent": lambda path: with_alpha().save(path, "PNG"),
     "palette": lambda path: photo(60).quantize(20).save(path, "PNG", transparency=3),

@@ -41,7 +41,7 @@ def add_validate_options(parser: ArgumentParser) -> None:
     option("-l", "--depth", **several, type=options.positive, metavar="N", help="29, 56 or 28 (the Wide ResNets)")
     text = "runs, files that record their model, or published (default): the tables and the bundled networks"
     option("--weights", "-r", "--run", **several, metavar="PATH", help=text)
-    options.add(parser, "--device", "--data-dir", "--skip-bad", "--weights-dir", "--engine")
+    options.add(parser, "--device", "--data-dir", "--skip-bad", "--no-cache", "--weights-dir", "--engine")
     option("--batch-size", type=options.positive, metavar="N", help="images a call (default: the fastest)")
     option("--limit", type=options.positive, metavar="N", help="only the first N images")
     option("--output", metavar="DIR", help="write the table to DIR as Markdown, CSV, JSON and a web page")
@@ -84,7 +84,7 @@ def add_train_options(parser: ArgumentParser) -> None:
     option("--config", metavar="FILE", help="the recipe, or the name of one in configs/ (default: the data set's)")
     text = "gluon, pytorch, or auto (default): Gluon if MXNet can use the device, else PyTorch; a resumed run's own"
     option("--engine", default="auto", metavar="NAME", help=text)
-    options.add(parser, "--device", "--data-dir", "--weights-dir", "--skip-bad")
+    options.add(parser, "--device", "--data-dir", "--weights-dir", "--skip-bad", "--no-cache")
     option("--freeze", action="store_true", help="train the last layer alone, in seconds: the same as --body-rate 0")
     option("--compile", action="store_true", help="PyTorch: compile the network, on a GPU to CUDA graphs")
     option("--output", metavar="DIR", help="the run's directory (default: runs/MODEL-DATASET)")
@@ -274,7 +274,7 @@ def add_show_options(parser: ArgumentParser) -> None:
     option("--images", type=options.positive, default=16, metavar="N", help="how many (default: 16)")
     option("--seed", type=options.natural, default=0, help="of the choice and the augmentation (default: 0)")
     option("--image-size", type=options.positive, metavar="N", help="pixels, wide and high, of a folder's images")
-    options.add(parser, "--skip-bad")
+    options.add(parser, "--skip-bad", "--no-cache")
 
 
 def show(
@@ -289,7 +289,7 @@ def show(
     splits = kinds(name)
     task = get_task(name, reading["image_size"])
     split = split or ("train" if "train" in splits else splits[0])
-    data = get_dataset(name, split, data_dir, reading["skip_bad"], task)
+    data = get_dataset(name, split, data_dir, reading["skip_bad"], task, cache=reading["cache"])
     if data.note:
         print(printable(f"data: {data.note}"), file=sys.stderr)
     data = plots.sample(data, images, seed)

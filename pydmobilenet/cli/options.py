@@ -143,6 +143,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "resize images to N x N pixels (default: the size of the training images)",
     },
     "--model": {"metavar": "NAME", "help": "as pyd-concat-56-0.5; of a run, its own"},
+    "--no-cache": {
+        "dest": "cache",
+        "action": "store_false",
+        "help": "decode all pictures again, and keep none for the next run",
+    },
     "--skip-bad": {"action": "store_true", "help": "skip unreadable images"},
     "--weights": {
         "default": checkpoints.PUBLISHED,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .. import api, checkpoints, files, prediction
-from ..data.folder import listed, seen_through
+from ..data.folder import listed, seen_through, unread_heic
 from ..errors import UserError, unknown
 from ..prediction import Prediction
 from ..text import printable, progress_bar
@@ -53,6 +53,8 @@ def predict(
     paths, skipped = prediction.collect(images)
     if skipped:
         print(printable(f"skipped: {listed(skipped)}"), file=sys.stderr)
+    if heic := unread_heic(skipped):
+        print(heic, file=sys.stderr)
     predictions = api.classify(source, paths, None if probabilities else top, skip_bad, engine, device)
     tally: Counter[str] = Counter()
     write = _write_all_classes if probabilities else FORMATS[format]

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PAD = 4  # zero pixels on each side before a random crop to the old size: 9 x 9 positions
+FULL, DRAFT = DECODINGS = ("full", "draft")  # how a large JPEG becomes pixels: see `images`
 IMAGE_SIZES = range(8, 1025, 4)  # pixels, wide and high: two layers halve the maps
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 # A well-known slip: the pixels' standard deviations are 0.2470, 0.2435, 0.2616. The authors' weights need these.
@@ -51,6 +52,7 @@ class Task:
     `classes` are the known names, in the labels' order. `mean` and `std` are of red, green and blue, scaled to [0, 1].
     `mirrored` allows horizontal flips. `note` explains the labels to a reader of an error rate. `sized`: no hash of the
     official files is published, so the number of images verifies them. `image_size` is width and height in pixels.
+    `decoding` is the way from files to pixels.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Task:
     note: str = ""
     sized: bool = False
     image_size: int = 32
+    decoding: str = DRAFT
 
     @property
     def image(self) -> tuple[int, int, int]:

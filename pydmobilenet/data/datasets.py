@@ -21,6 +21,8 @@ from .cifar import CIFAR10, CIFAR100
 from .dataset import (
     CIFAR_MEAN,
     CIFAR_STD,
+    DECODINGS,
+    FULL,
     IMAGE_SIZES,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -96,6 +98,8 @@ def get_task(name: str | os.PathLike[str], image_size: int | None = None) -> Tas
 def recorded_task(name: str, record: Mapping[str, Any]) -> Task:
     """Return the task of a data set with the classes, outputs and normalisation of a record. Needs no data.
 
+    Records without `decoding`, of earlier versions, are of networks trained on pictures decoded in full.
+
     Raises ValueError or TypeError for an invalid record, InvalidValueError for an unknown name.
     """
     if is_own(name):
@@ -103,8 +107,9 @@ def recorded_task(name: str, record: Mapping[str, Any]) -> Task:
         known = Task(name, title, (), 0, IMAGENET_MEAN, IMAGENET_STD)
     else:
         known = get_task(name)
+    known = replace(known, decoding=FULL)
     values: dict[str, Any] = {key: record.get(key, getattr(known, key)) for key in RECORDED}
-    classes, outputs, mean, std, size, mirrored = values.values()
+    classes, outputs, mean, std, size, mirrored, decoding = values.values()
     valid = {
         "classes": isinstance(classes, (list, tuple))
         and all(isinstance(name, str) for name in classes)
@@ -114,6 +119,7 @@ def recorded_task(name: str, record: Mapping[str, Any]) -> Task:
         "std": len(std) == 3 and all(math.isfinite(value) and value > 0 for value in std),
         "image_size": type(size) is int and size in IMAGE_SIZES,
         "mirrored": isinstance(mirrored, bool),
+        "decoding": decoding in DECODINGS,
     }
     for key in RECORDED:
         if not valid[key]:
@@ -122,7 +128,7 @@ def recorded_task(name: str, record: Mapping[str, Any]) -> Task:
     return replace(known, **values)
 
 
-RECORDED = ("classes", "outputs", "mean", "std", "image_size", "mirrored")
+RECORDED = ("classes", "outputs", "mean", "std", "image_size", "mirrored", "decoding")
 
 
 def about(task: Task) -> dict[str, str]:
@@ -134,6 +140,7 @@ def about(task: Task) -> dict[str, str]:
         "mean": json.dumps(task.mean),
         "std": json.dumps(task.std),
         "image_size": json.dumps(task.image_size),
+        "decoding": json.dumps(task.decoding),
     }
 
 
@@ -160,6 +167,8 @@ def read_split(
     root: str | Path | None = None,
     skip_bad: bool = False,
     task: Task | None = None,
+    cache: bool = True,
+    progress: bool | None = None,
 ) -> Dataset:
     """Read an existing split of a data set, as `get_dataset` does."""
     if root is None:
@@ -174,7 +183,7 @@ def read_split(
         raise BadFileError(_other_classes(data, task))
     task = task or data
     if name.startswith("folder:"):
-        return folder.read(name, task, split, skip_bad)
+        return folder.read(name, task, split, skip_bad, cache, progress)
     if name == "digits":
         return _read_digits(task, split)
     if name == "imagenet32":

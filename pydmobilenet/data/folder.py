@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,7 +14,7 @@ import numpy as np
 from .. import fetching
 from ..errors import BadFileError, MissingFileError, UnusableError, unknown
 from ..machine import available_memory
-from . import images
+from . import cache, images
 from .dataset import IMAGENET_MEAN, IMAGENET_STD, Dataset, Task
 
 SPLITS = ("train", "val", "test")
@@ -68,8 +68,10 @@ def task(name: str, image_size: int) -> Task:
     return Task(name, title(name), classes, len(classes), IMAGENET_MEAN, IMAGENET_STD, image_size=image_size)
 
 
-def read(name: str, task: Task, split: str, skip_bad: bool = False) -> Dataset:
-    """Read a split of ``folder:PATH``, its images resized to the task's size.
+def read(
+    name: str, task: Task, split: str, skip_bad: bool = False, keep: bool = True, shown: bool | None = None
+) -> Dataset:
+    """Read a split of ``folder:PATH``, its images resized to the task's size, as `images_by_class` does.
 
     With the first split, warn of unused folders and note the skipped ones.
     """
@@ -85,7 +87,7 @@ def read(name: str, task: Task, split: str, skip_bad: bool = False) -> Dataset:
             warnings.warn(
                 f"{root}: beside {folders[split].name}/, not used: {', '.join(others[:LISTED])}", stacklevel=2
             )
-    return images_by_class(task, split, folders[split], skip_bad, root, skipped)
+    return images_by_class(task, split, folders[split], skip_bad, root, skipped, keep, shown)
 
 
 def find(folder: Path) -> tuple[list[Path], Counter[str]]:
@@ -93,14 +95,17 @@ def find(folder: Path) -> tuple[list[Path], Counter[str]]:
 
     Hidden files and folders are skipped, and links to folders, as they may form a ring. Raises UnusableError.
     """
-    files: list[Path] = []
+    files: list[str] = []
     skipped: Counter[str] = Counter()
+    suffixes = images.suffixes()
     for parent, folders, names in os.walk(folder, onerror=_refuse):
-        kinds = {name: _skipped(Path(parent, name)) for name in folders + names}
+        kinds = {name: _skipped_folder(parent, name) for name in folders}
         folders[:] = [name for name in folders if not kinds[name]]  # os.walk goes on in these
-        files += [Path(parent, name) for name in names if not kinds[name]]
+        kinds.update((name, _skipped(parent, name, suffixes)) for name in names)
+        files += [os.path.join(parent, name) for name in names if not kinds[name]]
         skipped.update(filter(None, kinds.values()))
-    return sorted(files), skipped
+    # In the order of paths; strings are several times faster for many files.
+    return [Path(file) for file in sorted(files, key=lambda file: os.path.normcase(file).split(os.sep))], skipped
 
 
 def listed(counts: Counter) -> str:
@@ -117,29 +122,41 @@ def images_by_class(
     skip_bad: bool = False,
     root: Path | None = None,
     skipped: Counter[str] | None = None,
+    keep: bool = False,
+    shown: bool | None = None,
 ) -> Dataset:
     """Read the images of ``folder/<class>/**``, with the counts of each class and of `skipped` files as a note.
 
     With a `root`, images are resized, named from there, and no class may be empty; without one, other sizes are
-    refused. The first N images are of all classes in turn. Warns of a single class, of transparency and, with
-    `skip_bad`, of unreadable images. Raises BadFileError.
+    refused. The first N images are of all classes in turn. The cache may `keep` the pixels, and a progress bar is
+    `shown`. Warns of a single class, of transparency, of HEIC and, with `skip_bad`, of unreadable images. Raises
+    BadFileError.
     """
     skipped = Counter() if skipped is None else skipped
     entries = _files_by_class(task.classes, folder, skipped, may_be_empty=root is None)
     if not entries:
         raise BadFileError(f"{folder} has no folder of images (allowed: {', '.join(images.FORMATS)})")
-    pixels, rows, hashes, transparent = _pixels([path for _, _, path in entries], skip_bad, root is not None, task)
-    labels = np.array([entries[row][1] for row in rows], np.int64)
+    pictures = _read([path for _, _, path in entries], folder, task, skip_bad, root is not None, keep, shown)
+    readable = pictures.hashes != b""
+    labels = np.array([label for _, label, _ in entries], np.int64)[readable]
     present = {label for _, label, _ in entries}
     if not len(labels) or (root and present != set(labels.tolist())):
         raise BadFileError(f"{folder} has a class without any readable image")
     if len(present) == 1:
         warnings.warn(f"{folder} has images of one class only, {task.classes[labels[0]]!r}", stacklevel=2)
-    if transparent:
+    if transparent := int(pictures.transparent[readable].sum()):
         warnings.warn(f"{folder}: {seen_through(transparent, len(labels))}", stacklevel=2)
+    if heic := unread_heic(skipped):
+        warnings.warn(f"{folder}: {heic}", stacklevel=2)
     note = f"{folder}: {per_class(task.classes, labels)}" + (f"; skipped: {listed(skipped)}" if skipped else "")
-    files = tuple(str(entries[row][2].relative_to(root)) for row in rows) if root else ()
-    return Dataset(task, split, pixels, labels, False, str(folder), note, files=files, hashes=hashes if root else ())
+    pixels = pictures.pixels if readable.all() else pictures.pixels[readable]
+    files: tuple[str, ...] = ()
+    hashes: tuple[str, ...] = ()
+    if root:
+        parent = "" if folder == root else os.path.join(folder.relative_to(root), "")
+        files = tuple(parent + name for name in pictures.names[readable].tolist())
+        hashes = tuple(value.decode() for value in pictures.hashes[readable].tolist())
+    return Dataset(task, split, pixels, labels, False, str(folder), note, files=files, hashes=hashes)
 
 
 def count(name: str, classes: Sequence[str]) -> dict[str, list[int]]:
@@ -167,10 +184,10 @@ def _files_by_class(
     return sorted(entries)
 
 
-def _pixels(
-    paths: Sequence[Path], skip_bad: bool, resize: bool, task: Task
-) -> tuple[np.ndarray, list[int], tuple[str, ...], int]:
-    """Read the pixels (n, 3, H, W), row numbers and hashes of readable files, and count the transparent ones."""
+def _read(
+    paths: Sequence[Path], folder: Path, task: Task, skip_bad: bool, resize: bool, keep: bool, shown: bool | None
+) -> cache.Pictures:
+    """Read the files in a folder, those that are `resize`d from the cache if it may `keep` them."""
     size = len(paths) * int(np.prod(task.image))
     free = available_memory()
     if 2 * size > free:  # training keeps a padded copy
@@ -178,23 +195,20 @@ def _pixels(
             f"{len(paths):,} images of {task.image_size}x{task.image_size} pixels take {2 * size / 1e9:,.1f} GB of "
             f"memory (free: {free / 1e9:,.1f} GB): a smaller --image-size takes less"
         )
-    pixels = np.empty((len(paths), *task.image), np.uint8)
-    rows: list[int] = []
-    hashes: list[str] = []
-    transparent = 0
-    for row, path in enumerate(paths):
-        try:
-            picture = images.read(path, resize, task.image_size)
-        except BadFileError as error:
-            if not skip_bad:
-                raise BadFileError(f"{error}; --skip-bad goes on without it" if resize else str(error)) from None
-            warnings.warn(f"{error}: skipped", stacklevel=3)
-            continue
-        pixels[len(rows)] = picture.pixels
-        rows.append(row)
-        hashes.append(picture.hash)
-        transparent += picture.transparent
-    return pixels[: len(rows)], rows, tuple(hashes), transparent
+
+    def decode(content: bytes, name: str) -> images.Picture:
+        return images.to_picture(content, name, resize, task.image_size, task.decoding)
+
+    prefix = "" if folder == Path() else os.path.join(folder, "")  # `Path.relative_to` is slow for many files
+    names = [str(path)[len(prefix) :] for path in paths]
+    file = cache.location(folder, len(paths), task) if keep and resize else None
+    try:
+        pictures, errors = cache.read(paths, names, task, decode, file, skip_bad, f"read {folder.name}", shown)
+    except BadFileError as error:
+        raise BadFileError(f"{error}; --skip-bad goes on without it" if resize else str(error)) from None
+    for bad in errors:
+        warnings.warn(f"{bad}: skipped", stacklevel=4)
+    return pictures
 
 
 def seen_through(transparent: int, of: int) -> str:
@@ -205,7 +219,14 @@ def seen_through(transparent: int, of: int) -> str:
 def no_images(folder: Path, skipped: Counter) -> str:
     """Describe a folder without images."""
     rest = f"; skipped: {listed(skipped)}" if skipped else ""
-    return f"{folder} has no images (allowed: {', '.join(images.FORMATS)}{rest})"
+    heic = unread_heic(skipped)
+    return f"{folder} has no images (allowed: {', '.join(images.FORMATS)}{rest})" + (f"; {heic}" if heic else "")
+
+
+def unread_heic(skipped: Counter[str]) -> str:
+    """Describe the skipped HEIC files, with the command to install their library; empty if there are none."""
+    number = sum(skipped[suffix] for suffix in images.HEIC)
+    return f"{number:,} HEIC pictures are not read: {images.HEIC_COMMAND}" if number else ""
 
 
 def per_class(classes: Sequence[str], labels: np.ndarray) -> str:
@@ -247,15 +268,22 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"  # of macOS's archives
 
 
-def _skipped(path: Path) -> str | None:
-    """Return why a file or folder is skipped, or None."""
-    if _is_hidden(path.name):
+def _skipped_folder(parent: str, name: str) -> str | None:
+    """Return why a folder is skipped, or None."""
+    if _is_hidden(name):
         return "hidden"
-    if path.is_dir():
-        return "linked folder" if path.is_symlink() else None
-    if path.suffix.lower() not in images.SUFFIXES:
-        return path.suffix.lower() or "without a suffix"
-    return None if path.is_file() else "broken link or special file"  # reading a pipe would block
+    return "linked folder" if os.path.islink(os.path.join(parent, name)) else None
+
+
+def _skipped(parent: str, name: str, suffixes: Collection[str]) -> str | None:
+    """Return why a file is skipped, or None."""
+    if _is_hidden(name):
+        return "hidden"
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix not in suffixes:
+        return suffix if suffix.strip(".") else "without a suffix"
+    # Reading a pipe would block.
+    return None if os.path.isfile(os.path.join(parent, name)) else "broken link or special file"
 
 
 def _refuse(error: OSError) -> NoReturn:

@@ -92,6 +92,8 @@ def get_dataset(
     task: Task | None = None,
     val_fraction: float | None = None,
     test_fraction: float | None = None,
+    cache: bool = True,
+    progress: bool | None = None,
 ) -> Dataset:
     """Read a split of a data set: ``train``, ``test``, ``val`` of a folder, or ``all`` of class folders alone.
 
@@ -99,7 +101,8 @@ def get_dataset(
     ``$PYDMOBILENET_HOME`` and MXNet's home, else downloaded. ``imagenet32`` has no free address. ``digits`` comes with
     the package. Unofficial files are used only from `root`. A path, or ``folder:PATH``, is a folder of images; `root`
     replaces it, and `skip_bad` skips unreadable images with a warning. A recorded `task` sets labels, normalisation and
-    size.
+    size. Decoded pictures of a folder are kept for the next time unless `cache` is False; `progress` shows a bar
+    (None: on a terminal).
 
     The fractions hold images out, as in training: `val_fraction` of the training images, `test_fraction` of class
     folders alone. Both are 0.2 by default for class folders alone, else 0.
@@ -119,8 +122,8 @@ def get_dataset(
     if not all(0 <= value <= MOST for value in fractions):
         raise InvalidValueError(f"fractions are {fractions.val:g} and {fractions.test:g} (allowed: 0 to {MOST})")
     if not (split in folder.SPLITS if alone else split in ("train", "val") and fractions.val):
-        return read_split(name, split, root, skip_bad, task)
-    part = getattr(get_splits(name, fractions, root, skip_bad, task), split)
+        return read_split(name, split, root, skip_bad, task, cache, progress)
+    part = getattr(get_splits(name, fractions, root, skip_bad, task, cache, progress), split)
     if part is None:
         raise InvalidValueError(f"{split}_fraction 0 leaves no {split} images; nearest: {getattr(DEFAULT, split)}")
     return part
@@ -132,6 +135,8 @@ def get_splits(
     root: str | Path | None = None,
     skip_bad: bool = False,
     task: Task | None = None,
+    cache: bool = True,
+    progress: bool | None = None,
 ) -> Splits:
     """Read all splits of a data set; `fractions` hold out the validation and test images that it lacks.
 
@@ -142,7 +147,7 @@ def get_splits(
     has = kinds(name)
 
     def read(split: str) -> Dataset:
-        return read_split(name, split, root, skip_bad, task)
+        return read_split(name, split, root, skip_bad, task, cache, progress)
 
     if has == (folder.ALL,):
         return put_aside(read(folder.ALL), fractions)

@@ -58,6 +58,7 @@ class Session:
     data_dir: Path | None = None
     arrays: Splits | None = None
     skip_bad: bool = False
+    cache: bool = True
     tensorboard: bool = False
     progress: bool | None = None
     verbose: bool = False
@@ -304,7 +305,8 @@ def _read(name: str, task: Task, session: Session) -> Splits:
         same: list[Any] = [dataset and replace(dataset, task=task) for dataset in session.arrays]
         splits = hold_out(Splits(*same), fractions)
     else:
-        splits = get_splits(name, fractions, session.data_dir, session.skip_bad, task)
+        shown = session.progress if processes.rank() == 0 else False
+        splits = get_splits(name, fractions, session.data_dir, session.skip_bad, task, session.cache, shown)
     for dataset in splits:
         if dataset and dataset.note:
             session.say(f"data: {dataset.note}")
@@ -338,6 +340,7 @@ def _describe(
         "std": task.std,
         "image_size": task.image_size,
         "mirrored": task.mirrored,
+        "decoding": task.decoding,
         "config": vars(config),
         "data": {name: provenance.of_data(dataset) for name, dataset in splits._asdict().items() if dataset},
         "initial_weights": {"source": source, "sha256": sha256},
