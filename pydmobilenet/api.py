@@ -153,9 +153,8 @@ def train(
     to learn from, in PyTorch, is a run, a file, or the name of a model with published weights; on resume it is the
     recorded one by default. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon if MXNet runs on the device, and
     for a run to resume its own. `compile` is for PyTorch. `freeze` trains the last layer alone, as ``body_rate=0``.
-    Without `cache`, all pictures are decoded again, and none is kept for the next run.
-    `progress` shows bars (None: on a terminal); False prints nothing. `verbose` prints the configuration. The run
-    records `command`, by default this call.
+    Without `cache`, all pictures are decoded, and none is kept for later. `progress` shows bars (None: on a terminal);
+    False prints nothing. `verbose` prints the configuration. The run records `command`, by default this call.
 
     The first process calls `on_epoch` after each epoch with the run and its new row, once all is on the disk. If it
     raises `StopTraining`, the run ends as a finished one; any other exception is passed on.
