@@ -82,10 +82,12 @@ setup(
         "cpu": MXNET_CPU,
         "gpu": MXNET_GPU,
         "torch": ["torch>=2.4"],  # the engine for today's GPUs, and for Python 3.12 and newer
-        "tensorboard": ["tensorboardX>=2.6.5,<3"],  # training curves in TensorBoard; brings no TensorFlow
+        # Training curves: tensorboardX writes them; tensorboard shows them (60 MB more, and no TensorFlow).
+        "tensorboard": ["tensorboardX>=2.6.5,<3", "tensorboard>=2.20"],
         "heic": ["pillow-heif>=0.16"],  # iPhones' pictures
         "timm": ["timm>=1"],  # timm.create_model; brings PyTorch and torchvision
-        "notebook": ["nbclient", "ipykernel"],  # run examples/quickstart.ipynb, without Jupyter's own interface
+        # Run the notebooks in examples/, and open them: jupyterlab, as notebook is jupyterlab and more (110 MB).
+        "notebook": ["nbclient", "ipykernel", "jupyterlab"],
         # make docs: MkDocs for the pages, pdoc for those of the API; the ways of both change between versions
         "docs": ["mkdocs>=1.6,<2", "pdoc>=15,<17"],
         "test": [

@@ -139,6 +139,8 @@ class History:
 class Events:
     """TensorBoard's event files, one step an epoch, written by tensorboardX in single precision.
 
+    ``tensorboard --logdir runs`` shows all runs side by side.
+
     A writer's first epoch hides itself and all later ones in earlier files: a resumed run shows each epoch once.
     Raises UnusableError without tensorboardX, or if the directory cannot be written.
     """

@@ -378,7 +378,7 @@ class Loop:
             epochs = self.config.epochs - progress.epochs  # with this one
             left = epochs * self.batches - progress.batches
             seconds = left * progress.seconds / progress.batches + epochs * self.finishing
-            most = "at most " if self.config.patience else ""
+            most = "at most " if 0 < self.config.patience < self.config.epochs else ""
             bar.set_postfix_str(
                 f"loss {progress.loss / progress.images:.3f}, error {100 * progress.wrong / progress.images:.1f} %, "
                 f"{most}{tqdm.format_interval(seconds)} left",

@@ -246,7 +246,7 @@ def _loop(session: Session, trainer: Trainer, splits: Splits, progress: Progress
         splits = with_features(trainer, splits, session.progress if run else False)
     elif config.frozen:
         session.say("The body is frozen.")
-    if config.patience:
+    if 0 < config.patience < config.epochs:
         session.say(
             f"At most {config.epochs} epochs: training stops if {config.patience} in a row bring no lower validation "
             "error (--patience 0: never)."
