@@ -28,6 +28,9 @@ WAYS = {
     "cifar-short": ["--config", "cifar-short"],  # what version 0.3 advised
     "finetune": ["--config", "finetune"],
     "adamw": ["--config", "finetune", "--optimizer", "adamw", "--learning-rate", "0.001", "--weight-decay", "0.01"],
+    "finetune-all": ["--config", "finetune", "--patience", "0"],
+    "freeze": ["--config", "finetune", "--freeze"],
+    "freeze-augment": ["--config", "finetune", "--freeze", "--augment", "true"],
     "finetune-64": ["--config", "finetune", "--image-size", "64", "--body-rate", "1"],  # the body has to adapt
     "folder": ["--config", "folder"],
 }
@@ -43,14 +46,18 @@ def make_photos(source: Path, target: Path, classes: list[str], number: int) -> 
                 (target / split / name / file.name).symlink_to(file.resolve())
 
 
-def train(options: Iterable[object]) -> tuple[History, dict]:
-    """Run train.py on one thread; return its history and the checkpoints of its ``run.json``."""
+def train(options: Iterable[object]) -> tuple[History, dict, float]:
+    """Run train.py on one thread; return its history, its checkpoints in ``run.json``, and the processor's seconds."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = [sys.executable, TRAIN, *options, "--output", run, "--device", "cpu", "--quiet"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        before = os.times()
         subprocess.run([*map(str, command)], env=environment, check=True, stdout=subprocess.DEVNULL)
-        return read_history(run), json.loads((run / "run.json").read_text(encoding="utf-8"))["checkpoints"]
+        after = os.times()  # of this one thread: other work on the machine does not count
+        seconds = after.children_user + after.children_system - before.children_user - before.children_system
+        checkpoints = json.loads((run / "run.json").read_text(encoding="utf-8"))["checkpoints"]
+        return read_history(run), checkpoints, seconds
 
 
 def test_error(history: History, checkpoints: dict) -> float:
@@ -83,12 +90,13 @@ def main() -> None:
             options = [*WAYS[way], "--model", arguments.model, *arguments.options]
             pretrained = [] if way == "folder" else ["--pretrained", "--weights-dir", arguments.weights_dir]
             runs = [train([folder, *options, *pretrained, "--seed", seed]) for seed in range(arguments.seeds)]
-            errors = [test_error(*run) for run in runs]
-            seconds = statistics.median(sum(row.seconds for row in history.rows) for history, _ in runs)
-            chosen = [history.best.error for history, _ in runs if history.best and history.split == "val"]
+            errors = [test_error(history, checkpoints) for history, checkpoints, _ in runs]
+            epochs = ", ".join(str(len(history.rows)) for history, _, _ in runs)
+            seconds = statistics.median(seconds for _, _, seconds in runs)
+            chosen = [history.best.error for history, _, _ in runs if history.best and history.split == "val"]
             listed = " | ".join(", ".join(f"{error:.2f}" for error in of) for of in (chosen, errors))
             deviation = statistics.stdev(errors) if len(errors) > 1 else 0.0
-            figures = f"{statistics.mean(errors):.2f} | {deviation:.2f} | {len(runs[0][0].rows)}"
+            figures = f"{statistics.mean(errors):.2f} | {deviation:.2f} | {epochs}"
             print(f"| {way} | {listed} | {figures} | {seconds:.0f} |", flush=True)
 
 
