@@ -115,7 +115,7 @@ def check_help(code, out):
     assert code == 0
     assert out.startswith("usage: ")
     assert max(map(len, out.splitlines())) <= 120
-    assert len(out.splitlines()) <= 80
+    assert len(out.splitlines()) <= 95
 
 
 @pytest.mark.parametrize("words", ENTRIES, ids=" ".join)
