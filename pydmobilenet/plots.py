@@ -155,7 +155,7 @@ def compared_curves(curves: Sequence[Curve], title: str) -> str:
     from matplotlib.ticker import MaxNLocator
 
     shown: list[float] = []
-    with drawing(9, 4.2, (0.06, 0.12, 0.99, 0.9)) as (figure, (axes,)):
+    with drawing(4.8, 4, (0.09, 0.12, 0.98, 0.86)) as (figure, (axes,)):
         for curve in curves:
             rows = [row for row in curve.history.rows if _fits(row.error)]
             style: dict[str, Any] = {"color": curve.colour, "lw": 1.8, "gid": f"title {curve.name}"}
@@ -233,7 +233,10 @@ def draw_costs(axes: Axes, part: Iterable[Point], points: Sequence[Point], cost:
         members, (colour, marker) = list(group), FAMILIES[family]
         style: dict[str, Any] = {"color": colour, "zorder": 2 if published else 3}
         label = "" if family in axes.get_legend_handles_labels()[1] else family
-        path = [point.cost for point in members], [point.error for point in members]
+        errors: dict[float, list[float]] = {}
+        for point in members:
+            errors.setdefault(point.cost, []).append(point.error)
+        path = list(errors), [sum(several) / len(several) for several in errors.values()]  # of seeds, the mean
         axes.plot(*path, lw=1.5, ls="--" if published else "-", **style)
         for point in members:
             if point.interval:

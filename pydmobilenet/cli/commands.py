@@ -79,6 +79,7 @@ def validate(
 
 
 def add_train_options(parser: ArgumentParser) -> None:
+    parser.usage = "%(prog)s [options] [DATA]"  # the list of all fills a screen
     option = parser.add_argument
     option("data", nargs="?", metavar="DATA", help="the data set, as --dataset: a name, or a folder of images")
     option("--config", metavar="FILE", help="the recipe, or the name of one in configs/ (default: the data set's)")

@@ -112,7 +112,7 @@ class Group:
         ]
         notes = []
         if self.split and any(row.optimistic for row in rows):
-            notes.append(f"\\* {OPTIMISM}" if marked else CHOSEN_BY_VAL)
+            notes.append(f"Marked by *: {OPTIMISM[0].lower()}{OPTIMISM[1:]}" if marked else CHOSEN_BY_VAL)
         return Table(printable(self.title), columns, notes, [], [])
 
 
