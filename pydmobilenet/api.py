@@ -240,7 +240,7 @@ def _train_seeds(given: Mapping[str, Any], arguments: Mapping[str, Any]) -> Run:
     names = ("seeds", "config", "output", "resume", "weights", "weights_dir", "teacher")
     chosen = {key: arguments[key] for key in names}
     directory = several.plan(given, **chosen, command=command)
-    options = {key: arguments[key] for key in several.OPTIONS}
+    options = {**{key: arguments[key] for key in several.OPTIONS}, "no_cache": not arguments["cache"]}
     processes = several.Processes(directory, options, arguments["jobs"], arguments["progress"] is not False)
     if exit_code := processes.run():
         raise Interrupted(directory, exit_code)
