@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -193,7 +192,10 @@ class Processes:
         finally:
             lock.release()
             if self.failures and not any(seed_directory(self.directory, seed).exists() for seed in seeds):
-                shutil.rmtree(self.directory, ignore_errors=True)
+                with suppress(OSError):  # another file in it is the user's
+                    for name in (CONFIG, METADATA, ".lock"):
+                        (self.directory / name).unlink(missing_ok=True)
+                    self.directory.rmdir()
         return 128 + self.stopped if self.stopped else 0
 
     def _train_all(self, pool: ThreadPoolExecutor, seeds: list[int]) -> None:
