@@ -27,7 +27,7 @@ import pydmobilenet
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "docs"
 SOURCE = ROOT / "build" / "pages"
-PAGES = ("reproduce", "train", "deploy", "speed", "mxnet", "design", "contributing")
+PAGES = ("reproduce", "train", "loop", "deploy", "speed", "mxnet", "design", "contributing")
 
 
 def expose(package: ModuleType) -> None:

@@ -198,6 +198,37 @@ def test_the_features_of_a_pytorch_network_are_had_as_is_said(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.pytorch
+def test_a_loop_of_one_s_own_learns_and_its_file_is_taken(tmp_path):
+    blocks = python_blocks("docs/loop.md")
+    shapes = (
+        "print(tuple(logits.shape), tuple(heat.shape), float(heat.min()) >= 0, heat.amax((1, 2)).tolist() == [1.0] * 8)"
+    )
+    out = run_code("\n".join([WITHOUT_MXNET, *blocks, shapes]), tmp_path).splitlines()
+    assert len(blocks[0].split("epochs, batch_size")[1].splitlines()) <= 25
+    assert float(out[-2].split()[-2]) < 20  # % of the digits
+    assert out[-1] == "(8, 10) (8, 32, 32) True True"
+
+
+@pytest.mark.pytorch
+def test_the_python_of_arrays_runs_as_it_stands(tmp_path):
+    blocks = python_blocks("docs/train.md")
+    first = next(block for block in blocks if "array_dataset" in block)
+    drawn = "numpy.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), numpy.uint8), numpy.arange(40) % 2"
+    begin = f"import numpy, pydmobilenet\nimages, labels = new_images, new_labels = {drawn}\n"
+    small = first.replace("pyd-add-29-0.25", "pyd-add-11-0.125").replace("epochs=20", "epochs=1, batch_size=8")
+    ours = "def log(run, row): print(row.epoch, row.error, row.train_loss, row.seconds)\n"
+    begin, small = begin + "new_images = 255 - images\n" + ours, small.replace("epochs=1", "epochs=1, on_epoch=log")
+    out = run_code(WITHOUT_MXNET + begin + small + "print(*results, len(answers))", tmp_path)
+    assert "of 40 wrong)" in out
+    assert out.splitlines()[-1].endswith(" 40")
+    functions = [block for block in blocks if block.startswith("def ")]
+    assert [len(block.strip().splitlines()) for block in functions] == [2, 2, 4]
+    for block in functions:
+        compile(block, "a block", "exec")
+
+
+@pytest.mark.slow
 @pytest.mark.gluon
 def test_the_python_of_training_gives_the_same_network_each_way(tmp_path):
     code = smaller(python_blocks("docs/train.md")[0].replace("epochs=4", "epochs=1, warmup_epochs=0"))
