@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from . import catalog, checkpoints, data, fetching, files
+from . import catalog, checkpoints, data, fetching, files, provenance
 from . import engine as engines
 from .data import Dataset
-from .errors import InvalidValueError, UserError, hinted
+from .errors import Interrupted, InvalidValueError, UserError, hinted
 from .text import printable
 
 if TYPE_CHECKING:
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn  # noqa: TID251
 
-    from .catalog import Record
     from .gluon.network import HybridBlock
     from .onnx.export import Difference
     from .prediction import Prediction
@@ -106,14 +104,6 @@ class Run:
         return get_model(weights=self, device=device, engine=engine)
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal has ended training. The run is saved in `directory`; `exit_code` is 128 plus the signal's number."""
-
-    def __init__(self, directory: Path, exit_code: int):
-        super().__init__(f"the run is saved: continue it with resume={str(directory)!r}")
-        self.directory, self.exit_code = directory, exit_code
-
-
 def train(
     model: str | None = None,
     dataset: PathLike | Dataset | None = None,
@@ -168,7 +158,7 @@ def train(
     from .training import session as sessions
     from .training.config import parse
 
-    arrays = _given_splits(dataset, val, test)
+    arrays = data.given_splits(dataset, val, test)
     if on_epoch is not None and not callable(on_epoch):
         raise InvalidValueError(f"on_epoch is {str(on_epoch)[:100]!r} (allowed: a function of the run and its row)")
     given = parse({"model": model, "dataset": None if arrays else dataset, **recipe})
@@ -193,7 +183,7 @@ def train(
         progress=progress,
         verbose=verbose,
         on_epoch=None if on_epoch is None else lambda directory, row: on_epoch(Run(directory), row),
-        command=command or _call(train, {**arguments, **given}),
+        command=command or provenance.call(train, {**arguments, **given}),
     )
     family, dtype = catalog.parse_name(session.config.model).family, session.config.dtype
     distilled = session.teacher is not None
@@ -207,16 +197,6 @@ def train(
     if run.summary and progress is not False:
         print(run.summary)
     return run
-
-
-def _given_splits(dataset: object, val: object, test: object) -> data.Splits | None:
-    """Return the splits of given data sets; None for a name or a folder. Raises InvalidValueError."""
-    if dataset is not None and not isinstance(dataset, (str, os.PathLike)):
-        return data.given_splits(dataset, val, test)
-    for name, images in (("val", val), ("test", test)):
-        if images is not None:
-            raise InvalidValueError(f"{name} belongs to a data set of arrays: pass dataset=array_dataset(...) too")
-    return None
 
 
 def _holds_seeds(resume: PathLike | None) -> bool:
@@ -236,7 +216,7 @@ def _train_seeds(given: Mapping[str, Any], arguments: Mapping[str, Any]) -> Run:
             raise InvalidValueError(f"seeds train in processes of their own, which {key} does not reach: leave it out")
     if not isinstance(arguments["dataset"], (str, os.PathLike, type(None))):
         raise InvalidValueError("seeds train in processes of their own: dataset has to be a name or a folder")
-    command = arguments["command"] or _call(train, {**arguments, **given})
+    command = arguments["command"] or provenance.call(train, {**arguments, **given})
     names = ("seeds", "config", "output", "resume", "weights", "weights_dir", "teacher")
     chosen = {key: arguments[key] for key in names}
     directory = several.plan(given, **chosen, command=command)
@@ -250,19 +230,6 @@ def _train_seeds(given: Mapping[str, Any], arguments: Mapping[str, Any]) -> Run:
     if processes.failures:
         raise several.SeedsFailed(processes.failures)
     return run
-
-
-def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
-    """Format the call of a function, without arguments that have their default."""
-    known = inspect.signature(function).parameters
-    words: list[str] = []
-    for position, (name, value) in enumerate(arguments.items()):
-        if name == "recipe" or (name in known and value == known[name].default):
-            continue
-        keyword = "" if name in ("model", "dataset") and position == len(words) else f"{name}="
-        text = getattr(value, "__name__", "") or repr(os.fspath(value) if isinstance(value, os.PathLike) else value)
-        words.append(f"{keyword}{text}")
-    return f"pydmobilenet.{function.__name__}({', '.join(words)})"
 
 
 @hinted
@@ -304,7 +271,7 @@ def validate(
         from .reporting.html import Report  # it needs libraries that nothing else does
 
         report = Report(fetching.expanded(output))
-    records, source = _records(what, dataset, weights, depth, data_dir)
+    records, source = validation.select(what, dataset, weights, depth, data_dir)
     choice = engines.choose(engine, device, fused=fused)
     say = (lambda text: None) if progress is False else (lambda text: print(printable(text), file=sys.stderr))
     say(f"Validating {choice}.")
@@ -331,36 +298,6 @@ def validate(
             show(images, rows)
         results += rows
     return results
-
-
-def _records(
-    what: PathLike | Sequence[str],
-    dataset: str | Sequence[str] | Dataset | None,
-    weights: PathLike | Sequence[PathLike],
-    depth: Sequence[int],
-    data_dir: PathLike | None,
-) -> tuple[list[Record], Path | Dataset | None]:
-    """Return the rows for `validate`, and their images or the directory of these."""
-    paths = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights)
-    if isinstance(what, os.PathLike) or (isinstance(what, str) and os.path.exists(fetching.expanded(what))):
-        paths, what = [*paths, what], "*"
-    patterns = [what] if isinstance(what, str) else what
-    images = dataset if isinstance(dataset, Dataset) else None
-    datasets = [dataset] if isinstance(dataset, str) else [] if isinstance(dataset, Dataset) else list(dataset or [])
-    where = _expanded(data_dir)
-    if images is not None and (where or not paths):
-        raise UserError("given images are for runs and files of weights, without data_dir: validate(run, dataset)")
-    if set(paths) <= {checkpoints.PUBLISHED}:
-        rows: list[Record] = [*catalog.RECORDS, *checkpoints.bundled()]
-    else:
-        rows = [checkpoints.find(weights=path) for path in paths]
-        datasets = list(map(data.dataset_name, datasets))
-        folders = [name for name in datasets if name.startswith("folder:")]
-        if len(folders) + (where is not None) > 1:
-            raise UserError("pass either one --dataset folder:PATH or --data-dir, not both")
-        datasets = [name for name in datasets if name not in folders]
-        where = fetching.expanded(folders[0].partition(":")[2]) if folders else where
-    return catalog.select(patterns or ["*"], datasets or ["*"], depth, rows), where if images is None else images
 
 
 @hinted

@@ -9,6 +9,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 # The engines' packages and their names.
@@ -68,6 +69,14 @@ class EngineError(UserError, RuntimeError):
 
 class StopTraining(Exception):
     """Raised by ``on_epoch``, it ends a run in good order."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal has ended training. The run is saved in `directory`; `exit_code` is 128 plus the signal's number."""
+
+    def __init__(self, directory: Path, exit_code: int):
+        super().__init__(f"the run is saved: continue it with resume={str(directory)!r}")
+        self.directory, self.exit_code = directory, exit_code
 
 
 def of_engine(error: BaseException) -> EngineError | None:

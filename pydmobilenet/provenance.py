@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import inspect
 import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
@@ -62,6 +63,19 @@ def command() -> str:
     if launched():
         launcher = ["torchrun", "--nproc-per-node", os.environ.get("LOCAL_WORLD_SIZE", "1")]
     return shlex.join([*(launcher if name.endswith(".py") else []), *words, *sys.argv[1:]])
+
+
+def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """Format the call of a public function, without arguments that have their default."""
+    known = inspect.signature(function).parameters
+    words: list[str] = []
+    for position, (name, value) in enumerate(arguments.items()):
+        if name == "recipe" or (name in known and value == known[name].default):
+            continue
+        keyword = "" if name in ("model", "dataset") and position == len(words) else f"{name}="
+        text = getattr(value, "__name__", "") or repr(os.fspath(value) if isinstance(value, os.PathLike) else value)
+        words.append(f"{keyword}{text}")
+    return f"pydmobilenet.{function.__name__}({', '.join(words)})"
 
 
 def of_data(dataset: Dataset) -> dict[str, Any]:

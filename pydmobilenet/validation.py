@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -11,15 +12,15 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 from tqdm import tqdm
 
-from . import checkpoints, provenance
+from . import catalog, checkpoints, fetching, provenance
 from .catalog import Record
 from .checkpoints import Checkpoint, runs
-from .data import Dataset, Fractions, folder, get_dataset, get_splits, get_task, is_own
+from .data import Dataset, Fractions, dataset_name, folder, get_dataset, get_splits, get_task, is_own
 from .data.datasets import located
 from .data.splits import check_task, kinds, pixel_hashes, put_aside
 from .engine import Arrays, Engine
@@ -29,6 +30,7 @@ from .network import Complexity
 from .processes import run_each
 from .text import printable, progress_bar
 
+PathLike = Union[str, "os.PathLike[str]"]
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 0.05  # points between the measured and the expected error of the whole official test set
@@ -113,6 +115,36 @@ class Result:
             return "differs" if self.differs else "match"
         low, high = self.interval
         return f"not judged, {'in' if low <= self.record.top1_error <= high else 'off'} interval"
+
+
+def select(
+    what: PathLike | Sequence[str],
+    dataset: str | Sequence[str] | Dataset | None,
+    weights: PathLike | Sequence[PathLike],
+    depth: Sequence[int],
+    data_dir: PathLike | None,
+) -> tuple[list[Record], Path | Dataset | None]:
+    """Select the rows for `api.validate`; return them with their images, or the directory of these."""
+    paths = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights)
+    if isinstance(what, os.PathLike) or (isinstance(what, str) and os.path.exists(fetching.expanded(what))):
+        paths, what = [*paths, what], "*"
+    patterns = [what] if isinstance(what, str) else what
+    images = dataset if isinstance(dataset, Dataset) else None
+    datasets = [dataset] if isinstance(dataset, str) else [] if isinstance(dataset, Dataset) else list(dataset or [])
+    where = None if data_dir is None else fetching.expanded(data_dir)
+    if images is not None and (where or not paths):
+        raise UserError("given images are for runs and files of weights, without data_dir: validate(run, dataset)")
+    if set(paths) <= {checkpoints.PUBLISHED}:
+        rows: list[Record] = [*catalog.RECORDS, *checkpoints.bundled()]
+    else:
+        rows = [checkpoints.find(weights=path) for path in paths]
+        datasets = list(map(dataset_name, datasets))
+        folders = [name for name in datasets if name.startswith("folder:")]
+        if len(folders) + (where is not None) > 1:
+            raise UserError("pass either one --dataset folder:PATH or --data-dir, not both")
+        datasets = [name for name in datasets if name not in folders]
+        where = fetching.expanded(folders[0].partition(":")[2]) if folders else where
+    return catalog.select(patterns or ["*"], datasets or ["*"], depth, rows), where if images is None else images
 
 
 def validate(

@@ -192,7 +192,7 @@ def test_a_split_that_a_run_began_without_is_refused():
     ("arguments", "words"),
     [
         ({"dataset": GOOD}, r"dataset is a ndarray \(allowed: an array_dataset\(images, labels\)"),
-        ({"dataset": "digits", "val": digits()}, "val belongs to a data set of arrays"),
+        ({"dataset": "digits", "val": digits()}, "val belongs to arrays: pass dataset=array_dataset"),
         ({"dataset": digits(), "test": LABELS}, "test is a list "),
         ({"dataset": digits(), "test": pydmobilenet.array_dataset(GOOD, LABELS)}, "test has images of 8x8 pixels"),
         ({"dataset": digits(), "image_size": 64}, "image_size is 64 .allowed: 32"),

@@ -47,11 +47,17 @@ def kinds(name: str) -> tuple[str, ...]:
     return tuple(folder.layout(folder.place(name))) if name.startswith("folder:") else ("train", "test")
 
 
-def given_splits(train: object, val: object = None, test: object = None) -> Splits:
+def given_splits(train: object, val: object = None, test: object = None) -> Splits | None:
     """Check data sets given together: of one size, with the classes of the training images or the first of these.
 
-    All get the recorded name of arrays, the training images' task, and hashes. Raises InvalidValueError.
+    All get the recorded name of arrays, the training images' task, and hashes. None stands for data on the disk, by its
+    name or path. Raises InvalidValueError.
     """
+    if train is None or isinstance(train, (str, PathLike)):
+        for argument, images in (("val", val), ("test", test)):
+            if images is not None:
+                raise InvalidValueError(f"{argument} belongs to arrays: pass dataset=array_dataset(...) too")
+        return None
     splits: dict[str, Dataset | None] = {}
     task: Task | None = None
     for split, dataset in (("train", train), ("val", val), ("test", test)):
