@@ -224,7 +224,7 @@ def test_everything_that_is_offered_is_there_with_its_signature():
     for name in pydmobilenet.__all__:
         function = getattr(pydmobilenet, name)
         assert function.__doc__
-        assert inspect.signature(function).parameters
+        assert isinstance(function, type) or inspect.signature(function).parameters
 
 
 def test_the_package_imports_no_engine():
