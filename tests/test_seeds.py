@@ -229,7 +229,7 @@ def test_killed_within_and_between_seeds_the_runs_end_as_undisturbed(photos, tmp
     kills = [("seed-0/history.csv", signal.SIGKILL), ("seed-0", signal.SIGTERM), ("seed-1/run.json", signal.SIGKILL)]
     for place, number in kills:  # within the first seed, at once, and as soon as the second one has begun
         started = start(photos, tmp_path)
-        wait_until((several / place).exists)
+        wait_until(lambda: (several / place).exists() and running(tmp_path))  # noqa: B023  called at once
         started.send_signal(number)
         _, err = started.communicate(timeout=LIMIT)
         assert started.returncode == (143 if number == signal.SIGTERM else -number), err
