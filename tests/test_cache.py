@@ -74,6 +74,13 @@ def test_a_second_start_opens_no_picture(photos, decoded):
     assert len(decoded()[0]) == 8
 
 
+def test_a_bar_is_shown_while_pictures_are_read(photos, capsys):
+    read(photos, progress=True)
+    assert capsys.readouterr().err.startswith("\rread photos:   0%")
+    read(photos, progress=True)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_transparency_is_kept(photos, decoded):
     Image.new("RGBA", (40, 40), (9, 9, 9, 90)).save(photos / "a" / "clear.png")
     for _ in range(2):

@@ -229,7 +229,11 @@ def limit() -> int:
 
 def _evict(file: Path) -> None:
     """Remove the files used longest ago until the rest fits, never `file`, and what killed processes left."""
-    entries = sorted(((path.stat(), path) for path in file.parent.iterdir()), key=lambda entry: entry[0].st_mtime)
+    entries = []
+    for path in file.parent.iterdir():
+        with suppress(OSError):  # another process has just removed it
+            entries.append((path.stat(), path))
+    entries.sort(key=lambda entry: entry[0].st_mtime)
     total = sum(values.st_size for values, _ in entries)
     for values, path in entries:
         abandoned = path.suffix == ".part" and time.time() - values.st_mtime > ABANDONED
