@@ -14,7 +14,8 @@ import shutil
 import signal
 import sys
 
-import psutil  # before: it has another way on each system
+import platformdirs.unix  # noqa: F401  before, as psutil: they have another way on each system
+import psutil
 
 HIDDEN = ("/proc", "/sys/fs/cgroup", "/dev/std", "/dev/fd")
 PACKAGE = os.sep + "pydmobilenet" + os.sep
