@@ -25,15 +25,16 @@ from pydmobilenet.gluon import runtime
 from pydmobilenet.pytorch import devices
 from pydmobilenet.pytorch import trainer as pytorch_trainer
 from pydmobilenet.pytorch.distributed import CPUSyncBatchNorm
-from pydmobilenet.training import config, loop, session
+from pydmobilenet.training import config, distillation, loop, session
 from pydmobilenet.training.checkpoint import State
 
 pytestmark = pytest.mark.pytorch
 
 MODELS = ["resnet-11-0.25", "mobilenet-11-0.5", "pyd-add-11-0.25", "pyd-concat-11-0.25", "wrn-10-1"]
-WAYS = {"float32": (1, 1), "float64": (3, 1), "accumulated": (2, 2)}  # updates, and passes of each
+WAYS = {"float32": (1, 1), "float64": (3, 1), "accumulated": (2, 2), "taught": (2, 2)}  # updates, and passes of each
+TAUGHT = {"optimizer": "adamw", "clip_gradient": 0.5}  # with a teacher, in float32
 CASES = [*((model, "float64") for model in MODELS), ("resnet-11-0.25", "float32"), ("pyd-concat-11-0.25", "float32")]
-CASES.append(("pyd-concat-11-0.25", "accumulated"))
+CASES += [("pyd-concat-11-0.25", "accumulated"), ("pyd-add-11-0.25", "taught")]
 CPU = torch.device("cpu")
 DIGITS = config.read(ROOT / "configs" / "digits.yaml")
 
@@ -44,14 +45,17 @@ DIGITS = config.read(ROOT / "configs" / "digits.yaml")
 def updates(model, way):
     """Parameters, moving statistics and momentum after some updates of 32 images with mixup, and the scores."""
     number, passes = WAYS[way]
-    recipe = config.make({**DIGITS, "model": model, "batch_size": 32, "accumulation_steps": passes, "mixup": 0.2})
+    values = {**DIGITS, "model": model, "batch_size": 32, "accumulation_steps": passes, "mixup": 0.2}
+    recipe = config.make({**values, **(TAUGHT if way == "taught" else {})})
     dataset = get_dataset("digits")
+    teacher = distillation.find("pyd-add-29-0.25", recipe, dataset.task) if way == "taught" else None
     build = pytorch_trainer.build
-    if way != "float32":
+    single = way in ("float32", "taught")
+    if not single:
         pytorch_trainer.build = lambda *arguments: build(*arguments).double()
-    trainer = pytorch_trainer.make(recipe, dataset.task, CPU)
+    trainer = pytorch_trainer.make(recipe, dataset.task, CPU, teacher=teacher)
     pytorch_trainer.build = build
-    if way != "float32":
+    if not single:
         trainer._copied = lambda array: torch.tensor(array, dtype=torch.float64)
     run = loop.Loop(trainer, Splits(dataset, None, dataset), loop.Progress(), Path(), None)
     batches = run._mixed_batches()
@@ -188,7 +192,10 @@ def test_two_processes_follow_one(model, way, two):
     for each in two:
         found = {name: each[f"{model} {way} {name}"] for name in expected}
         np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
-        if way == "float32":  # rounding lets some inputs of ReLUs change their sign: in the digits, whole areas at once
+        if way in (
+            "float32",
+            "taught",
+        ):  # rounding lets some inputs of ReLUs change their sign: in the digits, whole areas at once
             names = [name for name in expected if name.endswith("weight") and "momentum" not in name]
             numbers = [np.concatenate([each[name].ravel() for name in names]) for each in (found, expected)]
             assert np.linalg.norm(numbers[0] - numbers[1]) < 0.01 * np.linalg.norm(numbers[1])
