@@ -32,7 +32,7 @@ pytestmark = pytest.mark.pytorch
 
 MODELS = ["resnet-11-0.25", "mobilenet-11-0.5", "pyd-add-11-0.25", "pyd-concat-11-0.25", "wrn-10-1"]
 WAYS = {"float32": (1, 1), "float64": (3, 1), "accumulated": (2, 2), "taught": (2, 2)}  # updates, and passes of each
-TAUGHT = {"optimizer": "adamw", "clip_gradient": 0.5}  # with a teacher, in float32
+TAUGHT = {"clip_gradient": 0.5}  # with a teacher, in float32
 CASES = [*((model, "float64") for model in MODELS), ("resnet-11-0.25", "float32"), ("pyd-concat-11-0.25", "float32")]
 CASES += [("pyd-concat-11-0.25", "accumulated"), ("pyd-add-11-0.25", "taught")]
 CPU = torch.device("cpu")
@@ -191,7 +191,7 @@ def test_two_processes_follow_one(model, way, two):
     expected = updates(model, way)
     for each in two:
         found = {name: each[f"{model} {way} {name}"] for name in expected}
-        np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-5)
+        np.testing.assert_allclose(found["losses"], expected["losses"], rtol=1e-4 if way == "taught" else 1e-5)
         if way in (
             "float32",
             "taught",

@@ -94,7 +94,7 @@ def add_train_options(parser: ArgumentParser) -> None:
     initial("--weights", "--init", metavar="PATH", help=f"start from a run, {options.WEIGHTS_FILES}, or published")
     text = "the same as --weights published"
     initial("--pretrained", action="store_const", dest="weights", const=checkpoints.PUBLISHED, help=text)
-    text = "learn from it too: a run, a file, or a model with published weights, as pyd-concat-56-0.5; in PyTorch"
+    text = "distil from a run, a file, or a model by name; in PyTorch"
     option("--teacher", metavar="WEIGHTS", help=text)
     option("--seeds", metavar="N", help="a run for each seed: 5 for the seeds 0 to 4, or a list, as 0,1,2")
     option("--jobs", type=options.positive, metavar="N", help="runs of --seeds at once (default: one a processor)")
