@@ -27,7 +27,7 @@ TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 WAYS = {
     "cifar-short": ["--config", "cifar-short"],  # what version 0.3 advised
     "finetune": ["--config", "finetune"],
-    "adamw": ["--config", "finetune", "--optimizer", "adamw", "--learning-rate", "0.001", "--weight-decay", "0.01"],
+    "adamw": ["--config", "finetune", "--optimizer", "adamw", "--learning-rate", "0.01", "--weight-decay", "0.01"],
     "finetune-all": ["--config", "finetune", "--patience", "0"],
     "freeze": ["--config", "finetune", "--freeze"],
     "freeze-augment": ["--config", "finetune", "--freeze", "--augment", "true"],
