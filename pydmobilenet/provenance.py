@@ -70,7 +70,8 @@ def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
     known = inspect.signature(function).parameters
     words: list[str] = []
     for position, (name, value) in enumerate(arguments.items()):
-        if name == "recipe" or (name in known and value == known[name].default):
+        default = known[name].default if name in known else inspect.Parameter.empty
+        if name == "recipe" or value is default or (type(value) is type(default) and value == default):
             continue
         keyword = "" if name in ("model", "dataset") and position == len(words) else f"{name}="
         text = getattr(value, "__name__", "") or repr(os.fspath(value) if isinstance(value, os.PathLike) else value)

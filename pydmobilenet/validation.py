@@ -21,6 +21,7 @@ from . import catalog, checkpoints, fetching, provenance
 from .catalog import Record
 from .checkpoints import Checkpoint, runs
 from .data import Dataset, Fractions, dataset_name, folder, get_dataset, get_splits, get_task, is_own
+from .data.arrays import PREFIX
 from .data.datasets import located
 from .data.splits import check_task, kinds, pixel_hashes, put_aside
 from .engine import Arrays, Engine
@@ -290,7 +291,9 @@ def given_images(record: Record, dataset: Dataset) -> Dataset:
     """
     task = record.task or get_task(record.dataset)
     check_task(dataset, task, "the data")
-    dataset = replace(dataset, task=task, official=False, hashes=dataset.hashes or pixel_hashes(dataset))
+    if task.name.startswith(PREFIX) or not dataset.hashes:  # arrays record the hashes of pixels
+        dataset = replace(dataset, files=(), hashes=pixel_hashes(dataset))
+    dataset = replace(dataset, task=task, official=False)
     if not isinstance(record, Checkpoint) or not record.images_sha256:
         return dataset
     if provenance.of_data(dataset)["sha256"] == record.images_sha256:

@@ -8,7 +8,7 @@ from helpers import TRAINERS, commander, content, make_classes
 
 import pydmobilenet
 from pydmobilenet import provenance
-from pydmobilenet.data import get_dataset, given_splits
+from pydmobilenet.data import batches, get_dataset, given_splits
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UserError
 from pydmobilenet.training import checkpoint
 
@@ -267,3 +267,25 @@ def test_a_name_of_arrays_is_on_no_disk():
         get_dataset("arrays:data")
     with pytest.raises(MissingFileError, match="arrays:a/b is the name of arrays"):
         pydmobilenet.get_model(MODEL, "arrays:a/b")
+
+
+def test_images_of_a_folder_are_known_again_as_arrays(tmp_path):
+    make_classes(tmp_path / "photos", "ab", {".": 6})
+    images = get_dataset(tmp_path / "photos", "all")
+    arrays = pydmobilenet.array_dataset(images.images, images.labels, images.task.classes)
+    given, other = given_splits(images, None, None), given_splits(arrays, None, None)
+    assert given.train.hashes == other.train.hashes
+
+
+def test_a_map_with_changes_in_memory_trains_on_these(tmp_path):
+    np.save(tmp_path / "images.npy", np.zeros((4, 3, 8, 8), np.uint8))
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="c")
+    mapped[:] = 255
+    dataset = pydmobilenet.array_dataset(mapped, [0, 1, 0, 1], mean=[0, 0, 0], std=[1, 1, 1])
+    images, _ = next(batches(dataset, 4, train=False))
+    assert (images > 0.99).all()
+
+
+def test_class_names_are_a_list():
+    with pytest.raises(InvalidValueError, match="class_names is '5'"):
+        pydmobilenet.array_dataset(np.zeros((1, 3, 8, 8), np.uint8), [0], 5)

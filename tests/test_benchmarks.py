@@ -185,4 +185,4 @@ def test_fine_tuning_is_measured_on_images_that_neither_training_nor_the_choice_
         assert first % 5 == second % 5 == 0  # of 20 images
         assert float(mean) == (first + second) / 2
         assert float(deviation) == pytest.approx(abs(first - second) / 2**0.5, abs=0.005)
-        assert epochs == "2"
+        assert epochs == "2, 2"

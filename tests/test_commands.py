@@ -37,7 +37,7 @@ def test_help_fits_one_screen(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     answer = run("--help")
     assert answer.returncode == 0
-    assert len(answer.stdout.splitlines()) <= 42
+    assert len(answer.stdout.splitlines()) <= 44
     for option in ("-d", "-m", "-l", "-g", "--data-dir", "--weights-dir", "--batch-size", "--limit", "--output"):
         assert option in answer.stdout
     for option in ("--require-all", "--print-net", "--no-fuse", "--engine"):

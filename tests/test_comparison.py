@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,7 +214,7 @@ def test_the_page_has_the_published_curve_beside_runs_of_that_data(tmp_path):
     published = catalog.find("pyd-add-29-1", "cifar10")
     assert any("pyd-add-29-1: 6.00 % published" in title for title in titles)
     assert published.top1_error == 6.0
-    assert not any("56" in title.partition(":")[0] for title in titles)
+    assert not any("-56-" in title.partition(":")[0] for title in titles)
     assert "published figures, of the best test epoch" in " ".join(page.of("p", "key"))
 
 
@@ -223,3 +224,20 @@ def test_a_directory_that_cannot_be_written_is_one_line(command, tmp_path):
     code, _, err = command("compare", "run", "--output", "file")
     assert (code, len(err.splitlines())) == (2, 1)
     assert "cannot make the directory file" in err
+
+
+def test_runs_with_and_without_a_teacher_have_no_common_mean(tmp_path):
+    plain, taught = (make_run(tmp_path / name, [30.0, 20.0, 20.0], seed=seed) for seed, name in enumerate("ab"))
+    assert len(pydmobilenet.compare(plain, taught).seeds) == 1
+    metadata = json.loads((taught / "run.json").read_text())
+    (taught / "run.json").write_text(json.dumps({**metadata, "teacher": {"sha256": "cc"}}))
+    assert pydmobilenet.compare(plain, taught).seeds == []
+
+
+def test_runs_with_relative_and_absolute_paths_are_compared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(Path("a"), [30.0, 20.0, 20.0], seed=0)
+    make_run(tmp_path / "other|b", [30.0, 20.0, 20.0], seed=1)
+    text = str(pydmobilenet.compare("a", tmp_path / "other|b"))
+    assert "n - 1" in text
+    assert r"other\|b" in text

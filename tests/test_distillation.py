@@ -137,7 +137,7 @@ def test_resume_auto_keeps_to_the_teacher_that_the_run_began_with(student, teach
         ),
         (["--teacher", "pyd-concat-29"], "no such teacher: pyd-concat-29 is no path, and "),
         (["--teacher", "resnet-56-0.25"], "no weights of resnet-56-0.25 are published for digits"),
-        (["--temperature", "2"], "temperature 2 cannot be used: there is no teacher: add --teacher; nearest: 4"),
+        (["--temperature", "2"], "temperature 2 cannot be used: there is no teacher: add --teacher"),
         (["--teacher-share", "0.5"], "teacher_share 0.5 cannot be used: there is no teacher"),
         (["--teacher", TEACHER, "--pretrained", "--freeze"], "a teacher sees images, and a last layer alone"),
     ],

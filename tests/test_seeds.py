@@ -10,6 +10,7 @@ import time
 
 import pytest
 from helpers import LIMIT, ROOT, TRAINERS, assert_same, commander, content, make_folder, options, process
+from test_comparison import make_run
 
 import pydmobilenet
 from pydmobilenet.errors import InvalidValueError, UserError
@@ -273,3 +274,24 @@ def test_a_process_stops_with_its_parent():
     assert child.stdout.readline() == "ready\n"
     out, _ = child.communicate(timeout=LIMIT)  # closes its standard input
     assert (out, child.returncode) == (f"{int(signal.SIGTERM)}\n", 0)
+
+
+def test_a_mean_needs_all_finished_runs_to_differ_by_their_seed_alone(several):
+    for seed, engine in ((4, "pytorch"), (1, "pytorch"), (2, "gluon")):
+        make_run(seeds.seed_directory(several, seed), [30.0, 20.0, 20.0], engine=engine, seed=seed)
+    assert seeds.summary(several).endswith("They differ by more than their seed, so there is no mean.")
+
+
+def test_another_engine_than_that_of_the_runs_is_refused(several):
+    make_run(seeds.seed_directory(several, 4), [30.0, 20.0], engine="pytorch", seed=4)
+    given = {**dict.fromkeys(seeds.OPTIONS), "engine": "gluon", "device": "cpu"}
+    with pytest.raises(InvalidValueError, match="engine is 'gluon', but the runs began with 'pytorch'"):
+        seeds.Processes(several, given, shown=False).run()
+    assert (several / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("jobs", [0, -1, "2", True])
+def test_jobs_in_python_are_a_whole_number(jobs, tmp_path):
+    with pytest.raises(InvalidValueError, match="jobs is"):
+        pydmobilenet.train(MODEL, "digits", seeds=2, jobs=jobs, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

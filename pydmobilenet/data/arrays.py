@@ -127,8 +127,8 @@ def _classes(names: Sequence[str] | None, number: int) -> tuple[str, ...]:
         if number > 100_000:
             raise InvalidValueError(f"a label is {number - 1} (allowed: 0 to 99999 without class_names)")
         return tuple(map(str, range(number)))
-    if isinstance(names, str):
-        raise InvalidValueError(f"class_names is {names[:100]!r} (allowed: a list of names)")
+    if isinstance(names, str) or not isinstance(names, (Sequence, np.ndarray)):
+        raise InvalidValueError(f"class_names is {str(names)[:100]!r} (allowed: a list of names)")
     classes = tuple(names)
     for name in classes:
         if not isinstance(name, str) or not name:

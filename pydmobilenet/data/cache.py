@@ -29,7 +29,7 @@ from .dataset import Task, content_hash
 VARIABLE = "PYDMOBILENET_CACHE"
 DEFAULT = "10 GB"
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-VERSION = "1"  # of the files here
+VERSION = "1"  # of the files here; that of their pixels is in `images`
 SETTLED = 2 * 10**9  # nanoseconds: FAT's times are so coarse, and a younger file might change without another time
 UNSETTLED = (-1, -1, -1)  # the stamp of such a file
 CHUNK = 64  # pictures
@@ -168,9 +168,10 @@ def _keep(file: Path, result: Pictures, kept: Pictures, complete: bool) -> Path 
     try:
         result = result if is_read.all() else result.take(is_read)
         if result.same_files(kept):
-            os.utime(file)  # the files used last stay
+            with suppress(OSError):
+                os.utime(file)  # the files used last stay
             return file
-        file.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # the pictures may be private
         names = np.frombuffer(b"\0".join(map(os.fsencode, result.names)), np.uint8)
         with files.writing(file) as stream:
             np.savez(stream, **{**vars(result), "names": names})
@@ -221,7 +222,7 @@ def directory() -> Path:
 def limit() -> int:
     """Return the most bytes of the cache, of ``PYDMOBILENET_CACHE``. Raises InvalidValueError."""
     text = os.environ.get(VARIABLE, "").strip() or DEFAULT
-    size = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) *([KMGT]?)B?", text.upper())
+    size = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]+)?) *([KMGT]?)B?", text.upper())
     if not size:
         raise InvalidValueError(f"{VARIABLE} is {text!r} (allowed: a size, as '{DEFAULT}' or '500 MB'; 0 for none)")
     return int(float(size[1]) * UNITS[size[2]])

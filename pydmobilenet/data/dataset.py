@@ -306,9 +306,11 @@ class _Worker:
 
 def mapped_file(images: np.ndarray) -> tuple[str, int] | None:
     """Return the file and the offset of memory-mapped images without gaps; None for others."""
-    if isinstance(images, np.memmap) and images.flags.c_contiguous and images.filename is not None:
-        return str(images.filename), file_offset(images)
-    return None
+    if not isinstance(images, np.memmap) or images.filename is None or not images.flags.c_contiguous:
+        return None
+    if images.mode == "c":  # changes stay in memory
+        return None
+    return str(images.filename), file_offset(images)
 
 
 def file_offset(images: np.memmap) -> int:

@@ -98,16 +98,15 @@ def get_task(name: str | os.PathLike[str], image_size: int | None = None) -> Tas
 def recorded_task(name: str, record: Mapping[str, Any]) -> Task:
     """Return the task of a data set with the classes, outputs and normalisation of a record. Needs no data.
 
-    Records without `decoding`, of earlier versions, are of networks trained on pictures decoded in full.
+    Records of a folder without `decoding`, of earlier versions, are of pictures decoded in full.
 
     Raises ValueError or TypeError for an invalid record, InvalidValueError for an unknown name.
     """
     if is_own(name):
         title = folder.title(name) if name.startswith("folder:") else name.removeprefix(arrays.PREFIX)
-        known = Task(name, title, (), 0, IMAGENET_MEAN, IMAGENET_STD)
+        known = Task(name, title, (), 0, IMAGENET_MEAN, IMAGENET_STD, decoding=FULL)
     else:
         known = get_task(name)
-    known = replace(known, decoding=FULL)
     values: dict[str, Any] = {key: record.get(key, getattr(known, key)) for key in RECORDED}
     classes, outputs, mean, std, size, mirrored, decoding = values.values()
     valid = {

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, Union
 
@@ -38,26 +38,15 @@ FORMATS = {
     "GIF": (".gif",),
 }
 HEIC = (".heic", ".heif", ".hif")  # of iPhones
-# ISO/IEC 23008-12
-HEIC_BRANDS = (
-    b"heic",
-    b"heix",
-    b"hevc",
-    b"hevx",
-    b"heim",
-    b"heis",
-    b"hevm",
-    b"hevs",
-    b"mif1",
-    b"msf1",
-)  # ISO/IEC 23008-12
+HEIC_BRANDS = b"heic heix hevc hevx heim heis hevm hevs mif1 msf1".split()  # ISO/IEC 23008-12
 HEIC_COMMAND = "pip install 'pydmobilenet[heic]'"
 if util.find_spec("pillow_heif"):
     FORMATS["HEIC"] = HEIC
+VERSION = 1  # of this module's way to pixels: one more for any change of these
 DRAFT_FROM, DRAFT_TO = 4, 2
 MAX_PIXELS = 178_956_970  # to decode: Pillow's own limit, which it checks before a draft
-MAX_JPEG_PIXELS = 400_000_000  # before the draft; a progressive one needs memory for all. Phones make 200 million.
-THREADS = 8  # at most: each may take as much memory as the largest picture
+MAX_JPEG_PIXELS = 400_000_000  # before the draft. Phones make 200 million.
+THREADS = 4  # at most: each may take as much memory as the largest picture
 BACKGROUND = "white"  # behind transparent drawings and logos: black ink would vanish on black
 
 _LOCK = threading.Lock()  # a caller's image may be given several times, and is decoded once
@@ -86,8 +75,15 @@ def suffixes() -> tuple[str, ...]:
 
 
 def version() -> str:
-    """Name the libraries that decode: another version may give other pixels."""
-    return ", ".join(f"{name} {metadata.version(name)}" for name in ("pillow", *["pillow-heif"] * ("HEIC" in FORMATS)))
+    """Name the way of decoding and its libraries: another version may give other pixels."""
+    import PIL
+
+    libraries = [f"way {VERSION}", f"pillow {PIL.__version__}"]
+    if "HEIC" in FORMATS:
+        import pillow_heif
+
+        libraries.append(f"pillow-heif {pillow_heif.__version__}")
+    return ", ".join(libraries)
 
 
 def read(path: Path, resize: bool = True, side: int = SIDE, decoding: str = DRAFT) -> Picture:
@@ -188,7 +184,8 @@ def _open(content: bytes, side: int, decoding: str) -> tuple[Pillow.Image, tuple
             is_draft = min(full_size) >= DRAFT_FROM * side
             if is_draft:
                 image.draft(image.mode, (DRAFT_TO * side, DRAFT_TO * side))
-            _check_size(full_size, MAX_JPEG_PIXELS)
+            is_progressive = "progressive" in image.info  # then a draft needs memory for all of it
+            _check_size(full_size, MAX_PIXELS if is_progressive else MAX_JPEG_PIXELS)
             _check_size(image.size, MAX_PIXELS)
             return image, full_size if is_draft else None
     return Image.open(io.BytesIO(content), formats=[name.upper() for name in FORMATS if name != "HEIC"]), None

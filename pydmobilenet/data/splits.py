@@ -10,7 +10,7 @@ import warnings
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,8 +74,9 @@ def given_splits(train: object, val: object = None, test: object = None) -> Spli
             raise InvalidValueError(f"{argument} has no images")
         task = task or replace(dataset.task, name=f"{arrays.PREFIX}{dataset.task.title}")
         check_task(dataset, task, argument)
-        hashes = dataset.hashes or pixel_hashes(dataset)
-        splits[split] = replace(dataset, task=task, split=split, hashes=hashes, official=False)
+        # Those of a folder have the hashes of files.
+        same: dict[str, Any] = {"files": (), "hashes": pixel_hashes(dataset)}
+        splits[split] = replace(dataset, task=task, split=split, official=False, **same)
     return Splits(**splits)  # type: ignore[arg-type]  # there are training images
 
 

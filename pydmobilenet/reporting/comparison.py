@@ -131,9 +131,7 @@ def seeds_table(groups: Sequence[Seeds]) -> Table:
     figures = [figure for figure in FIGURES if any(figure in group.spreads for group in groups)]
     firsts = [group.results[0] for group in groups]
     columns = [
-        Column(
-            3, "runs", [printable(os.path.commonpath([row.directory for row in group.results])) for group in groups]
-        ),
+        Column(3, "runs", list(map(_parents, groups))),
         Column(4, "model", [first.model for first in firsts]),
         Column(3, "data", [printable(first.task.title) for first in firsts]),
         Column(3, "engine", [first.engine for first in firsts]),

@@ -57,7 +57,7 @@ class Table(NamedTuple):
         text = ""
         for least in range(1, 5):
             columns = [column for column in self.columns if column.rank >= least]
-            rows = list(zip(*(column.cells for column in columns)))
+            rows = list(zip(*([cell.replace("|", "\\|") for cell in column.cells] for column in columns)))
             text = grid(rows, [column.name for column in columns], [column.side for column in columns])
             if width is None or len(text.partition("\n")[0]) <= width:
                 break

@@ -328,6 +328,8 @@ def _without_unused(
         "temperature": no_teacher,
     }
     for key, why in unused.items():
+        if why and key in given and key in ("momentum", "teacher_share", "temperature"):  # no value turns these off
+            raise InvalidValueError(f"{key} {given[key]:g} cannot be used: {why}; nearest: none given")
         if why and getattr(config, key) != DEFAULTS[key]:
             if key in given:
                 raise InvalidValueError(f"{key} {given[key]:g} cannot be used: {why}; nearest: {DEFAULTS[key]:g}")

@@ -144,6 +144,8 @@ class Loop:
             self._finish_epoch()
             self._call_back()
             self.finishing = time.monotonic() - begun
+            if not self.finished and self._requests()[0]:  # an epoch may be a single update, without a look within
+                return 128 + self.stopped
         if self.val is not None and self.test is not None:
             self._measure_test_error(self.test)
         return 0

@@ -128,7 +128,8 @@ def _recipe(metadata: Mapping[str, Any], config: Mapping[str, Any], data: Mappin
     digests = [values["sha256"] for values in data.values()]
     others = {key: value for key, value in config.items() if key not in ("seed", "dataset")}  # a folder may move
     weights = None if is_random else init.get("sha256")
-    return json.dumps([others, metadata.get("engine"), digests, weights], sort_keys=True)
+    teacher = dict(metadata.get("teacher", {})).get("sha256")
+    return json.dumps([others, metadata.get("engine"), digests, weights, teacher], sort_keys=True)
 
 
 class Spread(NamedTuple):

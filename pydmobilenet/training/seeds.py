@@ -185,18 +185,34 @@ class Processes:
         self.jobs = min(len(seeds), self.jobs or default_jobs(str(self.options["device"])))
         lock = checkpoint.lock(self.directory)
         try:
+            self._keep_options()
             with processes.handle_signals(self._stop), ThreadPoolExecutor(self.jobs) as pool:
                 self._train_all(pool, unfinished)
             if not self.stopped:
                 self._record()
         finally:
             lock.release()
-            if self.failures and not any(seed_directory(self.directory, seed).exists() for seed in seeds):
+            begun = any(seed_directory(self.directory, seed).exists() for seed in seeds)
+            if self.failures and not begun and len(_read(self.directory)["commands"]) == 1:  # made by this one
                 with suppress(OSError):  # another file in it is the user's
                     for name in (CONFIG, METADATA, ".lock"):
                         (self.directory / name).unlink(missing_ok=True)
                     self.directory.rmdir()
         return 128 + self.stopped if self.stopped else 0
+
+    def _keep_options(self) -> None:
+        """Take the options of an earlier start, where none are given, and record those of this one.
+
+        Raises InvalidValueError for another engine than that of the runs: a mean over both would mean nothing.
+        """
+        metadata, engine, given = _read(self.directory), self.options["engine"], dict(self.options)
+        if engine not in (AUTO, begun_with := _engine(self.directory) or engine):
+            raise InvalidValueError(f"engine is {engine!r}, but the runs began with {begun_with!r}")
+        kept = metadata.get("options", {})
+        options: dict[str, Any] = {key: given[key] or kept.get(key) for key in ("data_dir", "skip_bad")}
+        options["data_dir"] = _absolute_path(options["data_dir"])
+        self.options = {**given, **options}
+        _write(self.directory, {**metadata, "options": options})
 
     def _train_all(self, pool: ThreadPoolExecutor, seeds: list[int]) -> None:
         futures: list[Future[None]] = []
@@ -259,7 +275,10 @@ class Processes:
             init = {key: metadata.get(key) for key in ("weights", "weights_dir", "teacher")}
             values = {"config": self.directory / CONFIG, "seed": seed, "output": directory, **init}
         words = []
-        for key, value in {**values, **self.options, "quiet": not self.shown}.items():
+        options = {**self.options, "quiet": not self.shown}
+        if options["engine"] == AUTO:
+            options["engine"] = _engine(self.directory) or AUTO
+        for key, value in {**values, **options}.items():
             if value is not None and value is not False and value != AUTO:  # 0 is a seed
                 words += [f"--{key.replace('_', '-')}", *([] if value is True else [str(value)])]
         script = files.RESOURCES / "train.py"  # in a checkout, found from any directory
@@ -275,8 +294,8 @@ class Processes:
 
     def _record(self) -> None:
         spreads: dict[str, dict[str, object]] = {}
-        groups = results.over_seeds(_results(self.directory))
-        for figure, spread in groups[0].spreads.items() if len(groups) == 1 else ():
+        groups = _only_group(_results(self.directory))
+        for figure, spread in groups[0].spreads.items() if groups else ():
             spreads.setdefault(figure.epoch, {})[figure.split] = spread._asdict()
         _write(self.directory, {**_read(self.directory), "spreads": spreads})
 
@@ -293,6 +312,20 @@ def _finished(directory: Path) -> bool:
         return False
 
 
+def _engine(directory: Path) -> str:
+    """Return the engine of the runs that have begun; empty before."""
+    for path in directories(directory):
+        if (path / METADATA).exists():
+            with suppress(UserError):  # its process says why, if it is damaged
+                return runs.read_metadata(path).get("engine", "")
+    return ""
+
+
+def _only_group(finished: list[results.RunResult]) -> list[results.Seeds]:
+    """Return the group of all finished runs; none if some differ by more than their seed."""
+    return [group for group in results.over_seeds(finished) if len(group.results) == len(finished)]
+
+
 def _results(directory: Path) -> list[results.RunResult]:
     return [results.read(path) for path in directories(directory) if _finished(path)]
 
@@ -301,9 +334,9 @@ def summary(directory: Path) -> str:
     """Describe the errors of the finished runs: mean and standard deviation of each."""
     seeds = runs.seeds(directory)
     finished = _results(directory)
-    groups = results.over_seeds(finished)
+    groups = _only_group(finished)
     lines = [f"{directory}: {len(finished)} of {len(seeds)} seeds are finished."]
-    if len(groups) == 1:
+    if groups:
         spreads = groups[0].spreads
         lines += [f"{str(figure).capitalize()}: {spread} %" for figure, spread in spreads.items()]
         lines[0] += f" Mean ± standard deviation (n - 1) of n = {len(groups[0].results)}:"
