@@ -57,10 +57,10 @@ def run(finished, tmp_path):
 def unread(monkeypatch):
     """No picture may be decoded."""
 
-    def read(path, *_):
-        raise AssertionError(f"{path} is decoded")
+    def to_picture(content, name, *_):
+        raise AssertionError(f"{name} is decoded")
 
-    monkeypatch.setattr(images, "read", read)
+    monkeypatch.setattr(images, "to_picture", to_picture)
 
 
 def trainer_class(engine):
@@ -208,7 +208,7 @@ def test_other_numbers_of_files_are_refused_before_a_picture_is_decoded(layout, 
     if "val" in layout:
         del values["val_fraction"]
     pydmobilenet.train(dataset=photos, output=tmp_path / "run", **values)
-    monkeypatch.setattr(images, "read", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(images, "to_picture", lambda *_: pytest.fail("decoded"))
     for split, number in layout.items():
         folder, count = photos / split / "a", 2 * number
         shutil.copy(folder / "00.png", folder / "more.png")

@@ -139,7 +139,7 @@ class FakeEngine:
 
 
 def test_one_bad_row_does_not_stop_the_others(monkeypatch):
-    monkeypatch.setattr(validation, "get_dataset", lambda *_: dataset(np.arange(10)))
+    monkeypatch.setattr(validation, "get_dataset", lambda *_, **__: dataset(np.arange(10)))
     records = catalog.select(["resnet-*", "pyd-add-29-1"], ["cifar10"])
     engine = FakeEngine()
     for error, reason in ((BadFileError("damaged"), "damaged"), (MemoryError("a\nb"), "MemoryError: a b")):
@@ -153,7 +153,7 @@ def test_one_bad_row_does_not_stop_the_others(monkeypatch):
 def test_data_that_cannot_be_had_is_asked_for_once_a_data_set(monkeypatch):
     asked = []
 
-    def nowhere(name, *_):
+    def nowhere(name, *_, **__):
         asked.append(name)
         raise BadFileError(f"no {name}")
 
@@ -167,7 +167,7 @@ def test_data_that_cannot_be_had_is_asked_for_once_a_data_set(monkeypatch):
 def test_unofficial_or_partial_data_informs_and_does_not_judge(monkeypatch):
     records = catalog.select(["resnet-29-*"], ["cifar10"])
     for official, limit in ((False, None), (True, 5)):
-        monkeypatch.setattr(validation, "get_dataset", lambda *_, o=official: dataset(np.arange(10), official=o))
+        monkeypatch.setattr(validation, "get_dataset", lambda *_, o=official, **__: dataset(np.arange(10), official=o))
         ((_, (row,)),) = validation.validate(records, FakeEngine(), itself, limit=limit)
         assert not row.complete
         assert exit_code([row]) == 0
