@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -124,7 +125,8 @@ def _fits(value: float) -> bool:
     return 1e-100 < value < 1e100 or value == 0
 
 
-class Curve(NamedTuple):
+@dataclass(frozen=True)
+class Curve:
     """The errors of a run, and how its line is drawn: a colour of report.css, and dashes in widths of the line."""
 
     name: str
