@@ -216,15 +216,13 @@ def _train_seeds(given: Mapping[str, Any], arguments: Mapping[str, Any]) -> Run:
             raise InvalidValueError(f"seeds train in processes of their own, which {key} does not reach: leave it out")
     if not isinstance(arguments["dataset"], (str, os.PathLike, type(None))):
         raise InvalidValueError("seeds train in processes of their own: dataset has to be a name or a folder")
-    jobs = arguments["jobs"]
-    if jobs is not None and (type(jobs) is not int or jobs < 1):
-        raise InvalidValueError(f"jobs is {jobs!r} (allowed: a whole number from 1)")
+    several.check_jobs(arguments["jobs"])
     command = arguments["command"] or provenance.call(train, {**arguments, **given})
     names = ("seeds", "config", "output", "resume", "weights", "weights_dir", "teacher")
     chosen = {key: arguments[key] for key in names}
     directory = several.plan(given, **chosen, command=command)
     options = {**{key: arguments[key] for key in several.OPTIONS}, "no_cache": not arguments["cache"]}
-    processes = several.Processes(directory, options, jobs, arguments["progress"] is not False)
+    processes = several.Processes(directory, options, arguments["jobs"], arguments["progress"] is not False)
     if exit_code := processes.run():
         raise Interrupted(directory, exit_code)
     run = Run(directory, several.summary(directory), tuple(map(Run, several.directories(directory))))

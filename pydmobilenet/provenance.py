@@ -71,7 +71,7 @@ def call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
     words: list[str] = []
     for position, (name, value) in enumerate(arguments.items()):
         default = known[name].default if name in known else inspect.Parameter.empty
-        if name == "recipe" or value is default or (type(value) is type(default) and value == default):
+        if name == "recipe" or (type(value) is type(default) and value == default):
             continue
         keyword = "" if name in ("model", "dataset") and position == len(words) else f"{name}="
         text = getattr(value, "__name__", "") or repr(os.fspath(value) if isinstance(value, os.PathLike) else value)

@@ -235,10 +235,10 @@ def _evict(file: Path) -> None:
         with suppress(OSError):  # another process has just removed it
             entries.append((path.stat(), path))
     entries.sort(key=lambda entry: entry[0].st_mtime)
-    total = sum(values.st_size for values, _ in entries)
+    total, most = sum(values.st_size for values, _ in entries), limit()
     for values, path in entries:
         abandoned = path.suffix == ".part" and time.time() - values.st_mtime > ABANDONED
-        if path != file and (abandoned or (total > limit() and path.suffix == ".npz")):
+        if path != file and (abandoned or (total > most and path.suffix == ".npz")):
             with suppress(OSError):  # Windows keeps an open file
                 path.unlink()
                 total -= values.st_size

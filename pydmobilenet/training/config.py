@@ -328,12 +328,13 @@ def _without_unused(
         "temperature": no_teacher,
     }
     for key, why in unused.items():
-        if why and key in given and key in ("momentum", "teacher_share", "temperature"):  # no value turns these off
-            raise InvalidValueError(f"{key} {given[key]:g} cannot be used: {why}; nearest: none given")
-        if why and getattr(config, key) != DEFAULTS[key]:
-            if key in given:
-                raise InvalidValueError(f"{key} {given[key]:g} cannot be used: {why}; nearest: {DEFAULTS[key]:g}")
-            config = replace(config, **{key: DEFAULTS[key]})
+        if not why:
+            continue
+        is_on = key in ("momentum", "teacher_share", "temperature")  # the others are off by their default
+        if key in given and (is_on or given[key] != DEFAULTS[key]):
+            closest = "none given" if is_on else f"{DEFAULTS[key]:g}"
+            raise InvalidValueError(f"{key} {given[key]:g} cannot be used: {why}; nearest: {closest}")
+        config = replace(config, **{key: DEFAULTS[key]})
     if not (validated or "test" in splits or config.test_fraction):
         raise InvalidValueError(f"{config.dataset} has no images to choose the best epoch; nearest: --val-fraction 0.2")
     return config

@@ -151,6 +151,12 @@ def _write(directory: Path, metadata: Mapping[str, Any]) -> None:
     files.write(directory / METADATA, json.dumps(metadata, indent=1) + "\n")
 
 
+def check_jobs(jobs: object) -> None:
+    """Raise InvalidValueError unless `jobs` is a number of processes, or None."""
+    if jobs is not None and (type(jobs) is not int or jobs < 1):
+        raise InvalidValueError(f"jobs is {jobs!r} (allowed: a whole number from 1)")
+
+
 def default_jobs(device: str) -> int:
     """Return how many runs train at once: one a processor, on a GPU at most `GPU_JOBS`."""
     threads = os.environ.get("OMP_NUM_THREADS", "")  # of each, if set
