@@ -14,7 +14,8 @@ from pydmobilenet.gluon.network import build_for
 from pydmobilenet.gluon.trainer import GluonTrainer, initialize, make
 from pydmobilenet.training import config, session
 from pydmobilenet.training.checkpoint import State
-from pydmobilenet.training.trainer import check_split, make_targets
+from pydmobilenet.training.loader import make_targets
+from pydmobilenet.training.trainer import check_split
 
 FAMILIES = ("resnet-11-0.5", "mobilenet-11-0.5", "pyd-add-11-0.25", "pyd-concat-11-0.25")
 ONE, TWO = (mx.cpu(),), (mx.cpu(0), mx.cpu(1))

@@ -17,7 +17,7 @@ from pydmobilenet.gluon import trainer as gluon_trainer
 from pydmobilenet.network import BatchNorm
 from pydmobilenet.pytorch import trainer as pytorch_trainer
 from pydmobilenet.training import config
-from pydmobilenet.training.trainer import make_targets
+from pydmobilenet.training.loader import make_targets
 
 pytestmark = [pytest.mark.gluon, pytest.mark.pytorch]
 

@@ -11,8 +11,9 @@ import pydmobilenet
 from pydmobilenet.data import get_dataset
 from pydmobilenet.errors import BadFileError, InvalidValueError
 from pydmobilenet.training import config
+from pydmobilenet.training.loader import make_targets
 from pydmobilenet.training.loop import Loop
-from pydmobilenet.training.trainer import STEP, make_targets
+from pydmobilenet.training.trainer import STEP
 
 ADAMW = {"optimizer": "adamw", "learning_rate": 0.001, "weight_decay": 0.1}
 each_engine = pytest.mark.parametrize("engine", TRAINERS)

@@ -11,7 +11,7 @@ from pydmobilenet.data import batches, get_dataset
 from pydmobilenet.pytorch import trainer
 from pydmobilenet.pytorch.inference import PyTorchEngine
 from pydmobilenet.training import config
-from pydmobilenet.training.trainer import make_targets
+from pydmobilenet.training.loader import make_targets
 
 pytestmark = [pytest.mark.pytorch, pytest.mark.gpu]
 DIGITS = config.read(ROOT / "configs" / "digits.yaml")

@@ -20,7 +20,7 @@ from pydmobilenet.pytorch.devices import engine_errors
 from pydmobilenet.pytorch.inference import PyTorchEngine
 from pydmobilenet.pytorch.network import Network
 from pydmobilenet.training import config
-from pydmobilenet.training.trainer import make_targets
+from pydmobilenet.training.loader import make_targets
 
 X = np.random.default_rng(0).standard_normal((3, 3, 32, 32)).astype(np.float32)
 

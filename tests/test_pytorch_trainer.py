@@ -15,7 +15,8 @@ from pydmobilenet.metrics import count_wrong
 from pydmobilenet.pytorch import trainer as pytorch_trainer
 from pydmobilenet.pytorch.network import get_arrays
 from pydmobilenet.training import config
-from pydmobilenet.training.trainer import check_split, make_targets
+from pydmobilenet.training.loader import make_targets
+from pydmobilenet.training.trainer import check_split
 
 pytestmark = pytest.mark.pytorch
 

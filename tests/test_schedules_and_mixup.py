@@ -9,8 +9,9 @@ from helpers import ROOT
 
 from pydmobilenet.data import Dataset, Splits, batches, get_task
 from pydmobilenet.training import config
+from pydmobilenet.training.loader import make_targets, mix, mixup_lam
 from pydmobilenet.training.loop import Loop, Progress, updates_per_epoch
-from pydmobilenet.training.trainer import Score, learning_rates, make_targets, mix, mixup_lam
+from pydmobilenet.training.trainer import Score, learning_rates
 
 MODEL = "pyd-add-11-0.25"
 CIFAR = config.make({**config.read(ROOT / "configs" / "cifar.yaml"), "model": MODEL})

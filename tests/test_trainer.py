@@ -15,7 +15,7 @@ from pydmobilenet.gluon.network import build_for
 from pydmobilenet.gluon.trainer import GluonTrainer, initialize
 from pydmobilenet.metrics import cross_entropy
 from pydmobilenet.training import config, session
-from pydmobilenet.training.trainer import make_targets
+from pydmobilenet.training.loader import make_targets
 
 pytestmark = pytest.mark.instruction_sets
 

@@ -19,7 +19,8 @@ from pydmobilenet.training import config
 from pydmobilenet.training import loop as loops
 from pydmobilenet.training.checkpoint import read_history
 from pydmobilenet.training.history import Epoch, History
-from pydmobilenet.training.loop import Loop, class_weights
+from pydmobilenet.training.loader import class_weights
+from pydmobilenet.training.loop import Loop
 
 pytestmark = pytest.mark.trains
 

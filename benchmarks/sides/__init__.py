@@ -17,7 +17,7 @@ def loop(make_trainer, model: str, dtype: str = "float32"):
     """Train a batch at each step as `train.py` does, by a trainer of any engine."""
     from pydmobilenet.data import Dataset, batches, get_task
     from pydmobilenet.training import config
-    from pydmobilenet.training.trainer import make_targets
+    from pydmobilenet.training.loader import make_targets
 
     values = {"model": model, "batch_size": BATCH, "dtype": dtype, "accumulation_steps": 1}
     recipe = config.make({**config.read("configs/cifar.yaml"), **values})

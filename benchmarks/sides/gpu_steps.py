@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from pydmobilenet.data import get_task
 from pydmobilenet.pytorch import get_model, trainer
 from pydmobilenet.training import config
-from pydmobilenet.training.trainer import make_targets, mix
+from pydmobilenet.training.loader import make_targets, mix
 
 from . import BATCH
 

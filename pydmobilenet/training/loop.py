@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from tqdm import tqdm
 
 from .. import files, processes
 from ..checkpoints.runs import BEST
-from ..data import Dataset, Splits, batches
+from ..data import Dataset, Splits
 from ..errors import BadFileError, InvalidValueError, StopTraining, UserError, of_engine
 from ..metrics import wilson
 from ..plots import draw
@@ -24,7 +23,8 @@ from ..text import progress_bar
 from .checkpoint import Run, State
 from .config import Config
 from .history import Epoch, Events, History
-from .trainer import Score, Trainer, class_weights, learning_rates, make_targets, mix, mixup_lam
+from .loader import Loader
+from .trainer import Score, Trainer, learning_rates
 
 OnEpoch = Callable[[Path, Epoch], None]
 SAVE_SECONDS = 600.0  # between saves within an epoch: the most that a crash may cost
@@ -100,12 +100,12 @@ class Loop:
     ):
         self.trainer, self.config = trainer, trainer.config
         self.train, self.val, self.test = splits
-        self.weights = class_weights(self.train) if self.config.class_weights == "balanced" else None
         self.progress, self.directory = progress, directory
         self.output, self.events, self.shown, self.on_epoch = output, events, shown, on_epoch
         updates = updates_per_epoch(self.config, len(self.train))
         self.schedule = learning_rates(self.config, updates)
         self.batches = updates * self.config.accumulation_steps
+        self.loader = Loader(self.train, self.config, self.batches, trainer.rank, trainer.world_size)
         self.test_score: Score | None = None  # of the best epoch, if validation images have chosen it
         self.stopped = 0  # the number of the signal received
         self.ended_by_callback = False
@@ -212,7 +212,7 @@ class Loop:
         progress, begun = self.progress, time.monotonic() - self.progress.seconds
         score: Callable[[], Score] | None = None
         with self._bar() as bar:
-            for images, targets in self._mixed_batches():
+            for images, targets in self.loader.epoch(progress.epochs, progress.batches):
                 previous, score = score, self.trainer.train_step(images, targets, self._learning_rate())
                 if previous is not None:  # read after launching this step, so the device stays busy
                     self._add(previous())
@@ -232,39 +232,6 @@ class Loop:
         if score:
             self._add(score())
         return True
-
-    def _mixed_batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield this worker's shards of the batches left in the epoch: images, target distributions."""
-        config, progress = self.config, self.progress
-        rank, workers = self.trainer.rank, self.trainer.world_size
-        if config.mixup == 0 or progress.epochs >= config.epochs - config.mixup_off_epochs:
-            yield from self._shards(rank)
-            return
-        # In a reversed batch, the first worker's shard is the last worker's.
-        partners = self._shards(workers - 1 - rank) if workers > 1 else None
-        for number, (images, targets) in enumerate(self._shards(rank), progress.batches):
-            lam = mixup_lam(config.mixup, config.seed, progress.epochs, number)
-            other_images, other_targets = next(partners) if partners else (None, None)
-            yield mix(images, lam, other_images), mix(targets, lam, other_targets)
-
-    def _shards(self, worker: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield a worker's shards of the batches left in the epoch, before mixup."""
-        config, progress, workers = self.config, self.progress, self.trainer.world_size
-        source = batches(
-            self.train,
-            config.batch_size // workers,
-            train=True,
-            seed=config.seed,
-            epoch=progress.epochs,
-            part=worker,
-            parts=workers,
-            start=progress.batches,
-            augment=config.augment,
-        )
-        left = self.batches - progress.batches  # those after them are too few for an update
-        for images, labels in islice(source, left):
-            targets = make_targets(labels, self.train.task.outputs, config.label_smoothing)
-            yield images, targets if self.weights is None else targets * self.weights[labels, None]
 
     def _learning_rate(self) -> float:
         """Return the learning rate of the current update."""

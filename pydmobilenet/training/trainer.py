@@ -1,4 +1,4 @@
-"""The `Trainer` protocol of an engine, and the input of its steps: learning rates, targets, mixup."""
+"""The `Trainer` protocol of an engine, and the learning rates of its steps."""
 
 from __future__ import annotations
 
@@ -171,40 +171,3 @@ def learning_rates(config: Config, updates_per_epoch: int) -> Callable[[int], fl
         return decayed
 
     return rate
-
-
-def class_weights(dataset: Dataset) -> np.ndarray:
-    """Return scikit-learn's ``balanced`` weights (outputs,): images / (classes x images of the class).
-
-    Each class counts the same in the loss; the mean over the images is 1.
-    """
-    numbers = np.bincount(dataset.labels, minlength=dataset.task.outputs)
-    present = np.maximum(numbers, 1)
-    return (len(dataset) / (np.count_nonzero(numbers) * present)).astype(np.float32)
-
-
-def make_targets(labels: np.ndarray, outputs: int, smoothing: float = 0.0) -> np.ndarray:
-    """Turn labels (N,) into target distributions (N, outputs) in float32.
-
-    Label smoothing (Szegedy et al., 2016, arXiv 1512.00567) leaves ``1 - smoothing`` on the label, and spreads
-    `smoothing` over all outputs.
-    """
-    distributions = np.full((len(labels), outputs), smoothing / outputs, np.float32)
-    distributions[np.arange(len(labels)), labels] += 1 - smoothing
-    return distributions
-
-
-def mixup_lam(alpha: float, seed: int, epoch: int, batch: int) -> float:
-    """Draw mixup's lambda for a batch from Beta(alpha, alpha). It depends on the arguments alone."""
-    # To NumPy, [seed, epoch, 0] is [seed, epoch]: the order of the images is drawn from that.
-    return float(np.random.default_rng([seed, epoch, batch, 1]).beta(alpha, alpha))
-
-
-def mix(array: np.ndarray, lam: float, others: np.ndarray | None = None) -> np.ndarray:
-    """Mix N images or distributions with the same batch in reverse, as in the PydMobileNet authors' code.
-
-    (mixup: Zhang et al., 2018, arXiv 1710.09412.) `others` is the shard of the worker with the partners, if there are
-    several.
-    """
-    factor = np.float32(lam)
-    return factor * array + (1 - factor) * (array if others is None else others)[::-1]
