@@ -6,7 +6,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
@@ -14,6 +13,7 @@ from . import catalog, checkpoints, data, fetching, files, provenance
 from . import engine as engines
 from .data import Dataset
 from .errors import Interrupted, InvalidValueError, UserError, hinted
+from .run import Run
 from .text import printable
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .prediction import Prediction
     from .reporting.comparison import Comparison
     from .reporting.html import Report
-    from .training.history import Epoch, History
+    from .training.history import Epoch
     from .validation import Result
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -67,41 +67,7 @@ def get_model(
     FileNotFoundError, ValueError and OSError.
     """
     source = checkpoints.resolve(name, dataset, classes, pretrained, weights, weights_dir)
-    choice = engines.choose(engine, "cpu", "networks", catalog.parse_name(source.model).family)
-    return choice.get_model(source, device)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A trained run, usable as the path of its `directory`. Under torchrun only the first process has a `summary`.
-
-    Trained with several seeds, it has the `runs` of these, and the means and standard deviations in its `summary`.
-    """
-
-    directory: Path
-    summary: str = ""
-    runs: tuple[Run, ...] = ()
-
-    def __fspath__(self) -> str:
-        return os.fspath(self.directory)
-
-    @property
-    def history(self) -> History:
-        """The losses, errors and learning rates of the epochs: ``run.history.rows``."""
-        from .training.checkpoint import read_history
-
-        return read_history(self.directory)
-
-    @property
-    def test_error(self) -> float | None:
-        """The test error of the best epoch in %; None before it is measured, or without test images."""
-        from .checkpoints import runs
-
-        return runs.read_metadata(self.directory)["checkpoints"].get(runs.BEST, {}).get("test_error")
-
-    def model(self, device: str | None = None, engine: str = "auto") -> HybridBlock | nn.Module:
-        """Return the network of the best epoch, as `get_model`. Raises MissingFileError before the first epoch."""
-        return get_model(weights=self, device=device, engine=engine)
+    return engines.get_model(source, engine, device)
 
 
 def train(
@@ -335,7 +301,8 @@ def predict(
 
     `images` are files or folders, Pillow's images, or arrays of pixels (H, W, 3) or (3, H, W) in uint8, of any size:
     one, several, an array of N, or a data set. The network is a `model` with its `weights`: a run, a file, or the
-    published ones. Images are resized to `image_size`, by default that of training. Raises as `train`.
+    published ones. Images are resized to `image_size`, by default that of training. A JPEG in a file is decoded as a
+    draft from 4 times that side on, as in training; an image of Pillow's is decoded in full. Raises as `train`.
     """
     from . import prediction
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from . import devices, gluon, machine, processes
+from .catalog import parse_name
 from .devices import Device
 from .errors import UnusableError, unknown
 from .gluon import runtime
@@ -124,6 +125,11 @@ def choose(
     if name == "gluon" and lack:
         raise UnusableError(f"engine 'gluon' {lack}; nearest: pytorch")
     return Choice(name, _devices(name, device, purpose), reason, fused, compiled)
+
+
+def get_model(source: Checkpoint, engine: str = "auto", device: Any = None) -> Any:
+    """Build a checkpoint's network with an engine, on a device of its own or by name. Raises as `choose`."""
+    return choose(engine, "cpu", "networks", parse_name(source.model).family).get_model(source, device)
 
 
 def check_name(engine: str, purpose: Purpose) -> tuple[str, ...]:

@@ -314,8 +314,16 @@ def tiff(content, bits, photometric, sample_format=1, extra=(), side=32):
     return b"II*\0" + struct.pack("<I", 8 + len(content)) + content + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
-def decode(content):
-    return images.decode(content, "it")
+def decode(content, name="it", decoding="draft"):
+    """Decode the content of a file, pixels or an image of Pillow's to 32x32 pixels. Raises BadFileError."""
+    (picture,) = images.read_all([content], lambda item: images.to_picture(item, name, True, 32, decoding))
+    if isinstance(picture, BadFileError):
+        raise picture
+    return picture
+
+
+def read_picture(path):
+    return decode(images.content(path), str(path))
 
 
 def refused(content, words):

@@ -86,9 +86,10 @@ def test_keep_pillows_log_off_standard_error():
     content = tiff(bytes(1024), 8, 1).replace(
         struct.pack("<HHII", 277, 3, 1, 1), struct.pack("<HHII", 277, 4, 1, 1 << 30)
     )
-    code = "import sys; from pydmobilenet.data import images\ntry: images.decode(sys.stdin.buffer.read(), 'it')\n"
+    code = "import sys; from pydmobilenet.data import images\nread = lambda content: images.to_picture("
+    code += "content, 'it', True, 32, 'draft')\nprint(*images.read_all([sys.stdin.buffer.read()], read))"
     answer = subprocess.run(
-        [sys.executable, "-c", code + "except ValueError as error: print(error)"],
+        [sys.executable, "-c", code],
         input=content,
         cwd=ROOT,
         capture_output=True,

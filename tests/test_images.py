@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
-from helpers import RAMP, SHAPE, WIDE, chunk, decode, encoded, keyed, png, refused, tiff
+from helpers import RAMP, SHAPE, WIDE, chunk, decode, encoded, keyed, png, read_picture, refused, tiff
 from PIL import Image
 
 from pydmobilenet.data import images
@@ -36,7 +36,7 @@ def test_read_each_format_to_the_pixel(kind, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     pixels = pixels // 128 * 255  # eight colours, which a GIF has room for
     (tmp_path / "x.txt").write_bytes(encoded(Image.fromarray(pixels), kind, **LOSSLESS[kind]))
-    picture = images.read(tmp_path / "x.txt")
+    picture = read_picture(tmp_path / "x.txt")
     np.testing.assert_array_equal(picture.pixels, pixels.transpose(2, 0, 1))
     assert (picture.size, picture.transparent) == ((32, 32), False)
 
@@ -250,7 +250,7 @@ NOISE = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (1000,
 def test_a_large_jpeg_is_resized_over_all_pixels():
     whole = Image.open(io.BytesIO(NOISE))
     expected = np.asarray(whole.resize((32, 32), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    np.testing.assert_array_equal(images.decode(NOISE, "it", decoding="full").pixels, expected)
+    np.testing.assert_array_equal(decode(NOISE, decoding="full").pixels, expected)
     assert abs(decode(NOISE).pixels.astype(int) - expected).max() <= 2  # of noise at the scale of pixels
     assert expected.std() < 10  # a mean of many pixels
 
@@ -278,7 +278,7 @@ def test_a_draft_is_turned_and_has_the_size_of_the_whole(size, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = encoded(Image.radial_gradient("L").crop((0, 0, 200, 128)).resize(size), "JPEG", exif=exif)
-    draft, whole = decode(content), images.decode(content, "it", decoding="full")
+    draft, whole = decode(content), decode(content, decoding="full")
     assert draft[1:] == whole[1:]
     assert abs(draft.pixels.astype(int) - whole.pixels).max() <= 1
 
@@ -294,7 +294,7 @@ def test_phones_of_200_megapixels_are_read():
     assert decode(content).size == (16320, 12240)
     assert (decode(content).pixels == 90).all()
     with pytest.raises(BadFileError, match="exceeds limit"):
-        images.decode(content, "it", decoding="full")
+        decode(content, decoding="full")
 
 
 @pytest.mark.parametrize(("size", "words"), [((65000, 65000), "4,225 megapixels .allowed: 400"), ((100, 1), "")])
@@ -371,4 +371,4 @@ def test_report_errors_of_images_in_memory():
 
 def test_name_a_missing_file(tmp_path):
     with pytest.raises(BadFileError, match=r"x\.png cannot be read: No such file"):
-        images.read(tmp_path / "x.png")
+        read_picture(tmp_path / "x.png")

@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 import oracle
 import pytest
-from helpers import NETWORKS, ROOT, make_classes
+from helpers import NETWORKS, ROOT, make_classes, read_picture
 from PIL import Image
 
 from pydmobilenet import catalog, cli
 from pydmobilenet.checkpoints import formats
-from pydmobilenet.data import get_dataset, get_task, images, normalise
+from pydmobilenet.data import get_dataset, get_task, normalise
 from pydmobilenet.errors import BadFileError, InvalidValueError, UnusableError
 from pydmobilenet.folding import fold
 from pydmobilenet.onnx import export, graph, session
@@ -265,7 +265,7 @@ def test_the_documented_lines_make_the_product_s_pixels(kind, tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace(InferenceSession=InferenceSession))
     monkeypatch.chdir(tmp_path)
     exec(documented_lines(), {})
-    picture = images.read(tmp_path / "image.png")
+    picture = read_picture(tmp_path / "image.png")
     assert picture.transparent == (kind in ("transparent", "palette"))
     np.testing.assert_array_equal(taken[0], picture.pixels.transpose(1, 2, 0)[np.newaxis])
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors import BadFileError
 from ..machine import available_processors
-from .dataset import DRAFT, content_hash
+from .dataset import DRAFT
 
 if TYPE_CHECKING:
     from PIL import Image as Pillow
@@ -86,28 +86,12 @@ def version() -> str:
     return ", ".join(libraries)
 
 
-def read(path: Path, resize: bool = True, side: int = SIDE, decoding: str = DRAFT) -> Picture:
-    """Read the picture of a file, with its hash. Raises BadFileError."""
-    data = content(path)
-    return decode(data, str(path), resize, side, decoding)._replace(hash=content_hash(data))
-
-
 def content(path: Path) -> bytes:
     """Read a file. Raises BadFileError."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise BadFileError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def decode(content: Content, name: str, resize: bool = True, side: int = SIDE, decoding: str = DRAFT) -> Picture:
-    """Decode the content of a file: upright, on white, resized by area-weighted bilinear interpolation.
-
-    The content may also be pixels (H, W, 3) in uint8, or an image of Pillow's, which is decoded in full. Raises
-    BadFileError, naming the file as `name`; without `resize` also for another size than `side`.
-    """
-    with _settings():
-        return to_picture(content, name, resize, side, decoding)
 
 
 def read_all(
@@ -135,7 +119,12 @@ def read_all(
 
 
 def to_picture(content: Content, name: str, resize: bool, side: int, decoding: str) -> Picture:
-    """Decode as `decode` does, within `read_all`."""
+    """Decode the content of a file, within `read_all`: upright, on white, resized by area-weighted bilinear
+    interpolation.
+
+    The content may also be pixels (H, W, 3) in uint8, or an image of Pillow's, which is decoded in full. Raises
+    BadFileError, naming the file as `name`; without `resize` also for another size than `side`.
+    """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
