@@ -230,6 +230,16 @@ def test_the_files_used_longest_ago_go(tmp_path, decoded, directory, monkeypatch
         read(folders[0])
 
 
+def test_a_lower_limit_holds_from_the_next_reading_on(tmp_path, directory, monkeypatch):
+    folders = [make_classes(tmp_path / name, "ab", {".": 4}, side=40) for name in ("one", "two")]
+    for folder in folders:
+        read(folder)
+    size = max(path.stat().st_size for path in directory.iterdir())
+    monkeypatch.setenv("PYDMOBILENET_CACHE", str(int(1.5 * size)))
+    read(folders[1])  # writes nothing
+    assert len(list(directory.iterdir())) == 1
+
+
 def test_a_cache_that_cannot_be_written_is_one_warning(photos, directory, decoded, recwarn):
     directory.write_bytes(b"")
     first = read(photos)
@@ -260,6 +270,27 @@ def test_an_interruption_keeps_what_is_decoded(tmp_path, decoded, monkeypatch):
     decoded()
     read(folder)
     assert 0 < len(decoded()[0]) <= 200 - 128
+
+
+def test_an_interrupted_process_does_not_replace_what_another_one_has_kept(tmp_path, decoded, directory, monkeypatch):
+    folder = make_classes(tmp_path / "photos", "ab", {".": 5}, side=4)
+    monkeypatch.setattr(images, "THREADS", 1)
+    real, calls = images.content, []
+
+    def interrupted(path):
+        calls.append(path)
+        if len(calls) == 5:
+            monkeypatch.setattr(images, "content", real)
+            read(folder)  # the other process reads all
+            raise KeyboardInterrupt
+        return real(path)
+
+    monkeypatch.setattr(images, "content", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read(folder)
+    decoded()
+    read(folder)
+    assert decoded() == ([], [])
 
 
 def test_commands_take_no_cache(photos, directory, monkeypatch, capsys, tmp_path):

@@ -12,6 +12,7 @@ import pydmobilenet
 from pydmobilenet import api
 from pydmobilenet.data import batches, get_dataset
 from pydmobilenet.errors import InvalidValueError
+from pydmobilenet.training import results
 from pydmobilenet.training.checkpoint import Run
 
 MODEL = "pyd-add-11-0.125"
@@ -127,6 +128,7 @@ def test_a_run_that_is_stopped_has_its_test_error_and_goes_on(tmp_path):
     assert run.summary.startswith("Stopped by on_epoch after 2 of 3 epochs.\nValidation error after the last epoch (2)")
     assert run.test_error is not None
     assert (run.directory / "curves.png").is_file()
+    assert results.read(run.directory).finished
     images = {key: options[key] for key in ("dataset", "test")}
     again = pydmobilenet.train(resume=run, **images, device="cpu", progress=False)
     assert again.summary == whole.summary

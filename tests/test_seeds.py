@@ -14,7 +14,7 @@ from test_comparison import make_run
 
 import pydmobilenet
 from pydmobilenet.errors import InvalidValueError, UserError
-from pydmobilenet.training import seeds
+from pydmobilenet.training import checkpoint, seeds
 
 MODEL = "pyd-add-11-0.125"
 RECIPE = {"model": MODEL, "epochs": 2, "warmup_epochs": 0, "batch_size": 8, "mixup": 0, "device": "cpu"}
@@ -128,6 +128,35 @@ def test_jobs_are_as_many_as_processors_and_threads_allow(monkeypatch):
 def test_equal_reasons_of_failures_are_one():
     error = seeds.SeedsFailed({2: "x/seed-2 is damaged", 0: "x/seed-0 is damaged", 1: "no memory"})
     assert str(error) == "seed 0, 2 failed: x/seed-N is damaged; seed 1 failed: no memory"
+
+
+def test_a_start_is_not_recorded_while_another_process_trains(several, command):
+    before = (several / "run.json").read_bytes()
+    with checkpoint.lock(several):
+        code, _, err = command("train", "--resume", several)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "another process is training in" in err
+    assert (several / "run.json").read_bytes() == before
+
+
+def test_a_teacher_that_has_moved_is_passed_to_the_runs(tmp_path):
+    (tmp_path / "old").mkdir()
+    none: list = [None] * 3
+    begun = {"model": MODEL, "dataset": "digits"}
+    several = seeds.plan(begun, "0,1", None, tmp_path / "several", *none, tmp_path / "old", "x")
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert seeds.plan({}, None, None, None, several, None, None, tmp_path / "new", "y") == several
+    seeds.seed_directory(several, 0).mkdir()
+    processes = seeds.Processes(several, {**dict.fromkeys(seeds.OPTIONS), "engine": "pytorch"})
+    for seed in (0, 1):  # begun, and not yet begun
+        words = processes._command(seed)
+        assert words[words.index("--teacher") + 1] == str(tmp_path / "new")
+
+
+def test_runs_begun_without_a_teacher_get_none(several, command):
+    code, _, err = command("train", "--resume", several, "--teacher", several)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "began without a teacher" in err
 
 
 # With processes

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from helpers import MODEL, assert_mistake, commander, make_classes, options, runner
+from helpers import MODEL, assert_mistake, commander, make_classes, make_folder, options, runner
 
 import pydmobilenet
 from pydmobilenet import checkpoints
@@ -80,6 +80,18 @@ def test_a_run_records_the_images_that_it_has_learned_or_chosen_by(learned):
     seen = checkpoints.inspect(run).seen.split()
     assert seen == sorted({*splits.train.hashes, *splits.val.hashes})
     assert all(len(each) == 16 for each in seen)
+
+
+def test_without_validation_images_those_of_the_test_have_chosen(tmp_path):
+    make_folder(tmp_path / "photos", train=8, test=4)
+    data = {"dataset": tmp_path / "photos", "val_fraction": 0}
+    run = pydmobilenet.train(**data, output=tmp_path / "run", progress=False, **VALUES)
+    hashes = {
+        image
+        for split in ("train", "test")
+        for image in get_splits(f"folder:{tmp_path}/photos")._asdict()[split].hashes
+    }
+    assert set(json.loads((run.directory / "run.json").read_text())[runs.SEEN].split()) == hashes
 
 
 def test_a_run_on_a_folder_that_has_grown_starts_from_the_weights_and_inherits_what_they_have_seen(

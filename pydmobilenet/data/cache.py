@@ -88,6 +88,7 @@ def read(
     Writes the file anew if something has changed, also if an error or an interruption ends it. Raises BadFileError for
     the first unreadable file, unless `skip_bad`.
     """
+    found = file and _stamp(file)
     kept = (file and _load(file, task)) or Pictures.empty((), task)
     result = Pictures.empty(names, task)
     to_read = np.flatnonzero(~_reuse(kept, paths, result))
@@ -115,13 +116,14 @@ def read(
                         errors.append(picture)
                         if not skip_bad:
                             raise picture
-                if file and time.monotonic() > next_save:
+                if file and time.monotonic() > next_save and _stamp(file) == found:
                     begun = time.monotonic()
                     file = _keep(file, result, kept, complete)
+                    found = file and _stamp(file)
                     next_save = time.monotonic() + max(SAVE_EVERY, WRITING * (time.monotonic() - begun))
         complete = True
     finally:
-        if file:
+        if file and (complete or _stamp(file) == found):  # another process may have written more than a part
             _keep(file, result, kept, complete)
     return result, errors
 
@@ -204,14 +206,17 @@ def location(folder: Path, number: int, task: Task) -> Path | None:
 
     None if ``PYDMOBILENET_CACHE`` turns it off or, with a warning, if it is too small.
     """
+    key = [VERSION, os.path.realpath(folder), str(task.image_size), task.decoding, images.version()]
+    file = directory() / f"{hashlib.sha256(os.fsencode(chr(0).join(key))).hexdigest()[:24]}.npz"
     most, needed = limit(), number * int(np.prod(task.image))
+    if most:
+        _evict(file)  # the limit may be lower than it was
     if needed > most:
         if most:
             text = f"{needed / 1e9:,.1f} GB of decoded pictures are not kept for the next run: more than {VARIABLE}"
             warnings.warn(text, stacklevel=2)
         return None
-    key = [VERSION, os.path.realpath(folder), str(task.image_size), task.decoding, images.version()]
-    return directory() / f"{hashlib.sha256(os.fsencode(chr(0).join(key))).hexdigest()[:24]}.npz"
+    return file
 
 
 def directory() -> Path:
@@ -230,8 +235,8 @@ def limit() -> int:
 
 def _evict(file: Path) -> None:
     """Remove the files used longest ago until the rest fits, never `file`, and what killed processes left."""
-    entries = []
-    for path in file.parent.iterdir():
+    entries: list[tuple[os.stat_result, Path]] = []
+    for path in file.parent.glob("*"):  # nothing if there is no directory
         with suppress(OSError):  # another process has just removed it
             entries.append((path.stat(), path))
     entries.sort(key=lambda entry: entry[0].st_mtime)

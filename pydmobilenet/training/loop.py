@@ -162,6 +162,8 @@ class Loop:
             self.failure = error
         flags = self.trainer.all_reduce(np.array([stop, self.failure is not None], np.float32)) > 0
         self.ended_by_callback = bool(flags[0])
+        if stop and self.output:
+            self.output.record("last.params", ended_by_callback=True)
         if flags[1]:
             raise self.failure or UserError("on_epoch has failed in the first process")
 

@@ -102,6 +102,7 @@ def _result(directory: Path, metadata: Mapping[str, Any], history: History) -> R
         for figure in FIGURES
         if (key := f"{figure.split}_error") in entries[figure.epoch]
     }
+    ended = last >= planned or 0 < patience <= last - best or entries["last"].get("ended_by_callback") is True
     measured = Figure("best", "test") in errors or not {"val", "test"} <= data.keys()
     return RunResult(
         directory=directory,
@@ -112,7 +113,7 @@ def _result(directory: Path, metadata: Mapping[str, Any], history: History) -> R
         seed=int(config["seed"]) if "seed" in config else None,
         epochs=last,
         planned=planned,
-        finished=last > 0 and measured and (last >= planned or 0 < patience <= last - best),
+        finished=last > 0 and measured and ended,
         errors=errors,
         images={split: (values["images"], str(values["sha256"])) for split, values in data.items()},
         seconds=sum(row.seconds for row in history.rows),

@@ -89,10 +89,10 @@ def plan(
         raise UserError("--weights-dir is only used with --weights published")
     numbers = None if seeds is None else parse(seeds)
     if resume is not None and resume != AUTO:
-        if output or config or weights or teacher:
-            raise UserError("--resume reads the runs' own settings: leave out --output, --config, --weights, --teacher")
+        if output or config or weights:
+            raise UserError("--resume reads the runs' own settings: leave out --output, --config, --weights")
         directory = fetching.expanded(resume)
-        _resume(directory, numbers, given, command)
+        _resume(directory, numbers, given, command, moved_teacher=_absolute_path(teacher))
         return directory
     made = _absolute(configuration.configure(given, config, weights, distilled=teacher is not None))
     directory = fetching.expanded(output or default_directory(made))
@@ -124,7 +124,12 @@ def _absolute_path(path: PathLike | None) -> str | None:
 
 
 def _resume(
-    directory: Path, seeds: list[int] | None, given: Mapping[str, Any], command: str, init: Mapping[str, Any] = {}
+    directory: Path,
+    seeds: list[int] | None,
+    given: Mapping[str, Any],
+    command: str,
+    init: Mapping[str, Any] = {},
+    moved_teacher: str | None = None,
 ) -> None:
     """Record a start of the runs. Raises InvalidValueError unless they began with what is given."""
     begun = runs.seeds(directory)
@@ -140,7 +145,12 @@ def _resume(
             raise InvalidValueError(
                 f"the runs in {directory} have {key} {begun_with or 'none'}; nearest: another --output"
             )
-    _write(directory, {**metadata, "seeds": seeds or begun, "commands": [*metadata.get("commands", []), command]})
+    if moved_teacher and not metadata.get("teacher"):
+        raise InvalidValueError(f"the runs in {directory} began without a teacher; {checkpoint.NEW_RUN}")
+    teacher = moved_teacher or metadata.get("teacher")
+    started = {"seeds": seeds or begun, "teacher": teacher, "commands": [*metadata.get("commands", []), command]}
+    with checkpoint.lock(directory):
+        _write(directory, {**metadata, **started})
 
 
 def _read(directory: Path) -> dict[str, Any]:
@@ -276,7 +286,10 @@ class Processes:
     def _command(self, seed: int) -> list[str]:
         """Return the command that begins or continues the run of a seed."""
         directory, metadata = seed_directory(self.directory, seed), _read(self.directory)
+        teacher = metadata.get("teacher")
         values: dict[str, object] = {"resume": directory}
+        if teacher and not distillation.is_published(teacher):  # it may have moved since the run began
+            values["teacher"] = teacher
         if not directory.exists():
             init = {key: metadata.get(key) for key in ("weights", "weights_dir", "teacher")}
             values = {"config": self.directory / CONFIG, "seed": seed, "output": directory, **init}

@@ -326,8 +326,8 @@ def _describe(
     task = splits.train.task
     source = str(init.locate()) if init else _random_weights(config)
     sha256 = init.sha256 if init else hashlib.sha256(formats.dump_params(state.parameters)).hexdigest()
-    val = splits.val.hashes if splits.val else ()
-    seen = {*splits.train.hashes, *val}
+    chose = splits.val or splits.test  # the images that choose the epoch
+    seen = {*splits.train.hashes, *(chose.hashes if chose else ())}
     for used in filter(None, (init, teacher)):
         seen.update(used.seen.split())
     return {
