@@ -86,12 +86,8 @@ def test_without_validation_images_those_of_the_test_have_chosen(tmp_path):
     make_folder(tmp_path / "photos", train=8, test=4)
     data = {"dataset": tmp_path / "photos", "val_fraction": 0}
     run = pydmobilenet.train(**data, output=tmp_path / "run", progress=False, **VALUES)
-    hashes = {
-        image
-        for split in ("train", "test")
-        for image in get_splits(f"folder:{tmp_path}/photos")._asdict()[split].hashes
-    }
-    assert set(json.loads((run.directory / "run.json").read_text())[runs.SEEN].split()) == hashes
+    train, _, test = get_splits(tmp_path / "photos")
+    assert set(checkpoints.inspect(run.directory).seen.split()) == {*train.hashes, *test.hashes}
 
 
 def test_a_run_on_a_folder_that_has_grown_starts_from_the_weights_and_inherits_what_they_have_seen(
