@@ -24,6 +24,10 @@ COMMON = {
     "patience": 0,
     "body_rate": 1,
     "augment": True,
+    "flip": "random",
+    "trivial_augment": False,
+    "cutout": 0,
+    "cutmix": 0,
     "class_weights": "none",
     "accumulation_steps": 1,
     "decay": 0.1,
@@ -93,6 +97,10 @@ OTHERS = {
     "weight_decay": ("5e-4", 0.0005),
     "decay_norm_and_bias": ("false", False),
     "augment": ("false", False),
+    "flip": ("alternating", "alternating"),
+    "trivial_augment": ("true", True),
+    "cutout": ("8", 8),
+    "cutmix": ("0.5", 0.5),
     "clip_gradient": ("1", 1.0),
     "mixup": ("0.2", 0.2),
     "mixup_off_epochs": ("0", 0),
@@ -113,7 +121,7 @@ MISTAKES = [
     *((key, bad, WHOLE_1) for key in ("batch_size", "accumulation_steps") for bad in ("0", "1.5", "true", "many")),
     *(
         (key, bad, WHOLE_0)
-        for key in ("patience", "mixup_off_epochs", "seed", "keep_every")
+        for key in ("patience", "mixup_off_epochs", "seed", "keep_every", "cutout")
         for bad in ("-1", "0.5", "false", "nan")
     ),
     *(
@@ -131,13 +139,18 @@ MISTAKES = [
     ),
     *(
         (key, bad, FROM_0)
-        for key in ("warmup_epochs", "weight_decay", "clip_gradient", "mixup")
+        for key in ("warmup_epochs", "weight_decay", "clip_gradient", "mixup", "cutmix")
         for bad in ("-1", "inf", ".nan", "yes")
     ),
     *((key, bad, BELOW_1) for key in ("momentum", "label_smoothing") for bad in ("1", "-0.1", "nan", "none")),
-    *((key, bad, "true, false") for key in ("decay_norm_and_bias", "augment") for bad in ("1", "no", "0.0")),
+    *(
+        (key, bad, "true, false")
+        for key in ("decay_norm_and_bias", "augment", "trivial_augment")
+        for bad in ("1", "no", "0.0")
+    ),
     *(("milestones", bad, "rising whole numbers from 1, as 150,225") for bad in ("225,150", "9,9", "0,9", "1.5", "9,")),
-    ("schedule", "cosin", "step, cosine"),
+    ("schedule", "cosin", "step, cosine, htd"),
+    ("flip", "alternate", "random, alternating"),
     ("optimizer", "adam", "sgd, adamw"),
     ("class_weights", "balance", "none, balanced"),
     ("initialiser", "msre", "xavier, msra"),
@@ -359,6 +372,7 @@ def test_images_of_another_size_are_a_folder_s_alone():
         ({"model": "pyd-cat-56-0.5"}, "unknown model 'pyd-cat-56-0.5'; nearest: pyd-concat-56-0.5"),
         ({"dataset": "cifar11"}, "unknown data set 'cifar11'; nearest: cifar10"),
         ({"warmup_epochs": 320}, "warmup_epochs: '320' (allowed: a number below the 320 epochs of the run)"),
+        ({"cutout": 32}, "cutout: '32' (allowed: a whole number below the 32 pixels of an image)"),
         ({"epoch": 3}, "unknown key 'epoch'; nearest: epochs"),
         ({"model": 5}, "unknown model '5'"),
     ],

@@ -38,16 +38,21 @@ CASES = {  # a recipe, its updates an epoch, and the updates of its warm-up
     "cosine, part of an epoch in warm-up": (recipe(**COSINE, warmup_epochs=2.5), 6, 15),
     "cosine, warm-up of a single update": (recipe(**COSINE, warmup_epochs=0.2), 5, 1),
     "cosine, an update an epoch": (recipe(**COSINE, warmup_epochs=1), 1, 1),
+    "htd": (recipe(**{**COSINE, "schedule": "htd"}), 5, 0),
+    "htd, part of an epoch in warm-up": (recipe(**{**COSINE, "schedule": "htd"}, warmup_epochs=2.5), 6, 15),
     "cosine, all but the last update in warm-up": (recipe(**{**COSINE, "epochs": 2}, warmup_epochs=1.8), 5, 9),
 }
+MXNETS = {name: case for name, case in CASES.items() if case[0].schedule != "htd"}
 
 
 def closed_form(config, updates, warmup, update):
     """The learning rate of an update, from 1 on."""
     if update < warmup:
         return config.learning_rate * update / warmup
+    total = config.epochs * updates
+    if config.schedule == "htd":  # 1 - tanh(x) is 2 / (1 + exp(2 x))
+        return config.learning_rate / (1 + math.exp(2 * (-6 + 9 * (update - warmup) / (total - warmup))))
     if config.schedule == "cosine":
-        total = config.epochs * updates
         return config.learning_rate * (1 + math.cos(math.pi * (update - warmup) / (total - warmup))) / 2
     return config.learning_rate * config.decay ** sum(update > epoch * updates for epoch in config.milestones)
 
@@ -68,7 +73,7 @@ def test_a_schedule_is_its_closed_form_on_both_sides_of_every_boundary(config, u
         assert rate(update) == pytest.approx(expected, rel=1e-12, abs=1e-15), update
 
 
-@pytest.mark.parametrize(("config", "updates", "warmup"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("config", "updates", "warmup"), MXNETS.values(), ids=MXNETS)
 def test_every_rate_is_that_of_mxnet_to_the_last_bit(config, updates, warmup):
     """The bundled checkpoints were trained with MXNet's schedulers, and are to come out the same again."""
     mx = pytest.importorskip("mxnet", exc_type=ImportError)

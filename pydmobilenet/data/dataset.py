@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BadFileError, InvalidValueError
+from . import trivial_augment
+from .augmentation import PAD, Augmentation, Epoch, cut_out, draw
 
 if TYPE_CHECKING:
     from PIL import Image
 
-PAD = 4  # zero pixels on each side before a random crop to the old size: 9 x 9 positions
 FULL, DRAFT = DECODINGS = ("full", "draft")  # how a large JPEG becomes pixels: see `images`
 IMAGE_SIZES = range(8, 1025, 4)  # pixels, wide and high: two layers halve the maps
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
@@ -169,25 +170,6 @@ def normalise(images: np.ndarray, task: Task, out: np.ndarray | None = None) -> 
     return np.subtract(out, (mean / std).astype(np.float32), out=out)
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """The augmentation of an epoch: image numbers `order` (N,), crop `offsets` (N, 2), and horizontal `flips` (N,)."""
-
-    order: np.ndarray
-    offsets: np.ndarray
-    flips: np.ndarray
-
-
-def draw(images: int, seed: int, epoch: int) -> Epoch:
-    """Draw the augmentation of an epoch, a pure function of seed and epoch."""
-    generator = np.random.default_rng([seed, epoch])
-    return Epoch(
-        order=generator.permutation(images),
-        offsets=generator.integers(0, 2 * PAD + 1, (images, 2)),
-        flips=generator.random(images) < 0.5,
-    )
-
-
 def batches(
     dataset: Dataset,
     batch_size: int,
@@ -199,12 +181,14 @@ def batches(
     start: int = 0,
     threads: int = 2,
     augment: bool = True,
+    augmentation: Augmentation | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the batches of an epoch: images (batch_size, 3, H, W) in float32 and labels (batch_size,) in int64.
 
     In training, images are shuffled, with `augment` padded by 4 zero pixels, cropped at random and, if the task allows,
-    flipped half of the time; an incomplete last batch is dropped. Otherwise, images come as they are, and the last
-    batch may be smaller. The first `start` batches are skipped. The number of `threads` changes nothing.
+    flipped half of the time, or as `augmentation` says; an incomplete last batch is dropped. Otherwise, images come as
+    they are, and the last batch may be smaller. The first `start` batches are skipped. The number of `threads` changes
+    nothing.
 
     Worker `part` of `parts` gets every `parts`-th image. In training, all workers' parts are of equal length, and their
     i-th batches are together the i-th batch of a single worker with `parts` times the size.
@@ -218,7 +202,7 @@ def batches(
             f"batch_size={batch_size}, seed={seed}, epoch={epoch}, part={part}, parts={parts}, start={start}, "
             f"threads={threads} (allowed: sizes and threads from 1, numbers from 0, part below parts)"
         )
-    plan = draw(len(dataset), seed, epoch) if train else None
+    plan = draw(len(dataset), seed, epoch, augmentation) if train else None
     positions = np.arange(part, len(dataset) // parts * parts if train else len(dataset), parts)
     batch_size = batch_size if train else min(batch_size, max(1, len(positions)))  # no larger buffers than needed
     if train and len(positions) < batch_size:
@@ -256,8 +240,9 @@ class _Worker:
         self.path, self.start = mapped_file(dataset.images) or ("", 0)
         if self.path:
             self.raw = np.empty((batch_size, *shape), np.uint8)
-        if plan and augment:  # images in memory are padded once, those on disk by batch, into a zero frame
-            self.padded = padded(np.zeros_like(self.raw)) if self.path else dataset.padded
+        self.by_batch = bool(self.path) or (plan is not None and plan.operations is not None)
+        if plan and augment:  # images in memory are padded once, those on disk or changed by batch, into a zero frame
+            self.padded = padded(np.zeros((batch_size, *shape), np.uint8)) if self.by_batch else dataset.padded
             self.windows = np.lib.stride_tricks.sliding_window_view(  # type: ignore[call-overload]  # typed for one axis
                 self.padded, shape[1:], axis=(2, 3)
             )
@@ -278,13 +263,18 @@ class _Worker:
             images[:] = pixels
         else:
             normalise(pixels, self.dataset.task, images)
+        if self.plan and self.augment and self.plan.centres is not None:
+            cut_out(images, self.plan.centres[positions], self.plan.side)
         return images, labels
 
     def _augmented(self, plan: Epoch, positions: np.ndarray) -> np.ndarray:
-        """Crop and flip the images at some positions of the epoch: uint8 (n, 3, H, W)."""
+        """Change, crop and flip the images at some positions of the epoch: uint8 (n, 3, H, W)."""
         numbers = plan.order[positions]
-        if self.path:
-            self.padded[: len(numbers), :, PAD:-PAD, PAD:-PAD] = self._read(numbers)
+        if self.by_batch:
+            raw = self._read(numbers) if self.path else self.dataset.images[numbers]
+            if plan.operations is not None and plan.strengths is not None:
+                raw = trivial_augment.apply(raw, plan.operations[positions], plan.strengths[positions])
+            self.padded[: len(numbers), :, PAD:-PAD, PAD:-PAD] = raw
             numbers = np.arange(len(numbers))
         rows, columns = plan.offsets[positions].T
         pixels = self.windows[numbers, :, rows, columns]

@@ -19,6 +19,7 @@ import yaml
 
 from .. import catalog, checkpoints, fetching
 from ..data import IMAGE_SIZES, dataset_name, folder, get_task, is_own
+from ..data.augmentation import FLIPS, Augmentation
 from ..data.splits import kinds
 from ..errors import BadFileError, InvalidValueError, MissingFileError, nearest, unknown
 from ..files import CONFIGS
@@ -79,7 +80,7 @@ class Config:
     accumulation_steps: int = _key(1, "batches per update, with their gradients summed", FROM_1)
     learning_rate: float = _key(0.1, "peak learning rate", ABOVE_0)
     body_rate: float = _key(1.0, "rate of loaded weights, as a factor of the head's; 0: frozen", FROM_0_TO_1)
-    schedule: str = _key("step", "learning rate schedule", _one_of("step", "cosine"))
+    schedule: str = _key("step", "learning rate schedule", _one_of("step", "cosine", "htd"))
     milestones: tuple[int, ...] = _key((150, 225), "epochs after which step decays ('': none)", RISING)
     decay: float = _key(0.1, "factor at each milestone", UP_TO_1)
     warmup_epochs: float = _key(0.0, "epochs of linear warm-up", UP_TO_1000)
@@ -89,8 +90,12 @@ class Config:
     decay_norm_and_bias: bool = _key(True, "decay scales, shifts and biases too", FLAG)
     clip_gradient: float = _key(0.0, "clip the norm of all gradients together; 0: do not", UP_TO_1000)
     augment: bool = _key(True, "random crops and flips (default with --freeze: false)", FLAG)
+    flip: str = _key("random", "horizontal flips; alternating: in every other epoch", _one_of(*FLIPS))
+    trivial_augment: bool = _key(False, "a random operation of random strength an image", FLAG)
+    cutout: int = _key(0, "side of a random square set to the mean, in pixels; 0: none", FROM_0)
     mixup: float = _key(1.0, "mixup's alpha; 0: none", UP_TO_1000)
-    mixup_off_epochs: int = _key(20, "last epochs without mixup", FROM_0)
+    cutmix: float = _key(0.0, "cutmix's alpha; 0: none. Beside mixup: half of the batches", UP_TO_1000)
+    mixup_off_epochs: int = _key(20, "last epochs without mixup and cutmix", FROM_0)
     label_smoothing: float = _key(0.0, "label smoothing", BELOW_1)
     class_weights: str = _key("none", "of the loss; balanced: all classes count the same", _one_of("none", "balanced"))
     # Both as in the code of Tian, Krishnan and Isola, 2019 (arXiv 1910.10699), for small networks on CIFAR-100.
@@ -109,7 +114,17 @@ class Config:
     @property
     def from_features(self) -> bool:
         """True if an image has the same features in all epochs, so that the body has to see it only once."""
-        return self.frozen and not self.augment and self.mixup == 0
+        return self.frozen and not self.augment and self.mixup == self.cutmix == 0
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What else than a random crop changes an image."""
+        return Augmentation(self.flip, self.trivial_augment, self.cutout)
+
+    @property
+    def augmented_on_host(self) -> bool:
+        """True if batches need more than crops, flips and mixup: a loader on a device makes no more than these."""
+        return self.trivial_augment or self.cutout > 0 or self.cutmix > 0
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
@@ -136,6 +151,10 @@ def make(values: Mapping[str, object]) -> Config:
     if config.epochs != AUTO and config.warmup_epochs >= config.epochs:
         raise InvalidValueError(
             f"warmup_epochs: '{config.warmup_epochs:g}' (allowed: a number below the {config.epochs} epochs of the run)"
+        )
+    if config.cutout >= config.image_size:
+        raise InvalidValueError(
+            f"cutout: '{config.cutout}' (allowed: a whole number below the {config.image_size} pixels of an image)"
         )
     return config
 
@@ -301,8 +320,9 @@ def configure(
     if not splits:
         get_task(config.dataset, config.image_size)  # of a folder too: it has to exist
     if config.frozen and "augment" not in {**chosen, **given}:  # the features of all epochs are the same
-        mixup = 0.0 if recipe is None and "mixup" not in given else config.mixup
-        config = replace(config, augment=False, mixup=mixup)
+        kept = ("mixup", "cutmix") if recipe is not None else tuple(given)
+        mixed: dict[str, Any] = {key: getattr(config, key) if key in kept else 0.0 for key in ("mixup", "cutmix")}
+        config = replace(config, augment=False, **mixed)
     if distilled and config.frozen:
         raise InvalidValueError("a teacher sees images, and a last layer alone learns from features: pass either one")
     return _without_unused(config, given, pretrained, distilled, splits or kinds(config.dataset))
@@ -318,11 +338,16 @@ def _without_unused(
     validated = "val" in splits or config.val_fraction > 0
     available = ", ".join(splits)
     no_teacher = not distilled and "there is no teacher: add --teacher"
+    plain = not config.augment and "images are not augmented: add --augment true"
+    mirrored = is_own(config.dataset) or get_task(config.dataset).mirrored
     unused = {
         "val_fraction": "val" in splits and f"the data has validation images (it has: {available})",
         "test_fraction": splits != (folder.ALL,) and f"only class folders are split (the data has: {available})",
         "body_rate": not pretrained and "no weights are loaded: add --pretrained or --weights",
         "patience": not validated and "there is no validation error: add --val-fraction, or a folder val/",
+        "flip": plain or (not mirrored and f"images of {config.dataset} are never flipped"),
+        "trivial_augment": plain,
+        "cutout": plain,
         "momentum": config.optimizer == "adamw" and "adamw has betas instead",
         "teacher_share": no_teacher,
         "temperature": no_teacher,
@@ -332,12 +357,17 @@ def _without_unused(
             continue
         is_on = key in ("momentum", "teacher_share", "temperature")  # the others are off by their default
         if key in given and (is_on or given[key] != DEFAULTS[key]):
-            closest = "none given" if is_on else f"{DEFAULTS[key]:g}"
-            raise InvalidValueError(f"{key} {given[key]:g} cannot be used: {why}; nearest: {closest}")
+            closest = "none given" if is_on else _shown(DEFAULTS[key])
+            raise InvalidValueError(f"{key} {_shown(given[key])} cannot be used: {why}; nearest: {closest}")
         config = replace(config, **{key: DEFAULTS[key]})
     if not (validated or "test" in splits or config.test_fraction):
         raise InvalidValueError(f"{config.dataset} has no images to choose the best epoch; nearest: --val-fraction 0.2")
     return config
+
+
+def _shown(value: object) -> str:
+    """Format a value as on the command line."""
+    return f"{value:g}" if isinstance(value, (int, float)) and type(value) is not bool else str(value).lower()
 
 
 def with_epochs(config: Config, images: int, pretrained: bool) -> Config:

@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 
 from ..data import Dataset, batches
+from ..data.augmentation import stream
 from .config import Config
 
 
@@ -25,15 +26,19 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield this worker's shards from batch `start` on: images (n, 3, H, W) or features, targets (n, outputs)."""
         config, rank, workers = self.config, self.rank, self.workers
-        if config.mixup == 0 or epoch >= config.epochs - config.mixup_off_epochs:
+        if config.mixup == config.cutmix == 0 or epoch >= config.epochs - config.mixup_off_epochs:
             yield from self._shards(rank, epoch, start)
             return
         # In a reversed batch, the first worker's shard is the last worker's.
         partners = self._shards(workers - 1 - rank, epoch, start) if workers > 1 else None
         for number, (images, targets) in enumerate(self._shards(rank, epoch, start), start):
-            lam = mixup_lam(config.mixup, config.seed, epoch, number)
             other_images, other_targets = next(partners) if partners else (None, None)
-            yield mix(images, lam, other_images), mix(targets, lam, other_targets)
+            if with_cutmix(config, epoch, number):
+                box, lam = cutmix_box(config.cutmix, config.seed, epoch, number, images.shape[-1])
+                yield paste(images, box, other_images), mix(targets, lam, other_targets)
+            else:
+                lam = mixup_lam(config.mixup, config.seed, epoch, number)
+                yield mix(images, lam, other_images), mix(targets, lam, other_targets)
 
     def _shards(self, worker: int, epoch: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield a worker's shards before mixup."""
@@ -48,6 +53,7 @@ class Loader:
             parts=self.workers,
             start=start,
             augment=config.augment,
+            augmentation=config.augmentation,
         )
         for images, labels in islice(source, self.batches - start):
             targets = make_targets(labels, self.dataset.task.outputs, config.label_smoothing)
@@ -77,8 +83,7 @@ def make_targets(labels: np.ndarray, outputs: int, smoothing: float = 0.0) -> np
 
 def mixup_lam(alpha: float, seed: int, epoch: int, batch: int) -> float:
     """Draw mixup's lambda for a batch from Beta(alpha, alpha). It depends on the arguments alone."""
-    # To NumPy, [seed, epoch, 0] is [seed, epoch]: the order of the images is drawn from that.
-    return float(np.random.default_rng([seed, epoch, batch, 1]).beta(alpha, alpha))
+    return float(stream(seed, epoch, "mixup", batch).beta(alpha, alpha))
 
 
 def mix(array: np.ndarray, lam: float, others: np.ndarray | None = None) -> np.ndarray:
@@ -89,3 +94,30 @@ def mix(array: np.ndarray, lam: float, others: np.ndarray | None = None) -> np.n
     """
     factor = np.float32(lam)
     return factor * array + (1 - factor) * (array if others is None else others)[::-1]
+
+
+def with_cutmix(config: Config, epoch: int, batch: int) -> bool:
+    """Choose between cutmix and mixup for a batch, with equal chances if the recipe has both."""
+    if not (config.mixup and config.cutmix):
+        return config.cutmix > 0
+    return bool(stream(config.seed, epoch, "mixup or cutmix", batch).random() < 0.5)
+
+
+def cutmix_box(alpha: float, seed: int, epoch: int, batch: int, side: int) -> tuple[tuple[slice, slice], float]:
+    """Draw cutmix's box for a batch of square images: rows and columns, and lambda, the rest's share of the pixels.
+
+    (Yun et al., 2019, arXiv 1905.04899.) The box has a random centre and 1 - Beta(alpha, alpha) of the pixels, but for
+    those outside of the image. It depends on the arguments alone.
+    """
+    generator = stream(seed, epoch, "cutmix", batch)
+    half = int(side * (1 - generator.beta(alpha, alpha)) ** 0.5) // 2
+    centre = generator.integers(0, side, 2)
+    (top, left), (bottom, right) = np.clip([centre - half, centre + half], 0, side).tolist()
+    return (slice(top, bottom), slice(left, right)), 1 - (bottom - top) * (right - left) / side**2
+
+
+def paste(images: np.ndarray, box: tuple[slice, slice], others: np.ndarray | None = None) -> np.ndarray:
+    """Replace a box of N images by that of the same batch in reverse, as `mix` does."""
+    pasted = images.copy()
+    pasted[:, :, box[0], box[1]] = (images if others is None else others)[::-1, :, box[0], box[1]]
+    return pasted

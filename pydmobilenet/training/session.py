@@ -121,6 +121,8 @@ def _with_arrays(given: Mapping[str, Any], task: Task, options: Mapping[str, Any
     size = given.get("image_size", task.image_size)
     if size != task.image_size:
         raise InvalidValueError(f"image_size is {size} (allowed: {task.image_size}, as the given images have)")
+    if given.get("flip", "random") != "random" and not task.mirrored:
+        raise InvalidValueError(f"flip {given['flip']} cannot be used: the arrays have mirrored=False; nearest: random")
     return {**given, "dataset": task.name, "image_size": size}
 
 

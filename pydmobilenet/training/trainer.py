@@ -152,7 +152,8 @@ def learning_rates(config: Config, updates_per_epoch: int) -> Callable[[int], fl
     """Return a function from the number of an update, from 1, to its learning rate.
 
     The rate rises linearly over `warmup_epochs` to `learning_rate`. Then ``step`` multiplies it by `decay` after each
-    of the `milestones` (in epochs), and ``cosine`` brings it to 0 with the last update.
+    of the `milestones` (in epochs), and ``cosine`` brings it to 0 with the last update. ``htd`` is hyperbolic tangent
+    decay from -6 to 3, down to 0.0025 of the peak (Hsueh, Li and Wu, 2019, arXiv 1806.01593).
     """
     total = config.epochs * updates_per_epoch
     warmup = min(round(config.warmup_epochs * updates_per_epoch), total - 1)
@@ -164,6 +165,8 @@ def learning_rates(config: Config, updates_per_epoch: int) -> Callable[[int], fl
             return config.learning_rate * update / warmup
         if config.schedule == "cosine":
             return config.learning_rate * (1 + math.cos(math.pi * (update - warmup) / (total - warmup))) / 2
+        if config.schedule == "htd":
+            return config.learning_rate * (1 - math.tanh(-6 + 9 * (update - warmup) / (total - warmup))) / 2
         decayed = config.learning_rate
         for milestone in milestones:
             if update > milestone:
