@@ -31,6 +31,7 @@ from pydmobilenet.errors import EngineError
 from pydmobilenet.gluon import trainer
 from pydmobilenet.training import config, loop, session
 from pydmobilenet.training.checkpoint import Run, State
+from pydmobilenet.training.loader import Loader
 from pydmobilenet.training.trainer import Score
 
 
@@ -322,6 +323,9 @@ class Stub:
 
     def __init__(self, config, bad):
         self.config, self.bad, self.passes = config, bad, 0
+
+    def loader(self, dataset, batches):
+        return Loader(dataset, self.config, batches)
 
     def train_step(self, images, targets, learning_rate):
         self.passes += 1

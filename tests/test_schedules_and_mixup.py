@@ -9,7 +9,7 @@ from helpers import ROOT
 
 from pydmobilenet.data import Dataset, Splits, batches, get_task
 from pydmobilenet.training import config
-from pydmobilenet.training.loader import make_targets, mix, mixup_lam
+from pydmobilenet.training.loader import Loader, make_targets, mix, mixup_lam
 from pydmobilenet.training.loop import Loop, Progress, updates_per_epoch
 from pydmobilenet.training.trainer import Score, learning_rates
 
@@ -179,6 +179,9 @@ class Recorder:
     def __init__(self, config):
         self.config = config
         self.seen = []
+
+    def loader(self, dataset, batches):
+        return Loader(dataset, self.config, batches)
 
     def train_step(self, images, targets, learning_rate):
         self.seen.append((images.copy(), targets.copy(), learning_rate))

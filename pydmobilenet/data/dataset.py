@@ -165,9 +165,15 @@ def padded(images: np.ndarray) -> np.ndarray:
 
 def normalise(images: np.ndarray, task: Task, out: np.ndarray | None = None) -> np.ndarray:
     """Compute (x / 255 - mean) / std of uint8 images (..., 3, H, W) in float32, within 1e-6."""
+    scale, shift = scale_and_shift(task)
+    out = np.multiply(images, scale, out=out, dtype=np.float32)
+    return np.subtract(out, shift, out=out)
+
+
+def scale_and_shift(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Return the factor and the subtrahend (3, 1, 1) of `normalise` in float32."""
     mean, std = (np.array(values)[:, None, None] for values in (task.mean, task.std))
-    out = np.multiply(images, (1 / (255 * std)).astype(np.float32), out=out, dtype=np.float32)
-    return np.subtract(out, (mean / std).astype(np.float32), out=out)
+    return (1 / (255 * std)).astype(np.float32), (mean / std).astype(np.float32)
 
 
 def batches(

@@ -19,6 +19,7 @@ from ..data import Dataset, Task
 from ..errors import UnusableError
 from ..metrics import Score, evaluate
 from ..training.config import Config
+from ..training.loader import Loader
 from ..training.trainer import (
     LOSS_SCALE,
     MOMENTS,
@@ -150,6 +151,10 @@ class GluonTrainer:
     @property
     def device(self) -> str:
         return ", ".join(map(str, self.contexts))
+
+    def loader(self, dataset: Dataset, batches: int) -> Loader:
+        """Return the batches made on the host."""
+        return Loader(dataset, self.config, batches)
 
     def train_step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> Callable[[], Score]:
         """Run a forward and a backward pass, and an update if it is due.

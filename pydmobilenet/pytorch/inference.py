@@ -62,8 +62,8 @@ def batch_size(device: torch.device) -> int:
 
 
 @contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Disable TF32's 10-bit products on a GPU. Change no other setting."""
+def full_precision(device: torch.device, benchmark: bool = False) -> Iterator[None]:
+    """Disable TF32's 10-bit products on a GPU; with `benchmark`, let cuDNN time its kernels. Set nothing else."""
     if device.type != "cuda":
         yield
         return
@@ -73,14 +73,17 @@ def full_precision(device: torch.device) -> Iterator[None]:
     newer = hasattr(cudnn, "conv")
     owners: list[Any] = [cudnn.conv, matmul] if newer else [cudnn, matmul]
     switch, value = ("fp32_precision", "ieee") if newer else ("allow_tf32", False)
-    before = [getattr(owner, switch) for owner in owners]
+    settings: list[tuple[Any, str, Any]] = [(owner, switch, value) for owner in owners]
+    if benchmark:
+        settings.append((cudnn, "benchmark", True))
+    before = [getattr(owner, name) for owner, name, _ in settings]
     try:
-        for owner in owners:
-            setattr(owner, switch, value)
+        for setting in settings:
+            setattr(*setting)
         yield
     finally:
-        for owner, setting in zip(owners, before):
-            setattr(owner, switch, setting)
+        for (owner, name, _), value in zip(settings, before):
+            setattr(owner, name, value)
 
 
 def tensor_predictor(

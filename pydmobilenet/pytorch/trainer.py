@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ..metrics import Score, evaluate
 from ..network import widths
 from ..processes import processors
 from ..training.config import Config
+from ..training.loader import Loader
 from ..training.trainer import (
     LOSS_SCALE,
     MOMENTS,
@@ -38,8 +39,11 @@ from . import inference
 from .devices import engine_errors
 from .distillation import Teacher
 from .distributed import Workers
+from .graph import GraphedPass, Pass
+from .loader import DeviceLoader, fits
 from .network import Network, build, get_arrays, initialize, overwrite, set_arrays
 
+Array = Union[np.ndarray, torch.Tensor]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,6 +58,8 @@ def make(
         warn_of_slow_type(config.dtype)
         torch.set_num_threads(processors())
         machine.keep_freed_memory()
+    elif device.type == "cuda":
+        warn_of_emulated_type(config.dtype, device)
     net = build(parse_name(config.model), task.outputs, widths(config.dataset))
     initialize(net, config.initialiser, config.seed)
     with engine_errors():
@@ -69,6 +75,14 @@ def warn_of_slow_type(dtype: str) -> None:
         warnings.warn(f"dtype {dtype!r} is slow on this processor ({instructions}); use float32", stacklevel=2)
 
 
+def warn_of_emulated_type(dtype: str, device: torch.device) -> None:
+    """Warn of bfloat16 on NVIDIA's GPUs before Ampere, which have no instructions for it."""
+    capability = torch.cuda.get_device_capability(device)
+    if dtype == "bfloat16" and torch.version.cuda and capability < (8, 0):
+        which = "compute capability {}.{}".format(*capability)
+        warnings.warn(f"dtype 'bfloat16' is emulated on this GPU ({which}); use float32 or float16", stacklevel=2)
+
+
 class PyTorchTrainer:
     """PyTorch's `Trainer`: a network on one device, the same on all `workers`.
 
@@ -80,6 +94,7 @@ class PyTorchTrainer:
     def __init__(self, net: Network, config: Config, device: torch.device, workers: Workers, compiled: bool = False):
         check_split(config, 1, workers.size)
         self.config, self._device, self.workers = config, device, workers
+        # A step of pyd-concat-56-0.75 as a CUDA graph on an H100, bfloat16: 10.8 ms, in NCHW 23.8 (docs/speed.md).
         self.net = net.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]  # untyped
         overwrite(self.net, training=True)
         names = checkpoint_names(self.net.state_dict())
@@ -102,7 +117,8 @@ class PyTorchTrainer:
         rate, momentum = config.learning_rate, config.momentum
         self.optimizer: torch.optim.Optimizer
         if config.optimizer == "adamw":
-            self.optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.999), eps=1e-8, fused=fused)
+            options: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "capturable": device.type == "cuda"}
+            self.optimizer = torch.optim.AdamW(parameters, rate, fused=fused, **options)
         else:
             self.optimizer = torch.optim.SGD(parameters, rate, momentum, nesterov=momentum > 0, fused=fused)
         # The next run of a compiled step overwrites its gradients' memory (pytorch#169545): accumulate elsewhere.
@@ -112,10 +128,25 @@ class PyTorchTrainer:
                 parameter.grad = torch.zeros_like(parameter)
         self.autocast: AbstractContextManager = nullcontext()
         if config.dtype != "float32":
-            self.autocast = torch.autocast(device.type, DTYPES[config.dtype])
+            self.autocast = torch.autocast(device.type, DTYPES[config.dtype], cache_enabled=False)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
         self.micro_step = 0  # since the last update
+        self.batch: list[torch.Tensor] = []  # images and targets, always in the same memory
+        self.run_pass: Pass = self._pass
+        if device.type == "cuda" and not compiled:
+            self._use_graphs()
         self.teacher: Teacher | None = None
+
+    def _use_graphs(self) -> None:
+        """Run passes as CUDA graphs, or say why not."""
+        lack = "float16" if self.scaler.is_enabled() else "several processes" if self.world_size > 1 else ""
+        if lack:
+            if self.rank == 0:
+                warnings.warn(f"no CUDA graph with {lack}: the host launches every kernel", stacklevel=4)
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.zeros((), device=self._device)
+        self.run_pass = GraphedPass(self._pass, self._device)
 
     @property
     def rank(self) -> int:
@@ -129,58 +160,108 @@ class PyTorchTrainer:
     def device(self) -> str:
         return str(self._device)
 
-    def train_step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> Callable[[], Score]:
+    def loader(self, dataset: Dataset, batches: int) -> Loader:
+        """Return a loader of batches, which makes them on a GPU if the images fit."""
+        arguments = dataset, self.config, batches, self.rank, self.world_size
+        on_host = self._device.type != "cuda" or self.config.frozen or self.config.augmented_on_host
+        if not on_host and fits(dataset, self._device):
+            with engine_errors():
+                return DeviceLoader(*arguments, device=self._device)
+        return Loader(*arguments)
+
+    def train_step(self, images: Array, targets: Array, learning_rate: float) -> Callable[[], Score]:
         """Run a forward and a backward pass, and an update if it is due.
 
-        Return a function that waits for the device and gives the score of the batch of all workers.
+        Return a function that waits for this step alone and gives the score of the batch of all workers.
         """
+        first = self.micro_step == 0
         self.micro_step += 1
         due = self.micro_step == self.config.accumulation_steps
         if self.config.frozen and images.ndim == 4:
-            images = self.features(images)
-        with engine_errors(), inference.full_precision(self._device):
-            x, y = self._copied(images), self._copied(targets)
-            if x.ndim == 4:
-                x = x.contiguous(memory_format=torch.channels_last)
-            # Workers exchange gradients in the last pass before an update.
-            with nullcontext() if due or self.world_size == 1 else self.model.no_sync():
-                with self.autocast:
-                    logits = self.model(x)
-                logits = logits.float()
-                losses = F.cross_entropy(logits, y, reduction="none")
-                if self.teacher:
-                    losses = self.teacher.losses(x, logits, y, losses)
-                # The mean over all images of an update. DistributedDataParallel averages over the workers.
-                scale = self.world_size / (self.config.batch_size * self.config.accumulation_steps)
-                self.scaler.scale(losses.sum() * scale).backward()
-            wrong = logits.argmax(1) != y.argmax(1)
-            report = torch.stack([losses.detach().sum(), wrong.sum()])
+            images = self.features(np.asarray(images))
+        with engine_errors(), inference.full_precision(self._device, benchmark=True):
+            self._set_batch(images, targets)
             if due:
-                self._update(learning_rate)
+                self._set_learning_rate(learning_rate)
+                self.micro_step = 0
+            wait = self._copy_to_host(self.run_pass(first, due))
 
         def read() -> Score:
             with engine_errors():
-                loss, wrong = self.all_reduce(report.cpu().numpy())
+                loss, wrong = self.all_reduce(wait())
             return Score(float(loss), round(wrong), self.config.batch_size)
 
         return read
 
-    def _copied(self, array: np.ndarray) -> torch.Tensor:
-        """Copy an array to the device, to a GPU asynchronously. The array may be overwritten at once."""
-        if self._device.type != "cuda":
-            return torch.tensor(array, device=self._device)
-        return torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True)
+    def _set_batch(self, *arrays: Array) -> None:
+        """Copy a batch into the memory that a pass reads, to a GPU asynchronously. It may be overwritten at once."""
+        if [tuple(array.shape) for array in arrays] != [tuple(tensor.shape) for tensor in self.batch]:
+            self.batch = [self._empty(array.shape) for array in arrays]
+            self._forget_graphs()
+        for tensor, array in zip(self.batch, arrays):
+            if isinstance(array, np.ndarray):
+                array = torch.from_numpy(array)
+                if self._device.type == "cuda":
+                    array = array.pin_memory().to(self._device, non_blocking=True)
+            tensor.copy_(array)
 
-    def _update(self, learning_rate: float) -> None:
+    def _empty(self, shape: Sequence[int]) -> torch.Tensor:
+        layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+        return torch.empty(tuple(shape), device=self._device, memory_format=layout)
+
+    def _set_learning_rate(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            rate = learning_rate * group["rate"]
+            if isinstance(group["lr"], torch.Tensor):  # where a graph reads it
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def _pass(self, first: bool, due: bool) -> torch.Tensor:
+        """Train on the batch; return the sum of its losses and its errors. A graph may record it: nothing waits."""
+        x, y = self.batch
+        if first:
+            self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
+        # Workers exchange gradients in the last pass before an update.
+        with nullcontext() if due or self.world_size == 1 else self.model.no_sync():
+            with self.autocast:
+                logits = self.model(x)
+            logits = logits.float()
+            losses = F.cross_entropy(logits, y, reduction="none")
+            if self.teacher:
+                losses = self.teacher.losses(x, logits, y, losses)
+            # The mean over all images of an update. DistributedDataParallel averages over the workers.
+            scale = self.world_size / (self.config.batch_size * self.config.accumulation_steps)
+            self.scaler.scale(losses.sum() * scale).backward()
+        if due:
+            self._update()
+        wrong = logits.argmax(1) != y.argmax(1)
+        return torch.stack([losses.detach().sum(), wrong.sum()])
+
+    def _update(self) -> None:
+        """Update the parameters by their gradients. A graph may record it."""
         if self.config.clip_gradient:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip_gradient)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate * group["rate"]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=not self.keep_gradients)
-        self.micro_step = 0
+
+    def _copy_to_host(self, report: torch.Tensor) -> Callable[[], np.ndarray]:
+        """Queue the copy of a report behind its own step, and return a function that waits for it."""
+        if self._device.type != "cuda":
+            return lambda: report.cpu().numpy()
+        copy, done = report.to("cpu", non_blocking=True), torch.cuda.Event()  # in pinned memory
+        done.record(torch.cuda.current_stream(self._device))
+
+        def wait() -> np.ndarray:
+            done.synchronize()
+            return copy.numpy()
+
+        return wait
+
+    def _forget_graphs(self) -> None:
+        if isinstance(self.run_pass, GraphedPass):
+            self.run_pass.reset()
 
     def sync_batch_norm(self) -> None:
         """Do nothing: all workers have the whole batch's statistics."""
@@ -239,6 +320,8 @@ class PyTorchTrainer:
         step = momentum.pop(STEP, None)
         set_arrays(self.net, parameters)
         self.optimizer.state.clear()
+        self._forget_graphs()
+        self.micro_step = 0
         for name, parameter in self.trained.items() if momentum else ():
             state = self.optimizer.state[parameter]
             for key, prefix in MOMENTS[self.config.optimizer].items():

@@ -123,8 +123,8 @@ class Config:
 
     @property
     def augmented_on_host(self) -> bool:
-        """True if batches need more than crops, flips and mixup: a loader on a device makes no more than these."""
-        return self.trivial_augment or self.cutout > 0 or self.cutmix > 0
+        """True if batches need what a loader on a device does not make."""
+        return self.augment and self.trivial_augment
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}

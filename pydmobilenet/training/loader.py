@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +23,10 @@ class Loader:
         self.dataset, self.config, self.batches = dataset, config, batches
         self.rank, self.workers = rank, workers
         self.weights = class_weights(dataset) if config.class_weights == "balanced" else None
+        self.mix: Callable[..., Any] = mix
+        self.paste: Callable[..., Any] = paste
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Any]]:
         """Yield this worker's shards from batch `start` on: images (n, 3, H, W) or features, targets (n, outputs)."""
         config, rank, workers = self.config, self.rank, self.workers
         if config.mixup == config.cutmix == 0 or epoch >= config.epochs - config.mixup_off_epochs:
@@ -35,12 +38,12 @@ class Loader:
             other_images, other_targets = next(partners) if partners else (None, None)
             if with_cutmix(config, epoch, number):
                 box, lam = cutmix_box(config.cutmix, config.seed, epoch, number, images.shape[-1])
-                yield paste(images, box, other_images), mix(targets, lam, other_targets)
+                yield self.paste(images, box, other_images), self.mix(targets, lam, other_targets)
             else:
                 lam = mixup_lam(config.mixup, config.seed, epoch, number)
-                yield mix(images, lam, other_images), mix(targets, lam, other_targets)
+                yield self.mix(images, lam, other_images), self.mix(targets, lam, other_targets)
 
-    def _shards(self, worker: int, epoch: int, start: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _shards(self, worker: int, epoch: int, start: int) -> Iterator[tuple[Any, Any]]:
         """Yield a worker's shards before mixup."""
         config = self.config
         source = batches(

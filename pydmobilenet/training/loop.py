@@ -23,12 +23,11 @@ from ..text import progress_bar
 from .checkpoint import Run, State
 from .config import Config
 from .history import Epoch, Events, History
-from .loader import Loader
 from .trainer import Score, Trainer, learning_rates
 
 OnEpoch = Callable[[Path, Epoch], None]
 SAVE_SECONDS = 600.0  # between saves within an epoch: the most that a crash may cost
-DRAW_SECONDS = 5.0  # between drawings of the curves, which may take longer than an epoch
+DRAW_SECONDS = 30.0  # between drawings of the curves: one takes half a second, on a GPU a tenth of an epoch
 
 
 class Diverged(UserError):
@@ -105,7 +104,7 @@ class Loop:
         updates = updates_per_epoch(self.config, len(self.train))
         self.schedule = learning_rates(self.config, updates)
         self.batches = updates * self.config.accumulation_steps
-        self.loader = Loader(self.train, self.config, self.batches, trainer.rank, trainer.world_size)
+        self.loader = trainer.loader(self.train, self.batches)
         self.test_score: Score | None = None  # of the best epoch, if validation images have chosen it
         self.stopped = 0  # the number of the signal received
         self.ended_by_callback = False

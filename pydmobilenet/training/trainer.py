@@ -17,6 +17,7 @@ from ..metrics import Score
 from ..network import Network
 from ..text import progress_bar
 from .config import Config
+from .loader import Loader
 
 Arrays = Mapping[str, np.ndarray]
 """Arrays by structural name, as ``stem.conv.weight``."""
@@ -49,11 +50,15 @@ class Trainer(Protocol):
     def device(self) -> str:
         """The devices of this worker, as ``cpu(0)``."""
 
-    def train_step(self, images: np.ndarray, targets: np.ndarray, learning_rate: float) -> Callable[[], Score]:
+    def loader(self, dataset: Dataset, batches: int) -> Loader:
+        """Return the source of this worker's batches, so many an epoch, as `train_step` takes them."""
+
+    def train_step(self, images: Any, targets: Any, learning_rate: float) -> Callable[[], Score]:
         """Do a forward and a backward pass, and an update after every `accumulation_steps` passes.
 
-        `images` (N, 3, H, W), or their `features` (N, C), and `targets` (N, outputs) are this worker's shard. Returns
-        at once a function: it waits for the devices and returns the score of the batch, over all workers.
+        `images` (N, 3, H, W), or their `features` (N, C), and `targets` (N, outputs) are this worker's shard, as
+        arrays or as its `loader` gives them. Returns at once a function: it waits for the devices and returns the score
+        of the batch, over all workers.
         """
 
     def features(self, images: np.ndarray) -> np.ndarray:
