@@ -152,8 +152,8 @@ def train(
         command=command or provenance.call(train, {**arguments, **given}),
     )
     family, dtype = catalog.parse_name(session.config.model).family, session.config.dtype
-    distilled = session.teacher is not None
-    choice = engines.choose(session.engine, device, "training", family, dtype, compiled=compile, distilled=distilled)
+    asked = {"compiled": compile, "distilled": session.teacher is not None, "averaged": session.config.ema > 0}
+    choice = engines.choose(session.engine, device, "training", family, dtype, **asked)
     session.say(f"Training {choice}.")
     with sessions.opened(session, choice.make_trainer) as loop:
         exit_code = loop.run()

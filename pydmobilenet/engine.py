@@ -108,6 +108,7 @@ def choose(
     fused: bool = True,
     compiled: bool = False,
     distilled: bool = False,
+    averaged: bool = False,
 ) -> Choice:
     """Choose an engine for inference, for networks of one `family`, or for their training.
 
@@ -117,7 +118,7 @@ def choose(
     """
     engines = check_name(engine, purpose)
     wanted = devices.parse(device)
-    lack = "" if purpose == "inference" else _gluon_lacks(purpose, family, dtype, compiled, distilled)
+    lack = "" if purpose == "inference" else _gluon_lacks(purpose, family, dtype, compiled, distilled, averaged)
     name, reason = (engine, "") if engine != "auto" else _best(wanted, purpose, lack)
     if problem := obstacle(name):
         nearest = next((f"; nearest: {other}" for other in engines[::-1] if other != name and not obstacle(other)), "")
@@ -140,7 +141,9 @@ def check_name(engine: str, purpose: Purpose) -> tuple[str, ...]:
     return engines
 
 
-def _gluon_lacks(purpose: Purpose, family: str | None, dtype: str, compiled: bool, distilled: bool) -> str:
+def _gluon_lacks(
+    purpose: Purpose, family: str | None, dtype: str, compiled: bool, distilled: bool, averaged: bool
+) -> str:
     """Name the first thing that only PyTorch can do, or nothing."""
     if family not in (None, *gluon.FAMILIES):
         return f"has no network of family {family!r}"
@@ -150,6 +153,8 @@ def _gluon_lacks(purpose: Purpose, family: str | None, dtype: str, compiled: boo
         return "has no --compile"
     if distilled:
         return "has no distillation (--teacher)"
+    if averaged:
+        return "has no moving average (--ema)"
     return "does not support torchrun" if purpose == "training" and processes.launched() else ""
 
 

@@ -28,6 +28,7 @@ COMMON = {
     "trivial_augment": False,
     "cutout": 0,
     "cutmix": 0,
+    "ema": 0,
     "class_weights": "none",
     "accumulation_steps": 1,
     "decay": 0.1,
@@ -101,6 +102,7 @@ OTHERS = {
     "trivial_augment": ("true", True),
     "cutout": ("8", 8),
     "cutmix": ("0.5", 0.5),
+    "ema": ("0.999", 0.999),
     "clip_gradient": ("1", 1.0),
     "mixup": ("0.2", 0.2),
     "mixup_off_epochs": ("0", 0),
@@ -142,7 +144,7 @@ MISTAKES = [
         for key in ("warmup_epochs", "weight_decay", "clip_gradient", "mixup", "cutmix")
         for bad in ("-1", "inf", ".nan", "yes")
     ),
-    *((key, bad, BELOW_1) for key in ("momentum", "label_smoothing") for bad in ("1", "-0.1", "nan", "none")),
+    *((key, bad, BELOW_1) for key in ("momentum", "label_smoothing", "ema") for bad in ("1", "-0.1", "nan", "none")),
     *(
         (key, bad, "true, false")
         for key in ("decay_norm_and_bias", "augment", "trivial_augment")

@@ -18,6 +18,7 @@ from ..errors import BadFileError, MissingFileError, UserError
 METADATA = "run.json"
 SEEDS = "seeds"  # the kind of a directory with a run for each seed
 BEST = "best.params"
+EMA = "ema.params"  # the moving average, after the epoch that is the best for it
 SEEN = "seen_images"  # the key for the hashes of images used in training, or to choose the epoch
 UNKNOWN = "?"  # among the hashes: initial weights have seen unrecorded images
 # Raised by wrong content of a file.

@@ -216,7 +216,11 @@ class GluonTrainer:
         context = self.contexts[0]
         return predictor(build_fused(*body(self.net.description, get_arrays(self.net)), context), context)
 
-    def evaluate(self, dataset: Dataset) -> Score:
+    def averaged(self) -> dict[str, np.ndarray]:
+        """Return nothing: `engine.choose` refuses this engine for a moving average."""
+        return {}
+
+    def evaluate(self, dataset: Dataset, averaged: bool = False) -> Score:
         """Return the score on a data set, or on its features."""
         self._wait()
         context = self.contexts[0]

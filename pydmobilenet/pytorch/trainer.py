@@ -35,10 +35,11 @@ from ..training.trainer import (
     head_predictor,
     rate_multiplier,
 )
-from . import inference
+from . import ema, inference
 from .devices import engine_errors
 from .distillation import Teacher
 from .distributed import Workers
+from .ema import MovingAverage
 from .graph import GraphedPass, Pass
 from .loader import DeviceLoader, fits
 from .network import Network, build, get_arrays, initialize, overwrite, set_arrays
@@ -131,6 +132,7 @@ class PyTorchTrainer:
             self.autocast = torch.autocast(device.type, DTYPES[config.dtype], cache_enabled=False)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.dtype == "float16")
         self.micro_step = 0  # since the last update
+        self.average = MovingAverage(self._changing(names), config.ema) if config.ema else None
         self.batch: list[torch.Tensor] = []  # images and targets, always in the same memory
         self.run_pass: Pass = self._pass
         if device.type == "cuda" and not compiled:
@@ -147,6 +149,11 @@ class PyTorchTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = torch.zeros((), device=self._device)
         self.run_pass = GraphedPass(self._pass, self._device)
+
+    def _changing(self, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
+        """Return all that training changes, by checkpoint name: parameters, and batch normalisation's statistics."""
+        statistics = {names[name]: value for name, value in self.net.named_buffers() if name in names}
+        return {**self.trained, **({} if self.config.frozen else statistics)}
 
     @property
     def rank(self) -> int:
@@ -245,6 +252,8 @@ class PyTorchTrainer:
             nn.utils.clip_grad_norm_(self.trained.values(), self.config.clip_gradient)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.average:
+            self.average.update()
 
     def _copy_to_host(self, report: torch.Tensor) -> Callable[[], np.ndarray]:
         """Queue the copy of a report behind its own step, and return a function that waits for it."""
@@ -275,9 +284,13 @@ class PyTorchTrainer:
         with engine_errors():
             return inference.predictor(*fold(*body(self.net.description, get_arrays(self.net))), self._device)
 
-    def evaluate(self, dataset: Dataset) -> Score:
+    def averaged(self) -> dict[str, np.ndarray]:
+        """Return the moving average of the parameters, and those that do not change."""
+        return {**get_arrays(self.net), **(self.average.arrays() if self.average else {})}
+
+    def evaluate(self, dataset: Dataset, averaged: bool = False) -> Score:
         """Return the score on a data set, or on its features, in float32. Each worker evaluates one shard."""
-        network, arrays = self.net.description, get_arrays(self.net)
+        network, arrays = self.net.description, self.averaged() if averaged else get_arrays(self.net)
         if dataset.images.ndim == 2:
             predict = head_predictor(network, arrays)
         else:
@@ -310,12 +323,17 @@ class PyTorchTrainer:
         if self.scaler.is_enabled():
             state = self.scaler.state_dict()
             momentum[LOSS_SCALE] = np.array([state["scale"], state["_growth_tracker"]], np.float64)
+        if self.average:
+            momentum.update(self.average.state())
         return get_arrays(self.net), momentum
 
     def load_state(self, parameters: Mapping[str, np.ndarray], momentum: Mapping[str, np.ndarray]) -> None:
         """Restore a `state`. Raises BadFileError for another network's."""
         momentum = dict(momentum)
         scale = momentum.pop(LOSS_SCALE, None)
+        if self.average:
+            average = {name: momentum.pop(name) for name in [*momentum] if name.startswith(ema.PREFIX)}
+            self.average.load_state(average)
         check_state(parameters, momentum, get_arrays(self.net), self.trained, self.config.optimizer)
         step = momentum.pop(STEP, None)
         set_arrays(self.net, parameters)

@@ -3,6 +3,7 @@
 ``config.yaml``     the effective configuration
 ``last.state``      for `--resume`, in one file: parameters, momentum, progress, history
 ``last.params``     the parameters alone, for `get_model` and `run_validation.py`; ``best.params``, ``epoch-….params``
+``ema.params``      the moving average of the parameters, after its best epoch
 ``run.json``        model, data set, classes, normalisation, configuration, provenance, errors of the parameter files
 ``history.csv``, ``curves.png``, ``events/``
 
@@ -122,17 +123,24 @@ class Run:
         if left:
             shutil.rmtree(self.directory, ignore_errors=True)
 
-    def save(self, state: State, entries: Mapping[str, Mapping[str, object]]) -> None:
+    def save(
+        self,
+        state: State,
+        entries: Mapping[str, Mapping[str, object]],
+        averaged: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Save the state, and its parameters under each name in `entries`, with the value as its entry in ``run.json``.
 
-        Raises UnusableError, and replaces no file, if the disk is full.
+        The `averaged` parameters go to `runs.EMA`. Raises UnusableError, and replaces no file, if the disk is full.
         """
-        content = formats.dump_params(state.parameters)
-        sha256 = hashlib.sha256(content).hexdigest()
-        checkpoints = {name: {**entry, "sha256": sha256} for name, entry in entries.items()}
+        parameters = dict.fromkeys(entries, formats.dump_params(state.parameters))
+        if averaged is not None:
+            parameters[runs.EMA] = formats.dump_params(averaged)
+        digests = {name: hashlib.sha256(content).hexdigest() for name, content in parameters.items()}
+        checkpoints = {name: {**entry, "sha256": digests[name]} for name, entry in entries.items()}
         metadata = {**self.metadata, "checkpoints": {**self.metadata["checkpoints"], **checkpoints}}
         contents: dict[str, str | bytes] = {
-            **dict.fromkeys(entries, content),
+            **parameters,
             METADATA: _json(metadata),
             STATE: state.content(),
         }

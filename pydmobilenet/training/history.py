@@ -36,6 +36,8 @@ class Epoch:
     seconds: float
     val_loss: float | None = None
     val_error: float | None = None
+    ema_loss: float | None = None  # of the moving average, on the images of `split`
+    ema_error: float | None = None
 
     @property
     def split(self) -> str:
@@ -53,10 +55,10 @@ class Epoch:
         return getattr(self, f"{self.split}_error")
 
 
-def columns(split: str) -> list[str]:
-    """Name the columns of the CSV file of a run with this `Epoch.split`."""
-    rest = ["images_per_second", "seconds"]
-    return ["epoch", "learning_rate", "train_loss", "train_error", f"{split}_loss", f"{split}_error", *rest]
+def columns(split: str, averaged: bool = False) -> list[str]:
+    """Name the columns of the CSV file of a run with this `Epoch.split`, perhaps with a moving average."""
+    errors = [f"{split}_loss", f"{split}_error", *(["ema_loss", "ema_error"] if averaged else [])]
+    return ["epoch", "learning_rate", "train_loss", "train_error", *errors, "images_per_second", "seconds"]
 
 
 @dataclass
@@ -77,9 +79,19 @@ class History:
         return min(self.rows, key=lambda row: row.error if math.isfinite(row.error) else math.inf, default=None)
 
     @property
+    def best_average(self) -> Epoch | None:
+        """The first epoch with the smallest error of the moving average; None without one."""
+        rows = [row for row in self.rows if row.ema_error is not None]
+        return min(rows, key=lambda row: row.ema_error or 0.0, default=None)
+
+    @property
     def split(self) -> str:
         """The images that choose the best epoch: ``val`` or ``test``."""
         return self.rows[-1].split if self.rows else "test"
+
+    @property
+    def _columns(self) -> list[str]:
+        return columns(self.split, self.best_average is not None)
 
     @property
     def epochs_since_best(self) -> int:
@@ -93,9 +105,10 @@ class History:
         total = str(self.epochs or "")
         number = f"{row.epoch:>{len(total) or 3}}" + (f"/{total}" if total else "")
         best_epoch = f"(epoch {best.epoch})"
+        average = "" if row.ema_error is None else f"ema {row.ema_error:5.2f} %  "
         return (
             f"epoch {number}  loss {row.train_loss:.3f}  error {row.train_error:5.2f} %  "
-            f"{row.split} {row.error:5.2f} %  best {best.error:5.2f} % {best_epoch:<{8 + (len(total) or 3)}}  "
+            f"{row.split} {row.error:5.2f} %  {average}best {best.error:5.2f} % {best_epoch:<{8 + (len(total) or 3)}}  "
             f"rate {row.learning_rate:.6f}  {row.images_per_second:>6,.0f} images/s  {row.seconds:>4,.0f} s"
         )
 
@@ -105,14 +118,21 @@ class History:
         if last is None or best is None:
             return "No epoch has been finished."
         kind, advice = ("Validation", "") if self.split == "val" else ("Test", f"\n{OPTIMISM}")
+        average = ""
+        if chosen := self.best_average:
+            average = (
+                f"\nOf the moving average: {last.ema_error:.2f} %; "
+                f"the best, after epoch {chosen.epoch}: {chosen.ema_error:.2f} %."
+            )
         return (
             f"{kind} error after the last epoch ({last.epoch}): {last.error:.2f} %; "
-            f"the best, after epoch {best.epoch}: {best.error:.2f} %.{advice}"
+            f"the best, after epoch {best.epoch}: {best.error:.2f} %.{average}{advice}"
         )
 
     def to_dicts(self) -> list[dict[str, float]]:
         """Return the epochs for JSON, with every digit. Python's JSON has NaN and infinity too."""
-        return [{name: getattr(row, name) for name in columns(row.split)} for row in self.rows]
+        names = self._columns
+        return [{name: getattr(row, name) for name in names} for row in self.rows]
 
     @classmethod
     def from_dicts(cls, rows: Iterable[Mapping[str, Any]], epochs: int = 0) -> History:
@@ -123,14 +143,16 @@ class History:
             values = {"test_loss": None, "test_error": None, **values, "epoch": int(values["epoch"])}
             epoch = Epoch(**values)
             history.rows.append(epoch)
-            if (epoch.epoch, epoch.split) != (number, history.rows[0].split) or None in (epoch.loss, epoch.error):
+            first = history.rows[0]
+            same = (number, first.split, first.ema_error is None) == (epoch.epoch, epoch.split, epoch.ema_error is None)
+            if not same or None in (epoch.loss, epoch.error):
                 raise ValueError(f"epoch {number} is missing or damaged")
         return history
 
     def to_csv(self) -> str:
         """Format the epochs as CSV with every digit."""
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, columns(self.split), lineterminator="\n")
+        writer = csv.DictWriter(buffer, self._columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.to_dicts())  # csv writes floats with repr
         return buffer.getvalue()
@@ -171,6 +193,8 @@ class Events:
                     str(self.directory), purge_step=row.epoch, filename_suffix=suffix, max_queue=0
                 )
             for tag in ("train/loss", "train/error", f"{row.split}/loss", f"{row.split}/error"):
+                self.writer.add_scalar(tag, getattr(row, tag.replace("/", "_")), row.epoch)
+            for tag in ("ema/loss", "ema/error") if row.ema_error is not None else ():
                 self.writer.add_scalar(tag, getattr(row, tag.replace("/", "_")), row.epoch)
             for tag in ("learning_rate", "images_per_second"):
                 self.writer.add_scalar(tag, getattr(row, tag), row.epoch)

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import files, processes
-from ..checkpoints.runs import BEST
+from ..checkpoints.runs import BEST, EMA
 from ..data import Dataset, Splits
 from ..errors import BadFileError, InvalidValueError, StopTraining, UserError, of_engine
 from ..metrics import wilson
@@ -105,7 +105,7 @@ class Loop:
         self.schedule = learning_rates(self.config, updates)
         self.batches = updates * self.config.accumulation_steps
         self.loader = trainer.loader(self.train, self.batches)
-        self.test_score: Score | None = None  # of the best epoch, if validation images have chosen it
+        self.test_scores: dict[str, Score] = {}  # of each file that validation images have chosen
         self.stopped = 0  # the number of the signal received
         self.ended_by_callback = False
         self.failure: Exception | None = None  # of the callback
@@ -178,16 +178,17 @@ class Loop:
         return epochs < self.config.epochs and 0 < patience <= self.progress.history.epochs_since_best
 
     def _measure_test_error(self, test: Dataset) -> None:
-        """Measure the test error of the best epoch, once."""
-        self.trainer.all_reduce(np.zeros(1))  # until the first worker has written the file
-        self.trainer.load_weights(self.directory / BEST)
-        self.test_score = self.trainer.evaluate(test)
-        if self.output:
-            self.output.record(BEST, test_error=100 * self.test_score.wrong / self.test_score.images)
+        """Measure the test error of the best epoch, once; before, that of the moving average."""
+        self.trainer.all_reduce(np.zeros(1))  # until the first worker has written the files
+        for file in (EMA, BEST) if self.config.ema else (BEST,):
+            self.trainer.load_weights(self.directory / file)
+            self.test_scores[file] = score = self.trainer.evaluate(test)
+            if self.output:
+                self.output.record(file, test_error=100 * score.wrong / score.images)
 
     def summary(self) -> str:
         """Describe the errors of the run."""
-        history, score = self.progress.history, self.test_score
+        history = self.progress.history
         lines = [history.summary()]
         if self.stopped_early:
             patience = "1 epoch" if self.config.patience == 1 else f"{self.config.patience} epochs"
@@ -198,13 +199,14 @@ class Loop:
             )
         elif self.ended_by_callback:
             lines.insert(0, f"Stopped by on_epoch after {self.progress.epochs} of {self.config.epochs} epochs.")
-        if history.best and score:
-            error, (low, high) = 100 * score.wrong / score.images, wilson(score.wrong, score.images)
-            lines.append(
-                f"Test error of epoch {history.best.epoch}, measured once: {error:.2f} % "
-                f"({score.wrong} of {score.images:,} images; 95 % interval {low:.2f} to {high:.2f})."
-            )
-        elif self.test is None:
+        for file, row, what in ((BEST, history.best, ""), (EMA, history.best_average, "the moving average after ")):
+            if row and (score := self.test_scores.get(file)):
+                error, (low, high) = 100 * score.wrong / score.images, wilson(score.wrong, score.images)
+                lines.append(
+                    f"Test error of {what}epoch {row.epoch}, measured once: {error:.2f} % "
+                    f"({score.wrong} of {score.images:,} images; 95 % interval {low:.2f} to {high:.2f})."
+                )
+        if self.test is None:
             lines.append("There are no test images: the best validation error leans optimistic.")
         return "\n".join(lines)
 
@@ -257,6 +259,9 @@ class Loop:
         assert dataset is not None  # `config.configure` sees to it
         score = self.trainer.evaluate(dataset)
         scores = {f"{split}_loss": score.loss / score.images, f"{split}_error": 100 * score.wrong / score.images}
+        if self.config.ema:
+            score = self.trainer.evaluate(dataset, averaged=True)
+            scores.update(ema_loss=score.loss / score.images, ema_error=100 * score.wrong / score.images)
         done = Epoch(
             epoch=progress.epochs + 1,
             learning_rate=self.schedule((progress.epochs + 1) * self.batches // self.config.accumulation_steps),
@@ -276,7 +281,11 @@ class Loop:
             names.append(BEST)
         if self.config.keep_every and done.epoch % self.config.keep_every == 0:
             names.append(f"epoch-{done.epoch:04d}.params")
-        self._save({name: {"epoch": done.epoch, f"{split}_error": done.error} for name in names})
+        entries: dict[str, dict[str, object]]
+        entries = {name: {"epoch": done.epoch, f"{split}_error": done.error} for name in names}
+        if history.best_average is done:
+            entries[EMA] = {"epoch": done.epoch, f"{split}_error": done.ema_error}
+        self._save(entries)
         self._show_epoch(self.output, done)
         if self.shown is not False:
             print(history.line(done), flush=True)
@@ -316,7 +325,8 @@ class Loop:
         if not all(np.isfinite(array).all() for array in (*parameters.values(), *momentum.values())):
             epoch = self.progress.epochs + (self.progress.batches > 0)
             raise Diverged(f"a parameter is no longer finite in epoch {epoch}; the last checkpoint is kept")
-        self.output.save(State(parameters, momentum, self.progress.to_dict()), entries or {})
+        averaged = self.trainer.averaged() if entries and EMA in entries else None
+        self.output.save(State(parameters, momentum, self.progress.to_dict()), entries or {}, averaged)
 
     def _requests(self) -> tuple[bool, bool]:
         """Return whether any worker got a signal, and whether to save. All workers get the same answer."""

@@ -64,8 +64,14 @@ class Trainer(Protocol):
     def features(self, images: np.ndarray) -> np.ndarray:
         """Return the pooled features (n, C) of normalised images (n, 3, H, W), with a frozen body."""
 
-    def evaluate(self, dataset: Dataset) -> Score:
-        """Return the score on a data set, or on its `features`, over all workers. Changes nothing trained."""
+    def evaluate(self, dataset: Dataset, averaged: bool = False) -> Score:
+        """Return the score on a data set, or on its `features`, over all workers. Changes nothing trained.
+
+        It is of the parameters, or of those `averaged`.
+        """
+
+    def averaged(self) -> Arrays:
+        """Return the exponential moving average of the parameters, by the config's ``ema``."""
 
     def sync_batch_norm(self) -> None:
         """Set the running statistics of batch normalisation to their mean over all devices and workers."""
