@@ -216,6 +216,8 @@ def validate(
     cache: bool = True,
     fused: bool = True,
     processes: int | None = 1,
+    mirror: bool = False,
+    against: PathLike | None = None,
     output: PathLike | None = None,
     progress: bool | None = None,
     show: Callable[[Dataset | None, list[Result]], None] | None = None,
@@ -225,14 +227,17 @@ def validate(
     `what` is a run, a file of weights that records its network, or patterns of model names in the tables; `dataset` has
     patterns of data sets, or a folder or an `array_dataset` with images for the runs. `weights` are more runs and
     files; then the patterns select among their networks, and `depth` by depth. `fused` folds the networks. `processes`
-    work side by side (None: as many as are fastest). A report goes to the directory `output`, as Markdown, CSV, JSON
-    and a web page. `show` is called with each data set and its results as they come. `cache` and `progress` are as for
-    `train`.
+    work side by side (None: as many as are fastest). `mirror` also measures the mean softmax of each image and its
+    mirror image: the results' ``mirror_error``, never judged. `against`, an earlier ``answers.csv`` of the same images,
+    is compared image by image: their ``change``. A report goes to the directory `output`: Markdown, CSV, JSON, a web
+    page, and the answers. `show` is called with each data set and its results as they come. `cache` and `progress` are
+    as for `train`.
 
     Raises as `train`; the error of a single row is its ``reason``.
     """
-    from . import validation
+    from . import answers, validation
 
+    earlier = None if against is None else answers.read(fetching.expanded(against))
     report: Report | None = None
     if output is not None:
         from .reporting.html import Report  # it needs libraries that nothing else does
@@ -250,10 +255,12 @@ def validate(
         batch_size=batch_size,
         limit=limit,
         processes=processes or choice.engine.processes,
-        keep_answers=bool(output) or any(record.run for record in records),
+        keep_answers=bool(output or earlier) or any(record.run for record in records),
         skip_bad=skip_bad,
         shown=progress,
         cache=cache,
+        mirror=mirror,
+        earlier=earlier,
     )
     results: list[Result] = []
     for images, rows in evaluated:

@@ -14,12 +14,13 @@ NO_CLASS = np.iinfo(np.uint16).max  # the class of logits that are not finite
 
 
 class Score(NamedTuple):
-    """Summed losses, top-1 errors, images, and top-5 errors (0 in training)."""
+    """Summed losses, top-1 errors, images, top-5 errors (0 in training), top-1 errors with mirror images (or None)."""
 
     loss: float
     wrong: int
     images: int
     wrong_top5: int = 0
+    wrong_mirror: int | None = None
 
 
 class Answers(NamedTuple):
@@ -45,9 +46,14 @@ def evaluate(
     parts: int = 1,
     answers: Answers | None = None,
     report: Callable[[int], object] = lambda images: None,
+    mirror: bool = False,
 ) -> Score:
-    """Score a data set, or one worker's part of it, and fill `answers`. Call `report` with the size of each batch."""
-    loss, wrong, images, wrong_top5 = 0.0, 0, 0, 0
+    """Score a data set, or one worker's part of it, and fill `answers`. Call `report` with the size of each batch.
+
+    With `mirror`, also count the errors of the mean softmax of each image and its mirror image (Krizhevsky et al.,
+    2012, section 4.1).
+    """
+    loss, wrong, images, wrong_top5, wrong_mirror = 0.0, 0, 0, 0, 0
     for batch, labels in batches(dataset, batch_size, train=False, part=part, parts=parts, threads=1):
         logits = predict(batch)
         top1, top5 = count_wrong(logits, labels)
@@ -55,9 +61,14 @@ def evaluate(
         if answers is not None:
             rows = slice(images, images + len(labels))
             answers.classes[rows], answers.confidences[rows] = most_likely(logits)
+        if mirror:
+            mirrored = predict(np.ascontiguousarray(batch[..., ::-1]))
+            with np.errstate(invalid="ignore"):  # of logits that are not finite, which count as wrong
+                mean = (softmax(logits) + softmax(mirrored)) / 2
+            wrong_mirror += count_wrong(mean, labels)[0]
         images += len(labels)
         report(len(labels))
-    return Score(loss, wrong, images, wrong_top5)
+    return Score(loss, wrong, images, wrong_top5, wrong_mirror if mirror else None)
 
 
 def most_likely(logits: np.ndarray) -> Answers:
@@ -93,6 +104,20 @@ def wilson(wrong: int, images: int, z: float = 1.959964) -> tuple[float, float]:
     centre = (rate + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / images + spread / images / 4)
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Return the p-value of McNemar's exact test of the images that the first, or the second of two networks got right.
+
+    Of n = lost + gained, min(1, 2 / 2^n * sum of C(n, i) for i from 0 to min(lost, gained)), the binomial test of equal
+    odds (McNemar, 1947, Psychometrika 12:153; in this form Fagerland et al., 2013, BMC Med. Res. Methodol. 13:91).
+    """
+    n = lost + gained
+    term = total = 1
+    for i in range(min(lost, gained)):  # in whole numbers, rounded once
+        term = term * (n - i) // (i + 1)
+        total += term
+    return min(1.0, 2 * total / 2**n)
 
 
 def confusion(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from . import catalog, checkpoints, fetching, provenance
+from .answers import Change, Earlier
 from .catalog import Record
 from .checkpoints import Checkpoint, runs
 from .data import Dataset, Fractions, dataset_name, folder, get_dataset, get_splits, get_task, is_own
@@ -43,7 +44,8 @@ MIN_IMAGES_FOR_PROCESSES = 10_000  # of all rows, about ten seconds of work: mor
 class Result:
     """One row of the table: counts and score of a record, or the `reason` for having none.
 
-    With `complete`, the whole official test set was evaluated: only then is the error judged.
+    With `complete`, the whole official test set was evaluated: only then is the error judged. `change` compares the
+    answers with earlier ones.
     """
 
     record: Record
@@ -52,6 +54,7 @@ class Result:
     complete: bool = False
     reason: str = ""
     answers: Answers | None = field(default=None, compare=False, repr=False)
+    change: Change | None = None
 
     def __str__(self) -> str:
         text = self.reason
@@ -74,6 +77,12 @@ class Result:
     def top5_error(self) -> float:
         """Top-5 error in %."""
         return 100 * self._score.wrong_top5 / self._score.images
+
+    @property
+    def mirror_error(self) -> float | None:
+        """Top-1 error in % by the mean softmax of each image and its mirror image, if measured. It is never judged."""
+        wrong = None if self.counts is None else self.counts.wrong_mirror
+        return None if wrong is None else 100 * wrong / self._score.images
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -160,25 +169,42 @@ def validate(
     skip_bad: bool = False,
     shown: bool | None = None,
     cache: bool = True,
+    mirror: bool = False,
+    earlier: Earlier | None = None,
 ) -> Iterator[tuple[Dataset | None, list[Result]]]:
     """Evaluate records by an engine; yield the images and the results of one data set at a time.
 
     `weights` loads the parameters of a record; `source` has the images, or is their directory. Errors of a data set or
     a row (a corrupt file, a process that died) become the reason in their results, and the others go on. Up to so many
     `processes` share the rows, if that saves time. `skip_bad` skips unreadable images of a folder; its pixels are kept
-    in the `cache`. Bars are `shown` as for `progress_bar`.
+    in the `cache`. Bars are `shown` as for `progress_bar`. With `mirror`, the mirror images are evaluated too, and
+    answers are compared with `earlier` ones. Raises InvalidValueError for data that is not to be mirrored, and
+    BadFileError if the earlier answers are of other images.
     """
-    job = _Job(engine, weights, batch_size or engine.batch_size, limit, keep_answers)
+    records = list(records)
+    for record in records if mirror else ():
+        if not (record.task or get_task(record.dataset)).mirrored:
+            raise InvalidValueError(
+                f"{record.dataset} has no mirror images: leave out mirror, or choose other data sets"
+            )
+    job = _Job(engine, weights, batch_size or engine.batch_size, limit, keep_answers, mirror)
     for _, group in groupby(records, key=_same_images):
         rows = list(group)
         published = any(record.filename for record in rows)  # no images are read for figures without a network
         dataset, reason = _read(rows[0], source, skip_bad, cache, shown) if published else (None, "")
+        same_images = earlier.of(dataset.head(limit), rows) if earlier and dataset else None
         size = 1 if isinstance(source, Dataset) else min(processes, len(rows))  # arrays are not sent to each
         if dataset and size > 1 and len(dataset.head(limit)) * len(rows) >= MIN_IMAGES_FOR_PROCESSES:
             run = partial(job.run_in_worker, (rows[0], source, skip_bad, cache, False))
-            yield dataset, _evaluate_in_processes(rows, run, size, dataset.task.title, shown)
+            results = _evaluate_in_processes(rows, run, size, dataset.task.title, shown)
         else:
-            yield dataset, [_log(job.run(record, dataset, reason, shown)) for record in rows]
+            results = [_log(job.run(record, dataset, reason, shown)) for record in rows]
+        if same_images:
+            results = [
+                replace(row, change=same_images.change(row.record, row.answers)) if row.answers else row
+                for row in results
+            ]
+        yield dataset, results
 
 
 @dataclass(frozen=True)
@@ -190,6 +216,7 @@ class _Job:
     batch_size: int
     limit: int | None
     keep_answers: bool
+    mirror: bool = False
 
     def run(self, record: Record, dataset: Dataset | None, reason: str, shown: bool | None = False) -> Result:
         """Evaluate a record, or return the reason against it, by default that for having no data set."""
@@ -205,7 +232,9 @@ class _Job:
             answers = Answers.empty(len(images)) if self.keep_answers else None
             predict = self.engine.load(network, self.weights(record))
             with progress_bar(len(images), record.model, "images", shown) as bar:
-                counts = evaluate(predict, images, self.batch_size, answers=answers, report=bar.update)
+                counts = evaluate(
+                    predict, images, self.batch_size, answers=answers, report=bar.update, mirror=self.mirror
+                )
         except UserError as error:
             return replace(result, reason=str(error))
         except Exception as error:  # a full GPU, say: other rows go on, and nothing measured is lost

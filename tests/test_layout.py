@@ -20,7 +20,7 @@ LAYERS = [
     {"gluon", "pytorch", "onnx"},
     {"training", "huggingface"},
     {"checkpoints"},
-    {"provenance", "plots"},
+    {"answers", "provenance", "plots"},
     {"network", "folding", "data"},
 ]
 

@@ -44,7 +44,10 @@ def add_validate_options(parser: ArgumentParser) -> None:
     options.add(parser, "--device", "--data-dir", "--skip-bad", "--no-cache", "--weights-dir", "--engine")
     option("--batch-size", type=options.positive, metavar="N", help="images a call (default: the fastest)")
     option("--limit", type=options.positive, metavar="N", help="only the first N images")
-    option("--output", metavar="DIR", help="write the table to DIR as Markdown, CSV, JSON and a web page")
+    option("--mirror", action="store_true", help="also measure the mean of each image and its mirror image")
+    option("--against", metavar="FILE", help="compare each answer with an earlier answers.csv of --output")
+    text = "write the table to DIR as Markdown, CSV, JSON and a web page, and the answer for each image as CSV"
+    option("--output", metavar="DIR", help=text)
     option("--require-all", action="store_true", help="fail if a row cannot be evaluated")
     option("--no-fuse", dest="fused", action="store_false", help="do not fold batch normalisation")
     option("--print-net", action="store_true", help="print each network layer by layer")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,12 +12,12 @@ from tqdm import tqdm
 from .. import catalog, files, plots
 from ..checkpoints import runs
 from ..errors import MissingFileError, UserError, nearest
-from ..text import encodable, printable
+from ..text import printable
 from ..training import results
 from ..training.history import OPTIMISM
 from ..training.results import FIGURES, SPLITS, Figure, RunResult, Seeds
 from . import html
-from .tables import Column, Table
+from .tables import Column, Table, to_csv
 
 FILES = ("comparison.md", "comparison.csv", "comparison.html")
 CHOSEN_BY_VAL = "The validation images have chosen the best epoch, so its error leans optimistic."
@@ -55,11 +53,8 @@ class Comparison(list[RunResult]):
 
     def csv(self) -> str:
         """Format a row for each run, with every figure."""
-        rows, buffer = list(map(to_dict, self)), io.StringIO()
-        writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return encodable(buffer.getvalue())
+        rows = list(map(to_dict, self))
+        return to_csv(list(rows[0]), rows)
 
     def write(self, directory: Path) -> None:
         """Write the tables as Markdown and CSV, and the web page. Raises UnusableError."""

@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
-from .. import plots, provenance
+from .. import answers, plots, provenance
 from ..catalog import Record
 from ..checkpoints import runs
 from ..data import Dataset
@@ -69,13 +69,17 @@ class Report:
         self.texts: list[str] = []
         self.sections: list[Section] = []
         self.results: list[Result] = []
+        self.answers: list[str] = []
 
     def add(self, dataset: Dataset | None, results: Sequence[Result]) -> None:
         """Write the results of one more data set."""
         self.texts.append(with_classes(dataset, results, origins=True))
         self.sections.append(Section(dataset, results, len(self.sections)))
         self.results += results
-        write(self.directory, self.texts, self.results, page(self.sections, self.results))
+        if dataset is not None:
+            given = [(result.record, result.answers) for result in results if result.answers]
+            self.answers.append(answers.to_csv(dataset, given))
+        write(self.directory, self.texts, self.results, page(self.sections, self.results), self.answers)
 
 
 def make_directory(directory: Path) -> None:

@@ -7,13 +7,13 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tabulate import tabulate
 
-from .. import catalog, files, network
+from .. import answers, catalog, files, huggingface, network
 from ..catalog import Record
 from ..checkpoints import Checkpoint, runs, weights
 from ..data import Dataset, get_task
@@ -21,8 +21,10 @@ from ..errors import UserError
 from ..text import encodable, printable
 from ..validation import TOLERANCE, Result
 
-FILES = ("validation.md", "validation.csv", "validation.json", "report.html")
-
+FILES = ("validation.md", "validation.csv", "validation.json", "report.html", "answers.csv", "results.csv")
+# Those of timm's results-*.csv, in its units (%, millions), and two that tell its rows apart.
+RESULTS = ("model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation")
+MIRROR = "mirror: the error of the mean softmax of each image and its mirror image, which is never judged."
 
 LEFT = ("model", "checkpoint", "verdict", "run", "runs", "data", "engine", "seeds")  # columns of text
 
@@ -43,7 +45,8 @@ class Column(NamedTuple):
 class Table(NamedTuple):
     """The table of one data set as printable text; in `notes`, ``**`` surrounds strong text.
 
-    The verdict of a row that was not evaluated ends with the number of its reason, from 1, in brackets.
+    The verdict of a row that was not evaluated ends with the number of its reason, from 1, in brackets. `changes` are
+    a line for each network that was compared with earlier answers.
     """
 
     title: str
@@ -51,6 +54,7 @@ class Table(NamedTuple):
     notes: list[str]
     reasons: list[str]
     origins: list[str]
+    changes: Sequence[str] = ()
 
     def grid(self, width: int | None = None) -> str:
         """Format the table in Markdown, without the columns of low rank if it would be wider than `width`."""
@@ -74,12 +78,32 @@ def table(dataset: Dataset | None, results: Sequence[Result]) -> Table:
         notes.append(
             "The published multiply-adds lie 0.2 to 14 % below the exact count of the convolutions and the dense layer."
         )
+    if any(result.mirror_error is not None for result in results):
+        notes.append(MIRROR)
+    lines = changes(results)
+    if lines:
+        notes.append("Image by image against earlier answers, p by McNemar's exact test:")
     origins = [
         printable(f"{result.record.short_path + ', ' if len(results) > 1 else ''}{name}: {text}")
         for result in results
         for name, text in runs.origin(result.record)
     ]
-    return Table(_title(results), list(_columns(results, numbers)), notes, list(map(printable, reasons)), origins)
+    columns = list(_columns(results, numbers))
+    return Table(_title(results), columns, notes, list(map(printable, reasons)), origins, lines)
+
+
+def changes(results: Sequence[Result]) -> list[str]:
+    """Return a line for each network on its difference from earlier answers; none if there are none."""
+    if not any(result.change for result in results):
+        return []
+    return [printable(_change(result)) for result in results if result.answers]
+
+
+def _change(result: Result) -> str:
+    name, change = answers.name(result.record), result.change
+    if change is None:
+        return f"{name}: not in the file of earlier answers"
+    return f"{name}: {change}" if change.earlier == name else f"{name}, before {change.earlier}: {change}"
 
 
 def _title(results: Sequence[Result]) -> str:
@@ -116,16 +140,20 @@ def markdown(
     """Format the table of one data set in Markdown, no wider than `width` if possible, with its notes below."""
     content = table(dataset, results)
     reasons = [f"[{number}] {reason}" for number, reason in enumerate(content.reasons, 1)]
-    listed = ["\n".join(f"- {text}" for text in content.origins)] if origins and content.origins else []
-    return "\n\n".join([f"## {content.title}", content.grid(width), *content.notes, *reasons, *listed]) + "\n"
+    lists = [
+        "\n".join(f"- {text}" for text in lines) for lines in (content.changes, content.origins if origins else ())
+    ]
+    compared, listed = ([text] if text else [] for text in lists)
+    parts = [f"## {content.title}", content.grid(width), *content.notes, *compared, *reasons, *listed]
+    return "\n\n".join(parts) + "\n"
 
 
 def summary(results: Sequence[Result]) -> str:
-    """Count the verdicts of one data set on a line, and add a line for each row that differs."""
+    """Count the verdicts of one data set on a line, and add a line for each row that differs, and for `changes`."""
     verdicts = Counter(result.verdict for result in results)
     lines = [f"{_title(results)}: {', '.join(f'{count} {verdict}' for verdict, count in verdicts.items())}"]
     lines += [f"{result.record.model}: {_difference(result)}: {result.verdict}" for result in results if result.differs]
-    return "\n".join(lines)
+    return "\n".join(lines + changes(results))
 
 
 def _difference(result: Result) -> str:
@@ -195,6 +223,9 @@ def _columns(results: Sequence[Result], reasons: Sequence[int]) -> Iterator[Colu
         yield Column(4, expected, [f"{record.top5_error:.2f}" for record in records])
     differences = [result.differences if result.counts else () for result in results]
     yield Column(3, "difference", [" / ".join(f"{points:+.2f}" for points in row) for row in differences])
+    mirrored = [result.mirror_error for result in results]
+    if any(error is not None for error in mirrored):
+        yield Column(4, "mirror, %", ["" if error is None else f"{error:.2f}" for error in mirrored])
     cells = [result.verdict + (f" [{reason}]" if reason else "") for result, reason in zip(results, reasons)]
     yield Column(4, "verdict", cells)
 
@@ -206,7 +237,7 @@ def _is_judged_alone(result: Result) -> bool:
 
 def to_dict(result: Result) -> dict[str, object]:
     """Return a result as flat fields for CSV and JSON: errors in %, published counts in millions."""
-    record, counts, count = result.record, result.counts, result.complexity
+    record, counts, count, change = result.record, result.counts, result.complexity, result.change
     low, high = result.interval if counts else (None, None)
     return {
         "model": record.model,
@@ -228,21 +259,59 @@ def to_dict(result: Result) -> dict[str, object]:
         "verdict": result.verdict,
         "reason": result.reason,
         "origin": "; ".join(f"{name}: {text}" for name, text in runs.origin(record)),
+        "mirror_error": result.mirror_error,
+        "changed": change and change.changed,
+        "right_to_wrong": change and change.lost,
+        "wrong_to_right": change and change.gained,
+        "mcnemar_p": change and change.p,
     }
 
 
-def write(directory: Path, tables: Sequence[str], results: Sequence[Result], page: str) -> None:
-    """Write the tables as Markdown, the results as CSV and JSON, and the web page.
+def timm_results(results: Sequence[Result]) -> list[dict[str, object]]:
+    """Return the evaluated results with timm's columns; the parameters keep all digits, as these networks are small.
+
+    timm has a file for each data set and one checkpoint a model; the last two columns are these.
+    """
+    rows = []
+    for result in results:
+        if result.counts and result.complexity:
+            record, errors = result.record, (result.error, result.top5_error)
+            task = record.task or get_task(record.dataset)
+            config = huggingface.pretrained_cfg(record.network, task)
+            scores = [round(value, 4) for error in errors for value in (100 - error, error)]
+            image = (task.image_size, config["crop_pct"], config["interpolation"])
+            values = (record.model, *scores, result.complexity.parameters / 1e6, *image)
+            rows.append({**dict(zip(RESULTS, values)), "dataset": record.dataset, "checkpoint": record.short_path})
+    return rows
+
+
+def write(
+    directory: Path, tables: Sequence[str], results: Sequence[Result], page: str, answers_csv: Iterable[str] = ()
+) -> None:
+    """Write the tables as Markdown, the results as CSV and JSON, the web page, and the answers.
 
     The JSON keeps names exactly, the CSV too except for bytes beyond UTF-8; the others have printable names.
     """
-    rows, sheet = [to_dict(result) for result in results], io.StringIO()
-    writer = csv.DictWriter(sheet, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    contents = ("\n".join(tables), encodable(sheet.getvalue()), json.dumps(rows, indent=1) + "\n", page)
+    dicts = [to_dict(result) for result in results]
+    contents = (
+        "\n".join(tables),
+        to_csv(list(dicts[0]), dicts),
+        json.dumps(dicts, indent=1) + "\n",
+        page,
+        to_csv(answers.COLUMNS, []) + "".join(answers_csv),
+        to_csv([*RESULTS, "dataset", "checkpoint"], timm_results(results)),
+    )
     for name, text in zip(FILES, contents):
         files.write(directory / name, text)
+
+
+def to_csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Format rows as CSV, with a header."""
+    sheet = io.StringIO()
+    writer = csv.DictWriter(sheet, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return encodable(sheet.getvalue())
 
 
 def zoo_table(records: Sequence[Record], root: Path | None = None, width: int | None = None) -> str:
