@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import yaml
 
 from . import catalog, files
 from .catalog import Record
@@ -20,9 +24,13 @@ from .network import Convolution, Network
 from .text import printable
 
 FORMAT = "huggingface"
+TASK = "image-classification"
 CONFIG, WEIGHTS, CARD = "config.json", formats.MODEL_FILE, "README.md"
 ANY_NETWORK = "pydmobilenet"  # timm's name for an unpublished network, given by `model_args`
 AUTHORS = "https://github.com/thanhhvnqb/pydmobilenet_mxnet"
+# The Hub's names of data sets; of a folder the name of its loader.
+HUB = {"cifar10": "uoft-cs/cifar10", "folder": "imagefolder"}
+HUB.update(dict.fromkeys(("cifar100", "cifar100-coarse"), "uoft-cs/cifar100"))
 
 
 def check_format(
@@ -45,11 +53,18 @@ def write(source: Checkpoint, directory: Path) -> None:
         raise UnusableError(f"{directory} exists already; choose another name, or move it away")
     contents: dict[str, str | bytes] = {
         CONFIG: json.dumps(config(source), indent=2) + "\n",
-        WEIGHTS: formats.dump_safetensors(source.arrays(), source.metadata()),
+        WEIGHTS: formats.dump_safetensors(state_dict(source.arrays()), source.metadata()),
         CARD: card(source),
     }
     with files.new_directory(directory) as part:
         files.write_together({part / name: content for name, content in contents.items()})
+
+
+def state_dict(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return parameters under PyTorch's names: by others, Transformers would draw the batch norms at random."""
+    names = {"gamma": "weight", "beta": "bias"}
+    parts = {name: name.rpartition(".") for name in arrays}
+    return {f"{owner}.{names.get(kind, kind)}": arrays[name] for name, (owner, _, kind) in parts.items()}
 
 
 def config(source: Checkpoint) -> dict[str, Any]:
@@ -90,16 +105,9 @@ def card(source: Checkpoint) -> str:
     task = source.task
     counts = source.network.complexity(task.image)
     millions = counts.multiply_adds / 1e6
-    license = "license: apache-2.0\n" if _is_bundled(record) else ""
     classes = ", ".join(map(printable, task.classes))
     return f"""---
-library_name: timm
-pipeline_tag: image-classification
-{license}tags:
-- image-classification
-- timm
-- pydmobilenet
----
+{yaml.safe_dump(metadata(source, record), sort_keys=False, allow_unicode=True)}---
 
 # {source.model} for {printable(task.title)}
 
@@ -129,6 +137,31 @@ pydmobilenet predict IMAGE --weights DIRECTORY
 """
 
 
+def metadata(source: Checkpoint, record: Record | None) -> dict[str, Any]:
+    """Return the card's metadata, with the accuracy by `record` as ``model-index`` (`huggingface_hub.EvalResult`).
+
+    ``.eval_results`` is not written: its data sets have to be benchmarks of the Hub, and these are none.
+    """
+    values: dict[str, Any] = {"library_name": "timm", "pipeline_tag": TASK}
+    if _is_bundled(record):
+        values["license"] = "apache-2.0"
+    values["tags"] = [TASK, "timm", "pydmobilenet"]
+    if record is None or record.top1_error is None:
+        return values
+    kind = source.task.name.partition(":")[0]
+    result = {
+        "task": {"type": TASK, "name": "Image Classification"},
+        "dataset": {"name": printable(source.task.title), "type": HUB.get(kind, kind), "split": _split(record)},
+        "metrics": [{"type": "accuracy", "value": round(1 - record.top1_error / 100, 6), "name": "Accuracy"}],
+        **({"source": {"name": "published by the authors", "url": AUTHORS}} if record.published else {}),
+    }
+    return {**values, "metrics": ["accuracy"], "model-index": [{"name": source.model, "results": [result]}]}
+
+
+def _split(record: Record) -> str:
+    return "validation" if isinstance(record, Checkpoint) and record.split == "val" else "test"
+
+
 def _is_bundled(record: Record | None) -> bool:
     return record is not None and record.path is not None and record.path.parent == PRETRAINED
 
@@ -138,7 +171,7 @@ def _error(record: Record | None) -> str:
         return "not known"
     if record.published:
         return f"{record.top1_error:.2f} % of the test images ({record.labels}), as published"
-    return f"{record.top1_error:.2f} % of the test images, measured when it was trained"
+    return f"{record.top1_error:.2f} % of the {_split(record)} images, measured when it was trained"
 
 
 def _owner(record: Record | None) -> str:

@@ -1,5 +1,6 @@
 """Other libraries' ways to the networks: directories in Hugging Face's layout, torch.hub, timm."""
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -11,9 +12,10 @@ import oracle
 import pytest
 import yaml
 from helpers import CIFAR_MODELS, ROOT, make_classes
+from PIL import Image
 
 import pydmobilenet
-from pydmobilenet import catalog, checkpoints
+from pydmobilenet import catalog, checkpoints, huggingface
 from pydmobilenet.checkpoints import formats, weights
 from pydmobilenet.data import get_task
 from pydmobilenet.errors import InvalidValueError, MissingFileError, UnusableError, UserError
@@ -43,7 +45,7 @@ def test_a_directory_has_the_network_its_configuration_and_a_card(exported):
     assert config["label_names"] == list("0123456789")
     assert config["pretrained_cfg"]["mean"] == list(get_task("digits").mean)
     assert config["pretrained_cfg"]["classifier"] == "head.dense"
-    found = formats.read_safetensors(exported / "model.safetensors")
+    found = weights.read(exported / "model.safetensors")
     bundled = formats.read_params(ROOT / "pretrained" / f"digits-{MODEL}.params")
     assert found.keys() == bundled.keys()
     for name, array in bundled.items():
@@ -57,6 +59,38 @@ def test_a_card_says_whose_the_weights_are_and_how_well_they_do(exported):
     manifest = json.loads((ROOT / "pretrained" / "manifest.json").read_text(encoding="utf-8"))
     (error,) = (entry["test_error"] for entry in manifest if entry["model"] == MODEL)
     assert f"- Error: {error:.2f} % of the test images, measured when it was trained" in text
+
+
+def test_a_card_has_the_measured_accuracy_for_the_hub(exported):
+    hub = pytest.importorskip("huggingface_hub")
+    data = hub.ModelCard.load(exported / "README.md").data
+    (result,) = data.eval_results
+    manifest = json.loads((ROOT / "pretrained" / "manifest.json").read_text(encoding="utf-8"))
+    (error,) = (entry["test_error"] for entry in manifest if entry["model"] == MODEL)
+    assert (data.model_name, result.task_type) == (MODEL, "image-classification")
+    assert (result.dataset_name, result.dataset_type, result.dataset_split) == ("Digits", "digits", "test")
+    assert (result.metric_type, result.source_url) == ("accuracy", None)
+    assert result.metric_value == pytest.approx(1 - error / 100, abs=1e-6)
+    assert not (exported / ".eval_results").exists()
+
+
+def test_a_card_names_the_split_and_the_source_of_an_error(tmp_path):
+    task = get_task("cifar10")
+    title = dataclasses.replace(task, name="folder:/anna/a: 'b'", title="a: 'b' # \u202e\n- \udce9")
+    run = checkpoints.Checkpoint(MODEL, "folder:x", 12.5, path=tmp_path / "best.params", task=title, split="val")
+    published = checkpoints.find(MODEL, "cifar10")
+    unknown = checkpoints.Checkpoint(MODEL, "cifar10", path=tmp_path / "x.params", task=task)
+    for source, name, kind, split, accuracy, url in (
+        (run, "a: 'b' # \\u202e\\n- \\xe9", "imagefolder", "validation", 0.875, None),
+        (published, "CIFAR-10", "uoft-cs/cifar10", "test", 0.9057, huggingface.AUTHORS),
+    ):
+        (model,) = yaml.safe_load(huggingface.card(source).split("---\n")[1])["model-index"]
+        (result,) = model["results"]
+        assert result["dataset"] == {"name": name, "type": kind, "split": split}
+        assert result["metrics"][0]["value"] == accuracy
+        assert result.get("source", {}).get("url") == url
+    assert "- Error: 12.50 % of the validation images, measured when it was trained" in huggingface.card(run)
+    assert "model-index" not in huggingface.card(unknown)
 
 
 def test_the_authors_weights_have_no_license_of_ours(weights_dir, tmp_path):
@@ -311,6 +345,27 @@ def test_timm_loads_a_directory_that_was_exported(timm, torch, tmp_path, model):
     other = timm.create_model(f"local-dir:{tmp_path / 'hf'}", pretrained=True, num_classes=37)
     assert logits(torch, other).shape == (2, 37)
     assert torch.equal(logits(torch, features_of(other)), logits(torch, features_of(net)))
+
+
+def test_a_directory_has_pytorch_s_names_of_parameters(timm, exported):
+    """Transformers assigns them by name, without a module's own translation, and draws at random what is missing."""
+    names = timm.create_model("pyd_add_29_025").state_dict().keys()
+    counters = {name for name in names if name.endswith("num_batches_tracked")}
+    assert formats.read_safetensors(exported / "model.safetensors").keys() == names - counters
+
+
+def test_transformers_reads_a_directory_that_was_exported(timm, torch, exported, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    net = transformers.AutoModelForImageClassification.from_pretrained(exported).eval()
+    test = pydmobilenet.get_dataset("digits", split="test")
+    images = torch.from_numpy(test.normalised(0, 8))
+    expected = pydmobilenet.get_model(weights=exported, engine="pytorch")(images)
+    torch.testing.assert_close(net(pixel_values=images).logits, expected)
+    assert net.config.id2label[3] == "3"
+    processor = transformers.AutoImageProcessor.from_pretrained(exported)
+    pictures = [Image.fromarray(image.transpose(1, 2, 0)) for image in test.images[:8]]
+    torch.testing.assert_close(processor(pictures, return_tensors="pt")["pixel_values"], images)
 
 
 def test_any_network_is_made_by_timm_from_its_name(timm, torch):

@@ -33,6 +33,7 @@ from .predict import add_predict_options, predict
 
 
 def add_validate_options(parser: ArgumentParser) -> None:
+    parser.usage = "%(prog)s [options] [RUN ...]"  # the list of all fills a screen
     option = parser.add_argument
     option("runs", nargs="*", metavar="RUN", help="as --weights (default: the tables)")
     several: dict[str, Any] = {"nargs": "+", "action": "extend", "default": []}
@@ -44,8 +45,8 @@ def add_validate_options(parser: ArgumentParser) -> None:
     options.add(parser, "--device", "--data-dir", "--skip-bad", "--no-cache", "--weights-dir", "--engine")
     option("--batch-size", type=options.positive, metavar="N", help="images a call (default: the fastest)")
     option("--limit", type=options.positive, metavar="N", help="only the first N images")
-    option("--mirror", action="store_true", help="also measure the mean of each image and its mirror image")
-    option("--against", metavar="FILE", help="compare each answer with an earlier answers.csv of --output")
+    option("--mirror", action="store_true", help="also average over mirror images (not judged)")
+    option("--against", metavar="FILE", help="compare with an earlier answers.csv, by image")
     text = "write the table to DIR as Markdown, CSV, JSON and a web page, and the answer for each image as CSV"
     option("--output", metavar="DIR", help=text)
     option("--require-all", action="store_true", help="fail if a row cannot be evaluated")
@@ -82,7 +83,7 @@ def validate(
 
 
 def add_train_options(parser: ArgumentParser) -> None:
-    parser.usage = "%(prog)s [options] [DATA]"  # the list of all fills a screen
+    parser.usage = "%(prog)s [options] [DATA]"
     option = parser.add_argument
     option("data", nargs="?", metavar="DATA", help="the data set, as --dataset: a name, or a folder of images")
     option("--config", metavar="FILE", help="the recipe, or the name of one in configs/ (default: the data set's)")
