@@ -1,5 +1,7 @@
 """Passes that are recorded once and then replayed. A recorder of operations stands for CUDA's graphs."""
 
+from contextlib import contextmanager
+
 import pytest
 from helpers import ROOT
 
@@ -59,6 +61,7 @@ class RecordedPass(graph.GraphedPass):
         tensors = [*self.trainer.net.state_dict().values()]
         tensors += [value for state in self.trainer.optimizer.state.values() for value in state.values()]
         tensors += [each.grad for each in parameters if not first]
+        tensors += self.trainer.average.sums.values() if self.trainer.average else []
         tensors = [tensor for tensor in tensors if isinstance(tensor, torch.Tensor)]
         before = [tensor.detach().clone() for tensor in tensors]
         recorder = Recorder()
@@ -105,12 +108,12 @@ def assert_same_bits(one, other):
 @pytest.mark.parametrize(
     ("values", "captures"),
     [
-        ({}, [(True, True)]),
+        ({"ema": 0.9}, [(True, True)]),
         ({"accumulation_steps": 2}, [(True, False), (False, True)]),
         ({"accumulation_steps": 3, "momentum": 0.0}, [(True, False), (False, False), (False, True)]),
         ({"optimizer": "adamw", "learning_rate": 0.01, "decay_norm_and_bias": False}, [(True, True)]),
         ({"clip_gradient": 0.5, "body_rate": 0.5}, [(True, True)]),
-        ({"dtype": "bfloat16"}, [(True, True)]),
+        ({"dtype": "bfloat16", "model": "resnet-11-0.125"}, [(True, True)]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -204,3 +207,109 @@ def test_a_gpu_s_learning_rates_are_tensors_for_the_graph():
     each._set_learning_rate(0.5)
     rates = {round(group["lr"].item(), 4) for group in each.optimizer.param_groups}
     assert rates == {0.05, 0.5}
+
+
+class Stream:
+    """Of a GPU: it logs."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def wait_stream(self, other):
+        self.log.append(f"{self.name} waits for {other.name}")
+
+
+def test_passes_of_a_gpu_have_one_stream_and_one_pool(monkeypatch):
+    log = []
+    current, side = Stream("current", log), Stream("side", log)
+
+    class Graph:
+        def replay(self):
+            log.append("replay")
+
+        def pool(self):
+            return "pool"
+
+    @contextmanager
+    def on(stream):
+        log.append(f"on {stream.name}")
+        yield
+
+    @contextmanager
+    def captured(graph, pool, stream):
+        log.append(f"capture in {pool} on {stream.name}")
+        yield
+
+    for name, fake in {"CUDAGraph": Graph, "stream": on, "graph": captured}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    passes = graph.GraphedPass(lambda first, due: log.append("run"), torch.device("cuda"))
+    for _ in range(graph.WARM_UP):
+        passes(True, True)
+        assert log == ["side waits for current", "on side", "run", "current waits for side"]
+        log.clear()
+    for first, due in ((True, False), (False, True), (True, False)):
+        passes(first, due)
+    assert log == [
+        *("capture in None on side", "run", "replay"),
+        *("capture in pool on side", "run", "replay"),
+        "replay",
+    ]
+
+
+def test_a_score_is_copied_with_its_own_step_and_waited_for_alone(monkeypatch):
+    log, each = [], made()
+
+    class Event:
+        def record(self, stream):
+            log.append(f"record on {stream}")
+
+        def synchronize(self):
+            log.append("wait")
+
+    class Report:
+        def to(self, device, non_blocking):
+            log.append(f"copy to {device}, {non_blocking}")
+            return torch.tensor([1.0, 2.0])
+
+    monkeypatch.setattr(each, "_device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "current")
+    wait = each._copy_to_host(Report())
+    assert log == ["copy to cpu, True", "record on current"]
+    assert wait().tolist() == [1.0, 2.0]
+    assert log[2:] == ["wait"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "warned"),
+    [("bfloat16", (7, 5), True), ("bfloat16", (8, 0), False), ("float32", (7, 5), False)],
+)
+def test_emulated_bfloat16_is_one_line(dtype, capability, warned, monkeypatch, recwarn):
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    trainer.warn_of_emulated_type(dtype, torch.device("cuda"))
+    line = "dtype 'bfloat16' is emulated on this GPU (compute capability 7.5); use float32 or float16"
+    assert [str(each.message) for each in recwarn] == [line] * warned
+
+
+def test_intel_s_gpu_is_one_line(monkeypatch):
+    from pydmobilenet.pytorch import devices
+
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "gpus", lambda: 0)
+    monkeypatch.setattr(devices, "device_obstacle", lambda *device: "no GPU found")
+    with pytest.warns(UserWarning, match=r"^Intel's GPUs \(xpu\) are not supported; computing on the CPU$"):
+        assert devices.choose("auto").title == "the CPU"
+
+
+def test_cudnn_times_its_kernels_in_training_alone():
+    from pydmobilenet.pytorch import inference
+
+    before = torch.backends.cudnn.benchmark
+    with inference.full_precision(torch.device("cuda"), benchmark=True):
+        assert torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark is before
+    with inference.full_precision(torch.device("cuda")):
+        assert torch.backends.cudnn.benchmark is before

@@ -7,11 +7,13 @@ import torch
 from helpers import ROOT
 
 from pydmobilenet import catalog
+from pydmobilenet.checkpoints import weights
 from pydmobilenet.data import batches, get_dataset
 from pydmobilenet.pytorch import trainer
 from pydmobilenet.pytorch.inference import PyTorchEngine
+from pydmobilenet.pytorch.loader import DeviceLoader
 from pydmobilenet.training import config
-from pydmobilenet.training.loader import make_targets
+from pydmobilenet.training.loader import Loader, make_targets
 
 pytestmark = [pytest.mark.pytorch, pytest.mark.gpu]
 DIGITS = config.read(ROOT / "configs" / "digits.yaml")
@@ -84,3 +86,54 @@ def test_every_type_learns_and_goes_on_from_its_state(dtype, compiled):
         np.testing.assert_array_equal(array, parameters[name])
     digits = get_dataset("digits", "test")
     assert again.evaluate(digits).wrong == made.evaluate(digits).wrong
+
+
+GRAPHED = [
+    {},
+    {"dtype": "bfloat16"},
+    {"accumulation_steps": 2},
+    {"accumulation_steps": 3, "clip_gradient": 1.0, "body_rate": 0.5},
+    {"optimizer": "adamw", "learning_rate": 0.001},
+]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("values", GRAPHED, ids=lambda values: "-".join(values))
+def test_replayed_graphs_learn_what_eager_passes_learn(values):
+    graphed, eager = made("pyd-concat-11-0.25", "cuda", **values), made("pyd-concat-11-0.25", "cuda", **values)
+    eager.run_pass = eager._pass
+    passes = values.get("accumulation_steps", 1)
+    torch.cuda.set_sync_debug_mode("error")  # an error where the host waits for the device
+    try:
+        scores = [[each.train_step(*batch, 0.0005) for batch in first_batches(8 * passes)] for each in (graphed, eager)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(graphed.run_pass.replays) == min(passes, 3)
+    for one, other in zip(*scores):
+        assert one().loss == pytest.approx(other().loss, rel=0.02)
+    assert distance(graphed.state()[0], eager.state()[0]) < 1e-3
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_graph_goes_on_from_a_state_and_with_other_weights(tmp_path):
+    scores, graphed = trained("pyd-concat-11-0.25", "cuda", 8)
+    graphed.load_state(*graphed.state())
+    assert not graphed.run_pass.replays
+    again = [graphed.train_step(*batch, 0.01)() for batch in first_batches(8)]
+    assert graphed.run_pass.replays
+    assert np.mean([score.loss for score in again]) < np.mean([score.loss for score in scores])
+    weights.write(tmp_path / "fresh.params", made("pyd-concat-11-0.25", "cuda", seed=5).state()[0], {})
+    graphed.load_weights(tmp_path / "fresh.params")
+    fresh = next(graphed.train_step(*batch, 0.01)() for batch in first_batches(1))
+    assert fresh.loss > again[-1].loss
+
+
+def test_batches_made_on_a_gpu_are_those_of_the_host_bit_for_bit():
+    dataset = get_dataset("digits").head(640)
+    recipe = config.make({**DIGITS, "model": "pyd-add-11-0.25", "mixup": 0.5, "cutmix": 1.0, "cutout": 9})
+    device = made("pyd-add-11-0.25", "cuda").loader(dataset, 5)
+    assert isinstance(device, DeviceLoader)
+    arguments = dataset, recipe, 640 // recipe.batch_size, 0, 1
+    for one, other in zip(Loader(*arguments).epoch(1), DeviceLoader(*arguments, device=torch.device("cuda")).epoch(1)):
+        for array, tensor in zip(one, other):
+            np.testing.assert_array_equal(tensor.cpu().numpy(), array)

@@ -385,3 +385,7 @@ def test_processes_do_not_share_a_gpu(launched, monkeypatch):
     refused(few, "pytorch", "gpu")
     monkeypatch.setenv("LOCAL_RANK", "0")  # the first one says so too
     refused(few, "pytorch", "gpu")
+
+
+def test_several_processes_do_not_share_apple_s_gpu(launched, monkeypatch):
+    refused("device 'mps': torchrun's processes need one GPU each; nearest: --device cpu", "pytorch", "mps")

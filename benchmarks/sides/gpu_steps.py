@@ -8,18 +8,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import count
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from pydmobilenet.data import get_task
+from pydmobilenet.data import Dataset, get_task
 from pydmobilenet.pytorch import get_model, trainer
 from pydmobilenet.training import config
 from pydmobilenet.training.loader import make_targets, mix
 
-from . import BATCH
+from . import BATCH, pixels
 
 EPOCHS = 320  # of the authors' recipe, each of 390 steps
 ROUNDS, LONGEST = 5, 12  # timings of a way, and kernels listed
@@ -62,10 +63,14 @@ class BareStep:
         return graph.replay
 
 
-def train_step(model: str, device: str, dtype: str, compiled: bool = False, passes: int = 1) -> Step:
-    """Return `train.py`'s step, with mixup. It reads a score once the next step is started."""
+def train_step(
+    model: str, device: str, dtype: str, compiled: bool = False, passes: int = 1, eager: bool = False
+) -> Step:
+    """Return `train.py`'s step, with mixup, as a graph or `eager`. It reads a score once the next step is started."""
     recipe = {**config.read("configs/cifar.yaml"), "model": model, "dtype": dtype, "accumulation_steps": passes}
     made = trainer.make(config.make(recipe), get_task("cifar10"), torch.device(device), compiled)
+    if eager:
+        made.run_pass = made._pass
     rng, scores = np.random.default_rng(0), []
     images = rng.standard_normal((BATCH, 3, 32, 32)).astype(np.float32)
     targets = make_targets(rng.integers(0, 10, BATCH), 10)
@@ -73,6 +78,22 @@ def train_step(model: str, device: str, dtype: str, compiled: bool = False, pass
     def step() -> None:
         with not_waiting(device):
             scores.append(made.train_step(mix(images, 0.3), mix(targets, 0.3), 0.01))
+        if len(scores) > 1:
+            scores.pop(0)()
+
+    return step
+
+
+def whole_step(model: str, device: str) -> Step:
+    """Return `train.py`'s step with its loader, on 10,000 random images."""
+    recipe = config.make({**config.read("configs/cifar.yaml"), "model": model, "dtype": "bfloat16"})
+    dataset = Dataset(get_task("cifar10"), "train", *pixels(), False, "benchmark")
+    made = trainer.make(recipe, dataset.task, torch.device(device))
+    loader = made.loader(dataset, len(dataset) // BATCH)
+    batches, scores = (batch for epoch in count() for batch in loader.epoch(epoch)), []
+
+    def step() -> None:
+        scores.append(made.train_step(*next(batches), 0.01))
         if len(scores) > 1:
             scores.pop(0)()
 
@@ -96,6 +117,8 @@ def ways(model: str, device: str) -> Iterator[tuple[str, bool, Callable[[], Step
     bare = partial(BareStep, model, device)
     own = partial(train_step, model, device)
     yield "train_step, bfloat16", False, lambda: own("bfloat16")
+    yield "train_step, bfloat16, batches made on the device", False, lambda: whole_step(model, device)
+    yield "train_step, bfloat16, eager", False, lambda: own("bfloat16", eager=True)
     yield "bare, bfloat16, channels_last", True, lambda: bare("bfloat16", CHANNELS_LAST, False)
     yield "bare, bfloat16, channels_last, cudnn.benchmark", False, lambda: bare("bfloat16", CHANNELS_LAST, True)
     yield "bare, bfloat16, NCHW", True, lambda: bare("bfloat16", NCHW, True)

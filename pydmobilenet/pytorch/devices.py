@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -28,6 +29,8 @@ def choose(name: str | Device = "auto") -> Device:
         how = f"several GPUs: torchrun --nproc-per-node {several} train.py ..."
         raise InvalidValueError(f"device {name!r}: {how}; nearest: {nearest}")
     (device,) = select(wanted, "PyTorch", gpus(), device_obstacle, _device)
+    if wanted.kind == "auto" and device.device.type == "cpu" and torch.xpu.is_available():
+        warnings.warn("Intel's GPUs (xpu) are not supported; computing on the CPU", stacklevel=3)
     return device
 
 
@@ -35,6 +38,8 @@ def choose_for_rank(name: str = "auto") -> Device:
     """Choose a device for training. Under torchrun, each process of a machine takes its own GPU."""
     wanted = parse(name)
     if not launched() or wanted.kind in ("cpu", "mps"):
+        if wanted.kind == "mps" and launched() and int(os.environ["WORLD_SIZE"]) > 1:
+            raise UnusableError(f"device {name!r}: torchrun's processes need one GPU each; nearest: --device cpu")
         return choose(name)
     if wanted.numbers:
         raise UnusableError(f"device {name!r}: torchrun's processes need one each (allowed: cpu, gpu; nearest: gpu)")

@@ -118,8 +118,7 @@ class PyTorchTrainer:
         rate, momentum = config.learning_rate, config.momentum
         self.optimizer: torch.optim.Optimizer
         if config.optimizer == "adamw":
-            options: dict[str, Any] = {"betas": (0.9, 0.999), "eps": 1e-8, "capturable": device.type == "cuda"}
-            self.optimizer = torch.optim.AdamW(parameters, rate, fused=fused, **options)
+            self.optimizer = torch.optim.AdamW(parameters, rate, betas=(0.9, 0.999), eps=1e-8, fused=fused)
         else:
             self.optimizer = torch.optim.SGD(parameters, rate, momentum, nesterov=momentum > 0, fused=fused)
         # The next run of a compiled step overwrites its gradients' memory (pytorch#169545): accumulate elsewhere.
@@ -147,7 +146,8 @@ class PyTorchTrainer:
                 warnings.warn(f"no CUDA graph with {lack}: the host launches every kernel", stacklevel=4)
             return
         for group in self.optimizer.param_groups:
-            group["lr"] = torch.zeros((), device=self._device)
+            group.update(lr=torch.zeros((), device=self._device), capturable=True)
+        self.optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # the first ones are
         self.run_pass = GraphedPass(self._pass, self._device)
 
     def _changing(self, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
