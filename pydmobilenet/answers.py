@@ -23,6 +23,8 @@ from .metrics import NO_CLASS, Answers, mcnemar
 from .text import encodable
 
 COLUMNS = ("dataset", "model", "checkpoint", "index", "file", "hash", "label", "class", "confidence")
+LINE_END = "\r\n"  # RFC 4180; after "\n", Python before 3.13 does not quote a "\r" in a file's name
+HEADER = ",".join(COLUMNS) + LINE_END
 
 
 class Change(NamedTuple):
@@ -52,12 +54,12 @@ def name(record: Record) -> str:
 
 
 def to_csv(dataset: Dataset, networks: Iterable[tuple[Record, Answers]]) -> str:
-    """Format the answers of networks for a data set as CSV, without the header.
+    """Format the answers of networks for a data set as CSV, without the `HEADER`.
 
     An image has the hash of its file, or of its pixels. The class is empty for logits that are not finite.
     """
     sheet = io.StringIO()
-    writer = csv.writer(sheet, lineterminator="\n")
+    writer = csv.writer(sheet, lineterminator=LINE_END)
     images = list(zip(dataset.files or [""] * len(dataset), _hashes(dataset), dataset.labels.tolist()))
     for record, answers in networks:
         classes = ["" if answer == NO_CLASS else answer for answer in answers.classes.tolist()]
@@ -120,7 +122,7 @@ class Earlier:
     def _find(self, record: Record) -> _Network | None:
         """Find the network of the same model and checkpoint, else of the same model, else the only one."""
         same_model = [network for network in self.networks if network.model == record.model]
-        same = [network for network in same_model if network.checkpoint == record.short_path]
+        same = [network for network in same_model if network.checkpoint == encodable(record.short_path)]
         found = same or same_model or self.networks
         return found[0] if len(found) == 1 else None
 

@@ -14,7 +14,7 @@ import pydmobilenet
 from pydmobilenet import answers, catalog, metrics, validation
 from pydmobilenet import engine as engines
 from pydmobilenet.data import Dataset, get_task
-from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError
+from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UnusableError
 from pydmobilenet.metrics import NO_CLASS, Answers, Score, mcnemar
 from pydmobilenet.reporting import html, tables
 from pydmobilenet.validation import Result
@@ -38,7 +38,7 @@ def given(*classes):
 
 def write(path, data, *networks):
     text = answers.to_csv(data, networks)
-    path.write_text(tables.to_csv(answers.COLUMNS, []) + text, encoding="utf-8")
+    path.write_bytes((answers.HEADER + text).encode())
     return path
 
 
@@ -66,7 +66,7 @@ def test_mcnemar_agrees_with_scipy():
 
 
 def test_answers_are_a_row_for_each_image_of_each_network(tmp_path):
-    labels, files = [3, 0, 1], ("a/1.png", 'b/"x",\r\n=1.png', "c/\udce9.png")
+    labels, files = [3, 0, 1], ("a/1\r.png", 'b/"x",\n=1.png', "c/\udce9.png")
     data = dataset(labels, files=files, hashes=("aa", "bb", "cc"))
     other = catalog.find("resnet-29-0.5", "cifar10")
     path = write(tmp_path / "answers.csv", data, (RECORD, given(3, 1, NO_CLASS)), (other, given(0, 0, 1)))
@@ -127,7 +127,7 @@ GOOD = "cifar10,pyd-add-29-0.25,,0,,ab,3,5,0.5\n"
     ],
 )
 def test_a_damaged_file_of_answers_is_one_line(tmp_path, content, words):
-    header = tables.to_csv(answers.COLUMNS, []) if isinstance(content, str) else ""
+    header = answers.HEADER if isinstance(content, str) else ""
     (tmp_path / "x.csv").write_bytes(content if isinstance(content, bytes) else (header + content).encode())
     with pytest.raises(BadFileError, match=words) as caught:
         answers.read(tmp_path / "x.csv")
@@ -143,7 +143,7 @@ def test_what_is_no_file_of_answers_is_named(tmp_path):
 
 
 def test_a_file_saved_by_a_spreadsheet_is_read(tmp_path):
-    text = (tables.to_csv(answers.COLUMNS, []) + GOOD).replace("\n", "\r\n")
+    text = answers.HEADER + GOOD
     (tmp_path / "x.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())  # with a byte order mark
     assert answers.read(tmp_path / "x.csv").networks[0].labels == [3]
 
@@ -305,6 +305,17 @@ def test_a_report_has_the_answers_and_timm_s_columns(directory):
     (network,) = answers.read(directory / "answers.csv").networks
     assert len(network.labels) == fields["images"] == 40
     assert sum(answer != label for answer, label in zip(network.classes, network.labels)) == fields["wrong"]
+
+
+@pytest.mark.parametrize("name", ["answers.csv", "results.csv"])
+def test_a_report_overwrites_no_table_of_somebody_else(directory, tmp_path, name):
+    html.Report(directory)  # its own
+    (tmp_path / name).write_text("image,class,probability\n")
+    with pytest.raises(UnusableError, match=f"{name} is not of a report: choose another directory"):
+        html.Report(tmp_path)
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UnusableError):
+        html.Report(tmp_path)
 
 
 def test_the_command_compares_with_an_earlier_report(directory, monkeypatch, capsys, tmp_path):

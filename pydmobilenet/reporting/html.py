@@ -29,7 +29,7 @@ from ..text import printable
 from ..training.checkpoint import read_history
 from ..validation import Result
 from .classes import Details, details, headline, with_classes
-from .tables import Column, table, write
+from .tables import Column, check, table, write
 
 PUBLISHED = "PydMobileNet: published and measured"
 TRAINED = "PydMobileNet: networks trained with this project"
@@ -65,6 +65,7 @@ class Report:
 
     def __init__(self, directory: Path):
         make_directory(directory)
+        check(directory)
         self.directory = directory
         self.texts: list[str] = []
         self.sections: list[Section] = []

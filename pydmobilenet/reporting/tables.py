@@ -8,6 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +18,14 @@ from .. import answers, catalog, files, huggingface, network
 from ..catalog import Record
 from ..checkpoints import Checkpoint, runs, weights
 from ..data import Dataset, get_task
-from ..errors import UserError
+from ..errors import UnusableError, UserError
 from ..text import encodable, printable
 from ..validation import TOLERANCE, Result
 
 FILES = ("validation.md", "validation.csv", "validation.json", "report.html", "answers.csv", "results.csv")
-# Those of timm's results-*.csv, in its units (%, millions), and two that tell its rows apart.
-RESULTS = ("model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation")
+# As in timm's results-*.csv, errors in %, parameters in millions.
+TIMM = ("model", "top1", "top1_err", "top5", "top5_err", "param_count", "img_size", "crop_pct", "interpolation")
+RESULTS = (*TIMM, "dataset", "checkpoint")
 MIRROR = "mirror: the error of the mean softmax of each image and its mirror image, which is never judged."
 
 LEFT = ("model", "checkpoint", "verdict", "run", "runs", "data", "engine", "seeds")  # columns of text
@@ -280,9 +282,18 @@ def timm_results(results: Sequence[Result]) -> list[dict[str, object]]:
             config = huggingface.pretrained_cfg(record.network, task)
             scores = [round(value, 4) for error in errors for value in (100 - error, error)]
             image = (task.image_size, config["crop_pct"], config["interpolation"])
-            values = (record.model, *scores, result.complexity.parameters / 1e6, *image)
-            rows.append({**dict(zip(RESULTS, values)), "dataset": record.dataset, "checkpoint": record.short_path})
+            origin = (record.dataset, record.short_path)
+            values = (record.model, *scores, result.complexity.parameters / 1e6, *image, *origin)
+            rows.append(dict(zip(RESULTS, values)))
     return rows
+
+
+def check(directory: Path) -> None:
+    """Raise UnusableError if a file of somebody else's has the name of one that `write` would overwrite."""
+    for name, columns in (("answers.csv", answers.COLUMNS), ("results.csv", RESULTS)):
+        with suppress(FileNotFoundError), open(directory / name, "rb") as file:
+            if file.readline(1000).rstrip() != ",".join(columns).encode():
+                raise UnusableError(f"{directory / name} is not of a report: choose another directory, or move it away")
 
 
 def write(
@@ -298,8 +309,8 @@ def write(
         to_csv(list(dicts[0]), dicts),
         json.dumps(dicts, indent=1) + "\n",
         page,
-        to_csv(answers.COLUMNS, []) + "".join(answers_csv),
-        to_csv([*RESULTS, "dataset", "checkpoint"], timm_results(results)),
+        answers.HEADER + "".join(answers_csv),
+        to_csv(RESULTS, timm_results(results)),
     )
     for name, text in zip(FILES, contents):
         files.write(directory / name, text)
