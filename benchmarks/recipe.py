@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Train pyd-add-29-0.25 on CIFAR-10 by cifar-short, by that with one ingredient more, and by long: errors over seeds.
+"""Compare on CIFAR-10 cifar-short, the same with one ingredient more, and long: errors over seeds.
 
-python benchmarks/recipe.py --data-dir DIR --output DIR --images 10000 --epochs 16      # with --output, to go on later
+python benchmarks/recipe.py --data-dir DIR --output DIR --images 10000 --epochs 16
 
-5,000 training images are for validation and choose the epoch. All recipes have the same images, epochs and seeds, by
-PyTorch on a CPU, each run on one thread. The test error is measured once a run, by the best epoch.
+All recipes train pyd-add-29-0.25 with the same images, epochs and seeds, by PyTorch on a CPU, each run
+on one thread. 5,000 other training images choose the epoch; its test error is measured once a run.
+Called again with the same --output, it goes on.
 """
 
 from __future__ import annotations
@@ -105,7 +106,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True, help="CIFAR-10 in its binary layout")
     parser.add_argument("--output", type=Path, required=True, help="directory of the runs; finished ones are kept")
-    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES)
+    text = f"{', '.join(RECIPES)} (default: all)"
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES, metavar="NAME", help=text)
     parser.add_argument("--seeds", default="0,1,2", help="as 0,1,2")
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--images", type=int, help="the first N of 45,000 training images (default: all)")
