@@ -3,8 +3,8 @@
 
 python benchmarks/recipe.py --data-dir DIR --output DIR --images 10000 --epochs 16
 
-All recipes train pyd-add-29-0.25 with the same images, epochs and seeds, by PyTorch on a CPU, each run
-on one thread. 5,000 other training images choose the epoch; its test error is measured once a run.
+All recipes train pyd-add-29-0.25 with the same images, epochs and seeds, by PyTorch, each run on one
+thread of a CPU. 5,000 other images choose the epoch; its test error is measured once a run.
 Called again with the same --output, it goes on.
 """
 
