@@ -85,6 +85,7 @@ def train(
     engine: str = "auto",
     device: str = "auto",
     compile: bool = False,
+    pyramid: str = "conv2d",
     data_dir: PathLike | None = None,
     skip_bad: bool = False,
     cache: bool = True,
@@ -108,9 +109,10 @@ def train(
     ``"published"``, looked for in `weights_dir` first; if they record their model, it is the default one. A `teacher`
     to learn from, in PyTorch, is a run, a file, or the name of a model with published weights; on resume it is the
     recorded one by default. `engine` is ``gluon`` or ``pytorch``; ``auto`` is Gluon if MXNet runs on the device, and
-    for a run to resume its own. `compile` is for PyTorch. `freeze` trains the last layer alone, as ``body_rate=0``.
-    Without `cache`, all pictures are decoded, and none is kept for later. `progress` shows bars (None: on a terminal);
-    False prints nothing. `verbose` prints the configuration. The run records `command`, by default this call.
+    for a run to resume its own. `compile` is for PyTorch, and `pyramid`, ``conv2d`` or on a GPU ``triton``. `freeze`
+    trains the last layer alone, as ``body_rate=0``. Without `cache`, all pictures are decoded, and none is kept for
+    later. `progress` shows bars (None: on a terminal); False prints nothing. `verbose` prints the configuration. The
+    run records `command`, by default this call.
 
     The first process calls `on_epoch` after each epoch with the run and its new row, once all is on the disk. If it
     raises `StopTraining`, the run ends as a finished one; any other exception is passed on.
@@ -152,7 +154,8 @@ def train(
         command=command or provenance.call(train, {**arguments, **given}),
     )
     family, dtype = catalog.parse_name(session.config.model).family, session.config.dtype
-    asked = {"compiled": compile, "distilled": session.teacher is not None, "averaged": session.config.ema > 0}
+    asked: dict[str, Any] = {"compiled": compile, "pyramid": pyramid, "averaged": session.config.ema > 0}
+    asked["distilled"] = session.teacher is not None
     choice = engines.choose(session.engine, device, "training", family, dtype, **asked)
     session.say(f"Training {choice}.")
     with sessions.opened(session, choice.make_trainer) as loop:

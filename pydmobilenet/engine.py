@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TITLES = {"gluon": "Gluon", "pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 ENGINES = tuple(TITLES)
 TRAINERS = ("gluon", "pytorch")
+PYRAMIDS = ("conv2d", "triton")  # how PyTorch's training computes them
 DEVICE_MODULES = {"gluon": ".gluon.runtime", "pytorch": ".pytorch.devices", "onnxruntime": ".onnx.session"}
 Purpose = Literal["inference", "networks", "training"]
 Arrays = Mapping[str, np.ndarray]
@@ -62,6 +63,7 @@ class Choice:
     reason: str = ""
     fused: bool = True
     compiled: bool = False
+    pyramid: str = "conv2d"
 
     def __str__(self) -> str:
         """``on the CPU with PyTorch (no GPU found)``."""
@@ -96,7 +98,7 @@ class Choice:
             return trainer.make(config, task, [device.device for device in self.devices])
         from .pytorch import trainer as pytorch
 
-        return pytorch.make(config, task, self.devices[0].device, self.compiled, teacher)
+        return pytorch.make(config, task, self.devices[0].device, self.compiled, teacher, self.pyramid)
 
 
 def choose(
@@ -109,23 +111,27 @@ def choose(
     compiled: bool = False,
     distilled: bool = False,
     averaged: bool = False,
+    pyramid: str = "conv2d",
 ) -> Choice:
     """Choose an engine for inference, for networks of one `family`, or for their training.
 
     ``auto`` takes Gluon, the reference, if MXNet can do it; else PyTorch for a GPU, networks and training, and ONNX
     Runtime for inference. Training with Gluon takes several devices: ``gpu:0,1``. Raises InvalidValueError for an
-    unknown engine or device, UnusableError for an unavailable one.
+    unknown engine, device or `pyramid` (`PYRAMIDS`), UnusableError for an unavailable one.
     """
     engines = check_name(engine, purpose)
+    if pyramid not in PYRAMIDS:
+        raise unknown("pyramid", pyramid, PYRAMIDS)
     wanted = devices.parse(device)
-    lack = "" if purpose == "inference" else _gluon_lacks(purpose, family, dtype, compiled, distilled, averaged)
+    asked = compiled, distilled, averaged, pyramid
+    lack = "" if purpose == "inference" else _gluon_lacks(purpose, family, dtype, *asked)
     name, reason = (engine, "") if engine != "auto" else _best(wanted, purpose, lack)
     if problem := obstacle(name):
         nearest = next((f"; nearest: {other}" for other in engines[::-1] if other != name and not obstacle(other)), "")
         raise UnusableError(f"engine {name!r}: {problem}{nearest}")
     if name == "gluon" and lack:
         raise UnusableError(f"engine 'gluon' {lack}; nearest: pytorch")
-    return Choice(name, _devices(name, device, purpose), reason, fused, compiled)
+    return Choice(name, _devices(name, device, purpose), reason, fused, compiled, pyramid)
 
 
 def get_model(source: Checkpoint, engine: str = "auto", device: Any = None) -> Any:
@@ -142,7 +148,7 @@ def check_name(engine: str, purpose: Purpose) -> tuple[str, ...]:
 
 
 def _gluon_lacks(
-    purpose: Purpose, family: str | None, dtype: str, compiled: bool, distilled: bool, averaged: bool
+    purpose: Purpose, family: str | None, dtype: str, compiled: bool, distilled: bool, averaged: bool, pyramid: str
 ) -> str:
     """Name the first thing that only PyTorch can do, or nothing."""
     if family not in (None, *gluon.FAMILIES):
@@ -151,6 +157,8 @@ def _gluon_lacks(
         return "has no bfloat16 (allowed: float32, on a GPU float16)"
     if compiled:
         return "has no --compile"
+    if pyramid == "triton":
+        return "has no --pyramid triton"
     if distilled:
         return "has no distillation (--teacher)"
     if averaged:

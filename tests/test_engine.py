@@ -147,6 +147,7 @@ def test_an_unknown_engine_is_named_with_the_nearest(purpose, name, allowed):
         ({"family": "pyd-max"}, "has no network of family 'pyd-max'"),
         ({"dtype": "bfloat16"}, "has no bfloat16 (allowed: float32, on a GPU float16)"),
         ({"compiled": True}, "has no --compile"),
+        ({"pyramid": "triton"}, "has no --pyramid triton"),
     ],
 )
 def test_what_gluon_lacks_is_trained_by_pytorch(options, lack, absent):

@@ -64,11 +64,17 @@ class BareStep:
 
 
 def train_step(
-    model: str, device: str, dtype: str, compiled: bool = False, passes: int = 1, eager: bool = False
+    model: str,
+    device: str,
+    dtype: str,
+    compiled: bool = False,
+    passes: int = 1,
+    eager: bool = False,
+    pyramid: str = "conv2d",
 ) -> Step:
     """Return `train.py`'s step, with mixup, as a graph or `eager`. It reads a score once the next step is started."""
     recipe = {**config.read("configs/cifar.yaml"), "model": model, "dtype": dtype, "accumulation_steps": passes}
-    made = trainer.make(config.make(recipe), get_task("cifar10"), torch.device(device), compiled)
+    made = trainer.make(config.make(recipe), get_task("cifar10"), torch.device(device), compiled, pyramid=pyramid)
     if eager:
         made.run_pass = made._pass
     rng, scores = np.random.default_rng(0), []
@@ -117,6 +123,10 @@ def ways(model: str, device: str) -> Iterator[tuple[str, bool, Callable[[], Step
     bare = partial(BareStep, model, device)
     own = partial(train_step, model, device)
     yield "train_step, bfloat16", False, lambda: own("bfloat16")
+    if device == "cuda":
+        for dtype in ("bfloat16", "float32"):
+            make = partial(own, dtype, pyramid="triton")
+            yield f"train_step, {dtype}, --pyramid triton", True, make
     yield "train_step, bfloat16, batches made on the device", False, lambda: whole_step(model, device)
     yield "train_step, bfloat16, eager", False, lambda: own("bfloat16", eager=True)
     yield "bare, bfloat16, channels_last", True, lambda: bare("bfloat16", CHANNELS_LAST, False)

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import UnusableError
+
 JOINS: dict[str, Callable[..., Tensor]] = {
     "add": lambda *maps: reduce(torch.add, maps),
     "concat": lambda *maps: torch.cat(maps, dim=1),
@@ -44,6 +46,8 @@ class DepthwiseConv2d(nn.Conv2d):
 class Pyramid(nn.Module):
     """Depthwise convolutions of one input by several kernels, joined: the paper's layer."""
 
+    uses_triton = False
+
     def __init__(self, channels: int, kernels: tuple[int, ...] = (3, 5, 7), stride: int = 1, join: str = "add"):
         super().__init__()
         self.stride, self.join = stride, join
@@ -51,8 +55,16 @@ class Pyramid(nn.Module):
             self.add_module(f"conv{kernel}", DepthwiseConv2d(channels, kernel, stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        convolutions = list(self.children())
-        if self.join == "add" and all(getattr(convolution, "is_plain", False) for convolution in convolutions):
+        convolutions: list[Any] = list(self.children())
+        are_plain = all(getattr(convolution, "is_plain", False) for convolution in convolutions)
+        if are_plain and self.uses_triton:
+            from . import triton_pyramid
+
+            weights = [self.sum_of_kernels()] if self.join == "add" else [conv.weight for conv in convolutions]
+            if triton_pyramid.fits(x, len(weights)):
+                maps = triton_pyramid.convolve(x, weights, self.stride)
+                return JOINS["max"](*maps.chunk(len(weights), 1)) if self.join == "max" else maps
+        if are_plain and self.join == "add":
             return depthwise_conv2d(x, self.sum_of_kernels(), self.stride)
         return JOINS[self.join](*(convolution(x) for convolution in convolutions))
 
@@ -63,8 +75,40 @@ class Pyramid(nn.Module):
         margins = [(max(sizes) - size) // 2 for size in sizes]
         return reduce(torch.add, (F.pad(conv.weight, [margin] * 4) for conv, margin in zip(convolutions, margins)))
 
+    @property
+    def fits_triton(self) -> bool:
+        """True for up to three kernels of sizes k, k + 2, k + 4, or if they are merged."""
+        convolutions: list[Any] = list(self.children())
+        sizes = [convolution.kernel_size[0] for convolution in convolutions]
+        return self.join == "add" or (
+            len(sizes) <= 3 and sizes == [sizes[0] + 2 * index for index in range(len(sizes))]
+        )
+
     def extra_repr(self) -> str:
         return self.join
+
+
+def use_triton(net: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Compute the pyramids by Triton's kernels on a GPU, by ``conv2d`` elsewhere.
+
+    Raises UnusableError without pyramids or Triton, on a CPU, and if a trial fails.
+    """
+    pyramids = [module for module in net.modules() if isinstance(module, Pyramid) and module.fits_triton]
+    if not pyramids:
+        problem = "the network trains no pyramid with kernels such as 3, 5, 7"
+    elif device.type != "cuda":
+        problem = f"Triton needs a GPU, not device {device.type!r}"
+    else:
+        try:
+            from . import triton_pyramid
+
+            problem = triton_pyramid.obstacle(device, dtype)
+        except ImportError as error:
+            problem = f"Triton cannot be imported ({error}): pip install triton"
+    if problem:
+        raise UnusableError(f"--pyramid triton: {problem}; nearest: --pyramid conv2d")
+    for pyramid in pyramids:
+        pyramid.uses_triton = True
 
 
 @torch.fx.wrap  # a leaf for tracing: it depends on the device and the type

@@ -43,17 +43,24 @@ from .ema import MovingAverage
 from .graph import GraphedPass, Pass
 from .loader import DeviceLoader, fits
 from .network import Network, build, get_arrays, initialize, overwrite, set_arrays
+from .pyramid import use_triton
 
 Array = Union[np.ndarray, torch.Tensor]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def make(
-    config: Config, task: Task, device: torch.device, compiled: bool = False, teacher: Checkpoint | None = None
+    config: Config,
+    task: Task,
+    device: torch.device,
+    compiled: bool = False,
+    teacher: Checkpoint | None = None,
+    pyramid: str = "conv2d",
 ) -> PyTorchTrainer:
     """Build a trainer with parameters drawn from the seed, and with a `teacher` for distillation.
 
-    Raises InvalidValueError if the workers cannot share a batch evenly.
+    Raises InvalidValueError if the workers cannot share a batch evenly, UnusableError for Triton's `pyramid` (see
+    `use_triton`).
     """
     if device.type == "cpu":
         warn_of_slow_type(config.dtype)
@@ -64,6 +71,8 @@ def make(
     net = build(parse_name(config.model), task.outputs, widths(config.dataset))
     initialize(net, config.initialiser, config.seed)
     with engine_errors():
+        if pyramid == "triton":
+            use_triton(net.get_classifier() if config.frozen else net, device, DTYPES.get(config.dtype, torch.float32))
         trainer = PyTorchTrainer(net, config, device, Workers(device), compiled)
         trainer.teacher = Teacher(teacher, task, config, device) if teacher else None
     return trainer

@@ -33,7 +33,8 @@ from .config import AUTO, Config
 from .history import OPTIMISM
 from .session import PathLike, default_directory, read_config
 
-OPTIONS = ("engine", "device", "compile", "data_dir", "skip_bad", "tensorboard", "verbose")  # of `train`, for each run
+# Of `train`, for each run.
+OPTIONS = ("engine", "device", "compile", "pyramid", "data_dir", "skip_bad", "tensorboard", "verbose")
 MAX_SEEDS = 1000
 GPU_JOBS = 4  # runs that share a GPU: each also needs a processor for its batches
 ALLOWED = "a number of seeds from 2, as 5, or a list, as 0,1,2; one seed is --seed"
