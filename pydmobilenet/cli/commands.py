@@ -92,7 +92,7 @@ def add_train_options(parser: ArgumentParser) -> None:
     options.add(parser, "--device", "--data-dir", "--weights-dir", "--skip-bad", "--no-cache")
     option("--freeze", action="store_true", help="train the last layer alone, in seconds: the same as --body-rate 0")
     option("--compile", action="store_true", help="PyTorch: compile the network, on a GPU to CUDA graphs")
-    text = "PyTorch: by conv2d (default), or on a GPU by triton, one kernel for all maps; not measured in training yet"
+    text = "PyTorch: conv2d (default), or on a GPU triton (unmeasured)"
     option("--pyramid", default="conv2d", metavar="NAME", help=text)
     option("--output", metavar="DIR", help="the run's directory (default: runs/MODEL-DATASET)")
     option("--resume", metavar="DIR", help="continue this run; auto: continue the run in --output, or begin it")
