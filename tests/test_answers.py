@@ -230,17 +230,17 @@ def test_the_mirror_column_is_beside_the_error_and_never_in_the_verdict(monkeypa
     assert "|   mirror, % | verdict" in table
     assert "|       16.67 | differs" in table
     assert "mirror" not in tables.markdown(data, [plain])
+    assert tables.summary([result]).endswith(": 16.67 % with mirror images, 33.33 % without")
     assert tables.to_dict(result)["mirror_error"] == result.mirror_error
 
 
 def test_mirror_images_are_averaged_by_softmax():
-    logits = {False: np.array([[9.0, 0.0]]), True: np.array([[0.0, 8.0]])}
-    data = fake_data([1], [0], [0])
-    data.images[0, 0, 0, 0], data.images[0, 0, 0, -1] = 1, 0
-    score = metrics.evaluate(lambda batch: logits[bool(batch[0, 0, 0, 0] == 0)], data, 1, mirror=True)
-    assert score.wrong_mirror == 0
-    score = metrics.evaluate(lambda batch: logits[bool(batch[0, 0, 0, 0] == 1)], data, 1, mirror=True)
-    assert score.wrong_mirror == 0  # in either order
+    """The means: of the probabilities 0.44, 0.19, 0.37, and of the logits -2.5, 3, -3."""
+    logits = {True: np.array([[5.0, 3.0, -10.0]]), False: np.array([[-10.0, 3.0, 4.0]])}
+    for label, wrong in ((0, 0), (1, 1)):
+        data = fake_data([1], [0], [label])
+        score = metrics.evaluate(lambda batch: logits[bool(batch[0, 0, 0, 0] == 1)], data, 1, mirror=True)
+        assert score.wrong_mirror == wrong
     score = metrics.evaluate(lambda batch: np.full((1, 10), np.nan), data, 1, mirror=True)
     assert (score.wrong, score.wrong_mirror) == (1, 1)
 

@@ -151,10 +151,15 @@ def markdown(
 
 
 def summary(results: Sequence[Result]) -> str:
-    """Count the verdicts of one data set on a line, and add a line for each row that differs, and for `changes`."""
+    """Count the verdicts of one data set on a line; add lines for rows that differ, mirror images and `changes`."""
     verdicts = Counter(result.verdict for result in results)
     lines = [f"{_title(results)}: {', '.join(f'{count} {verdict}' for verdict, count in verdicts.items())}"]
     lines += [f"{result.record.model}: {_difference(result)}: {result.verdict}" for result in results if result.differs]
+    lines += [
+        f"{result.record.model}: {result.mirror_error:.2f} % with mirror images, {result.error:.2f} % without"
+        for result in results
+        if result.mirror_error is not None
+    ]
     return "\n".join(lines + changes(results))
 
 
