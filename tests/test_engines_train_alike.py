@@ -42,7 +42,7 @@ def in_float64(trainer, monkeypatch):
     """Have a trainer compute in double precision, which neither engine offers to users."""
     if isinstance(trainer, pytorch_trainer.PyTorchTrainer):
         trainer.net.double()
-        trainer._copied = lambda array: torch.tensor(array, dtype=torch.float64)
+        trainer._empty = lambda shape: torch.empty(shape, dtype=torch.float64)
         return
     trainer.net.cast("float64")
     array = lambda values, context=None, dtype="float64": mx.nd.array(values, context, dtype)  # noqa: E731

@@ -56,9 +56,9 @@ def updates(model, way):
     trainer = pytorch_trainer.make(recipe, dataset.task, CPU, teacher=teacher)
     pytorch_trainer.build = build
     if not single:
-        trainer._copied = lambda array: torch.tensor(array, dtype=torch.float64)
+        trainer._empty = lambda shape: torch.empty(shape, dtype=torch.float64)
     run = loop.Loop(trainer, Splits(dataset, None, dataset), loop.Progress(), Path(), None)
-    batches = run._mixed_batches()
+    batches = run.loader.epoch(0)
     scores = [trainer.train_step(*next(batches), 0.02)() for _ in range(number * passes)]
     parameters, momentum = trainer.state()
     found = {f"momentum of {name}": array for name, array in momentum.items()}
@@ -69,7 +69,7 @@ def evaluated(number):
     """The score of an untrained network on so many images."""
     dataset = get_dataset("digits", "test").head(number)
     trainer = pytorch_trainer.make(config.make({**DIGITS, "model": MODEL}), dataset.task, CPU)
-    return np.array(trainer.evaluate(dataset))
+    return np.array(trainer.evaluate(dataset)[:4])
 
 
 def trained(directory, folder):
