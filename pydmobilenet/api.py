@@ -265,7 +265,7 @@ def validate(
         mirror=mirror,
         earlier=earlier,
     )
-    results: list[Result] = []
+    results = validation.Results()
     for images, rows in evaluated:
         if images and images.note:
             say(f"data: {images.note}")

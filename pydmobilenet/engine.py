@@ -68,7 +68,8 @@ class Choice:
     def __str__(self) -> str:
         """``on the CPU with PyTorch (no GPU found)``."""
         titles = " and ".join(device.title for device in self.devices)
-        reasons = "; ".join(filter(None, [self.devices[0].reason, self.reason]))
+        compiling = "compiling first, which may take minutes" if self.compiled else ""
+        reasons = "; ".join(filter(None, [self.devices[0].reason, self.reason, compiling]))
         return f"on {titles} with {TITLES[self.name]}{reasons and f' ({reasons})'}"
 
     @cached_property

@@ -168,6 +168,7 @@ def compared_curves(curves: Sequence[Curve], title: str) -> str:
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_ylim(top=min(axes.get_ylim()[1], 100))
         if shown and 0 < min(shown) < max(shown) / 4:  # the last epochs decide
             _make_logarithmic(axes, "y", min(shown) / 1.2, max(shown) * 1.2)
         return _markup(figure, f"{title}, of {len(curves)} runs")
@@ -182,6 +183,7 @@ class Point(NamedTuple):
     error: float
     interval: tuple[float, float] | None = None
     name: str = ""  # of a run, instead of the model's
+    joined: bool = True  # to others of its family by a line
 
 
 def costs(results: Sequence[Result], title: str) -> list[str]:
@@ -237,7 +239,8 @@ def draw_costs(axes: Axes, part: Iterable[Point], points: Sequence[Point], cost:
         label = "" if family in axes.get_legend_handles_labels()[1] else family
         errors: dict[float, list[float]] = {}
         for point in members:
-            errors.setdefault(point.cost, []).append(point.error)
+            if point.joined:
+                errors.setdefault(point.cost, []).append(point.error)
         path = list(errors), [sum(several) / len(several) for several in errors.values()]  # of seeds, the mean
         axes.plot(*path, lw=1.5, ls="--" if published else "-", **style)
         for point in members:
@@ -249,7 +252,7 @@ def draw_costs(axes: Axes, part: Iterable[Point], points: Sequence[Point], cost:
             axes.plot(point.cost, point.error, label=label, **style)
             label = ""
     heights = [height for point in points for height in (point.error, *(point.interval or ()))]
-    axes.set_ylim(min(heights) - 0.5, max(heights) + 0.5)
+    axes.set_ylim(max(min(heights) - 0.5, 0), min(max(heights) + 0.5, 100))
     _make_logarithmic(axes, "x", min(point.cost for point in points) / 1.2, max(point.cost for point in points) * 1.2)
     axes.set_xlabel(COSTS[cost])
     _show_legend(axes)

@@ -116,7 +116,7 @@ def predict(
             elif skip_bad:
                 warnings.warn(f"{decoded}: skipped", stacklevel=2)
             else:
-                raise BadFileError(f"{decoded}; --skip-bad goes on without it" if len(files) > 1 else str(decoded))
+                raise BadFileError(f"{decoded}; {images.SKIP_HINT}" if len(files) > 1 else str(decoded))
         if not read:
             continue
         any_readable = True

@@ -127,6 +127,13 @@ class Result:
         return f"not judged, {'in' if low <= self.record.top1_error <= high else 'off'} interval"
 
 
+class Results(list[Result]):
+    """Results of networks, printed a line each."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+
 def select(
     what: PathLike | Sequence[str],
     dataset: str | Sequence[str] | Dataset | None,
@@ -279,6 +286,7 @@ def images_of(
     Class folders without splits are read completely. Raises as `get_dataset` does.
     """
     has = kinds(located(record.dataset, data_dir))
+    skip_bad = skip_bad or runs.skips_bad(record)
     reading: dict[str, Any] = {"root": data_dir, "skip_bad": skip_bad, "cache": cache, "progress": shown}
 
     def read(split: str) -> Dataset:
@@ -339,7 +347,7 @@ def _without_seen(dataset: Dataset, record: Checkpoint) -> Dataset:
     known = len(dataset.hashes) - len(fresh)
     if not known:
         return dataset
-    what = f"{known:,} of {len(dataset):,} images have trained {run} or chosen its epoch"
+    what = f"{known:,} of {len(dataset):,} images have trained the run {run} or chosen its epoch"
     if not fresh:
         raise BadFileError(f"{what}: none is left to measure its error on")
     warnings.warn(f"{what}: left out", stacklevel=2)

@@ -16,6 +16,7 @@ from pydmobilenet import catalog
 from pydmobilenet.data import get_task
 from pydmobilenet.errors import MissingFileError
 from pydmobilenet.metrics import wilson
+from pydmobilenet.reporting import comparison
 from pydmobilenet.training import results
 from pydmobilenet.training.checkpoint import Run, State
 from pydmobilenet.training.history import OPTIMISM, History
@@ -186,6 +187,17 @@ def test_runs_that_differ_by_their_seed_have_a_mean(tmp_path):
     ((members, _),) = pydmobilenet.compare(tmp_path).seeds
     assert [result.directory.name for result in members][1:] == ["s1", "s2"]
     assert len(members) == 3
+
+
+def test_no_line_joins_runs_of_several_recipes(tmp_path):
+    joined = []
+    for rate in (0.1, 0.2):
+        make_run(tmp_path / f"rate-{rate}", [50.0, 20.0, 21.0], learning_rate=rate)
+        (group,) = pydmobilenet.compare(tmp_path).groups
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(comparison.plots, "cost_plots", lambda points, *_: joined.extend(points) or [])
+            comparison.Section(group, group.table())
+    assert [point.joined for point in joined] == [True, False, False]
 
 
 HOSTILE = '<script>alert("1")</script>$x$ & \n_b"'

@@ -151,7 +151,8 @@ def test_an_unknown_engine_is_named_with_the_nearest(purpose, name, allowed):
     ],
 )
 def test_what_gluon_lacks_is_trained_by_pytorch(options, lack, absent):
-    assert str(engine.choose(purpose="training", **options)) == f"on auto with PyTorch (Gluon {lack})"
+    compiling = "; compiling first, which may take minutes" if "compiled" in options else ""
+    assert str(engine.choose(purpose="training", **options)) == f"on auto with PyTorch (Gluon {lack}{compiling})"
     with pytest.raises(UnusableError) as caught:
         engine.choose("gluon", purpose="training", **options)
     assert str(caught.value) == f"engine 'gluon' {lack}; nearest: pytorch"

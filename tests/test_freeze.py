@@ -124,12 +124,18 @@ def test_the_defaults_follow_what_is_given(photos, weights, tmp_path):
     ("given", "words"),
     [
         (["--freeze", "--body-rate", 0.1], "pass either --freeze or --body-rate 0.1, not both"),
-        (["--freeze"], "body_rate 0 cannot be used: no weights are loaded"),
+        (["--freeze"], "a last layer alone cannot be trained: no weights are loaded"),
         (["--augment", "maybe"], "augment: 'maybe'"),
     ],
 )
 def test_mistakes_are_one_line(given, words, photos, train):
     assert_mistake(train(photos, *given), words)
+
+
+@pytest.mark.pytorch
+def test_nothing_is_compiled_for_features(photos, weights, train):
+    answer = train(photos, "--freeze", "--weights", weights, "--compile", *options(VALUES))
+    assert_mistake(answer, "without the network: leave out --compile")
 
 
 def test_a_run_from_python_is_frozen_too(photos, weights, tmp_path, capfd):

@@ -246,6 +246,18 @@ def test_what_an_engine_throws_is_one_line_and_the_run_goes_on_from_its_last_che
     assert_same(found, left_alone(made))
 
 
+def test_what_an_engine_throws_after_a_signal_is_an_interruption(small, tmp_path, quick, at_update, inside):
+    def interrupt():  # as Ctrl-C does to a compiler that the engine has called
+        os.kill(os.getpid(), signal.SIGTERM)
+        break_the_engine()
+
+    at_update(9, interrupt)
+    values = options({**RECIPE, "batch_size": 4, "model": MODEL, "dataset": small, "epochs": 2})
+    answer = inside("--config", DIGITS, *values, "--output", tmp_path / "run")
+    assert answer.returncode == 143
+    assert "interrupted; to go on: " in answer.stderr.splitlines()[-1]
+
+
 def test_a_run_that_was_there_before_stays_whatever_the_engine_does(small, tmp_path, quick, at_update, left_alone):
     made = recipe(small)
     with opened(made, tmp_path / "run"):

@@ -143,7 +143,7 @@ def test_answers_are_written_whole_or_not_at_all(run, mixed, tmp_path):
     (tmp_path / "answers").write_text("earlier")
     code, out, err = run("predict", mixed, *MODEL, "--output", tmp_path / "answers")
     assert (code, out) == (2, "")
-    assert err.splitlines()[-1].endswith("; --skip-bad goes on without it")
+    assert err.splitlines()[-1].endswith("; --skip-bad (in Python, skip_bad=True) goes on without it")
     assert (tmp_path / "answers").read_text() == "earlier"
     assert not list(tmp_path.glob(".answers*"))
 
@@ -225,7 +225,7 @@ def test_a_bad_image_is_named_and_how_to_go_on_without_it(run, mixed):
     skipped, error = err.splitlines()
     assert skipped == "skipped: 2 hidden, 1 broken link or special file"
     assert f"error: {mixed / '1a.jpg'} cannot be read as an image" in error
-    assert error.endswith("; --skip-bad goes on without it")
+    assert error.endswith("; --skip-bad (in Python, skip_bad=True) goes on without it")
 
 
 @pytest.mark.parametrize("format", [[], ["--json"], ["--csv"]])

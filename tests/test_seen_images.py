@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from helpers import MODEL, assert_mistake, commander, make_classes, make_folder, options, runner
+from helpers import MODEL, assert_mistake, commander, make_classes, options, runner
 
 import pydmobilenet
 from pydmobilenet import checkpoints
@@ -82,14 +82,6 @@ def test_a_run_records_the_images_that_it_has_learned_or_chosen_by(learned):
     assert all(len(each) == 16 for each in seen)
 
 
-def test_without_validation_images_those_of_the_test_have_chosen(tmp_path):
-    make_folder(tmp_path / "photos", train=8, test=4)
-    data = {"dataset": tmp_path / "photos", "val_fraction": 0}
-    run = pydmobilenet.train(**data, output=tmp_path / "run", progress=False, **VALUES)
-    train, _, test = get_splits(tmp_path / "photos")
-    assert set(checkpoints.inspect(run.directory).seen.split()) == {*train.hashes, *test.hashes}
-
-
 def test_a_run_on_a_folder_that_has_grown_starts_from_the_weights_and_inherits_what_they_have_seen(
     learned, started, recwarn
 ):
@@ -158,7 +150,7 @@ def test_of_other_data_what_a_run_has_seen_is_left_out_and_nothing_is_judged(lea
     unseen = 90 - len(checkpoints.inspect(run).seen.split())
     code, out, _ = call("validate", run, "-d", grown, "--device", "cpu")
     assert code == 0
-    assert told(recwarn) == [f"{90 - unseen} of 90 images have trained {run} or chosen its epoch: left out"]
+    assert told(recwarn) == [f"{90 - unseen} of 90 images have trained the run {run} or chosen its epoch: left out"]
     assert (
         f"{unseen} of {unseen} images from {grown} ({90 - unseen} that it has seen are left out). **These are not"
         in out

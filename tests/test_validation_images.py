@@ -196,7 +196,7 @@ def test_measure_a_run_on_its_test_images(photos, train, tmp_path):
     assert (result.verdict, result.counts.images) == ("match", len(test))
     Image.new("RGB", (40, 40)).save(tmp_path / "moved" / test.files[0])
     known = 30 - len(test)
-    with pytest.warns(UserWarning, match=f"{known} of 30 images have trained {run} or chosen its epoch: left out"):
+    with pytest.warns(UserWarning, match=f"{known} of 30 images have trained the run {run} or chosen"):
         (result,) = pydmobilenet.validate(run, data_dir=tmp_path / "moved", progress=False)
     assert (result.complete, result.counts.images) == (False, len(test))
     make_classes(tmp_path / "other", "abc", {"test": 3}, side=40)

@@ -20,6 +20,7 @@ SEEDS = "seeds"  # the kind of a directory with a run for each seed
 BEST = "best.params"
 EMA = "ema.params"  # the moving average, after the epoch that is the best for it
 SEEN = "seen_images"  # the key for the hashes of images used in training, or to choose the epoch
+SKIP_BAD = "skip_bad"  # whether the run skips unreadable pictures
 UNKNOWN = "?"  # among the hashes: initial weights have seen unrecorded images
 # Raised by wrong content of a file.
 WRONG = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -112,6 +113,11 @@ def command(record: Record) -> str:
     """Return the first command of a run, if recorded."""
     sessions = _metadata(record).get("sessions", [])
     return sessions[0]["command"] if sessions else ""
+
+
+def skips_bad(record: Record) -> bool:
+    """Return whether a checkpoint's run skips unreadable pictures."""
+    return bool(_metadata(record).get(SKIP_BAD))
 
 
 def _metadata(record: Record) -> dict:

@@ -107,7 +107,8 @@ def directory(text: str) -> Path:
     """Parse the path of an existing directory."""
     path = _path(text)
     if not path.is_dir():
-        raise argparse.ArgumentTypeError(f"no such directory: {path}")
+        hint = f" (a file: give its directory, {path.parent})" if path.exists() else ""
+        raise argparse.ArgumentTypeError(f"no such directory: {path}{hint}")
     return path
 
 

@@ -205,7 +205,7 @@ def _read(
     try:
         pictures, errors = cache.read(paths, names, task, decode, file, skip_bad, f"read {folder.name}", shown)
     except BadFileError as error:
-        raise BadFileError(f"{error}; --skip-bad goes on without it" if resize else str(error)) from None
+        raise BadFileError(f"{error}; {images.SKIP_HINT}" if resize else str(error)) from None
     for bad in errors:
         warnings.warn(f"{bad}: skipped", stacklevel=4)
     return pictures

@@ -42,6 +42,7 @@ HEIC_BRANDS = b"heic heix hevc hevx heim heis hevm hevs mif1 msf1".split()  # IS
 HEIC_COMMAND = "pip install 'pydmobilenet[heic]'"
 if util.find_spec("pillow_heif"):
     FORMATS["HEIC"] = HEIC
+SKIP_HINT = "--skip-bad (in Python, skip_bad=True) goes on without it"
 VERSION = 1  # of this module's way to pixels: one more for any change of these
 DRAFT_FROM, DRAFT_TO = 4, 2
 MAX_PIXELS = 178_956_970  # to decode: Pillow's own limit, which it checks before a draft

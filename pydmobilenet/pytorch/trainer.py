@@ -19,6 +19,7 @@ from ..catalog import parse_name
 from ..checkpoints import Checkpoint, weights
 from ..checkpoints.weights import checkpoint_names
 from ..data import Dataset, Task
+from ..errors import InvalidValueError
 from ..folding import fold
 from ..metrics import Score, evaluate
 from ..network import widths
@@ -62,6 +63,8 @@ def make(
     Raises InvalidValueError if the workers cannot share a batch evenly, UnusableError for Triton's `pyramid` (see
     `use_triton`).
     """
+    if compiled and config.from_features:
+        raise InvalidValueError("a last layer alone learns from features, without the network: leave out --compile")
     if device.type == "cpu":
         warn_of_slow_type(config.dtype)
         torch.set_num_threads(processors())

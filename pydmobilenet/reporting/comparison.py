@@ -163,6 +163,7 @@ def to_dict(result: RunResult) -> dict[str, object]:
         "planned_epochs": result.planned,
         "finished": result.finished,
         "seconds": round(result.seconds, 3),
+        "command": result.command,
     }
 
 
@@ -231,10 +232,11 @@ class Section:
         if splits:
             self.figures.append(plots.compared_curves(self.curves, f"{' or '.join(splits)} error by epoch, %"))
         beside = published(group)
-        own = [
-            plots.Point(row.model, True, row.parameters / 1e6, row.error, row.interval, curve.name)
-            for row, curve in zip(rows, self.curves)
-        ]
+        recipes = Counter(model for model, _ in {(row.model, row.recipe) for row in rows})
+        own = []
+        for row, curve in zip(rows, self.curves):
+            point = plots.Point(row.model, True, row.parameters / 1e6, row.error, row.interval, curve.name)
+            own.append(point._replace(joined=recipes[row.model] == 1))
         self.published = bool(beside)
         self.figures += plots.cost_plots([*own, *beside], table.title, "parameters")
 

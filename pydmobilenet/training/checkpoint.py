@@ -243,4 +243,5 @@ def check_counts(
             now, then = ({"images": sum(of), "images_per_class": of} for of in (numbers, begun))
             hint = "; --skip-bad skips unreadable ones" if more else ""
             difference = provenance.data_difference(then, now, classes)
-            raise BadFileError(f"the {split} data has changed since the run began: {difference}{hint}; {NEW_RUN}")
+            name = "data" if split == folder.ALL else f"{split} data"
+            raise BadFileError(f"the {name} has changed since the run began: {difference}{hint}; {NEW_RUN}")

@@ -358,6 +358,8 @@ def _without_unused(
             continue
         is_on = key in ("momentum", "teacher_share", "temperature")  # the others are off by their default
         if key in given and (is_on or given[key] != DEFAULTS[key]):
+            if key == "body_rate" and given[key] == 0:
+                raise InvalidValueError(f"a last layer alone cannot be trained: {why}")
             closest = "none given" if is_on else _shown(DEFAULTS[key])
             raise InvalidValueError(f"{key} {_shown(given[key])} cannot be used: {why}; nearest: {closest}")
         config = replace(config, **{key: DEFAULTS[key]})

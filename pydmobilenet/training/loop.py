@@ -131,6 +131,8 @@ class Loop:
             failure = None if error is self.failure else of_engine(error)
             if failure is None:
                 raise
+            if self.stopped:  # the signal went to a compiler too that the engine had called
+                return 128 + self.stopped
             raise failure from error
         return code
 
@@ -366,9 +368,14 @@ class Loop:
             )
 
 
+def batch_of_update(config: Config) -> int:
+    """Count the images of an update."""
+    return config.batch_size * config.accumulation_steps
+
+
 def updates_per_epoch(config: Config, images: int) -> int:
     """Count the updates of an epoch; images too few for one more are left out. Raises InvalidValueError for none."""
-    updates = images // (config.batch_size * config.accumulation_steps)
+    updates = images // batch_of_update(config)
     if not updates:
         raise InvalidValueError(
             f"batch_size {config.batch_size} times accumulation_steps {config.accumulation_steps} is more than the "

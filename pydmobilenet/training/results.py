@@ -53,6 +53,7 @@ class RunResult:
     errors: Mapping[Figure, float]
     images: Mapping[str, tuple[int, str]]
     seconds: float
+    command: str
     recipe: str = field(repr=False)
     history: History = field(repr=False)
 
@@ -117,6 +118,7 @@ def _result(directory: Path, metadata: Mapping[str, Any], history: History) -> R
         errors=errors,
         images={split: (values["images"], str(values["sha256"])) for split, values in data.items()},
         seconds=sum(row.seconds for row in history.rows),
+        command=(metadata.get("sessions") or [{}])[0].get("command", ""),
         recipe=_recipe(metadata, config, data),
         history=history,
     )

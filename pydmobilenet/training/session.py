@@ -28,7 +28,7 @@ from . import config as configuration
 from .checkpoint import CONFIG, STATE, Run, State
 from .config import AUTO, Config
 from .history import Events, History
-from .loop import Loop, OnEpoch, Progress, updates_per_epoch
+from .loop import Loop, OnEpoch, Progress, batch_of_update, updates_per_epoch
 from .seen import check_unseen, known
 from .trainer import Trainer, with_features
 
@@ -134,7 +134,9 @@ def _resumed(directory: Path, given: Mapping[str, Any], engine: str, options: Ma
     if config.dataset.startswith(PREFIX) and not options.get("arrays"):
         raise UserError(f"{directory} was trained on arrays: in Python, pass dataset= (and val=, test=) again")
     metadata = _metadata(directory)
-    options = {**options, "teacher": distillation.recorded(metadata, options.get("teacher"))}
+    teacher = distillation.recorded(metadata, options.get("teacher"))
+    skip_bad = bool(options.get("skip_bad") or metadata.get(runs.SKIP_BAD))
+    options = {**options, "teacher": teacher, "skip_bad": skip_bad}
     return Session(config, directory, True, metadata["engine"] if engine == AUTO else engine, **options)
 
 
@@ -193,6 +195,7 @@ def _start(session: Session, make_trainer: MakeTrainer) -> Iterator[Loop]:
     if trainer.rank == 0:
         state = State(*trainer.state(), progress.to_dict())
         metadata = _describe(config, splits, state, init, teacher, trainer, session.command)
+        metadata[runs.SKIP_BAD] = session.skip_bad
         run = Run.create(directory, configuration.text(config), state, metadata)
     with run as output:
         yield _loop(session, trainer, splits, progress, output)
@@ -248,6 +251,12 @@ def _loop(session: Session, trainer: Trainer, splits: Splits, progress: Progress
         splits = with_features(trainer, splits, session.progress if run else False)
     elif config.frozen:
         session.say("The body is frozen.")
+    images, used = len(splits.train), updates_per_epoch(config, len(splits.train)) * batch_of_update(config)
+    if used < 0.9 * images:
+        session.say(
+            f"Each epoch trains {used:,} of the {images:,} images, drawn anew: the others are too few for a batch of "
+            f"{config.batch_size} (--batch-size)."
+        )
     if 0 < config.patience < config.epochs:
         session.say(
             f"At most {config.epochs} epochs: training stops if {config.patience} in a row bring no lower validation "
@@ -328,8 +337,8 @@ def _describe(
     task = splits.train.task
     source = str(init.locate()) if init else _random_weights(config)
     sha256 = init.sha256 if init else hashlib.sha256(formats.dump_params(state.parameters)).hexdigest()
-    chose = splits.val or splits.test  # the images that choose the epoch
-    seen = {*splits.train.hashes, *(chose.hashes if chose else ())}
+    val = splits.val.hashes if splits.val else ()
+    seen = {*splits.train.hashes, *val}
     for used in filter(None, (init, teacher)):
         seen.update(used.seen.split())
     return {
