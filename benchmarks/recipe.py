@@ -72,13 +72,15 @@ def train(job: Job, options: argparse.Namespace) -> None:
     pydmobilenet.train(MODEL, **arrays(options.data_dir, options.images), **how, **keys)
 
 
-def measured(directory: Path) -> dict[str, float] | None:
+def measured(directory: Path, options: argparse.Namespace) -> dict[str, float] | None:
     """Return the row of a finished run; None for any other."""
     if not (directory / runs.METADATA).is_file():
         return None
     result = results.read(directory)
     if not result.finished:
         return None
+    if result.planned != options.epochs:
+        raise SystemExit(f"{directory} has {result.planned} epochs: choose another --output")
     figures = [result.errors[Figure(*figure)] for figure in (("last", "val"), ("best", "val"), ("best", "test"))]
     entry = json.loads((directory / runs.METADATA).read_text(encoding="utf-8"))["checkpoints"].get(runs.EMA, {})
     average = [entry.get("val_error"), entry.get("test_error")]
@@ -120,13 +122,13 @@ def main() -> None:
     processor = provenance.environment("pytorch")["processor"]
     print(f"{MODEL}, {options.epochs} epochs of {options.images or 'all'} images; {processor}", flush=True)
     print(row("recipe", "seed", dict(zip(COLUMNS, COLUMNS))), "|" + " --- |" * (2 + len(COLUMNS)), sep="\n", flush=True)
-    done = {job: values for job in jobs if (values := measured(place[job]))}
+    done = {job: values for job in jobs if (values := measured(place[job], options))}
     for job, values in done.items():
         print(row(job.recipe, str(job.seed), {name: f"{value:.2f}" for name, value in values.items()}), flush=True)
     missing = [job for job in jobs if job not in done]
     for job, future in processes.run_each(functools.partial(train, options=options), missing, options.jobs):
         future.result()
-        done[job] = measured(place[job]) or {}
+        done[job] = measured(place[job], options) or {}
         print(row(*map(str, job), {name: f"{value:.2f}" for name, value in done[job].items()}), flush=True)
     for name in options.recipes:
         print(summary(name, (done[job] for job in jobs if job.recipe == name)))

@@ -15,15 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .catalog import Record
-from .data import Dataset
+from .catalog import Record, parse_name
+from .data import Dataset, folder
 from .data.splits import pixel_hashes
-from .errors import BadFileError, MissingFileError
+from .errors import BadFileError, InvalidValueError, MissingFileError
 from .metrics import NO_CLASS, Answers, mcnemar
 from .text import encodable
 
 COLUMNS = ("dataset", "model", "checkpoint", "index", "file", "hash", "label", "class", "confidence")
 LINE_END = "\r\n"  # RFC 4180; after "\n", Python before 3.13 does not quote a "\r" in a file's name
+MAX_PATH = 500  # characters of a checkpoint's
 HEADER = ",".join(COLUMNS) + LINE_END
 
 
@@ -45,7 +46,8 @@ class Change(NamedTuple):
         text = f"{self.changed:,} of {self.images:,} answers changed"
         if not self.changed:
             return text
-        return f"{text}, {self.lost:,} from right to wrong, {self.gained:,} from wrong to right, p = {self.p:.2g}"
+        p = f"p = {self.p:.2g}" if self.p else "p < 1e-300"
+        return f"{text}, {self.lost:,} from right to wrong, {self.gained:,} from wrong to right, {p}"
 
 
 def name(record: Record) -> str:
@@ -64,9 +66,14 @@ def to_csv(dataset: Dataset, networks: Iterable[tuple[Record, Answers]]) -> str:
     for record, answers in networks:
         classes = ["" if answer == NO_CLASS else answer for answer in answers.classes.tolist()]
         for index, (image, answer, confidence) in enumerate(zip(images, classes, answers.confidences.tolist())):
-            names = (record.dataset, record.model, record.short_path)
+            names = (_shared_name(record.dataset), record.model, record.short_path)
             writer.writerow((*names, index, *image, answer, f"{confidence:.6f}"))
     return encodable(sheet.getvalue())
+
+
+def _shared_name(dataset: str) -> str:
+    """Name a data set in a file that may be passed on: of a folder, not where it is."""
+    return f"folder:{folder.title(dataset)}" if dataset.startswith("folder:") else dataset
 
 
 def _hashes(dataset: Dataset) -> Sequence[str]:
@@ -93,6 +100,7 @@ class Earlier:
 
     path: Path
     networks: list[_Network]
+    single: bool  # the file has one network
 
     def of(self, dataset: Dataset, records: Iterable[Record]) -> Earlier:
         """Return the answers for the images of a data set. Raises BadFileError without any, or without `records`."""
@@ -100,9 +108,10 @@ class Earlier:
         same = [network for network in self.networks if (network.hashes, network.labels) == (hashes, labels)]
         if not same:
             numbers = sorted({len(network.labels) for network in self.networks})
-            have = f"{', '.join(f'{number:,}' for number in numbers[:5])} images"
-            what = "other images, labels or order" if len(labels) in numbers else f"{have}, not of {len(labels):,}"
-            raise BadFileError(f"{self.path} is not of these images of {dataset.task.title}: it is of {what}")
+            what = f"{', '.join(f'{number:,}' for number in numbers[:5])} images, not {len(labels):,}"
+            if len(labels) in numbers:
+                what = "other images, labels or another order"
+            raise BadFileError(f"{self.path} is not of these images of {dataset.task.title}: it has {what}")
         selected = replace(self, networks=same)
         if not any(map(selected._find, records)):
             names = ", ".join(map(str, same[:5]))
@@ -123,7 +132,7 @@ class Earlier:
         """Find the network of the same model and checkpoint, else of the same model, else the only one."""
         same_model = [network for network in self.networks if network.model == record.model]
         same = [network for network in same_model if network.checkpoint == encodable(record.short_path)]
-        found = same or same_model or self.networks
+        found = same or same_model or (self.networks if self.single else [])
         return found[0] if len(found) == 1 else None
 
 
@@ -137,13 +146,13 @@ def read(path: Path) -> Earlier:
             rows = csv.reader(file, strict=True)
             if tuple(next(rows, ())) != COLUMNS:
                 raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
-            for row in rows:
+            for row in filter(None, rows):
                 _add(networks, row, rows.line_num)
     except OSError as error:
         raise MissingFileError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, csv.Error) as error:  # a UnicodeDecodeError is a ValueError
         raise BadFileError(f"{path} is no answers.csv of validate --output: {error}") from None
-    return Earlier(path, networks)
+    return Earlier(path, networks, len(networks) == 1)
 
 
 def _add(networks: list[_Network], row: list[str], line: int) -> None:
@@ -151,13 +160,13 @@ def _add(networks: list[_Network], row: list[str], line: int) -> None:
     try:
         _, model, checkpoint, index, _, content_hash, label, answer, confidence = row
         if index == "0":
-            networks.append(_Network(model, checkpoint))
+            networks.append(_Network(parse_name(model).name, checkpoint[:MAX_PATH]))
         network = networks[-1]
         numbers = [int(label), int(answer) if answer else NO_CLASS]
-        follows = (model, checkpoint, int(index)) == (network.model, network.checkpoint, len(network.labels))
+        follows = (model, checkpoint[:MAX_PATH], int(index)) == (network.model, network.checkpoint, len(network.labels))
         if not (follows and 0 <= min(numbers) <= max(numbers) <= NO_CLASS and 0 <= float(confidence) <= 1):
             raise ValueError
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, InvalidValueError):
         raise ValueError(f"line {line}") from None
     network.hashes.append(content_hash)
     network.labels.append(numbers[0])

@@ -241,6 +241,8 @@ def validate(
     from . import answers, validation
 
     earlier = None if against is None else answers.read(fetching.expanded(against))
+    if earlier and output is not None and earlier.path.resolve().parent == fetching.expanded(output).resolve():
+        raise UserError(f"{earlier.path} would be replaced by the new report: choose another output")
     report: Report | None = None
     if output is not None:
         from .reporting.html import Report  # it needs libraries that nothing else does

@@ -89,8 +89,11 @@ class Record:
 
     @property
     def short_path(self) -> str:
-        """``RUN/FILE`` of a checkpoint; empty for a published row."""
-        return f"{self.path.parent.name}/{self.path.name}" if self.path else ""
+        """``RUN/FILE`` of a checkpoint, ``RUN/seed-N/FILE`` of one of several seeds; empty for a published row."""
+        if self.path is None:
+            return ""
+        run = self.path.parent
+        return "/".join([*([run.parent.name] if run.name.startswith("seed-") else []), run.name, self.path.name])
 
     @property
     def network(self) -> Network:

@@ -101,7 +101,7 @@ def pretrained_cfg(network: Network, task: Task) -> dict[str, Any]:
 
 def card(source: Checkpoint) -> str:
     """Return the model card in Markdown: network, error, owner, use."""
-    record = (source.origin or source) if source.top1_error is not None else None
+    record = source.origin or (source if source.top1_error is not None else None)
     task = source.task
     counts = source.network.complexity(task.image)
     millions = counts.multiply_adds / 1e6
@@ -115,7 +115,7 @@ A network of PydMobileNet (Hoang and Jo, 2018, [arXiv 1811.07083](https://arxiv.
 {task.image_size}x{task.image_size} pixels to {source.network.outputs} logits, by {counts.parameters:,} parameters and \
 {millions:.1f} million multiply-adds.
 
-- Error: {_error(record)}
+- Error: {_error(record if source.top1_error is not None else None)}
 - Weights: {_owner(record)}
 - Pixels: scaled to [0, 1], less {list(task.mean)}, by {list(task.std)} (red, green, blue)
 - Classes: {classes or "not named"}
@@ -146,13 +146,13 @@ def metadata(source: Checkpoint, record: Record | None) -> dict[str, Any]:
     if _is_bundled(record):
         values["license"] = "apache-2.0"
     values["tags"] = [TASK, "timm", "pydmobilenet"]
-    if record is None or record.top1_error is None:
+    if record is None or source.top1_error is None:
         return values
     kind = source.task.name.partition(":")[0]
     result = {
         "task": {"type": TASK, "name": "Image Classification"},
         "dataset": {"name": printable(source.task.title), "type": HUB.get(kind, kind), "split": _split(record)},
-        "metrics": [{"type": "accuracy", "value": round(1 - record.top1_error / 100, 6), "name": "Accuracy"}],
+        "metrics": [{"type": "accuracy", "value": round(1 - source.top1_error / 100, 6), "name": "Accuracy"}],
         **({"source": {"name": "published by the authors", "url": AUTHORS}} if record.published else {}),
     }
     return {**values, "metrics": ["accuracy"], "model-index": [{"name": source.model, "results": [result]}]}

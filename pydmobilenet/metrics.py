@@ -107,7 +107,7 @@ def wilson(wrong: int, images: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def mcnemar(lost: int, gained: int) -> float:
-    """Return the p-value of McNemar's exact test of the images that the first, or the second of two networks got right.
+    """Return the p-value of McNemar's exact test: `lost` images only one network got right, `gained` only the other.
 
     Of n = lost + gained, min(1, 2 / 2^n * sum of C(n, i) for i from 0 to min(lost, gained)), the binomial test of equal
     odds (McNemar, 1947, Psychometrika 12:153; in this form Fagerland et al., 2013, BMC Med. Res. Methodol. 13:91).

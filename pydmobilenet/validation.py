@@ -185,21 +185,26 @@ def validate(
     a row (a corrupt file, a process that died) become the reason in their results, and the others go on. Up to so many
     `processes` share the rows, if that saves time. `skip_bad` skips unreadable images of a folder; its pixels are kept
     in the `cache`. Bars are `shown` as for `progress_bar`. With `mirror`, the mirror images are evaluated too, and
-    answers are compared with `earlier` ones. Raises InvalidValueError for data that is not to be mirrored, and
-    BadFileError if the earlier answers are of other images.
+    answers are compared with `earlier` ones. Raises InvalidValueError if no data set is to be
+    mirrored, and BadFileError if the earlier answers are of other images than those of the only data set.
     """
     records = list(records)
-    for record in records if mirror else ():
-        if not (record.task or get_task(record.dataset)).mirrored:
-            raise InvalidValueError(
-                f"{record.dataset} has no mirror images: leave out mirror, or choose other data sets"
-            )
+    names = list(dict.fromkeys(record.dataset for record in records))
+    if mirror and not any((record.task or get_task(record.dataset)).mirrored for record in records):
+        raise InvalidValueError(f"{', '.join(names)} has no mirror images: leave out mirror")
     job = _Job(engine, weights, batch_size or engine.batch_size, limit, keep_answers, mirror)
     for _, group in groupby(records, key=_same_images):
         rows = list(group)
         published = any(record.filename for record in rows)  # no images are read for figures without a network
         dataset, reason = _read(rows[0], source, skip_bad, cache, shown) if published else (None, "")
-        same_images = earlier.of(dataset.head(limit), rows) if earlier and dataset else None
+        same_images = None
+        if earlier and dataset:
+            try:
+                same_images = earlier.of(dataset.head(limit), rows)
+            except BadFileError as error:
+                if len(names) == 1:
+                    raise
+                warnings.warn(f"{error}: not compared", stacklevel=2)
         size = 1 if isinstance(source, Dataset) else min(processes, len(rows))  # arrays are not sent to each
         if dataset and size > 1 and len(dataset.head(limit)) * len(rows) >= MIN_IMAGES_FOR_PROCESSES:
             run = partial(job.run_in_worker, (rows[0], source, skip_bad, cache, False))
@@ -238,10 +243,9 @@ class _Job:
             images = dataset.head(self.limit)
             answers = Answers.empty(len(images)) if self.keep_answers else None
             predict = self.engine.load(network, self.weights(record))
+            how: dict[str, Any] = {"answers": answers, "mirror": self.mirror and dataset.task.mirrored}
             with progress_bar(len(images), record.model, "images", shown) as bar:
-                counts = evaluate(
-                    predict, images, self.batch_size, answers=answers, report=bar.update, mirror=self.mirror
-                )
+                counts = evaluate(predict, images, self.batch_size, report=bar.update, **how)
         except UserError as error:
             return replace(result, reason=str(error))
         except Exception as error:  # a full GPU, say: other rows go on, and nothing measured is lost

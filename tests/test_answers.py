@@ -60,6 +60,7 @@ def test_mcnemar_agrees_with_scipy():
     for lost, gained in ((29, 46), (400, 300), (1, 900), (5_000, 5_001)):
         assert mcnemar(lost, gained) == pytest.approx(stats.binomtest(lost, lost + gained).pvalue, rel=1e-9)
     assert mcnemar(0, 5_000) == 0  # below the smallest number
+    assert str(answers.Change("net", 5_000, 5_000, 0, 5_000)).endswith("p < 1e-300")
 
 
 # The file
@@ -90,9 +91,7 @@ def test_images_without_files_have_the_hashes_of_their_pixels(tmp_path):
     (network,) = answers.read(write(tmp_path / "answers.csv", data, (RECORD, given(*range(10))))).networks
     assert len({*network.hashes}) == 10
     other = dataclasses.replace(data, images=data.images ^ 1)  # the same labels
-    with pytest.raises(
-        BadFileError, match="is not of these images of CIFAR-10: it is of other images, labels or order"
-    ):
+    with pytest.raises(BadFileError, match="not of these images of CIFAR-10: it has other images, labels or another"):
         answers.read(tmp_path / "answers.csv").of(other, [RECORD])
 
 
@@ -164,7 +163,7 @@ def test_changes_are_counted_image_by_image(tmp_path):
 
 @pytest.mark.parametrize(
     ("labels", "words"),
-    [([0, 1], "it is of 3 images, not of 2"), ([0, 1, 3], "other images, labels or order"), ([], "3 images, not of 0")],
+    [([0, 1], "it has 3 images, not 2"), ([0, 1, 3], "other images, labels or another order"), ([], "3 images, not 0")],
 )
 def test_earlier_answers_of_other_images_are_refused(tmp_path, labels, words):
     earlier = answers.read(write(tmp_path / "answers.csv", dataset([0, 1, 2]), (RECORD, given(0, 0, 0))))
@@ -183,6 +182,21 @@ def test_a_network_is_compared_with_itself_or_with_the_only_one(tmp_path):
         both.of(data, [third])
     one = answers.read(write(tmp_path / "one.csv", data, (RECORD, given(0))))
     assert one.of(data, [third]).change(third, given(1)) == ("pyd-add-29-0.25", 1, 1, 1, 0)
+
+
+def test_of_several_networks_in_a_file_none_is_the_only_one(tmp_path):
+    data, other = dataset([0, 1]), catalog.find("resnet-29-0.5", "cifar10")
+    path = write(tmp_path / "cut.csv", data, (RECORD, given(0, 1)), (other, given(1, 1)))
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))  # the other one lacks an image
+    with pytest.raises(BadFileError, match="it is unclear which"):
+        answers.read(path).of(data, [other])
+
+
+def test_runs_of_the_same_seed_keep_apart(tmp_path):
+    data = dataset([0])
+    runs = [dataclasses.replace(RECORD, path=tmp_path / name / "seed-0" / "best.params") for name in "ab"]
+    earlier = answers.read(write(tmp_path / "answers.csv", data, *zip(runs, [given(0), given(1)])))
+    assert [earlier.of(data, runs).change(run, given(0)).changed for run in runs] == [0, 1]
 
 
 def test_of_two_runs_of_a_model_the_one_at_the_same_path_is_meant(tmp_path):
@@ -246,7 +260,7 @@ def test_mirror_images_are_averaged_by_softmax():
 
 
 def test_digits_are_not_mirrored(monkeypatch):
-    with pytest.raises(InvalidValueError, match="digits has no mirror images: leave out mirror, or choose other data"):
+    with pytest.raises(InvalidValueError, match="digits has no mirror images: leave out mirror"):
         pydmobilenet.validate("pyd-add-29-0.25", "digits", mirror=True, engine="onnxruntime", progress=False)
 
 
@@ -256,7 +270,7 @@ def test_answers_are_checked_before_a_network_is_evaluated(monkeypatch, tmp_path
     (result,) = evaluate(monkeypatch, data, earlier=earlier)
     assert result.change == ("pyd-add-29-0.25", 2, 1, 0, 1)
     monkeypatch.setattr(Fake, "load", None)
-    with pytest.raises(BadFileError, match="2 images, not of 1"):
+    with pytest.raises(BadFileError, match="2 images, not 1"):
         evaluate(monkeypatch, data, earlier=earlier, limit=1)
 
 
@@ -329,7 +343,7 @@ def test_the_command_compares_with_an_earlier_report(directory, monkeypatch, cap
     assert f"\n- {line}\n" in (tmp_path / "new" / "validation.md").read_text()
     assert (tmp_path / "new" / "answers.csv").read_bytes() == (directory / "answers.csv").read_bytes()
     for words, message in (
-        (against, "is not of these images of Digits: it is of 40 images, not of 360"),
+        (against, "is not of these images of Digits: it has 40 images, not 360"),
         (("--against", tmp_path / "none.csv"), f"no such file of answers: {tmp_path / 'none.csv'}"),
         (("--against", directory / "validation.csv"), "is no answers.csv of validate --output: its columns are not"),
         (("--mirror",), "digits has no mirror images"),

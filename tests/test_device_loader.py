@@ -83,7 +83,7 @@ def test_many_images_are_cropped_at_every_place():
 
 def test_images_that_do_not_fit_stay_on_the_host(tmp_path, monkeypatch):
     dataset = images()
-    free = 4 * 50 * 3 * 40 * 40  # padded, a quarter
+    free = 16 * 50 * 3 * 40 * 40  # padded, a sixteenth
     for bytes_free, fits in ((free, True), (free - 4, False)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=bytes_free: (free, 1 << 40))
         assert loader.fits(dataset, CPU) is fits

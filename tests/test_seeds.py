@@ -156,7 +156,17 @@ def test_a_teacher_that_has_moved_is_passed_to_the_runs(tmp_path):
 def test_runs_begun_without_a_teacher_get_none(several, command):
     code, _, err = command("train", "--resume", several, "--teacher", several)
     assert (code, len(err.splitlines())) == (2, 1)
-    assert "began without a teacher" in err
+    assert "have teacher none" in err
+
+
+def test_a_teacher_named_by_its_model_stays_the_same(tmp_path):
+    teacher, other = "pyd-concat-56-0.75", "pyd-concat-56-0.5"
+    several = seeds.plan({"model": MODEL}, "0,1", None, tmp_path / "several", *[None] * 3, teacher, "x")
+    assert seeds.plan({}, None, None, None, several, None, None, teacher, "y") == several
+    assert seeds._read(several)["teacher"] == teacher
+    for wrong in (other, tmp_path / "typo.params"):
+        with pytest.raises(InvalidValueError, match=f"have teacher {teacher}"):
+            seeds.plan({}, None, None, None, several, None, None, wrong, "z")
 
 
 # With processes

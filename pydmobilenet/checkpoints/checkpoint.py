@@ -134,7 +134,10 @@ def find(
                 warnings.warn(_assumption(path, task), stacklevel=2)
         else:
             checkpoint = _from_record(_row(name, task.name, to_train), weights_dir)
-    return checkpoint if to_train else replace(checkpoint, task=replace(checkpoint.task, **size))
+    task = replace(checkpoint.task, **size)
+    if to_train or task == checkpoint.task:
+        return checkpoint
+    return replace(checkpoint, task=task, top1_error=None)  # the error is of images of another size
 
 
 def _assumption(path: Path, task: Task) -> str:

@@ -17,12 +17,15 @@ from ..training.loader import Loader, make_targets
 
 
 def fits(dataset: Dataset, device: torch.device) -> bool:
-    """Return whether a GPU can hold the images: in a quarter of its free memory. Images on the disk stay there."""
+    """Return whether a GPU can hold the images: in a sixteenth of its free memory, as several runs may share it.
+
+    Images on the disk stay there.
+    """
     if mapped_file(dataset.images):
         return False
     images, channels, height, width = dataset.images.shape
     size = images * channels * (height + 2 * PAD) * (width + 2 * PAD)
-    return size <= torch.cuda.mem_get_info(device)[0] // 4
+    return size <= torch.cuda.mem_get_info(device)[0] // 16
 
 
 class DeviceLoader(Loader):

@@ -220,7 +220,7 @@ class PyTorchTrainer:
         cuda = self._device.type == "cuda"
         for tensor, array in zip(self.batch, arrays):
             if isinstance(array, np.ndarray):
-                array = torch.from_numpy(array)
+                array = torch.from_numpy(np.require(array, requirements=["C", "W"]))
                 array = (array.pin_memory() if cuda else array).to(self._device, non_blocking=cuda)
             tensor.copy_(array)
 

@@ -294,10 +294,11 @@ def timm_results(results: Sequence[Result]) -> list[dict[str, object]]:
 
 
 def check(directory: Path) -> None:
-    """Raise UnusableError if a file of somebody else's has the name of one that `write` would overwrite."""
+    """Raise UnusableError if `write` would overwrite a file that is not a report's."""
     for name, columns in (("answers.csv", answers.COLUMNS), ("results.csv", RESULTS)):
-        with suppress(FileNotFoundError), open(directory / name, "rb") as file:
-            if file.readline(1000).rstrip() != ",".join(columns).encode():
+        # To open a directory is a PermissionError on Windows; the writing says why it fails.
+        with suppress(FileNotFoundError, IsADirectoryError, PermissionError), open(directory / name, "rb") as file:
+            if file.readline(1000).rstrip().removeprefix(b"\xef\xbb\xbf") != ",".join(columns).encode():
                 raise UnusableError(f"{directory / name} is not of a report: choose another directory, or move it away")
 
 

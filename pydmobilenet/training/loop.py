@@ -132,6 +132,7 @@ class Loop:
             if failure is None:
                 raise
             if self.stopped:  # the signal went to a compiler too that the engine had called
+                warnings.warn(f"not saved since the last time: {failure}", stacklevel=2)
                 return 128 + self.stopped
             raise failure from error
         return code

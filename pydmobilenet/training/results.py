@@ -15,6 +15,7 @@ from ..checkpoints import runs
 from ..data import Task, recorded_task
 from ..errors import BadFileError, MissingFileError
 from ..metrics import wilson
+from . import config as configuration
 from .checkpoint import read_history
 from .history import History
 
@@ -129,7 +130,8 @@ def _recipe(metadata: Mapping[str, Any], config: Mapping[str, Any], data: Mappin
     init = dict(metadata.get("initial_weights", {}))
     is_random = init.get("source") == f"{config.get('initialiser')}, seed {config.get('seed')}"
     digests = [values["sha256"] for values in data.values()]
-    others = {key: value for key, value in config.items() if key not in ("seed", "dataset")}  # a folder may move
+    values = {**configuration.DEFAULTS, **config}  # an earlier version had fewer keys
+    others = {key: value for key, value in values.items() if key not in ("seed", "dataset")}  # a folder may move
     weights = None if is_random else init.get("sha256")
     teacher = dict(metadata.get("teacher", {})).get("sha256")
     return json.dumps([others, metadata.get("engine"), digests, weights, teacher], sort_keys=True)

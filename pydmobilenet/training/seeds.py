@@ -88,17 +88,17 @@ def plan(
     published = teacher is None or distillation.is_published(teacher)
     if weights_dir and weights != checkpoints.PUBLISHED and not (teacher and published):
         raise UserError("--weights-dir is only used with --weights published")
+    source = str(teacher) if teacher and published else _absolute_path(teacher)
     numbers = None if seeds is None else parse(seeds)
     if resume is not None and resume != AUTO:
         if output or config or weights:
             raise UserError("--resume reads the runs' own settings: leave out --output, --config, --weights")
         directory = fetching.expanded(resume)
-        _resume(directory, numbers, given, command, moved_teacher=_absolute_path(teacher))
+        _resume(directory, numbers, given, command, teacher=source)
         return directory
     made = _absolute(configuration.configure(given, config, weights, distilled=teacher is not None))
     directory = fetching.expanded(output or default_directory(made))
-    init = {"weights": _absolute_path(weights), "weights_dir": _absolute_path(weights_dir)}
-    init["teacher"] = str(teacher) if teacher and published else _absolute_path(teacher)
+    init = {"weights": _absolute_path(weights), "weights_dir": _absolute_path(weights_dir), "teacher": source}
     if resume == AUTO and os.path.isfile(directory / METADATA):
         values = {key: value for key, value in vars(made).items() if key != "seed"}
         _resume(directory, numbers, values, command, init)
@@ -130,28 +130,46 @@ def _resume(
     given: Mapping[str, Any],
     command: str,
     init: Mapping[str, Any] = {},
-    moved_teacher: str | None = None,
+    teacher: str | None = None,
 ) -> None:
-    """Record a start of the runs. Raises InvalidValueError unless they began with what is given."""
+    """Record a start of the runs. Raises InvalidValueError unless they began with what is given.
+
+    Only the file of a `teacher` may have moved: its SHA-256 tells each run.
+    """
     begun = runs.seeds(directory)
     if not begun:
         raise InvalidValueError(f"{directory} does not hold a run for each seed: leave out --seeds")
     if not {*begun} <= {*(seeds or begun)}:
         raise InvalidValueError(f"{directory} has other seeds; nearest: --seeds {','.join(map(str, begun))}")
-    metadata, config = _read(directory), vars(read_config(directory))
+    config = vars(read_config(directory))
     wanted = vars(_absolute(configuration.make({**config, **given})))
     checkpoint.check_config({key: wanted[key] for key in given}, config)
-    for key in ("weights", "teacher") if init else ():
-        if init[key] != (begun_with := metadata.get(key)):
-            raise InvalidValueError(
-                f"the runs in {directory} have {key} {begun_with or 'none'}; nearest: another --output"
-            )
-    if moved_teacher and not metadata.get("teacher"):
-        raise InvalidValueError(f"the runs in {directory} began without a teacher; {checkpoint.NEW_RUN}")
-    teacher = moved_teacher or metadata.get("teacher")
-    started = {"seeds": seeds or begun, "teacher": teacher, "commands": [*metadata.get("commands", []), command]}
-    with checkpoint.lock(directory):
-        _write(directory, {**metadata, **started})
+    lock = checkpoint.lock(directory)
+    try:
+        metadata = _read(directory)
+        asked = init or {"teacher": teacher or metadata.get("teacher")}
+        for key in asked.keys() - {"weights_dir"}:
+            begun_with = metadata.get(key)
+            moved = key == "teacher" and begun_with and os.path.exists(asked[key] or "")
+            if moved and asked[key] != begun_with:
+                _check_same_teacher(directory, begun, Path(asked[key]))
+            elif asked[key] != begun_with:
+                raise InvalidValueError(
+                    f"the runs in {directory} have {key} {begun_with or 'none'}; nearest: another --output"
+                )
+        started = {"seeds": seeds or begun, "teacher": asked["teacher"]}
+        _write(directory, {**metadata, **started, "commands": [*metadata.get("commands", []), command]})
+    finally:
+        lock.release()
+
+
+def _check_same_teacher(directory: Path, seeds: list[int], teacher: Path) -> None:
+    """Raise InvalidValueError if a moved teacher is not that of the first run, by its SHA-256."""
+    for seed in seeds:
+        path = seed_directory(directory, seed)
+        if (path / METADATA).exists():
+            distillation.check_same(checkpoints.find(weights=teacher, to_train=True), runs.read_metadata(path))
+            return
 
 
 def _read(directory: Path) -> dict[str, Any]:

@@ -231,7 +231,8 @@ def _resume(session: Session, make_trainer: MakeTrainer) -> Iterator[Loop]:
         progress = Progress.from_dict(state.progress, config, len(splits.train))
         if output is not None:
             begun = provenance.session(trainer.device, trainer.name, session.command)
-            output.metadata = {**output.metadata, "sessions": [*output.metadata["sessions"], begun]}
+            sessions = [*output.metadata["sessions"], begun]
+            output.metadata = {**output.metadata, "sessions": sessions, runs.SKIP_BAD: session.skip_bad}
         session.say(f"resuming {directory} after {progress.epochs} of {config.epochs} epochs")
         yield _loop(session, trainer, splits, progress, output)
 
