@@ -340,3 +340,18 @@ def keyed(bits, value):
         for row in np.where(SHAPE > 0, 0, value)
     ]
     return png(rows, bits, 0, chunk(b"tRNS", bytes([0, value])))
+
+
+def stop_at_look(monkeypatch, number):
+    """Let a run find a signal at so many looks for one after the first."""
+    from pydmobilenet import processes
+    from pydmobilenet.training.loop import Loop
+
+    requests, looks = Loop._requests, iter(range(1000))
+
+    def stop_once(self):
+        if next(looks) == number:
+            self.stopped = processes.STOP_SIGNALS[0]
+        return requests(self)
+
+    monkeypatch.setattr(Loop, "_requests", stop_once)

@@ -5,17 +5,15 @@ import gc
 
 import numpy as np
 import pytest
-from helpers import MODEL, TRAINERS, assert_mistake, assert_same, content, make_folder, options, runner
+from helpers import MODEL, TRAINERS, assert_mistake, assert_same, content, make_folder, options, runner, stop_at_look
 from PIL import Image, ImageEnhance, ImageOps
 
 import pydmobilenet
-from pydmobilenet import processes
 from pydmobilenet.data import Dataset, array_dataset, batches, get_task, normalise, trivial_augment
 from pydmobilenet.data.augmentation import STREAMS, Augmentation, cut_out, draw, stream
 from pydmobilenet.errors import InvalidValueError
 from pydmobilenet.training import config, loop
 from pydmobilenet.training.loader import Loader, cutmix_box, mixup_lam, with_cutmix
-from pydmobilenet.training.loop import Loop
 
 ALL = {"flip": "alternating", "trivial_augment": True, "cutout": 8}
 KEYS = {**ALL, "cutmix": 1.0, "mixup": 1.0, "mixup_off_epochs": 1, "schedule": "htd"}
@@ -336,14 +334,7 @@ RUN = {
 def test_interrupted_in_mid_epoch_a_run_ends_with_the_same_bits(engine, folder, train, tmp_path, monkeypatch):
     begin = ["--dataset", folder, "--engine", engine, *options(RUN)]
     assert train(*begin, "--output", tmp_path / "whole").returncode == 0
-    requests, calls = Loop._requests, iter(range(1000))
-
-    def stop_once(self):
-        if next(calls) == 3:  # in the second epoch
-            self.stopped = processes.STOP_SIGNALS[0]
-        return requests(self)
-
-    monkeypatch.setattr(Loop, "_requests", stop_once)
+    stop_at_look(monkeypatch, 3)  # in the second epoch
     assert train(*begin, "--output", tmp_path / "run").returncode > 128
     gc.collect()
     answer = train("--resume", tmp_path / "run")

@@ -253,20 +253,27 @@ def test_a_cache_that_cannot_be_written_is_one_warning(photos, directory, decode
     assert list(directory.iterdir()) == []
 
 
-def test_an_interruption_keeps_what_is_decoded(tmp_path, decoded, monkeypatch):
-    folder = make_classes(tmp_path / "photos", "ab", {".": 100}, side=4)
+def read_interrupted(folder, monkeypatch, number, meanwhile=lambda: None):
+    """Read a folder until its so-manieth file, do something meanwhile, and be interrupted."""
     monkeypatch.setattr(images, "THREADS", 1)
     real, calls = images.content, []
 
     def interrupted(path):
         calls.append(path)
-        if len(calls) == 150:
+        if len(calls) == number:
+            monkeypatch.setattr(images, "content", real)
+            meanwhile()
             raise KeyboardInterrupt
         return real(path)
 
     monkeypatch.setattr(images, "content", interrupted)
     with pytest.raises(KeyboardInterrupt):
         read(folder)
+
+
+def test_an_interruption_keeps_what_is_decoded(tmp_path, decoded, monkeypatch):
+    folder = make_classes(tmp_path / "photos", "ab", {".": 100}, side=4)
+    read_interrupted(folder, monkeypatch, 150)
     decoded()
     read(folder)
     assert 0 < len(decoded()[0]) <= 200 - 128
@@ -274,20 +281,7 @@ def test_an_interruption_keeps_what_is_decoded(tmp_path, decoded, monkeypatch):
 
 def test_an_interrupted_process_does_not_replace_what_another_one_has_kept(tmp_path, decoded, directory, monkeypatch):
     folder = make_classes(tmp_path / "photos", "ab", {".": 5}, side=4)
-    monkeypatch.setattr(images, "THREADS", 1)
-    real, calls = images.content, []
-
-    def interrupted(path):
-        calls.append(path)
-        if len(calls) == 5:
-            monkeypatch.setattr(images, "content", real)
-            read(folder)  # the other process reads all
-            raise KeyboardInterrupt
-        return real(path)
-
-    monkeypatch.setattr(images, "content", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        read(folder)
+    read_interrupted(folder, monkeypatch, 5, lambda: read(folder))  # the other process reads all
     decoded()
     read(folder)
     assert decoded() == ([], [])

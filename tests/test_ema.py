@@ -6,17 +6,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import MODEL, TINY, assert_mistake, assert_same, content, make_folder, options, runner
+from helpers import MODEL, TINY, assert_mistake, assert_same, content, make_folder, options, runner, stop_at_look
 
 import pydmobilenet
-from pydmobilenet import processes
 from pydmobilenet.data import get_task
 from pydmobilenet.errors import BadFileError
 from pydmobilenet.network import BatchNorm
 from pydmobilenet.pytorch import trainer as pytorch_trainer
 from pydmobilenet.run import Run
 from pydmobilenet.training import config, loop
-from pydmobilenet.training.loop import Loop
 
 pytestmark = [pytest.mark.pytorch, pytest.mark.trains]
 CPU = torch.device("cpu")
@@ -135,14 +133,7 @@ def test_a_run_keeps_the_best_average_and_measures_it(folder, train, tmp_path):
 def test_interrupted_in_mid_epoch_a_run_ends_with_the_same_average(folder, train, tmp_path, monkeypatch):
     begin = ["--dataset", folder, "--model", MODEL, "--engine", "pytorch", *options({**RUN, "epochs": 2})]
     assert train(*begin, "--output", tmp_path / "whole").returncode == 0
-    requests, calls = Loop._requests, iter(range(1000))
-
-    def stop_once(self):
-        if next(calls) == 3:  # in the second epoch
-            self.stopped = processes.STOP_SIGNALS[0]
-        return requests(self)
-
-    monkeypatch.setattr(Loop, "_requests", stop_once)
+    stop_at_look(monkeypatch, 3)  # in the second epoch
     assert train(*begin, "--output", tmp_path / "run").returncode > 128
     gc.collect()
     answer = train("--resume", tmp_path / "run")

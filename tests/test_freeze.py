@@ -5,15 +5,14 @@ import os
 
 import numpy as np
 import pytest
-from helpers import MODEL, TRAINERS, assert_mistake, assert_same, content, make_classes, options, runner
+from helpers import MODEL, TRAINERS, assert_mistake, assert_same, content, make_classes, options, runner, stop_at_look
 
 import pydmobilenet
-from pydmobilenet import checkpoints, processes
+from pydmobilenet import checkpoints
 from pydmobilenet.data import batches, get_dataset
 from pydmobilenet.data import dataset as datasets
 from pydmobilenet.training import config, loop
 from pydmobilenet.training.checkpoint import State
-from pydmobilenet.training.loop import Loop
 from pydmobilenet.training.session import read_config
 
 pytestmark = pytest.mark.trains
@@ -87,14 +86,7 @@ def test_the_body_sees_each_image_once_without_augmentation_else_in_every_epoch(
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(engine, photos, weights, train, tmp_path, monkeypatch):
     arguments = [photos, "--freeze", "--weights", weights, "--engine", engine, *options(VALUES)]
     assert train(*arguments, "--output", tmp_path / "whole").returncode == 0
-    requests, calls = Loop._requests, iter(range(1000))
-
-    def stop_once(self):
-        if next(calls) == 4:
-            self.stopped = processes.STOP_SIGNALS[0]
-        return requests(self)
-
-    monkeypatch.setattr(Loop, "_requests", stop_once)
+    stop_at_look(monkeypatch, 4)
     assert train(*arguments, "--output", tmp_path / "run").returncode > 128
     gc.collect()
     answer = train("--resume", tmp_path / "run", "--freeze")

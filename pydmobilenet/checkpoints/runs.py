@@ -111,7 +111,12 @@ def origin(record: Record) -> list[tuple[str, str]]:
 
 def command(record: Record) -> str:
     """Return the first command of a run, if recorded."""
-    sessions = _metadata(record).get("sessions", [])
+    return first_command(_metadata(record))
+
+
+def first_command(metadata: Mapping[str, Any]) -> str:
+    """Return the command that began the run of a ``run.json``, if recorded."""
+    sessions = metadata.get("sessions", [])
     return sessions[0]["command"] if sessions else ""
 
 

@@ -119,7 +119,7 @@ def _result(directory: Path, metadata: Mapping[str, Any], history: History) -> R
         errors=errors,
         images={split: (values["images"], str(values["sha256"])) for split, values in data.items()},
         seconds=sum(row.seconds for row in history.rows),
-        command=(metadata.get("sessions") or [{}])[0].get("command", ""),
+        command=runs.first_command(metadata),
         recipe=_recipe(metadata, config, data),
         history=history,
     )

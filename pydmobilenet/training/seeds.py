@@ -148,7 +148,7 @@ def _resume(
     try:
         metadata = _read(directory)
         asked = init or {"teacher": teacher or metadata.get("teacher")}
-        for key in asked.keys() - {"weights_dir"}:
+        for key in [key for key in ("weights", "teacher") if key in asked]:
             begun_with = metadata.get(key)
             moved = key == "teacher" and begun_with and os.path.exists(asked[key] or "")
             if moved and asked[key] != begun_with:
