@@ -4,7 +4,8 @@
 python benchmarks/recipe.py --data-dir DIR --output DIR --images 10000 --epochs 16
 
 All recipes train pyd-add-29-0.25 with the same images, epochs and seeds, by PyTorch, each run on one
-thread of a CPU. 5,000 other images choose the epoch; its test error is measured once a run.
+thread of a CPU. 5,000 other images choose the epoch; its test error is measured once a run. Each run
+keeps the moving average of its parameters too, which does not change the parameters themselves.
 Called again with the same --output, it goes on.
 """
 
@@ -30,6 +31,7 @@ from pydmobilenet.training.results import Figure
 MODEL, VALIDATION = "pyd-add-29-0.25", 5000
 RECIPES: dict[str, dict[str, object]] = {  # the keys beside `config`, cifar-short by default
     "cifar-short": {},
+    "long": {"config": "long", "warmup_epochs": 2, "mixup_off_epochs": 0},  # cifar-short's warm-up; all is mixed
     "flip": {"flip": "alternating"},
     "htd": {"schedule": "htd"},
     "label_smoothing": {"label_smoothing": 0.1},
@@ -37,9 +39,8 @@ RECIPES: dict[str, dict[str, object]] = {  # the keys beside `config`, cifar-sho
     "cutmix": {"cutmix": 1},
     "cutout": {"cutout": 8},
     "trivial_augment": {"trivial_augment": True},
-    "ema": {"ema": 0.998},
-    "long": {"config": "long", "mixup_off_epochs": 0},  # all of a short run is mixed
 }
+EMA = 0.995  # of 200 updates, 2.6 epochs of 10,000 images: as many epochs as that of configs/long.yaml
 COLUMNS = ("val, last", "val, best", "test", "val, ema", "test, ema", "seconds")
 
 
@@ -50,12 +51,12 @@ class Job(NamedTuple):
     seed: int
 
 
-def arrays(data_dir: Path, images: int | None) -> dict[str, Dataset]:
+def arrays(data_dir: Path, images: int) -> dict[str, Dataset]:
     """Return the first training images, the last ones for validation, and the test images, as `train` takes them."""
     whole, test = (get_dataset("cifar10", split, data_dir) for split in ("train", "test"))
     stop = len(whole) - VALIDATION
     parts = {
-        "dataset": whole.head(min(images or stop, stop)),
+        "dataset": whole.head(min(images, stop)),
         "val": whole.take(np.arange(stop, len(whole)), "val"),
         "test": test,
     }
@@ -67,7 +68,7 @@ def arrays(data_dir: Path, images: int | None) -> dict[str, Dataset]:
 def train(job: Job, options: argparse.Namespace) -> None:
     """Train a run, or go on with it."""
     directory = options.output / f"{job.recipe}-{job.seed}"
-    keys = {"config": "cifar-short", **RECIPES[job.recipe], "seed": job.seed, "epochs": options.epochs}
+    keys = {"config": "cifar-short", **RECIPES[job.recipe], "ema": EMA, "seed": job.seed, "epochs": options.epochs}
     how = {"output": directory, "resume": "auto", "engine": "pytorch", "device": "cpu", "progress": False}
     pydmobilenet.train(MODEL, **arrays(options.data_dir, options.images), **how, **keys)
 
@@ -79,8 +80,8 @@ def measured(directory: Path, options: argparse.Namespace) -> dict[str, float] |
     result = results.read(directory)
     if not result.finished:
         return None
-    if result.planned != options.epochs:
-        raise SystemExit(f"{directory} has {result.planned} epochs: choose another --output")
+    if (result.planned, result.images["train"][0]) != (options.epochs, options.images):
+        raise SystemExit(f"{directory} has other --epochs or --images: choose another --output")
     figures = [result.errors[Figure(*figure)] for figure in (("last", "val"), ("best", "val"), ("best", "test"))]
     entry = json.loads((directory / runs.METADATA).read_text(encoding="utf-8"))["checkpoints"].get(runs.EMA, {})
     average = [entry.get("val_error"), entry.get("test_error")]
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=RECIPES, metavar="NAME", help=text)
     parser.add_argument("--seeds", default="0,1,2", help="as 0,1,2")
     parser.add_argument("--epochs", type=int, default=16)
-    parser.add_argument("--images", type=int, help="the first N of 45,000 training images (default: all)")
+    parser.add_argument("--images", type=int, default=45000, help="the first N of 45,000 training images")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once")
     options = parser.parse_args()
     seeds = [int(seed) for seed in options.seeds.split(",")]
@@ -120,7 +121,7 @@ def main() -> None:
     place = {job: options.output / f"{job.recipe}-{job.seed}" for job in jobs}
     options.output.mkdir(parents=True, exist_ok=True)
     processor = provenance.environment("pytorch")["processor"]
-    print(f"{MODEL}, {options.epochs} epochs of {options.images or 'all'} images; {processor}", flush=True)
+    print(f"{MODEL}, {options.epochs} epochs of {options.images} images; {processor}", flush=True)
     print(row("recipe", "seed", dict(zip(COLUMNS, COLUMNS))), "|" + " --- |" * (2 + len(COLUMNS)), sep="\n", flush=True)
     done = {job: values for job in jobs if (values := measured(place[job], options))}
     for job, values in done.items():
