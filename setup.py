@@ -54,6 +54,10 @@ setup(
             "py.typed",
             "reporting/*.css",
             "reporting/*.html.j2",
+            # The page of `export --format web`; onnxruntime-web, 14 MB, is not in it.
+            "web/*.html.j2",
+            "web/*.css",
+            "web/*.js",
             "data/imagenet_classes.txt",
             "data/digits.npz",
         ],

@@ -347,24 +347,28 @@ def export(
     data_dir: PathLike | None = None,
     engine: str = "auto",
     measure: bool = False,
+    runtime: PathLike | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Difference | None:
-    """Write a network as an ONNX file, as ``pydmobilenet export`` does, and return its difference from the engine's.
+    """Write a network as ``pydmobilenet export`` does, and return its difference from the engine's if it was compared.
 
-    A file with other answers is not written. The `format` ``huggingface`` writes a directory in that layout, without
-    the options after `weights_dir`. `say` is called with a line on the file; `measure` adds one on latency and memory.
-    Raises as `train`.
+    The `format` ``onnx`` is a file; one with other answers is not written. ``web`` is a directory with such a file and
+    a page to try it in browsers, by onnxruntime-web from a CDN or from npm's files in `runtime`. ``huggingface`` is a
+    directory in that layout. `say` is called with a line on the file; for ``onnx``, `measure` adds one on latency and
+    memory. Raises InvalidValueError, UserError for an option that the format does not have, and as `train`.
     """
-    from . import huggingface
+    from . import export_formats, huggingface, web
 
-    huggingface.check_format(format, fused=fused, uint8_input=uint8_input, data_dir=data_dir, engine=engine)
-    source = checkpoints.find(model, dataset, weights, weights_dir, image_size)
     path = fetching.expanded(output)
+    options = {"no_fuse": not fused, "uint8_input": uint8_input, "data_dir": data_dir, "runtime": runtime}
+    export_formats.check(format, path, engine=engine != "auto", **options)
+    source = checkpoints.find(model, dataset, weights, weights_dir, image_size)
     if format == huggingface.FORMAT:
-        huggingface.write(source, path)
+        with files.new_directory(path) as part:
+            huggingface.write(source, part)
         say(printable(f"wrote {path}: {source.model} for {source.task.title}, in Hugging Face's layout"))
         return None
-    files.check(path)  # before any work is done
+    contents = None if runtime is None else web.runtime_files(fetching.expanded(runtime))
     engines.choose("onnxruntime", "cpu")  # ONNX Runtime checks the file
     from .onnx import export as onnx
 
@@ -372,7 +376,16 @@ def export(
     if engine == "auto":  # not ONNX Runtime's own answers, if another engine has them
         engine = next(name for name in engines.ENGINES if not engines.obstacle(name))
     reference = engines.choose(engine, "cpu", fused=False).engine
-    return onnx.export_source(source, path, *images, reference, fused, uint8_input, measure, say)
+    if format == export_formats.ONNX:
+        return onnx.export_source(source, path, *images, reference, fused, uint8_input, measure, say)
+    lines: list[str] = []
+    with files.new_directory(path) as part:
+        web.write(source, part, contents)
+        net = part / web.NETWORK
+        apart = onnx.export_source(source, net, *images, reference, fused, False, False, lines.append, shown=path)
+    say(*lines)
+    say(printable(f"to see it: python -m http.server --directory {path}"))
+    return apart
 
 
 def _expanded(path: PathLike | None) -> Path | None:

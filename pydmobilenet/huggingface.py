@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from . import catalog, files
 from .catalog import Record
 from .checkpoints import Checkpoint, formats
 from .data import Task
-from .errors import UnusableError, UserError, unknown
 from .files import PRETRAINED
 from .network import Convolution, Network
 from .text import printable
@@ -33,31 +31,14 @@ HUB = {"cifar10": "uoft-cs/cifar10", "folder": "imagefolder"}
 HUB.update(dict.fromkeys(("cifar100", "cifar100-coarse"), "uoft-cs/cifar100"))
 
 
-def check_format(
-    format: str, fused: bool = True, uint8_input: bool = False, data_dir: object = None, engine: str = "auto"
-) -> None:
-    """Raise InvalidValueError for an unknown format, UserError for options of an ONNX file alone."""
-    if format not in ("onnx", FORMAT):
-        raise unknown("format", format, ("onnx", FORMAT))
-    given = {"no-fuse": not fused, "uint8-input": uint8_input, "data-dir": data_dir, "engine": engine != "auto"}
-    unused = [name for name, value in given.items() if value]
-    if format == FORMAT and unused:
-        raise UserError(f"{unused[0]} is for an ONNX file: leave it out, or the format {FORMAT}")
-
-
 def write(source: Checkpoint, directory: Path) -> None:
-    """Write a network's directory atomically. Raises UnusableError if it exists, and as `Checkpoint.arrays`."""
-    if files.stream(directory) is not None:
-        raise UnusableError(f"cannot write a directory to {directory}; nearest: --output NAME")
-    if os.path.lexists(directory):
-        raise UnusableError(f"{directory} exists already; choose another name, or move it away")
+    """Write a network's files into a directory. Raises as `Checkpoint.arrays`."""
     contents: dict[str, str | bytes] = {
         CONFIG: json.dumps(config(source), indent=2) + "\n",
         WEIGHTS: formats.dump_safetensors(state_dict(source.arrays()), source.metadata()),
         CARD: card(source),
     }
-    with files.new_directory(directory) as part:
-        files.write_together({part / name: content for name, content in contents.items()})
+    files.write_together({directory / name: content for name, content in contents.items()})
 
 
 def state_dict(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

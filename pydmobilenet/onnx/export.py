@@ -100,10 +100,12 @@ def export_source(
     uint8_input: bool,
     measure: bool,
     say: Callable[[str], None],
+    shown: Path | None = None,
 ) -> Difference:
     """Export a checkpoint with its name and hash as metadata, compared on `images` of a `kind`.
 
-    `say` is called with the result, and with latency and memory if `measure`. The output may be a stream.
+    `say` is called with the result, under the name `shown` (by default the output's), and with latency and memory if
+    `measure`. The output may be a stream.
     """
     weights, arrays = f"{source.locate().name} sha256:{source.sha256}", source.arrays()
     metadata = {"model": source.model, "weights": weights, "fused": str(fused)}
@@ -114,10 +116,10 @@ def export_source(
         apart = export(source.network, arrays, source.task, file, images, predict, fused, uint8_input, metadata)
         if is_stream:
             files.write(output, file.read_bytes())
+        text = f"wrote {shown or output}: {source.model} for {source.task.title}"
         say(
-            f"{printable(f'wrote {output}: {source.model} for {source.task.title}')}, {file.stat().st_size / 1e6:.2f} "
-            f"MB; on {len(images)} {kind} images, same answers as the trained network "
-            f"by {reference.name} (largest difference {100 * apart.logits:.5f} %)"
+            f"{printable(text)}, {file.stat().st_size / 1e6:.2f} MB; on {len(images)} {kind} images, same answers as "
+            f"the trained network by {reference.name} (largest difference {100 * apart.logits:.5f} %)"
         )
         if measure:
             try:

@@ -1,0 +1,35 @@
+"""The formats of `export`: the options of each, and those that are directories."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from . import files, huggingface, web
+from .errors import UnusableError, UserError, unknown
+
+ONNX = "onnx"
+COMPARED = {"no_fuse", "data_dir", "engine"}  # with the answers of an engine
+OPTIONS = {ONNX: {*COMPARED, "uint8_input"}, huggingface.FORMAT: set(), web.FORMAT: {*COMPARED, "runtime"}}
+DIRECTORIES = (huggingface.FORMAT, web.FORMAT)
+
+
+def check(format: str, output: Path, **options: object) -> None:
+    """Check a format, its options and its output before any work is done.
+
+    Raises InvalidValueError for an unknown format, UserError for an option of others, UnusableError for an output that
+    cannot be written.
+    """
+    if format not in OPTIONS:
+        raise unknown("format", format, OPTIONS)
+    for name in (name for name, value in options.items() if value and name not in OPTIONS[format]):
+        others = " or ".join(other for other, names in OPTIONS.items() if name in names)
+        raise UserError(f"{name.replace('_', '-')} is for the format {others}: leave it out for {format}")
+    if format not in DIRECTORIES:
+        files.check(output)
+        return
+    if files.stream(output) is not None:
+        raise UnusableError(f"cannot write a directory to {output}; nearest: --output NAME")
+    if os.path.lexists(output):
+        raise UnusableError(f"{output} exists already; choose another name, or move it away")
+    files.check_new_directory(output)
