@@ -23,6 +23,8 @@ MXNET_GPU = [
     *(f"nvidia-{name}-cu11; {LINUX}" for name in ("cusolver", "cusparse", "nccl", "nvtx")),
     f"nvidia-cudnn-cu11>=8.1,<9; {LINUX}",  # libcudnn.so.8
 ]
+# It has no wheel for Windows with Python 3.9.
+LITERT = 'ai-edge-litert>=2.0.3; python_version >= "3.10" or sys_platform != "win32"'
 
 setup(
     name="pydmobilenet",
@@ -89,12 +91,15 @@ setup(
         # Training curves: tensorboardX writes them; tensorboard shows them (60 MB more, and no TensorFlow).
         "tensorboard": ["tensorboardX>=2.6.5,<3", "tensorboard>=2.20"],
         "heic": ["pillow-heif>=0.16"],  # iPhones' pictures
+        # Files for phones and microcontrollers: the classes of their schema, and an interpreter to check them (60 MB).
+        "tflite": [LITERT],
         "timm": ["timm>=1"],  # timm.create_model; brings PyTorch and torchvision
         # Run the notebooks in examples/, and open them: jupyterlab, as notebook is jupyterlab and more (110 MB).
         "notebook": ["nbclient", "ipykernel", "jupyterlab"],
         # make docs: MkDocs for the pages, pdoc for those of the API; the ways of both change between versions
         "docs": ["mkdocs>=1.6,<2", "pdoc>=15,<17"],
         "test": [
+            LITERT,
             "pytest",
             "setuptools>=70.1",  # builds a wheel by itself, for the test of what is in it
             "pytest-xdist",  # on all processors

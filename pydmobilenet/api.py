@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from . import catalog, checkpoints, data, fetching, files, provenance
+from . import catalog, checkpoints, data, exporting, fetching, files, provenance
 from . import engine as engines
 from .data import Dataset
 from .errors import Interrupted, InvalidValueError, UserError, hinted
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn  # noqa: TID251
 
+    from .exporting import Difference
     from .gluon.network import HybridBlock
-    from .onnx.export import Difference
     from .prediction import Prediction
     from .reporting.comparison import Comparison
     from .reporting.html import Report
@@ -352,10 +352,11 @@ def export(
 ) -> Difference | None:
     """Write a network as ``pydmobilenet export`` does, and return its difference from the engine's if it was compared.
 
-    The `format` ``onnx`` is a file; one with other answers is not written. ``web`` is a directory with such a file and
-    a page to try it in browsers, by onnxruntime-web from a CDN or from npm's files in `runtime`. ``huggingface`` is a
-    directory in that layout. `say` is called with a line on the file; for ``onnx``, `measure` adds one on latency and
-    memory. Raises InvalidValueError, UserError for an option that the format does not have, and as `train`.
+    The `format` ``onnx`` is a file; one with other answers is not written. ``tflite`` is a file for LiteRT, of pixels
+    as with `uint8_input`. ``web`` is a directory with an ONNX file and a page to try it in browsers, by onnxruntime-web
+    from a CDN or from npm's files in `runtime`. ``huggingface`` is a directory in that layout. `say` is called with a
+    line on the file; for a file, `measure` adds one on latency. Raises InvalidValueError, UserError for an option that
+    the format does not have, and as `train`.
     """
     from . import export_formats, huggingface, web
 
@@ -370,12 +371,14 @@ def export(
         return None
     contents = None if runtime is None else web.runtime_files(fetching.expanded(runtime))
     engines.choose("onnxruntime", "cpu")  # ONNX Runtime checks the file
-    from .onnx import export as onnx
-
-    images = onnx.comparison_images(source.task, _expanded(data_dir), dataset)
+    images = exporting.comparison_images(source.task, _expanded(data_dir), dataset)
     if engine == "auto":  # not ONNX Runtime's own answers, if another engine has them
         engine = next(name for name in engines.ENGINES if not engines.obstacle(name))
     reference = engines.choose(engine, "cpu", fused=False).engine
+    if format == export_formats.TFLITE:
+        return engines.litert("export").export_source(source, path, *images, reference, measure, say)
+    from .onnx import export as onnx
+
     if format == export_formats.ONNX:
         return onnx.export_source(source, path, *images, reference, fused, uint8_input, measure, say)
     lines: list[str] = []

@@ -226,5 +226,15 @@ def obstacle(engine: str) -> str:
     return ""
 
 
+def litert(module: str) -> Any:
+    """Import a module of ``tflite/``. Raises UnusableError without LiteRT."""
+    try:
+        return importlib.import_module(f".tflite.{module}", __package__)
+    except Exception as error:  # its shared libraries may be missing, or not fit together
+        if importlib.util.find_spec("ai_edge_litert") is None:
+            raise UnusableError("LiteRT is not installed: pip install 'pydmobilenet[tflite]'") from None
+        raise UnusableError(runtime.import_failure("LiteRT", error)) from error
+
+
 def _device_module(engine: str) -> Any:
     return importlib.import_module(DEVICE_MODULES[engine], __package__)

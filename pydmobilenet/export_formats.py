@@ -6,11 +6,17 @@ import os
 from pathlib import Path
 
 from . import files, huggingface, web
+from .engine import litert
 from .errors import UnusableError, UserError, unknown
 
-ONNX = "onnx"
+ONNX, TFLITE = "onnx", "tflite"
 COMPARED = {"no_fuse", "data_dir", "engine"}  # with the answers of an engine
-OPTIONS = {ONNX: {*COMPARED, "uint8_input"}, huggingface.FORMAT: set(), web.FORMAT: {*COMPARED, "runtime"}}
+OPTIONS: dict[str, set[str]] = {
+    ONNX: {*COMPARED, "uint8_input"},
+    TFLITE: {"data_dir", "engine", "uint8_input"},  # which it always has
+    huggingface.FORMAT: set(),
+    web.FORMAT: {*COMPARED, "runtime"},
+}
 DIRECTORIES = (huggingface.FORMAT, web.FORMAT)
 
 
@@ -25,6 +31,8 @@ def check(format: str, output: Path, **options: object) -> None:
     for name in (name for name, value in options.items() if value and name not in OPTIONS[format]):
         others = " or ".join(other for other, names in OPTIONS.items() if name in names)
         raise UserError(f"{name.replace('_', '-')} is for the format {others}: leave it out for {format}")
+    if format == TFLITE:
+        litert("export")  # is it installed?
     if format not in DIRECTORIES:
         files.check(output)
         return

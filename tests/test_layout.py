@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 
 PACKAGE = ROOT / "pydmobilenet"
-ENGINES = {"mxnet": "gluon", "torch": "pytorch", "onnx": "onnx", "onnxruntime": "onnx"}
+ENGINES = {"mxnet": "gluon", "torch": "pytorch", "onnx": "onnx", "onnxruntime": "onnx", "ai_edge_litert": "tflite"}
 # From those that use others to those that are used; what stands beside each other does not know each other.
 LAYERS = [
     {"__main__"},
@@ -17,8 +17,8 @@ LAYERS = [
     {"reporting"},
     {"validation", "prediction", "export_formats"},
     {"engine"},
-    {"gluon", "pytorch", "onnx"},
-    {"training", "huggingface", "web"},
+    {"gluon", "pytorch", "onnx", "tflite"},
+    {"training", "huggingface", "web", "exporting"},
     {"checkpoints"},
     {"answers", "provenance", "plots"},
     {"network", "folding", "data"},

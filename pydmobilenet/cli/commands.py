@@ -159,10 +159,11 @@ def compare(runs: list[str], csv: bool, output: str | None) -> int:
 def add_export_options(parser: ArgumentParser) -> None:
     option = parser.add_argument
     options.add(parser, *options.NETWORK)
-    option("--format", default="onnx", metavar="NAME", help="onnx (default), or a directory: web, huggingface")
+    option("--format", default="onnx", metavar="NAME", help="onnx (default), tflite, or a directory: web, huggingface")
     text = "the file to write, as net.onnx, - for standard output, or the directory"
     option("--output", required=True, type=options.output_file, metavar="PATH", help=text)
-    option("--uint8-input", action="store_true", help="take (N, H, W, 3) in uint8 and normalise inside")
+    text = "take (N, H, W, 3) in uint8 and normalise inside, as a .tflite always does"
+    option("--uint8-input", action="store_true", help=text)
     option("--no-fuse", dest="fused", action="store_false", help="do not fold batch normalisation")
     option("--no-measure", dest="measure", action="store_false", help="do not measure latency and memory (a second)")
     text = "compare on this data's test images (default: random)"
@@ -173,8 +174,8 @@ def add_export_options(parser: ArgumentParser) -> None:
 
 
 def export(output: Path, **others: Any) -> int:
-    """Write a network as an ONNX file, after a comparison of its logits with the reference engine's; or as a directory:
-    with --format web a page for browsers, with --format huggingface for timm.
+    """Write a network as an ONNX or TensorFlow Lite file, after a comparison of its logits with the reference engine's;
+    or as a directory: with --format web a page for browsers, with --format huggingface for timm.
     """
     options.use_all_processors()
     api.export(output=output, **others, say=partial(print, file=options.status_stream(output)))

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from .. import __version__
 from ..data import Task, about
-from ..errors import BadFileError
+from ..exporting import check_finite
 from ..folding import lower
 from ..network import EPSILON, IMAGES, BatchNorm, Convolution, Layer, Network
 from ..text import encodable
@@ -71,13 +71,6 @@ def convert(
     properties = {**(about(task) if task else {}), **(metadata or {})}
     helper.set_model_props(model, {name: encodable(value) for name, value in properties.items()})
     return model
-
-
-def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
-    """Check that all values are finite. Raises BadFileError."""
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise BadFileError(f"the network's parameter {name} has values that are not finite")
 
 
 class _Graph:

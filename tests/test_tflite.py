@@ -1,0 +1,193 @@
+"""TensorFlow Lite files: the same function for phones and microcontrollers, read by LiteRT."""
+
+import importlib.util
+import io
+import json
+import sys
+import zipfile
+
+import numpy as np
+import oracle
+import pytest
+from helpers import commander, first_images
+
+from pydmobilenet import catalog
+from pydmobilenet.data import get_dataset, get_task
+from pydmobilenet.errors import BadFileError, UnusableError
+from pydmobilenet.exporting import channels_last, difference
+
+pytest.importorskip("ai_edge_litert", reason="needs LiteRT: pip install 'pydmobilenet[tflite]'")
+from ai_edge_litert import schema_py_generated as schema
+
+from pydmobilenet import api
+from pydmobilenet.engine import litert
+from pydmobilenet.tflite import graph, metadata, session
+
+SMALL = ["resnet-11-0.25", "mobilenet-11-0.25", "pyd-add-11-0.25", "pyd-concat-11-0.25"]
+DIGITS = ["-m", "pyd-add-29-0.25", "-d", "digits"]
+CIFAR10 = get_task("cifar10")
+PIXELS = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), np.uint8)
+CODES = {number: name for name, number in vars(schema.BuiltinOperator).items() if name.isupper()}
+
+
+def made(name, dataset="cifar10"):
+    """A network, its arrays, and the oracle's answers."""
+    network = catalog.describe(name, dataset)
+    arrays = oracle.random_arrays(network)
+    return network, arrays, lambda images: oracle.logits(network, arrays, images)
+
+
+def operators(content):
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
+    return [CODES[model.operatorCodes[each.opcodeIndex].builtinCode] for each in model.subgraphs[0].operators]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    return lambda *arguments: commander(monkeypatch, capsys)("export", *arguments)
+
+
+@pytest.mark.parametrize("name", [*SMALL, "wrn-10-1"])
+def test_every_family_is_the_same_function_in_any_batch_size(name):
+    network, arrays, reference = made(name)
+    predict = session.predictor(graph.convert(*graph.prepare(network, arrays, CIFAR10), CIFAR10.image))
+    apart = difference(reference, predict, CIFAR10, PIXELS, True)
+    assert apart.logits < 1e-5
+    assert apart.classes == 0
+    together = predict(channels_last(PIXELS))
+    for number in range(len(PIXELS)):
+        np.testing.assert_allclose(predict(channels_last(PIXELS[number : number + 1]))[0], together[number], atol=1e-4)
+
+
+def test_images_of_another_size_pad_as_the_checkpoints_do():
+    task = get_task("cifar10").__class__("own", "own", tuple("ab"), 2, CIFAR10.mean, CIFAR10.std, image_size=44)
+    network = catalog.describe("pyd-concat-11-0.25", outputs=2)
+    arrays = oracle.random_arrays(network)
+    pixels = np.random.default_rng(1).integers(0, 256, (2, *task.image), np.uint8)
+    predict = session.predictor(graph.convert(*graph.prepare(network, arrays, task), task.image))
+    assert difference(lambda images: oracle.logits(network, arrays, images), predict, task, pixels, True).logits < 1e-5
+
+
+def test_a_graph_has_few_operators_and_no_depthwise_kernel_that_xnnpack_is_slow_on():
+    for name in SMALL:
+        content = graph.convert(*graph.prepare(*made(name)[:2], CIFAR10), CIFAR10.image)
+        assert set(operators(content)) <= {
+            "ADD",
+            "CONCATENATION",
+            "CONV_2D",
+            "DEPTHWISE_CONV_2D",
+            "DEQUANTIZE",
+            "FULLY_CONNECTED",
+            "MEAN",
+            "PAD",
+        }
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
+        (part,) = model.subgraphs
+        for each in part.operators:
+            if CODES[model.operatorCodes[each.opcodeIndex].builtinCode] == "DEPTHWISE_CONV_2D":
+                _, height, width, _ = part.tensors[each.inputs[1]].shape
+                assert height * width <= 25
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5, 7, 9])
+def test_the_groups_of_columns_are_all_columns_around_the_middle(kernel):
+    groups = graph.column_groups(kernel)
+    assert sorted(column for group in groups for column in group) == list(range(kernel))
+    for group in groups:
+        assert kernel * len(group) <= 25
+        assert group[0] + group[-1] == kernel - 1
+        assert len(set(np.diff(group))) <= 1
+
+
+def test_constants_are_aligned_as_the_schema_asks_for():
+    content = graph.convert(*graph.prepare(*made(SMALL[3])[:2], CIFAR10), CIFAR10.image)
+    model = schema.Model.GetRootAs(content)
+    buffers = [model.Buffers(number) for number in range(model.BuffersLength())]
+    start = np.frombuffer(content, np.uint8).ctypes.data
+    offsets = [buffer.DataAsNumpy().ctypes.data - start for buffer in buffers if buffer.DataLength()]
+    assert len(offsets) > 20
+    assert not any(offset % 16 for offset in offsets)
+
+
+@pytest.mark.parametrize("name", ["pyd-add-29-0.25", "pyd-concat-29-0.25"])
+def test_the_authors_networks_answer_as_published(name, weights_dir):
+    source = catalog.find(name, "cifar10")
+    arrays = api.checkpoints.load_record(source, weights_dir)
+    from pydmobilenet.onnx.session import OnnxRuntimeEngine
+
+    reference = OnnxRuntimeEngine(fused=False).load(source.network, arrays)
+    predict = session.predictor(graph.convert(*graph.prepare(source.network, arrays, CIFAR10), CIFAR10.image))
+    apart = difference(reference, predict, CIFAR10, first_images(), True)
+    assert apart.logits < 1e-4
+    assert apart.classes == 0
+
+
+def test_the_bundled_network_is_exported_and_says_what_it_is(run, tmp_path):
+    path = tmp_path / "net.tflite"
+    code, out, _ = run(*DIGITS, "--format", "tflite", "--output", path)
+    assert code == 0
+    assert "on 100 test images, same answers as the trained network" in out
+    assert "by LiteRT on" in out
+    content = path.read_bytes()
+    about = metadata.read(content)
+    assert (about["model"], about["dataset"], json.loads(about["classes"])) == (DIGITS[1], "digits", list("0123456789"))
+    assert about["weights"].startswith("digits-pyd-add-29-0.25.params sha256:")
+    test = get_dataset("digits", "test").head(60)
+    assert (session.predictor(content)(channels_last(test.images)).argmax(axis=1) == test.labels).mean() > 0.95
+
+
+def test_mobile_readers_find_the_names_of_the_classes_in_any_language(tmp_path):
+    model = graph.convert(
+        *graph.prepare(*made(SMALL[1])[:2], CIFAR10), CIFAR10.image, metadata=metadata.dump({"model": "x"})
+    )
+    content = metadata.with_labels(model, ["<b>a</b>", "two\nlines", "ß 猫"])
+    assert content.startswith(model)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.read("labels.txt").decode() == "<b>a</b>\ntwo lines\nß 猫\n"
+    read = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
+    (entry,) = (each for each in read.metadata if each.name == b"TFLITE_METADATA")
+    assert bytes(read.buffers[entry.buffer].data)[4:8] == b"M001"
+    np.testing.assert_array_equal(
+        session.predictor(content)(channels_last(PIXELS)), session.predictor(model)(channels_last(PIXELS))
+    )
+
+
+def test_a_file_of_others_or_a_damaged_one_is_refused():
+    network = graph.prepare(*made(SMALL[1])[:2], CIFAR10)
+    for content in (b"", b"no network", graph.convert(*network, CIFAR10.image)):
+        with pytest.raises(BadFileError, match="no network of this project"):
+            metadata.read(content)
+    with pytest.raises(BadFileError, match="no network for LiteRT"):
+        session.predictor(b"no network")(channels_last(PIXELS))
+
+
+def test_another_function_is_refused_and_leaves_no_file(run, tmp_path, monkeypatch):
+    right = graph.prepare
+
+    def wrong(network, arrays, task):
+        network, folded = right(network, arrays, task)
+        return network, {**folded, "head.dense.bias": folded["head.dense.bias"][::-1]}
+
+    monkeypatch.setattr(graph, "prepare", wrong)
+    code, _, err = run(*DIGITS, "--format", "tflite", "--output", tmp_path / "net.tflite")
+    assert code == 2
+    assert "another function: on 100 images" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_of_an_onnx_file_are_refused(run, tmp_path):
+    code, _, err = run(*DIGITS, "--format", "tflite", "--no-fuse", "--output", tmp_path / "net.tflite")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no-fuse is for the format onnx or web: leave it out for tflite" in err
+
+
+def test_without_litert_it_says_what_to_install(monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "ai_edge_litert" else real(name, *rest)
+    )
+    for name in [name for name in sys.modules if name.startswith("pydmobilenet.tflite")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    with pytest.raises(UnusableError, match=r"LiteRT is not installed: pip install 'pydmobilenet\[tflite\]'"):
+        litert("export")
