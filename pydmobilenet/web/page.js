@@ -1,214 +1,165 @@
-// The page: it loads the network and ONNX Runtime, takes pictures, and shows the likeliest classes. All names are set
-// as text, never as HTML.
+// Load the network and ONNX Runtime, take pictures, show the likeliest classes. Names are set as text, never as HTML.
 
-import { normalise, softmax, toDigit, toPixels, toRGBA } from "./pixels.js";
+import { normalise, softmax, toDigit, toPixels } from "./pixels.js";
 
 const TOP = 3;
 const $ = (id) => document.getElementById(id);
+const make = (tag, values) => Object.assign(document.createElement(tag), values);
 let [labels, ort, session] = [];
 
-// Fetch a file as bytes; one with another content than its `integrity` is refused.
-async function load(url, integrity) {
-  const answer = await fetch(url, integrity ? { integrity } : {});
+// Fetch a file as bytes. The browser refuses content of another `integrity`.
+async function load(url, integrity = "") {
+  const answer = await fetch(url, { integrity });
   if (!answer.ok) throw new Error(`${url}: ${answer.status} ${answer.statusText}`);
   return answer.arrayBuffer();
 }
 
 async function start() {
   const { script, wasm } = JSON.parse($("runtime").textContent);
-  const files = [load("labels.json"), load("net.onnx"), load(...script), load(...wasm)];
-  const [text, net, code, binary] = await Promise.all(files);
+  const urls = [["labels.json"], ["net.onnx"], script, wasm];
+  const [text, net, code, wasmBinary] = await Promise.all(urls.map((url) => load(...url)));
   labels = JSON.parse(new TextDecoder().decode(text));
-  // Imported by its URL, the script would be fetched again, and not compared with its hash by every browser.
+  // An import by URL would fetch the script again, and not every browser would compare its hash.
   ort = await import(URL.createObjectURL(new Blob([code], { type: "text/javascript" })));
-  Object.assign(ort.env.wasm, { wasmBinary: binary, numThreads: 1 });
+  Object.assign(ort.env.wasm, { wasmBinary, numThreads: 1 }); // threads need headers that few servers send
+  const probe = new OffscreenCanvas(16, 16).getContext("2d");
+  probe.fillRect(0, 0, 16, 16);
+  if (probe.getImageData(0, 0, 16, 16).data.some((value, i) => value !== (i % 4 < 3 ? 0 : 255))) {
+    throw new Error("this browser gives pages other pixels than those of a picture, against tracking: allow them here");
+  }
   session = await ort.InferenceSession.create(new Uint8Array(net), { executionProviders: ["wasm"] });
-  await run(new Uint8ClampedArray(labels.image_size ** 2 * 3)); // the first run is slower than those after it
-  const size = `${labels.image_size}x${labels.image_size} pixels`;
-  const numbers = `${labels.parameters.toLocaleString("en")} parameters, ${(net.byteLength / 1e6).toFixed(2)} MB`;
-  $("about").textContent = `${labels.classes.length} classes, ${size}, ${numbers}`;
-  $("status").textContent = `Ready after ${(performance.now() / 1000).toFixed(1)} s.`;
+  const side = labels.image_size;
+  await run(new Uint8ClampedArray(side ** 2 * 4)); // the first run takes longer than those after it
+  const counts = `${labels.classes.length} classes, ${labels.parameters.toLocaleString("en")} parameters`;
+  $("about").textContent = `${counts}, ${(net.byteLength / 1e6).toFixed(2)} MB, ${side}x${side} pixels`;
+  $("status").textContent = `Ready after ${(performance.now() / 1000).toFixed(1)} s`;
 }
 
-async function run(rgb) {
-  const { image_size: side, mean, std } = labels;
-  const images = new ort.Tensor("float32", normalise(rgb, mean, std), [1, 3, side, side]);
-  return softmax((await session.run({ images })).logits.data);
-}
-
-// The RGB that the network sees of a bitmap or of a frame of the camera.
-function pixels(image, width, height, isJpeg) {
-  const canvas = new OffscreenCanvas(width, 1);
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.imageSmoothingEnabled = false;
-  const read = async (top, rows) => {
-    await new Promise((done) => setTimeout(done)); // the page stays alive between the bands
-    if (canvas.height === rows) context.clearRect(0, 0, width, rows);
-    else canvas.height = rows;
-    context.drawImage(image, 0, -top);
-    return context.getImageData(0, 0, width, rows).data;
-  };
-  return toPixels(read, width, height, labels.image_size, isJpeg);
-}
-
-async function decode(file) {
-  const head = new Uint8Array(await file.slice(0, 3).arrayBuffer());
+// Return the pixels that the network sees of a file, or of a video's frame.
+async function see(source) {
+  const head = source instanceof Blob ? new Uint8Array(await source.slice(0, 3).arrayBuffer()) : [];
   const isJpeg = labels.decoding === "draft" && head.join() === "255,216,255";
-  // Colour profiles are ignored as by `predict`; EXIF's orientation is followed.
+  // As for `predict`, colour profiles are ignored, and a picture is upright by EXIF.
   const options = { colorSpaceConversion: "none", premultiplyAlpha: "none" };
-  const bitmap = await createImageBitmap(file, options).catch(() => {
+  const bitmap = await createImageBitmap(source, options).catch(() => {
     throw new Error("cannot be read as a picture by this browser");
   });
-  try {
-    return await pixels(bitmap, bitmap.width, bitmap.height, isJpeg);
-  } finally {
-    bitmap.close();
-  }
+  const canvas = new OffscreenCanvas(bitmap.width, 1);
+  const read = async (top, rows) => {
+    await new Promise((done) => setTimeout(done)); // the page stays alive between the bands
+    canvas.height = rows; // this clears it
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.drawImage(bitmap, 0, -top);
+    return context.getImageData(0, 0, canvas.width, rows).data;
+  };
+  return toPixels(read, bitmap.width, bitmap.height, labels.image_size, isJpeg).finally(() => bitmap.close());
 }
 
-function newCard(name) {
-  const card = $("card").content.cloneNode(true).firstElementChild;
-  card.querySelector("h2").textContent = name;
-  $("results").prepend(card);
-  return card;
+async function run(rgba) {
+  const { image_size: side, mean, std } = labels;
+  const images = new ort.Tensor("float32", normalise(rgba, mean, std), [1, 3, side, side]);
+  return softmax((await session.run({ images })).logits.data);
 }
 
 let queue = Promise.resolve(); // a session computes one picture at a time
 
-// Classify what `see` returns, after all that was asked for before, and show it on a card.
-function classify(card, see) {
-  queue = queue.then(async () => {
-    const note = card.querySelector("p");
-    try {
-      const rgb = await see();
-      const begin = performance.now();
-      const classes = await run(rgb);
-      note.textContent = `${(performance.now() - begin).toFixed(1)} ms`;
-      note.className = "";
-      show(card, rgb, classes);
-    } catch (error) {
-      note.textContent = error.message;
-      note.className = "bad";
-    }
+// Classify the pixels that `see` promises, once all earlier ones are done, and show a card of this name on top.
+function classify(name, see, card = $("card").content.firstElementChild.cloneNode(true)) {
+  card.querySelector("h2").textContent = name;
+  if (card !== $("results").firstElementChild) $("results").prepend(card);
+  queue = queue.then(see).then(async (rgba) => {
+    const begin = performance.now();
+    const classes = await run(rgba);
+    card.querySelector("p").textContent = `${(performance.now() - begin).toFixed(1)} ms`;
+    card.querySelector("ol").replaceChildren(...classes.slice(0, TOP).map(row));
+    const canvas = Object.assign(card.querySelector("canvas"), { width: labels.image_size, height: labels.image_size });
+    canvas.getContext("2d").putImageData(new ImageData(rgba, canvas.width), 0, 0);
   });
-  return queue;
+  queue = queue.catch((error) => card.querySelector("p").replaceChildren(make("em", { textContent: error.message })));
+  return [card, queue];
 }
 
-function show(card, rgb, classes) {
-  const side = labels.image_size;
-  const canvas = card.querySelector("canvas");
-  canvas.width = canvas.height = side;
-  canvas.getContext("2d").putImageData(new ImageData(toRGBA(rgb), side, side), 0, 0);
-  const rows = classes.slice(0, TOP).map(([label, probability]) => {
-    const [row, bar, name, text] = ["li", "span", "bdi", "span"].map((tag) => document.createElement(tag));
-    bar.style.width = `${100 * probability}%`;
-    name.textContent = name.title = labels.classes[label];
-    text.textContent = `${(100 * probability).toFixed(1)} %`;
-    row.append(bar, name, text);
-    return row;
-  });
-  card.querySelector("ol").replaceChildren(...rows);
+function row([label, probability]) {
+  const [name, percent] = [labels.classes[label], `${(100 * probability).toFixed(1)} %`];
+  const bar = make("span");
+  bar.style.width = `${100 * probability}%`;
+  const item = make("li");
+  item.append(bar, make("bdi", { textContent: name, title: name }), make("span", { textContent: percent }));
+  return item;
 }
 
-function takeFiles(files) {
-  for (const file of files) classify(newCard(file.name), () => decode(file));
+function takeFiles(event, files) {
+  event.preventDefault();
+  for (const file of files) classify(file.name, () => see(file));
 }
 
-function takeDrops() {
+function listen() {
   $("files").onchange = (event) => {
-    takeFiles(event.target.files);
+    takeFiles(event, event.target.files);
     event.target.value = ""; // the same file may be chosen again
   };
-  document.addEventListener("dragover", (event) => {
-    event.preventDefault();
-    $("drop").classList.add("over");
-  });
-  document.addEventListener("dragleave", () => $("drop").classList.remove("over"));
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    $("drop").classList.remove("over");
-    takeFiles(event.dataTransfer.files);
-  });
-  document.addEventListener("paste", (event) => takeFiles(event.clipboardData.files));
+  document.ondragover = (event) => event.preventDefault();
+  document.ondrop = (event) => takeFiles(event, event.dataTransfer.files);
+  document.onpaste = (event) => takeFiles(event, event.clipboardData.files);
+  if (navigator.mediaDevices) $("camera").onclick = toggleCamera;
+  else Object.assign($("camera"), { disabled: true, title: "Browsers give the camera to https and localhost alone" });
+  if ($("ink")) takeDrawings($("ink"));
 }
 
-function takeCamera() {
-  const [button, video] = [$("camera"), $("video")];
-  if (!navigator.mediaDevices) {
-    Object.assign(button, { disabled: true, title: "Browsers give the camera to https:// and localhost alone" });
-    return;
+async function toggleCamera() {
+  const video = $("video");
+  const stream = video.srcObject;
+  stream?.getTracks().forEach((track) => track.stop());
+  try {
+    video.srcObject = stream ? null : await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
+    if (!stream) await video.play();
+  } catch (error) {
+    $("status").textContent = `The camera cannot be used: ${error.message}`;
   }
-  let card;
-  const frame = async () => {
-    if (!video.srcObject) return;
-    await classify(card, () => pixels(video, video.videoWidth, video.videoHeight, false));
-    requestAnimationFrame(frame);
-  };
-  button.onclick = async () => {
-    const on = !video.srcObject;
-    try {
-      if (on) {
-        video.srcObject = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
-        await video.play();
-        card ??= newCard("Camera");
-        frame();
-      } else {
-        video.srcObject.getTracks().forEach((track) => track.stop());
-        video.srcObject = null;
-      }
-    } catch (error) {
-      $("status").textContent = `The camera cannot be used: ${error.message}`;
-    }
-    video.hidden = !video.srcObject;
-    button.setAttribute("aria-pressed", String(!video.hidden));
-  };
+  video.hidden = !video.srcObject;
+  $("camera").setAttribute("aria-pressed", String(!video.hidden));
+  watch(video);
 }
 
-function takeDrawing() {
-  const canvas = $("ink");
+async function watch(video) {
+  let [card, done] = [];
+  while (video.srcObject) {
+    [card, done] = classify("Camera", () => see(video), card);
+    card.ariaLive = "off"; // no words for each frame
+    await done;
+  }
+}
+
+function takeDrawings(canvas) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   Object.assign(context, { lineWidth: 28, lineCap: "round", lineJoin: "round", strokeStyle: "white" });
   let card;
-  let last = null;
-  const draw = (event) => {
-    if (!last) return;
-    const scale = canvas.width / canvas.clientWidth;
-    const point = [event.offsetX * scale, event.offsetY * scale];
-    context.beginPath();
-    context.moveTo(...(last.length ? last : point));
+  const draw = ({ offsetX, offsetY }) => {
+    const point = [offsetX, offsetY].map((at) => (at * canvas.width) / canvas.clientWidth);
     context.lineTo(...point);
     context.stroke();
-    last = point;
+    context.beginPath();
+    context.moveTo(...point);
   };
   canvas.onpointerdown = (event) => {
     canvas.setPointerCapture(event.pointerId);
-    last = [];
+    context.beginPath();
     draw(event);
+    draw(event); // a dot
+    canvas.onpointermove = draw;
   };
-  canvas.onpointermove = draw;
-  canvas.onpointerup = canvas.onpointercancel = () => {
-    if (!last) return;
-    last = null;
+  canvas.onlostpointercapture = () => {
+    canvas.onpointermove = null;
     const ink = context.getImageData(0, 0, canvas.width, canvas.height).data.filter((_, i) => i % 4 === 3);
-    const digit = toRGBA(toDigit(ink, canvas.width));
-    card ??= newCard("Your drawing");
-    classify(card, () => toPixels(() => digit, 32, 32, labels.image_size, false));
+    const digit = toDigit(ink, canvas.width);
+    [card] = classify("Your drawing", () => toPixels(() => digit, 32, 32, labels.image_size, false), card);
   };
   $("clear").onclick = () => {
     context.clearRect(0, 0, canvas.width, canvas.height);
     card?.remove();
-    card = undefined;
   };
 }
 
-start().then(
-  () => {
-    takeDrops();
-    takeCamera();
-    if ($("ink")) takeDrawing();
-  },
-  (error) => {
-    $("status").textContent = `The network cannot be loaded: ${error.message}`;
-    $("status").className = "bad";
-  },
-);
+start().then(listen).catch((error) => {
+  $("status").replaceChildren(make("em", { textContent: `The network cannot be loaded: ${error.message}` }));
+});
