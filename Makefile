@@ -17,6 +17,7 @@ BIN := .venv/bin
 EXTRAS := tensorboard,notebook,docs,test
 INSTALLED := .venv/.installed-$(DEVICE)
 PYTORCH := .venv/.pytorch-$(DEVICE)
+ORT_WEB := .venv/.onnxruntime-web
 
 ifeq ($(filter $(DEVICE),cpu gpu),)
 $(error DEVICE is '$(DEVICE)' (allowed: cpu, gpu))
@@ -41,10 +42,10 @@ validate: $(INSTALLED)
 
 SIDE_BY_SIDE := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-test: $(PYTORCH)
+test: $(PYTORCH) $(ORT_WEB)
 	$(BIN)/python tests/run.py $(SIDE_BY_SIDE) $(ARGS)
 
-test-fast: $(PYTORCH)
+test-fast: $(PYTORCH) $(ORT_WEB)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'not slow and not fuzz' $(ARGS)
 
 fuzz: $(PYTORCH)
@@ -56,7 +57,7 @@ lint: $(PYTORCH)
 	@if [ -x $(BIN)/mypy ]; then echo mypy; $(BIN)/mypy; else echo 'left out: mypy, which needs Python 3.10'; fi
 
 docs: $(PYTORCH)
-	$(BIN)/python docs/make.py
+	$(BIN)/python docs/make.py $(ARGS)
 
 # The CPU and the GPU build of MXNet are one package under two names: the one must go before the other comes.
 $(INSTALLED): setup.py $(BIN)/python
@@ -74,6 +75,13 @@ $(PYTORCH): tests/constraints.txt $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		$(if $(filter cpu,$(DEVICE)),--constraint tests/constraints.txt) torch timm \
 		|| echo 'left out: PyTorch. PIP_EXTRA_INDEX_URL=URL make $(MAKECMDGOALS) looks for its CPU build elsewhere'
+	touch $@
+
+# For the tests of the page of `export --format web`, of the version that it loads.
+$(ORT_WEB): pydmobilenet/web/__init__.py $(BIN)/python
+	npm install --silent --no-save --ignore-scripts --prefix .venv \
+		onnxruntime-web@$(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' pydmobilenet/web/__init__.py) \
+		|| echo 'left out: onnxruntime-web, which npm brings'
 	touch $@
 
 $(BIN)/python:

@@ -111,6 +111,7 @@ setup(
             "types-tqdm",
             f"gluoncv==0.10.5.post0; {X86}",  # the oracle of the Wide ResNets
             "pillow-heif>=0.16",
+            "playwright",  # drives the Chromium of this machine, for the page of `export --format web`
             "scikit-learn",  # whose copy of the digits ours is compared with
         ],
     },

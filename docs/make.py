@@ -7,6 +7,7 @@ package's lazy imports, and the names in a NamedTuple's annotations.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import logging
 import os
@@ -27,7 +28,6 @@ import pydmobilenet
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "build" / "docs"
 SOURCE = ROOT / "build" / "pages"
-PAGES = ("reproduce", "train", "loop", "deploy", "speed", "mxnet", "design", "contributing")
 
 
 def expose(package: ModuleType) -> None:
@@ -64,16 +64,14 @@ def gather() -> None:
     (SOURCE / "index.md").write_text(re.sub(r"\(docs/", "(", readme), encoding="utf-8")
 
 
+def write_demo(runtime: str | None) -> None:
+    """Write the page of a bundled network, with onnxruntime-web from a folder or, by default, from its CDN."""
+    pydmobilenet.export("pyd-add-29-0.25", SOURCE / "demo", "digits", format="web", runtime=runtime)
+
+
 def write_pages() -> None:
-    """Write the pages, in the order of `PAGES`, with the API as the last one."""
-    config = load_config(
-        config_file=str(ROOT / "docs" / "mkdocs.yml"),
-        docs_dir=str(SOURCE),
-        site_dir=str(OUTPUT),
-        strict=True,
-        nav=[{"Home": "index.md"}, *(f"{name}.md" for name in PAGES), {"API": "api/pydmobilenet.html"}],
-    )
-    build(config)
+    """Write the pages, of which mkdocs.yml has the order."""
+    build(load_config(config_file=str(ROOT / "docs" / "mkdocs.yml"), strict=True))
 
 
 def write_api() -> None:
@@ -85,10 +83,14 @@ def write_api() -> None:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runtime", metavar="DIR", help="put npm's onnxruntime-web into the site (default: a CDN)")
+    runtime = parser.parse_args().runtime
     os.environ.setdefault("NO_MKDOCS_2_WARNING", "true")
     logging.basicConfig(level=logging.WARNING)  # MkDocs names what it ends for
     shutil.rmtree(OUTPUT, ignore_errors=True)  # pages of deleted modules
     gather()
+    write_demo(runtime)
     write_api()
     write_pages()
     print(f"wrote {OUTPUT / 'index.html'}")

@@ -363,13 +363,13 @@ def export(
     path = fetching.expanded(output)
     options = {"no_fuse": not fused, "uint8_input": uint8_input, "data_dir": data_dir, "runtime": runtime}
     export_formats.check(format, path, engine=engine != "auto", **options)
+    contents = None if runtime is None else web.runtime_files(fetching.expanded(runtime))
     source = checkpoints.find(model, dataset, weights, weights_dir, image_size)
     if format == huggingface.FORMAT:
         with files.new_directory(path) as part:
             huggingface.write(source, part)
         say(printable(f"wrote {path}: {source.model} for {source.task.title}, in Hugging Face's layout"))
         return None
-    contents = None if runtime is None else web.runtime_files(fetching.expanded(runtime))
     engines.choose("onnxruntime", "cpu")  # ONNX Runtime checks the file
     images = exporting.comparison_images(source.task, _expanded(data_dir), dataset)
     if engine == "auto":  # not ONNX Runtime's own answers, if another engine has them

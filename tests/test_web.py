@@ -5,7 +5,9 @@ import http.server
 import io
 import json
 import re
+import runpy
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -102,7 +104,7 @@ def test_another_runtime_is_copied_with_its_own_hashes_and_a_warning(tmp_path):
 
 
 def test_what_the_page_cannot_use_is_refused_before_any_work(tmp_path):
-    with pytest.raises(UserError, match="uint8-input is for the format onnx: leave it out for web"):
+    with pytest.raises(UserError, match=r"uint8-input is for the format onnx.*: leave it out for web"):
         export(tmp_path / "site", uint8_input=True)
     with pytest.raises(UserError, match="runtime is for the format web: leave it out for onnx"):
         pydmobilenet.export(MODEL, tmp_path / "x.onnx", "digits", runtime=tmp_path)
@@ -460,3 +462,31 @@ def test_the_keyboard_reaches_everything_and_a_phone_shows_all_of_it(site, visit
         page.keyboard.press("Space")
     chooser.value.set_files(ROOT / "examples" / "digits" / "two.png")
     assert page.locator("article bdi").first.inner_text() == "2"
+
+
+@pytest.mark.slow
+def test_the_docs_have_a_network_to_try_served_by_mkdocs(browser, tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("pdoc")
+    make = runpy.run_path(str(ROOT / "docs" / "make.py"))
+    make["gather"].__globals__["SOURCE"] = tmp_path / "pages"
+    make["gather"]()
+    make["write_demo"](RUNTIME)
+    config = (ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8")
+    (tmp_path / "mkdocs.yml").write_text(config.replace("../build/", ""), encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "mkdocs", "serve", "--no-livereload", "--dev-addr", address]
+    server = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        assert any("Serving on" in line for line in server.stderr)
+        page = browser.new_page()
+        page.goto(f"http://{address}/index.html")
+        page.click("text=Try it")
+        page.locator("#status", has_text="Ready after").wait_for()
+        page.set_input_files("#files", ROOT / "examples" / "digits" / "two.png")
+        assert page.locator("article bdi").first.inner_text() == "2"
+        page.close()
+    finally:
+        server.kill()
+        server.communicate()
