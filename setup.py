@@ -25,6 +25,8 @@ MXNET_GPU = [
 ]
 # It has no wheel for Windows with Python 3.9.
 LITERT = 'ai-edge-litert>=2.0.3; python_version >= "3.10" or sys_platform != "win32"'
+# The interpreter of microcontrollers, for the memory that a file needs: pre-releases alone, with one build.
+MICRO = 'tflite-micro>=0.dev0; python_version == "3.11" and sys_platform == "linux" and platform_machine == "x86_64"'
 
 setup(
     name="pydmobilenet",
@@ -92,7 +94,7 @@ setup(
         "tensorboard": ["tensorboardX>=2.6.5,<3", "tensorboard>=2.20"],
         "heic": ["pillow-heif>=0.16"],  # iPhones' pictures
         # Files for phones and microcontrollers: the classes of their schema, and an interpreter to check them (60 MB).
-        "tflite": [LITERT],
+        "tflite": [LITERT, MICRO],
         "timm": ["timm>=1"],  # timm.create_model; brings PyTorch and torchvision
         # Run the notebooks in examples/, and open them: jupyterlab, as notebook is jupyterlab and more (110 MB).
         "notebook": ["nbclient", "ipykernel", "jupyterlab"],
@@ -100,6 +102,7 @@ setup(
         "docs": ["mkdocs>=1.6,<2", "pdoc>=15,<17"],
         "test": [
             LITERT,
+            MICRO,
             "pytest",
             "setuptools>=70.1",  # builds a wheel by itself, for the test of what is in it
             "pytest-xdist",  # on all processors

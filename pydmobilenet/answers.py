@@ -50,6 +50,13 @@ class Change(NamedTuple):
         return f"{text}, {self.lost:,} from right to wrong, {self.gained:,} from wrong to right, {p}"
 
 
+def change(earlier: str, before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> Change:
+    """Compare classes (N,) with those of an `earlier` network."""
+    was_right, is_right = before == labels, after == labels
+    counts = (before != after, was_right & ~is_right, is_right & ~was_right)
+    return Change(earlier, len(labels), *(int(count.sum()) for count in counts))
+
+
 def name(record: Record) -> str:
     """Name a network, with its checkpoint unless it is a published one."""
     return f"{record.model} ({record.short_path})" if record.short_path else record.model
@@ -123,10 +130,7 @@ class Earlier:
         network = self._find(record)
         if network is None:
             return None
-        labels, before = np.array(network.labels), np.array(network.classes)
-        was_right, is_right = before == labels, answers.classes == labels
-        counts = (before != answers.classes, was_right & ~is_right, is_right & ~was_right)
-        return Change(str(network), len(labels), *(int(count.sum()) for count in counts))
+        return change(str(network), np.array(network.classes), answers.classes, np.array(network.labels))
 
     def _find(self, record: Record) -> _Network | None:
         """Find the network of the same model and checkpoint, else of the same model, else the only one."""

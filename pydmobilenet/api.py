@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .validation import Result
 
 PathLike = Union[str, "os.PathLike[str]"]
+CALIBRATION = 400  # images, for an int8 file
 
 get_dataset = hinted(data.get_dataset)
 array_dataset = hinted(data.array_dataset)
@@ -348,21 +349,25 @@ def export(
     engine: str = "auto",
     measure: bool = False,
     runtime: PathLike | None = None,
+    int8: bool = False,
+    calibration: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Difference | None:
     """Write a network as ``pydmobilenet export`` does, and return its difference from the engine's if it was compared.
 
     The `format` ``onnx`` is a file; one with other answers is not written. ``tflite`` is a file for LiteRT, of pixels
-    as with `uint8_input`. ``web`` is a directory with an ONNX file and a page to try it in browsers, by onnxruntime-web
-    from a CDN or from npm's files in `runtime`. ``huggingface`` is a directory in that layout. `say` is called with a
-    line on the file; for a file, `measure` adds one on latency. Raises InvalidValueError, UserError for an option that
-    the format does not have, and as `train`.
+    as with `uint8_input`, and ``c`` a C array of one. ``web`` is a directory with an ONNX file and a page to try it in
+    browsers, by onnxruntime-web from a CDN or from npm's files in `runtime`. ``huggingface`` is a directory in that
+    layout. A file in `int8` gets its ranges from `calibration` training images, by default 400. It is written whatever
+    it costs, and says so. `say` is called with a line on the file; for a file, `measure` adds one on latency. Raises
+    InvalidValueError, UserError for an option that the format does not have, and as `train`.
     """
     from . import export_formats, huggingface, web
 
     path = fetching.expanded(output)
     options = {"no_fuse": not fused, "uint8_input": uint8_input, "data_dir": data_dir, "runtime": runtime}
-    export_formats.check(format, path, engine=engine != "auto", **options)
+    quantising = {"int8": int8, "calibration": calibration}
+    export_formats.check(format, path, engine=engine != "auto", **options, **quantising)
     contents = None if runtime is None else web.runtime_files(fetching.expanded(runtime))
     source = checkpoints.find(model, dataset, weights, weights_dir, image_size)
     if format == huggingface.FORMAT:
@@ -375,12 +380,15 @@ def export(
     if engine == "auto":  # not ONNX Runtime's own answers, if another engine has them
         engine = next(name for name in engines.ENGINES if not engines.obstacle(name))
     reference = engines.choose(engine, "cpu", fused=False).engine
-    if format == export_formats.TFLITE:
-        return engines.litert("export").export_source(source, path, *images, reference, measure, say)
+    int8_images = _calibration(source, dataset, data_dir, calibration) if int8 else None
+    if format in (export_formats.TFLITE, export_formats.C):
+        as_c = format == export_formats.C
+        return engines.litert("export").export_source(source, path, *images, reference, measure, say, int8_images, as_c)
     from .onnx import export as onnx
 
     if format == export_formats.ONNX:
-        return onnx.export_source(source, path, *images, reference, fused, uint8_input, measure, say)
+        own: dict[str, Any] = {"uint8_input": uint8_input, "calibration": int8_images}
+        return onnx.export_source(source, path, *images, reference, fused, measure=measure, say=say, **own)
     lines: list[str] = []
     with files.new_directory(path) as part:
         web.write(source, part, contents)
@@ -389,6 +397,19 @@ def export(
     say(*lines)
     say(printable(f"to see it: python -m http.server --directory {path}"))
     return apart
+
+
+def _calibration(
+    source: checkpoints.Checkpoint, dataset: str | None, data_dir: PathLike | None, number: int | None
+) -> exporting.Calibration:
+    """Read the images for an int8 file: of training, and those for the network's error."""
+    from . import validation
+
+    where = _expanded(data_dir)
+    if where is None and dataset and (name := data.dataset_name(dataset)).startswith("folder:"):
+        where = fetching.expanded(name.partition(":")[2])
+    images = exporting.calibration_images(source, where, CALIBRATION if number is None else number)
+    return exporting.Calibration(images, validation.images_of(source, where, skip_bad=True))
 
 
 def _expanded(path: PathLike | None) -> Path | None:

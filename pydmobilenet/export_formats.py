@@ -9,11 +9,13 @@ from . import files, huggingface, web
 from .engine import litert
 from .errors import UnusableError, UserError, unknown
 
-ONNX, TFLITE = "onnx", "tflite"
+ONNX, TFLITE, C = "onnx", "tflite", "c"
 COMPARED = {"no_fuse", "data_dir", "engine"}  # with the answers of an engine
+QUANTISED = {"int8", "calibration"}
 OPTIONS: dict[str, set[str]] = {
-    ONNX: {*COMPARED, "uint8_input"},
-    TFLITE: {"data_dir", "engine", "uint8_input"},  # which it always has
+    ONNX: {*COMPARED, *QUANTISED, "uint8_input"},
+    TFLITE: {"data_dir", "engine", *QUANTISED, "uint8_input"},  # which it always has
+    C: {"data_dir", "engine", *QUANTISED, "uint8_input"},  # the same
     huggingface.FORMAT: set(),
     web.FORMAT: {*COMPARED, "runtime"},
 }
@@ -31,7 +33,9 @@ def check(format: str, output: Path, **options: object) -> None:
     for name in (name for name, value in options.items() if value and name not in OPTIONS[format]):
         others = " or ".join(other for other, names in OPTIONS.items() if name in names)
         raise UserError(f"{name.replace('_', '-')} is for the format {others}: leave it out for {format}")
-    if format == TFLITE:
+    if options.get("calibration") and not options.get("int8"):
+        raise UserError("calibration is only used with int8")
+    if format in (TFLITE, C):
         litert("export")  # is it installed?
     if format not in DIRECTORIES:
         files.check(output)

@@ -1,23 +1,31 @@
-"""What exports in every format share: the images to compare answers on, the comparison, and its verdict."""
+"""What exports in every format share: the images, the comparison of answers and its verdict, and the cost of int8."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .data import Task, dataset_name, folder, get_dataset, normalise
+from . import answers
+from .checkpoints import Checkpoint
+from .data import Dataset, Fractions, Task, dataset_name, folder, get_dataset, get_splits, normalise
+from .data.dataset import scale_and_shift
 from .data.datasets import located
 from .data.splits import kinds
 from .errors import BadFileError
+from .metrics import Answers, evaluate, wilson
+from .text import printable
 
 Predict = Callable[[np.ndarray], np.ndarray]
 TOLERANCE = 1e-4  # of the logits' range, for rounding
 BATCH = 50
 IMAGES = 100  # compared
+MOST_LOST = 1.0  # points of error by int8, without a warning
 
 
 class Difference(NamedTuple):
@@ -33,6 +41,55 @@ class Difference(NamedTuple):
                 f"the exported network is another function: on {images} images, its logits are {self.logits:.1e} of "
                 f"their range apart (allowed: {TOLERANCE:.0e}), and {self.classes} classes differ; nothing was written"
             )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What an int8 file needs: images (N, 3, H, W) in uint8 for the ranges of its maps, and others for its error."""
+
+    images: np.ndarray
+    test: Dataset
+
+    def cost(self, before: Predict, after: Predict) -> str:
+        """Return in words how the error changes from one function of normalised images to another.
+
+        Warns if it grows by more than `MOST_LOST`.
+        """
+        number = len(self.test)
+        both = [Answers.empty(number) for _ in range(2)]
+        wrong = [evaluate(net, self.test, BATCH, answers=seen).wrong for net, seen in zip((before, after), both)]
+        errors = [100 * count / number for count in wrong]
+        if errors[1] > errors[0] + MOST_LOST:
+            text = f"int8 raises the error from {errors[0]:.2f} to {errors[1]:.2f} %: float32 may be the better file"
+            warnings.warn(text, stacklevel=2)
+        texts = [
+            f"{error:.2f} % (95 % interval {low:.2f} to {high:.2f})"
+            for error, (low, high) in zip(errors, (wilson(count, number) for count in wrong))
+        ]
+        change = answers.change("", both[0].classes, both[1].classes, self.test.labels)
+        return (
+            f"error on {number:,} {self.test.split} images: {texts[1]} in int8, {texts[0]} in float32; {change} "
+            f"({100 * change.changed / number:.2f} %)"
+        )
+
+
+def calibration_images(source: Checkpoint, data_dir: Path | None, number: int) -> np.ndarray:
+    """Return so many training images (N, 3, H, W) of a network in uint8, drawn at random. Raises as `get_dataset`."""
+    name = located(source.dataset, data_dir)
+    options: dict[str, Any] = {"root": data_dir, "skip_bad": True, "task": source.task}
+    has = kinds(name)
+    if "train" in has or (has == (folder.ALL,) and any(source.fractions)):
+        dataset = get_splits(source.dataset, Fractions(*source.fractions), **options).train
+    else:
+        dataset = get_dataset(source.dataset, has[0], **options)
+    chosen = np.random.default_rng(0).permutation(len(dataset))[:number]
+    return dataset.images[np.sort(chosen)]
+
+
+def of_pixels(predict: Predict, task: Task) -> Predict:
+    """Return a function of pixels (N, H, W, 3) in uint8 as one of normalised images (N, 3, H, W)."""
+    scale, shift = scale_and_shift(task)
+    return lambda images: predict(channels_last(np.rint((images + shift) / scale).astype(np.uint8)))
 
 
 def difference(reference: Predict, predict: Predict, task: Task, images: np.ndarray, takes_pixels: bool) -> Difference:
@@ -77,3 +134,22 @@ def comparison_images(task: Task, data_dir: Path | None, dataset: str | None) ->
         images = get_dataset(name, split, data_dir, skip_bad=True, task=task).images[:IMAGES]
         return images, "given" if split == folder.ALL else split
     return np.random.default_rng(0).integers(0, 256, (IMAGES, *task.image), np.uint8), "random"
+
+
+def written(
+    path: Path,
+    source: Checkpoint,
+    size: int,
+    calibration: Calibration | None,
+    apart: Difference,
+    images: np.ndarray,
+    kind: str,
+    engine: str,
+) -> str:
+    """Return the line on a file of so many bytes that was compared with an engine on images of a `kind`."""
+    text = f"wrote {path}{' in int8' if calibration else ''}: {source.model} for {source.task.title}"
+    return (
+        f"{printable(text)}, {size / 1e6:.2f} MB; on {len(images)} {kind} images, "
+        f"{'before the quantisation, ' if calibration else ''}same answers as the trained network by {engine} "
+        f"(largest difference {100 * apart.logits:.5f} %)"
+    )

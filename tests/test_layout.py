@@ -8,7 +8,14 @@ import pytest
 from helpers import ROOT
 
 PACKAGE = ROOT / "pydmobilenet"
-ENGINES = {"mxnet": "gluon", "torch": "pytorch", "onnx": "onnx", "onnxruntime": "onnx", "ai_edge_litert": "tflite"}
+ENGINES = {
+    "mxnet": "gluon",
+    "torch": "pytorch",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "ai_edge_litert": "tflite",
+    "tflite_micro": "tflite",
+}
 # From those that use others to those that are used; what stands beside each other does not know each other.
 LAYERS = [
     {"__main__"},

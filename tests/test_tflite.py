@@ -3,25 +3,29 @@
 import importlib.util
 import io
 import json
+import re
+import shutil
+import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import oracle
 import pytest
-from helpers import commander, first_images
+from helpers import commander, first_images, make_classes
 
 from pydmobilenet import catalog
 from pydmobilenet.data import get_dataset, get_task
 from pydmobilenet.errors import BadFileError, UnusableError
-from pydmobilenet.exporting import channels_last, difference
+from pydmobilenet.exporting import calibration_images, channels_last, difference
 
 pytest.importorskip("ai_edge_litert", reason="needs LiteRT: pip install 'pydmobilenet[tflite]'")
 from ai_edge_litert import schema_py_generated as schema
 
 from pydmobilenet import api
 from pydmobilenet.engine import litert
-from pydmobilenet.tflite import graph, metadata, session
+from pydmobilenet.tflite import c_array, graph, metadata, quantise, session
 
 SMALL = ["resnet-11-0.25", "mobilenet-11-0.25", "pyd-add-11-0.25", "pyd-concat-11-0.25"]
 DIGITS = ["-m", "pyd-add-29-0.25", "-d", "digits"]
@@ -117,7 +121,7 @@ def test_the_authors_networks_answer_as_published(name, weights_dir):
 
     reference = OnnxRuntimeEngine(fused=False).load(source.network, arrays)
     predict = session.predictor(graph.convert(*graph.prepare(source.network, arrays, CIFAR10), CIFAR10.image))
-    apart = difference(reference, predict, CIFAR10, first_images(), True)
+    apart = difference(reference, predict, CIFAR10, first_images()[:200], True)
     assert apart.logits < 1e-4
     assert apart.classes == 0
 
@@ -161,11 +165,149 @@ def test_a_file_of_others_or_a_damaged_one_is_refused():
         session.predictor(b"no network")(channels_last(PIXELS))
 
 
+@pytest.fixture(scope="module")
+def quantised():
+    """The bundled network: its layers, float32 and int8, and whole in int8 as for a microcontroller."""
+    source = api.checkpoints.find(DIGITS[1], "digits")
+    pixels = channels_last(get_dataset("digits", "train").images[:50])
+    contents = []
+    for whole in (False, True):
+        network = graph.prepare(source.network, source.arrays(), source.task, whole)
+        scales = quantise.scales(*network, source.task.image, pixels)
+        contents += [graph.convert(*network, source.task.image, each) for each in (None, scales)]
+    return contents
+
+
+def test_int8_keeps_the_answers_and_takes_a_third_of_the_space(quantised):
+    test = get_dataset("digits", "test").head(60)
+    split, split_int8, whole, whole_int8 = quantised
+    expected = session.predictor(split)(channels_last(test.images))
+    for content in (split_int8, whole_int8):
+        logits = session.predictor(content, xnnpack=False)(channels_last(test.images))
+        assert (logits.argmax(axis=1) != expected.argmax(axis=1)).mean() < 0.05
+        assert abs(logits - expected).max() < 0.1 * np.ptp(expected)
+    assert len(split_int8) < 0.65 * len(split)
+    assert len(whole_int8) < 0.55 * len(whole)
+
+
+def test_int8_is_int8_from_the_pixels_to_the_logits(quantised):
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(quantised[3]))
+    (part,) = model.subgraphs
+    kinds = [tensor.type for tensor in part.tensors]
+    assert kinds.count(schema.TensorType.FLOAT32) == kinds.count(schema.TensorType.UINT8) == 1  # logits and pixels
+    codes = operators(quantised[3])
+    assert (codes[0], codes[-1]) == ("QUANTIZE", "DEQUANTIZE")
+    for number, code in enumerate(codes):
+        scales = [part.tensors[each].quantization for each in part.operators[number].inputs]
+        if code in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            assert len(scales[1].scale) == len(scales[2].scale) > 1  # one of each channel
+        if code == "CONCATENATION":
+            assert len({(*each.scale, *each.zeroPoint) for each in scales}) == 1
+
+
+def test_a_channel_of_zeros_or_with_a_large_bias_does_not_overflow():
+    weight, bias = np.zeros((2, 1, 1, 3)), np.array([0.0, 1e6])
+    weight[1] = 1e-6
+    scale = graph.weight_scales(weight, bias, 0, 0.1)
+    assert (scale > 0).all()
+    assert (abs(bias / (scale * 0.1)) < 2**31).all()
+
+
+def test_tflite_micro_answers_alike(quantised):
+    runtime = pytest.importorskip("tflite_micro", reason="needs tflite-micro").runtime
+    test = channels_last(get_dataset("digits", "test").images[:20])
+    content = quantised[3]
+    expected = session.predictor(content, xnnpack=False)(test)
+    net = runtime.Interpreter.from_bytes(content)
+    for pixels, logits in zip(test, expected):
+        net.set_input(pixels[np.newaxis], 0)
+        net.invoke()
+        assert net.get_output(0)[0].argmax() == logits.argmax()
+    assert 100_000 < session.arena(content) < 200_000
+
+
+@pytest.mark.parametrize("format", ["tflite", "onnx"])
+def test_int8_is_written_and_says_what_it_costs(format, run, tmp_path):
+    path = tmp_path / f"net.{format}"
+    code, out, _ = run(*DIGITS, "--format", format, "--int8", "--calibration", 50, "--no-measure", "--output", path)
+    assert code == 0
+    first, second = out.splitlines()
+    assert first.startswith(f"wrote {path} in int8: pyd-add-29-0.25 for Digits, 0.1")
+    assert re.match(
+        r"error on 360 test images: \S+ % \(95 % interval \S+ to \S+\) in int8, 1\.11 % \(.*\) in float32; \d+ of 360 "
+        r"answers changed.* \(\S+ %\)$",
+        second,
+    )
+
+
+def test_a_costly_int8_file_is_written_with_a_warning(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantise, "_scale", lambda low, high: (3.0, 0))  # coarse
+    command = [*DIGITS, "--format", "tflite", "--int8", "--calibration", 50, "--no-measure"]
+    with pytest.warns(UserWarning, match=r"int8 raises the error from 1\.11 to"):
+        assert run(*command, "--output", tmp_path / "net.tflite")[0] == 0
+    assert (tmp_path / "net.tflite").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--format", "tflite", "--calibration", 9], "calibration is only used with int8"),
+        (["--format", "huggingface", "--int8"], "int8 is for the format onnx or tflite or c: leave it out"),
+        (["--format", "web", "--int8"], "int8 is for the format onnx or tflite or c: leave it out"),
+    ],
+)
+def test_options_of_int8_are_refused_elsewhere(arguments, words, run, tmp_path):
+    code, _, err = run(*DIGITS, *arguments, "--output", tmp_path / "net")
+    assert (code, list(tmp_path.iterdir())) == (2, [])
+    assert words in err
+
+
+def test_calibration_images_are_of_training_alone(tmp_path):
+    make_classes(tmp_path, "ab", {"train": 6, "test": 4})
+    source = api.checkpoints.find(DIGITS[1], "digits")
+    source = replace(source, dataset=f"folder:{tmp_path}", task=get_task(tmp_path))
+    images = calibration_images(source, None, 5)
+    assert images.shape == (5, 3, 32, 32)
+    train = get_dataset(tmp_path, "train").images
+    assert all((train == image).all(axis=(1, 2, 3)).any() for image in images)
+    assert len(calibration_images(source, None, 400)) == 12
+
+
+def test_a_c_array_compiles_and_is_the_file(run, tmp_path):
+    path = tmp_path / "net.c"
+    code, out, _ = run(*DIGITS, "--format", "c", "--int8", "--calibration", 50, "--output", path)
+    assert code == 0
+    assert ("tflite-micro needs" in out) == (importlib.util.find_spec("tflite_micro") is not None)
+    text = path.read_text()
+    numbers = re.search(r"_model\[(\d+)\] = \{([^}]*)\}", text)
+    content = bytes(map(int, numbers[2].split(",")))
+    assert len(content) == int(numbers[1])
+    assert "columns" not in str(graph.schema.Model.GetRootAs(content).Subgraphs(0).Tensors(9).Name())
+    test = get_dataset("digits", "test").head(20)
+    logits = session.predictor(content, xnnpack=False)(channels_last(test.images))
+    assert (logits.argmax(axis=1) == test.labels).mean() > 0.9
+
+
+def test_hostile_names_stay_within_their_string(tmp_path):
+    names = ['"; int x = 1; //', "*/", "a\\", "new\nline", "??/", "猫"]
+    text = c_array.dump(b"\1\2", "a\\\n#error", names)
+    assert "#error" not in text
+    compiler = shutil.which("cc")
+    if not compiler:
+        pytest.skip("needs a C compiler")
+    main = "#include <stdio.h>\nint main(void) { for (int i = 0; i < 6; i++) puts(pydmobilenet_labels[i]); }"
+    (tmp_path / "net.c").write_text(text + main)
+    subprocess.run([compiler, "-Wall", "-Werror", "-std=c11", "net.c", "-o", "net"], cwd=tmp_path, check=True)
+    assert subprocess.run([tmp_path / "net"], capture_output=True, check=True).stdout.decode() == "\n".join(
+        [*names, ""]
+    )
+
+
 def test_another_function_is_refused_and_leaves_no_file(run, tmp_path, monkeypatch):
     right = graph.prepare
 
-    def wrong(network, arrays, task):
-        network, folded = right(network, arrays, task)
+    def wrong(network, arrays, task, whole):
+        network, folded = right(network, arrays, task, whole)
         return network, {**folded, "head.dense.bias": folded["head.dense.bias"][::-1]}
 
     monkeypatch.setattr(graph, "prepare", wrong)

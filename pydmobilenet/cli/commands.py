@@ -159,14 +159,19 @@ def compare(runs: list[str], csv: bool, output: str | None) -> int:
 def add_export_options(parser: ArgumentParser) -> None:
     option = parser.add_argument
     options.add(parser, *options.NETWORK)
-    option("--format", default="onnx", metavar="NAME", help="onnx (default), tflite, or a directory: web, huggingface")
+    option(
+        "--format", default="onnx", metavar="NAME", help="onnx (default), tflite, c, or a directory: web, huggingface"
+    )
     text = "the file to write, as net.onnx, - for standard output, or the directory"
     option("--output", required=True, type=options.output_file, metavar="PATH", help=text)
-    text = "take (N, H, W, 3) in uint8 and normalise inside, as a .tflite always does"
+    text = "take (N, H, W, 3) in uint8 and normalise inside, as tflite and c always do"
     option("--uint8-input", action="store_true", help=text)
+    option("--int8", action="store_true", help="onnx, tflite, c: quantise, and say what it costs")
+    text = f"training images for the ranges of --int8 (default: {api.CALIBRATION})"
+    option("--calibration", type=options.positive, metavar="N", help=text)
     option("--no-fuse", dest="fused", action="store_false", help="do not fold batch normalisation")
     option("--no-measure", dest="measure", action="store_false", help="do not measure latency and memory (a second)")
-    text = "compare on this data's test images (default: random)"
+    text = "compare on this data's test images (default: random); --int8 reads its training images too"
     option("--data-dir", type=options.directory, metavar="DIR", help=text)
     text = "for web: take onnxruntime-web from npm's files in DIR (default: jsdelivr.net)"
     option("--runtime", type=options.directory, metavar="DIR", help=text)
@@ -174,8 +179,8 @@ def add_export_options(parser: ArgumentParser) -> None:
 
 
 def export(output: Path, **others: Any) -> int:
-    """Write a network as an ONNX or TensorFlow Lite file, after a comparison of its logits with the reference engine's;
-    or as a directory: with --format web a page for browsers, with --format huggingface for timm.
+    """Write a network as an ONNX or TensorFlow Lite file or a C array of it, after a comparison of its logits with the
+    reference engine's; or as a directory: with --format web a page for browsers, with --format huggingface for timm.
     """
     options.use_all_processors()
     api.export(output=output, **others, say=partial(print, file=options.status_stream(output)))

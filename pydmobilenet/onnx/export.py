@@ -6,21 +6,21 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
 from .. import exporting, files, machine
 from ..checkpoints import Checkpoint
-from ..data import Task
+from ..data import Task, normalise
 from ..errors import UnusableError
-from ..exporting import Difference, Predict, check_finite, comparison_images
+from ..exporting import Calibration, Difference, Predict, check_finite, comparison_images
 from ..folding import fold
 from ..network import Network
-from ..text import printable
 from .cost import measure as measure_cost
 from .graph import convert
+from .quantise import quantise
 from .session import predictor
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ def export(
     fused: bool = True,
     uint8_input: bool = False,
     metadata: Mapping[str, str] | None = None,
+    calibration: Calibration | None = None,
 ) -> Difference:
-    """Write a network as an ONNX file, as `graph.convert` describes, folded if `fused`.
+    """Write a network as an ONNX file, as `graph.convert` describes, folded if `fused`; in int8 by a `calibration`.
 
     First check it against the standard, and its logits on `images` (N, 3, H, W) in uint8 against the `reference`, a
     function of normalised images. Raises BadFileError if they differ, UnusableError if it cannot be written. No file is
@@ -51,7 +52,11 @@ def export(
     onnx.checker.check_model(model, full_check=True)
     apart = difference(reference, task, model, images, uint8_input)
     apart.check(len(images))
-    files.write(output, model.SerializeToString())
+    content = model.SerializeToString()
+    if calibration:
+        pixels = calibration.images
+        content = quantise(model, exporting.channels_last(pixels) if uint8_input else normalise(pixels, task))
+    files.write(output, content)
     return apart
 
 
@@ -73,6 +78,7 @@ def export_source(
     measure: bool,
     say: Callable[[str], None],
     shown: Path | None = None,
+    calibration: Calibration | None = None,
 ) -> Difference:
     """Export a checkpoint with its name and hash as metadata, compared on `images` of a `kind`.
 
@@ -85,14 +91,16 @@ def export_source(
     is_stream = files.stream(output) is not None
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "net.onnx") if is_stream else output  # a stream cannot be measured
-        apart = export(source.network, arrays, source.task, file, images, predict, fused, uint8_input, metadata)
+        how: dict[str, Any] = {"metadata": {**metadata, **({"dtype": "int8"} if calibration else {})}}
+        how["calibration"] = calibration
+        apart = export(source.network, arrays, source.task, file, images, predict, fused, uint8_input, **how)
+        content = file.read_bytes()
         if is_stream:
-            files.write(output, file.read_bytes())
-        text = f"wrote {shown or output}: {source.model} for {source.task.title}"
-        say(
-            f"{printable(text)}, {file.stat().st_size / 1e6:.2f} MB; on {len(images)} {kind} images, same answers as "
-            f"the trained network by {reference.name} (largest difference {100 * apart.logits:.5f} %)"
-        )
+            files.write(output, content)
+        say(exporting.written(shown or output, source, len(content), calibration, apart, images, kind, reference.name))
+        if calibration:
+            net = predictor(content)
+            say(calibration.cost(predict, exporting.of_pixels(net, source.task) if uint8_input else net))
         if measure:
             try:
                 cost = measure_cost(file)

@@ -11,9 +11,9 @@ import numpy as np
 from .. import exporting, files, machine
 from ..checkpoints import Checkpoint
 from ..data import about
-from ..exporting import Difference
-from ..text import printable
-from . import graph, metadata, session
+from ..exporting import Calibration, Difference
+from ..processes import processors
+from . import c_array, graph, metadata, quantise, session
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -27,32 +27,45 @@ def export_source(
     reference: Engine,
     measure: bool,
     say: Callable[[str], None],
+    calibration: Calibration | None = None,
+    as_c: bool = False,
 ) -> Difference:
-    """Export a checkpoint in float32, compared on `images` of a `kind`; `say` the result, and the latency if `measure`.
+    """Export a checkpoint, compared in float32 on `images` of a `kind`; in int8 by a `calibration`.
 
-    Raises BadFileError if the answers differ. No file is left behind then.
+    `as_c` writes a C array for a microcontroller. `say` is called with the result, and with latency and memory if
+    `measure`. Raises BadFileError if the answers differ. No file is left behind then.
     """
-    arrays = source.arrays()
+    arrays, task = source.arrays(), source.task
     exporting.check_finite(arrays)
-    network, folded = graph.prepare(source.network, arrays, source.task)
-    model = graph.convert(network, folded, source.task.image, metadata=metadata.dump(properties(source)))
-    predict = session.predictor(model)
-    apart = exporting.difference(reference.load(source.network, arrays), predict, source.task, images, True)
+    network = graph.prepare(source.network, arrays, task, whole=as_c)
+    entries = metadata.dump(properties(source, calibration))
+    model = graph.convert(*network, task.image, metadata=entries)
+    before = reference.load(source.network, arrays)
+    apart = exporting.difference(before, session.predictor(model), task, images, True)
     apart.check(len(images))
-    content = metadata.with_labels(model, source.task.classes)
-    files.write(output, content)
-    say(
-        f"{printable(f'wrote {output}: {source.model} for {source.task.title}')}, {len(content) / 1e6:.2f} MB; on "
-        f"{len(images)} {kind} images, same answers as the trained network by {reference.name} (largest difference "
-        f"{100 * apart.logits:.5f} %)"
-    )
-    if measure:
+    scales = None
+    if calibration:
+        scales = quantise.scales(*network, task.image, exporting.channels_last(calibration.images))
+        model = graph.convert(*network, task.image, scales, entries)
+    if as_c:
+        model = graph.convert(*network, task.image, scales)
+        files.write(output, c_array.dump(model, f"{source.model} for {task.title}", task.classes))
+    else:
+        files.write(output, metadata.with_labels(model, task.classes))
+    say(exporting.written(output, source, len(model), calibration, apart, images, kind, reference.name))
+    if calibration:
+        after = session.predictor(model, processors(), xnnpack=not as_c)
+        say(calibration.cost(before, exporting.of_pixels(after, task)))
+    if measure and not as_c:
         p50, p99 = session.latency(model)
         say(f"one image on one thread takes {p50:.2f} ms (p50), {p99:.2f} ms (p99), by LiteRT on {machine.cpu_name()}")
+    if measure and (arena := session.arena(model)) is not None:
+        say(f"tflite-micro needs {arena / 1e3:.0f} kB of memory (arena) beside the file")
     return apart
 
 
-def properties(source: Checkpoint) -> dict[str, str]:
+def properties(source: Checkpoint, calibration: Calibration | None) -> dict[str, str]:
     """Return what a file says of its network."""
     weights = f"{source.locate().name} sha256:{source.sha256}"
-    return {"model": source.model, "weights": weights, **about(source.task)}
+    dtype = "int8" if calibration else "float32"
+    return {"model": source.model, "weights": weights, "dtype": dtype, **about(source.task)}

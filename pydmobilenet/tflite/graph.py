@@ -6,7 +6,7 @@ A graph takes pixels ``images`` (N, H, W, 3) in uint8, in float32 as in int8. Ma
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import flatbuffers
@@ -43,10 +43,19 @@ OPERATORS: dict[str, tuple[int, int, str]] = {
 }
 
 
-def prepare(network: Network, arrays: Arrays, task: Task) -> tuple[Network, dict[str, np.ndarray]]:
-    """Fold a network that takes pixels of 0 to 255; what is left of batch normalisation becomes 1x1 depthwise.
+@dataclass(frozen=True)
+class Columns(Convolution):
+    """A depthwise convolution by some columns of a kernel, with equal distances. Its weight has these alone."""
 
-    The first of these normalises the pixels, and folds with the network's own. An `Add` has two inputs.
+    columns: tuple[int, ...] = ()
+
+
+def prepare(network: Network, arrays: Arrays, task: Task, whole: bool = False) -> tuple[Network, dict[str, np.ndarray]]:
+    """Fold a network that takes pixels of 0 to 255, into layers that LiteRT is fast on.
+
+    What is left of batch normalisation becomes 1x1 depthwise. The first of these normalises the pixels, and folds with
+    the network's own. Unless kept `whole`, large depthwise kernels become sums of `column_groups`. An `Add` has two
+    inputs.
     """
     scale, shift = (values.astype(np.float64) for values in scale_and_shift(task))
     pixels = Convolution(PIXELS, (IMAGES,), 3, 3, 1, groups=3, bias=True)
@@ -59,12 +68,45 @@ def prepare(network: Network, arrays: Arrays, task: Task) -> tuple[Network, dict
     for layer in network.layers:
         if isinstance(layer, BatchNorm):
             layer = _depthwise(layer, folded)
+        groups = column_groups(layer.kernel) if isinstance(layer, Convolution) and not whole else []
+        if isinstance(layer, Convolution) and is_depthwise(layer) and len(groups) > 1:
+            layers += _by_columns(layer, groups, folded)
+            layer = Add(layer.name, tuple(part.name for part in layers[-len(groups) :]))
         while isinstance(layer, Add) and len(layer.inputs) > 2:
             first = Add(f"{layer.name}_{len(layer.inputs)}", layer.inputs[:2])
             layers.append(first)
             layer = replace(layer, inputs=(first.name, *layer.inputs[2:]))
         layers.append(layer)
     return Network(tuple(layers)), folded
+
+
+def is_depthwise(layer: Convolution) -> bool:
+    """Return whether each output channel sees one input channel, and each input channel makes one."""
+    return layer.groups == layer.in_channels == layer.out_channels
+
+
+def column_groups(kernel: int) -> list[list[int]]:
+    """Return the columns of a depthwise kernel in groups of at most `MAX_WEIGHTS`, each with equal distances.
+
+    For 7x7 they are the three columns in the middle, and two pairs.
+    """
+    most = MAX_WEIGHTS // kernel
+    centre = min(kernel, max(1, most - 1 + most % 2))
+    margin = (kernel - centre) // 2
+    pairs = [[column, kernel - 1 - column] for column in range(margin)]
+    return [list(range(margin, kernel - margin)), *reversed(pairs)]
+
+
+def _by_columns(layer: Convolution, groups: list[list[int]], arrays: dict[str, np.ndarray]) -> list[Columns]:
+    """Return the summands of a depthwise convolution, with their arrays in place of its own. The first has the bias."""
+    weight, bias = arrays.pop(f"{layer.name}.weight"), arrays.pop(f"{layer.name}.bias", 0)
+    parts = []
+    for number, columns in enumerate(groups):
+        values = {**vars(layer), "name": f"{layer.name}.columns{number}", "columns": tuple(columns)}
+        parts.append(Columns(**values))
+        arrays[f"{parts[-1].name}.weight"] = weight[..., columns]
+        arrays[f"{parts[-1].name}.bias"] = np.zeros(layer.out_channels) + (bias if number == 0 else 0)
+    return parts
 
 
 def _depthwise(norm: BatchNorm, arrays: dict[str, np.ndarray]) -> Convolution:
@@ -96,8 +138,8 @@ def convert(
 
 
 def _fused_relu(layer: Layer, network: Network, consumers: Mapping[str, int]) -> Layer | None:
-    """Return the ReLU that a convolution can do itself: the only layer that uses its output."""
-    if not isinstance(layer, Convolution) or consumers[layer.name] != 1:
+    """Return the ReLU that a convolution or a sum can do itself: the only layer that uses its output."""
+    if not isinstance(layer, (Convolution, Add)) or consumers[layer.name] != 1:
         return None
     return next((other for other in network.layers if isinstance(other, ReLU) and layer.name in other.inputs), None)
 
@@ -126,7 +168,6 @@ class _Graph:
         self.buffers: list[Any] = [_Buffer()]  # the first one is empty, for what is no constant
         self.operators: list[Any] = []
         self.codes: list[str] = []
-        self.fused: set[str] = set()
         self.numbers: dict[str, int] = {}  # of maps
         shape = _channels_last(shapes[IMAGES])
         self.images = self.tensor(IMAGES, shape, "UINT8", quantisation=_per_tensor(1.0, 0))
@@ -168,94 +209,69 @@ class _Graph:
         return output
 
     def add_layer(self, layer: Layer, relu: Layer | None = None) -> None:
-        if layer.name in self.fused:
+        """Add a layer with the ReLU behind it, if it can do this itself."""
+        if layer.name in self.numbers:  # a ReLU that the layer before it does
             return
         inputs = [self.numbers[name] for name in layer.inputs]
         name = relu.name if relu else layer.name
-        self.fused.add(name)
         shape = _channels_last(self.shapes[layer.name])
+        kinds = schema.ActivationFunctionType
+        activation = {"fusedActivationFunction": kinds.RELU if relu else kinds.NONE}
         if isinstance(layer, Convolution):
-            self._convolve(layer, inputs, name, shape, relu is not None)
+            self._convolve(layer, inputs, name, shape, activation)
         elif isinstance(layer, Dense):
-            weight, bias = (self.arrays[f"{layer.name}.{part}"] for part in layer.parameters)
-            inputs += self._weights(layer, layer.name, weight, bias, 0)
-            self.operator("FULLY_CONNECTED", inputs, self.map(name, shape))
+            self.operator("FULLY_CONNECTED", [*inputs, *self._weights(layer, 0)], self.map(name, shape))
+        elif isinstance(layer, Add):
+            self.operator("ADD", inputs, self.map(name, shape), **activation)
+        elif layer.operator == "Concat":
+            self.operator("CONCATENATION", inputs, self.map(name, shape), axis=3)
         elif layer.operator == "GlobalAveragePool":
             axes = self.tensor(f"{layer.name}.axes", [2], "INT32", np.array([1, 2], np.int32))
             self.operator("MEAN", [*inputs, axes], self.map(name, shape))
         else:
-            code = {"Add": "ADD", "Concat": "CONCATENATION", "Maximum": "MAXIMUM", "ReLU": "RELU"}[layer.operator]
-            self.operator(code, inputs, self.map(name, shape), **({"axis": 3} if layer.operator == "Concat" else {}))
+            self.operator({"Maximum": "MAXIMUM", "ReLU": "RELU"}[layer.operator], inputs, self.map(name, shape))
 
-    def _convolve(self, layer: Convolution, inputs: list[int], name: str, shape: list[int], relu: bool) -> None:
-        """Add a convolution; a large depthwise one in float32 as the sum of some by fewer columns of the kernel."""
-        depthwise = layer.groups == layer.in_channels == layer.out_channels
-        weight = self.arrays[f"{layer.name}.weight"].transpose((1, 2, 3, 0) if depthwise else (0, 2, 3, 1))
-        whole = [list(range(layer.kernel))]
-        columns = column_groups(layer.kernel) if depthwise and self.scales is None else whole
-        parts = [f"{name}_{number}" for number in range(len(columns))] if len(columns) > 1 else [name]
-        zero = np.zeros(layer.out_channels)
-        sums: list[int] = []
-        for part, chosen in zip(parts, columns):
-            bias = self.arrays.get(f"{layer.name}.bias", zero) if part == parts[0] else zero
-            constants = self._weights(layer, part, weight[:, :, chosen], bias, 3 if depthwise else 0)
-            sums.append(self._convolve_columns(layer, inputs, constants, chosen, part, shape, relu and len(parts) == 1))
-        kind = schema.ActivationFunctionType
-        for number, other in enumerate(sums[1:], 2):
-            last = number == len(sums)
-            output = self.map(name if last else f"{name}_sum{number}", shape)
-            sums[0] = self.operator(
-                "ADD", [sums[0], other], output, fusedActivationFunction=kind.RELU if relu and last else kind.NONE
-            )
-
-    def _convolve_columns(
-        self,
-        layer: Convolution,
-        inputs: list[int],
-        constants: list[int],
-        columns: list[int],
-        name: str,
-        shape: list[int],
-        relu: bool,
-    ) -> int:
-        """Add a convolution by some columns of its kernel.
-
-        With a stride, TensorFlow's SAME pads another side than the checkpoints: pad before it.
-        """
-        dilation = columns[1] - columns[0] if len(columns) > 1 else 1
+    def _convolve(
+        self, layer: Convolution, inputs: list[int], name: str, shape: list[int], activation: dict[str, int]
+    ) -> None:
+        """Add a convolution. With a stride, TensorFlow's SAME pads another side than the checkpoints: pad before it."""
+        columns = layer.columns if isinstance(layer, Columns) else range(layer.kernel)
         margins = layer.kernel // 2, (columns[-1] - columns[0]) // 2
         if layer.stride > 1 and any(margins):
-            inputs = [self._pad(layer, inputs, name, margins)]
-        types, kinds = schema.Padding, schema.ActivationFunctionType
-        depthwise = layer.groups == layer.in_channels == layer.out_channels
-        return self.operator(
+            inputs = [self._pad(layer, inputs, margins)]
+        depthwise = is_depthwise(layer)
+        self.operator(
             "DEPTHWISE_CONV_2D" if depthwise else "CONV_2D",
-            [*inputs, *constants],
+            [*inputs, *self._weights(layer, 3 if depthwise else 0)],
             self.map(name, shape),
-            padding=types.SAME if layer.stride == 1 else types.VALID,
+            padding=schema.Padding.SAME if layer.stride == 1 else schema.Padding.VALID,
             strideW=layer.stride,
             strideH=layer.stride,
-            fusedActivationFunction=kinds.RELU if relu else kinds.NONE,
-            dilationWFactor=dilation,
+            dilationWFactor=columns[1] - columns[0] if len(columns) > 1 else 1,
             dilationHFactor=1,
             **({"depthMultiplier": 1} if depthwise else {}),
+            **activation,
         )
 
-    def _pad(self, layer: Convolution, inputs: list[int], name: str, margins: tuple[int, int]) -> int:
+    def _pad(self, layer: Convolution, inputs: list[int], margins: tuple[int, int]) -> int:
         padding = np.array([[0, 0], *([margin] * 2 for margin in margins), [0, 0]], np.int32)
-        paddings = self.tensor(f"{name}.paddings", padding.shape, "INT32", padding)
+        paddings = self.tensor(f"{layer.name}.paddings", padding.shape, "INT32", padding)
         _, height, width = self.shapes[layer.inputs[0]]
         shape = [1, height + 2 * margins[0], width + 2 * margins[1], layer.in_channels]
         scale = None if self.scales is None else self._scale(layer.inputs[0])
-        return self.operator("PAD", [*inputs, paddings], self.map(f"{name}.padded", shape, scale))
+        return self.operator("PAD", [*inputs, paddings], self.map(f"{layer.name}.padded", shape, scale))
 
     def _scale(self, name: str) -> Scale:
         assert self.scales is not None
         return PIXEL_SCALE if name == IMAGES else self.scales[name]
 
-    def _weights(self, layer: Layer, name: str, weight: np.ndarray, bias: np.ndarray, axis: int) -> list[int]:
-        """Add the weights, with the output channels on an `axis`, and the bias."""
-        names = f"{name}.weight", f"{name}.bias"
+    def _weights(self, layer: Layer, axis: int) -> list[int]:
+        """Add the weights of a layer, with the output channels on an `axis`, and the bias."""
+        names = f"{layer.name}.weight", f"{layer.name}.bias"
+        weight = self.arrays[names[0]]
+        if isinstance(layer, Convolution):
+            weight = weight.transpose((1, 2, 3, 0) if is_depthwise(layer) else (0, 2, 3, 1))
+        bias = self.arrays.get(names[1], np.zeros(weight.shape[axis]))
         if self.scales is None:
             return [
                 self.tensor(name, values.shape, "FLOAT32", values.astype(np.float32))
@@ -311,17 +327,6 @@ class _Graph:
         builder = flatbuffers.Builder(1 << 20)
         builder.Finish(model.Pack(builder), IDENTIFIER)
         return bytes(builder.Output())
-
-
-def column_groups(kernel: int) -> list[list[int]]:
-    """Return the columns of a depthwise kernel in groups of at most 25 weights, each with equal distances.
-
-    XNNPACK has fast kernels for so many. 7x7 are the three columns in the middle, and two pairs.
-    """
-    centre = min(kernel, max(1, MAX_WEIGHTS // kernel - (MAX_WEIGHTS // kernel + 1) % 2))
-    margin = (kernel - centre) // 2
-    pairs = [[column, kernel - 1 - column] for column in range(margin)]
-    return [list(range(margin, kernel - margin)), *reversed(pairs)]
 
 
 def weight_scales(weight: np.ndarray, bias: np.ndarray, axis: int, step: float) -> np.ndarray:
