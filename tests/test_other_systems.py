@@ -33,6 +33,7 @@ BY = {
         ["validate", "net.safetensors", "--engine", "onnxruntime"],
         ["export", *DIGITS, "--uint8-input", "--output", "net.onnx", "--engine", "onnxruntime"],
         ["export", *DIGITS, "--format", "huggingface", "--output", "hub"],
+        ["export", *DIGITS, "--format", "web", "--output", "site", "--engine", "onnxruntime"],
         ["show", "--dataset", "digits", "--output", "digits.png"],
     ],
     "pytorch": [

@@ -51,6 +51,7 @@ def test_a_wheel_has_recipes_bundled_networks_digits_and_types(installed):
     assert [path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")] == ["pydmobilenet"]
     assert {"configs/cifar.yaml", "pretrained/manifest.json", "data/digits.npz", "py.typed", "catalog.csv"} <= names
     assert sum(name.endswith(".params") for name in names) == 4
+    assert {"web/index.html.j2", "web/page.css", "web/page.js", "web/pixels.js"} <= names
 
 
 def test_from_a_wheel_everything_works_in_an_empty_directory(run, installed, tmp_path):

@@ -18,6 +18,7 @@ from .. import files
 from ..checkpoints import Checkpoint
 from ..data import about
 from ..errors import MissingFileError
+from ..text import printable
 
 FORMAT = "web"
 NETWORK = "net.onnx"
@@ -79,7 +80,7 @@ def write(source: Checkpoint, directory: Path, runtime: dict[str, bytes] | None)
         for kind, (name, expected) in RUNTIME.items()
     }
     page = template.render(
-        title=f"{source.model} for {source.task.title}",
+        title=printable(f"{source.model} for {source.task.title}"),
         remote="" if runtime else f" {CDN}",
         runtime=sources,
         draws=source.task.name == "digits",

@@ -9,7 +9,9 @@ let [labels, ort, session] = [];
 
 // Fetch a file as bytes. The browser refuses content of another `integrity`.
 async function load(url, integrity = "") {
-  const answer = await fetch(url, { integrity });
+  const answer = await fetch(url, { integrity }).catch(() => {
+    throw new Error(`${url} is not reachable, or another file than expected`);
+  });
   if (!answer.ok) throw new Error(`${url}: ${answer.status} ${answer.statusText}`);
   return answer.arrayBuffer();
 }
@@ -125,7 +127,7 @@ async function watch(video) {
   let [card, done] = [];
   while (video.srcObject) {
     [card, done] = classify("Camera", () => see(video), card);
-    card.ariaLive = "off"; // no words for each frame
+    card.setAttribute("aria-live", "off"); // no words for each frame
     await done;
   }
 }

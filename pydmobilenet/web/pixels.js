@@ -29,11 +29,6 @@ export function resize(bytes, size, inner, side) {
   return result;
 }
 
-// How much smaller `predict` decodes a JPEG: to an eighth, a quarter or a half, but at least twice `side`.
-export function draftScale(width, height, side) {
-  return [8, 4, 2].find((scale) => Math.min(width, height) >= 2 * scale * side) ?? 1;
-}
-
 // Average squares of pixels, smaller ones at the right and the bottom. So the JPEG library's smaller inverse transforms
 // do (libjpeg-turbo, src/jidctred.c), though it takes the colours as sparsely as the file has them.
 function average(rgba, width, scale) {
@@ -53,9 +48,10 @@ function average(rgba, width, scale) {
 }
 
 // Resize a picture to (side, side). `read(top, rows)` returns a band of it: of a large one, phones allow no canvas for
-// all. Throws for white ink on transparency, as it would vanish on white.
+// all. A JPEG is averaged first if `predict` decodes it so much smaller, to at least twice the side. Throws for white
+// ink on transparency, as it would vanish on white.
 export async function toPixels(read, width, height, side, isJpeg) {
-  const scale = isJpeg ? draftScale(width, height, side) : 1;
+  const scale = (isJpeg && [8, 4, 2].find((times) => Math.min(width, height) >= 2 * times * side)) || 1;
   const step = Math.max(1, Math.floor((1 << 20) / width / scale)) * scale;
   const narrow = new Uint8ClampedArray(Math.ceil(height / scale) * side * 4);
   let [least, most] = [255, 0];
