@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +25,6 @@ from pydmobilenet import processes, provenance
 from pydmobilenet.checkpoints import runs
 from pydmobilenet.data import Dataset, array_dataset, get_dataset
 from pydmobilenet.training import results
-from pydmobilenet.training.results import Figure
 
 MODEL, VALIDATION = "pyd-add-29-0.25", 5000
 RECIPES: dict[str, dict[str, object]] = {  # the keys beside `config`, cifar-short by default
@@ -41,7 +39,7 @@ RECIPES: dict[str, dict[str, object]] = {  # the keys beside `config`, cifar-sho
     "trivial_augment": {"trivial_augment": True},
 }
 EMA = 0.995  # of 200 updates, 2.6 epochs of 10,000 images: as many epochs as that of configs/long.yaml
-COLUMNS = ("val, last", "val, best", "test", "val, ema", "test, ema", "seconds")
+COLUMNS = ["last val", "best val", "best test", "ema val", "ema test", "seconds"]
 
 
 class Job(NamedTuple):
@@ -82,10 +80,7 @@ def measured(directory: Path, options: argparse.Namespace) -> dict[str, float] |
         return None
     if (result.planned, result.images["train"][0]) != (options.epochs, options.images):
         raise SystemExit(f"{directory} has other --epochs or --images: choose another --output")
-    figures = [result.errors[Figure(*figure)] for figure in (("last", "val"), ("best", "val"), ("best", "test"))]
-    entry = json.loads((directory / runs.METADATA).read_text(encoding="utf-8"))["checkpoints"].get(runs.EMA, {})
-    average = [entry.get("val_error"), entry.get("test_error")]
-    return {name: value for name, value in zip(COLUMNS, [*figures, *average, result.seconds]) if value is not None}
+    return {**{" ".join(figure): error for figure, error in result.errors.items()}, "seconds": result.seconds}
 
 
 def row(name: str, seeds: str, cells: dict[str, str]) -> str:
@@ -97,7 +92,7 @@ def summary(name: str, rows: Iterable[dict[str, float]]) -> str:
     """Format the means over the seeds, with standard deviations if there are several."""
     rows = list(rows)
     cells = {}
-    for column in [column for column in COLUMNS if all(column in values for values in rows)]:
+    for column in COLUMNS if rows else ():
         values = [each[column] for each in rows]
         deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 and column != "seconds" else ""
         cells[column] = f"**{statistics.mean(values):.2f}{deviation}**"

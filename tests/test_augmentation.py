@@ -389,8 +389,22 @@ def test_a_key_without_effect_is_refused(given, words, train):
 
 def test_arrays_that_are_never_flipped_take_no_other_flip():
     dataset = array_dataset(np.zeros((8, 32, 32, 3), np.uint8), np.arange(8) % 2, mirrored=False)
-    with pytest.raises(InvalidValueError, match="flip alternating cannot be used: the arrays have mirrored=False"):
+    with pytest.raises(InvalidValueError, match=r"^flip alternating cannot be used: images of arrays:"):
         pydmobilenet.train(MODEL, dataset, flip="alternating", val_fraction=0.5)
+
+
+def test_mixing_that_would_begin_after_the_end_is_named():
+    short = {"model": MODEL, "dataset": "digits", "epochs": 3, "warmup_epochs": 1}
+    why = "the last 4 epochs are without it, and the run has 3"
+    for key in ("mixup", "cutmix"):
+        with pytest.raises(InvalidValueError, match=f"^{key} 0.5 cannot be used: {why}; nearest: --mixup-off"):
+            config.configure({**short, key: 0.5})
+    with pytest.warns(UserWarning, match=f"^mixup 1 of the recipe is not used: {why}$"):
+        config.configure(short)
+    config.configure({**short, "epochs": 5, "mixup": 0.5})
+    automatic = config.make({"model": MODEL, "dataset": "digits", "epochs": "auto", "mixup_off_epochs": 10})
+    with pytest.warns(UserWarning, match="^mixup 1 of the recipe is not used: .*, and the run has 10$"):
+        config.with_epochs(automatic, 20_000, pretrained=True)
 
 
 def test_a_recipe_s_keys_without_effect_are_reset(tmp_path):

@@ -168,6 +168,17 @@ def test_csv_has_every_figure_and_exact_names(command, tmp_path):
     assert (row["images"], row["images_sha256"], row["optimistic"], row["finished"]) == ("360", "aa", "False", "True")
 
 
+def test_moving_averages_have_a_mean_over_seeds_too(tmp_path):
+    for seed, error in enumerate([6.0, 8.0]):
+        path = make_run(tmp_path / f"s{seed}", [10.0, 9.0, 9.0], test_error=9.5, seed=seed) / "run.json"
+        metadata = json.loads(path.read_text())
+        metadata["checkpoints"]["ema.params"] = {"epoch": 2, "sha256": "ee", "test_error": error}
+        path.write_text(json.dumps(metadata))
+    compared = pydmobilenet.compare(tmp_path)
+    assert compared.seeds[0].spreads[results.Figure("ema", "test")].mean == 7
+    assert "moving average," in str(compared)
+
+
 def test_runs_that_differ_by_their_seed_have_a_mean(tmp_path):
     errors = [10.0, 12.0, 17.0]
     for seed, error in enumerate(errors):

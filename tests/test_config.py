@@ -462,7 +462,7 @@ def test_each_option_and_its_help_is_one_line_of_100_columns(monkeypatch):
 def test_a_recipe_s_warm_up_that_has_no_room_keeps_its_share_of_the_epochs_which_is_said(epochs, warmup):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made = config.configure(parsed("-m", MODEL, "-d", "digits", "--epochs", str(epochs)))
+        made = config.configure(parsed("-m", MODEL, "-d", "digits", "--mixup", "0", "--epochs", str(epochs)))
     assert (made.epochs, made.warmup_epochs) == (epochs, pytest.approx(warmup))
     said = f"--epochs {epochs} is too short for warmup_epochs 3 of the recipe's 20 epochs: shortened to {warmup}"
     assert [str(warning.message) for warning in caught] == ([said] if warmup < 3 else [])

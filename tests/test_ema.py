@@ -124,7 +124,8 @@ def test_a_run_keeps_the_best_average_and_measures_it(folder, train, tmp_path):
     net = pydmobilenet.get_model(weights=run.directory / "ema.params", engine="pytorch")
     last = pydmobilenet.get_model(weights=run.directory / "last.params", engine="pytorch")
     assert not torch.equal(net.state_dict()["head.dense.weight"], last.state_dict()["head.dense.weight"])
-    assert pydmobilenet.compare(run)[0].error == errors[0]
+    (result,) = pydmobilenet.compare(run.directory)
+    assert (result.error, result.errors["ema", "test"]) == tuple(errors)
     before = content(run.directory)
     assert train("--resume", run.directory).returncode == 0  # a finished run stays as it is
     assert_same(content(run.directory), before)

@@ -1,5 +1,8 @@
 """Passes that are recorded once and then replayed. A recorder of operations stands for CUDA's graphs."""
 
+import functools
+import gc
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -50,12 +53,12 @@ class RecordedPass(graph.GraphedPass):
 
     def __init__(self, made):
         self.captures, self.trainer = [], made
-        super().__init__(made._pass, torch.device("cpu"))
+        super().__init__(torch.device("cpu"))
 
-    def _eager(self, first, due):
-        return self.run(first, due)
+    def _eager(self, run, first, due):
+        return run(first, due)
 
-    def _captured(self, first, due):
+    def _captured(self, run, first, due):
         self.captures.append((first, due))
         parameters = list(self.trainer.trained.values())
         tensors = [*self.trainer.net.state_dict().values()]
@@ -66,7 +69,7 @@ class RecordedPass(graph.GraphedPass):
         before = [tensor.detach().clone() for tensor in tensors]
         recorder = Recorder()
         with recorder:
-            report = self.run(first, due)
+            report = run(first, due)
         with torch.no_grad():
             for tensor, kept in zip(tensors, before):
                 tensor.copy_(kept)
@@ -85,7 +88,7 @@ def made(recorded=False, **values):
     if recorded:
         for group in each.optimizer.param_groups:
             group["lr"] = torch.zeros((), dtype=torch.float64)  # as precise as a number
-        each.run_pass = RecordedPass(each)
+        each.graphs = RecordedPass(each)
     return each
 
 
@@ -121,19 +124,19 @@ def test_replayed_passes_give_the_bits_of_eager_ones(values, captures):
     numbers = range(6 * values.get("accumulation_steps", 1))
     assert train(recorded, numbers) == train(eager, numbers)
     assert_same_bits(recorded, eager)
-    assert recorded.run_pass.captures == captures
+    assert recorded.graphs.captures == captures
 
 
 def test_a_loaded_state_goes_on_alike():
     recorded, eager = made(True), made()
     train(recorded, range(5))
     recorded.load_state(*recorded.state())  # the momentum has moved: it is captured again
-    assert recorded.run_pass.replays == {}
+    assert recorded.graphs.replays == {}
     train(eager, range(5))
     for each in (recorded, eager):
         train(each, range(5, 11))
     assert_same_bits(recorded, eager)
-    assert recorded.run_pass.captures == [(True, True)] * 2
+    assert recorded.graphs.captures == [(True, True)] * 2
 
 
 def test_loaded_weights_are_those_that_replays_train(tmp_path):
@@ -146,7 +149,7 @@ def test_loaded_weights_are_those_that_replays_train(tmp_path):
         each.load_weights(tmp_path / "net.params")
         train(each, range(5, 8))
     assert_same_bits(recorded, eager)
-    assert len(recorded.run_pass.captures) == 1
+    assert len(recorded.graphs.captures) == 1
 
 
 def test_batches_of_another_size_are_captured_anew():
@@ -155,21 +158,21 @@ def test_batches_of_another_size_are_captured_anew():
         train(each, range(5))
         train(each, range(5), size=4)
     assert_same_bits(recorded, eager)
-    assert len(recorded.run_pass.captures) == 2
+    assert len(recorded.graphs.captures) == 2
 
 
 @pytest.mark.parametrize(("steps", "failing"), [(1, 0), (2, 1)])
 def test_a_failed_capture_is_one_line_and_training_goes_on(steps, failing, monkeypatch):
     recorded, eager = made(True, accumulation_steps=steps), made(accumulation_steps=steps)
-    captured, failed = recorded.run_pass._captured, []
+    captured, failed = recorded.graphs._captured, []
 
-    def fail(first, due):
-        if len(recorded.run_pass.captures) == failing:
+    def fail(run, first, due):
+        if len(recorded.graphs.captures) == failing:
             failed.append((first, due))
             raise RuntimeError("operation not permitted\nwhen the stream is capturing")
-        return captured(first, due)
+        return captured(run, first, due)
 
-    monkeypatch.setattr(recorded.run_pass, "_captured", fail)
+    monkeypatch.setattr(recorded.graphs, "_captured", fail)
     with pytest.warns(UserWarning, match="^no CUDA graph, so .*: operation not permitted when the stream is"):
         train(recorded, range(7 * steps))
     train(eager, range(7 * steps))
@@ -196,13 +199,13 @@ def test_what_has_no_graph_says_so_in_one_line(values, words, monkeypatch):
         monkeypatch.setattr(each.workers, "size", 2)
     with pytest.warns(UserWarning, match=f"^no CUDA graph with {words}: the host launches every kernel$"):
         each._use_graphs()
-    assert not isinstance(each.run_pass, graph.GraphedPass)
+    assert each.graphs is None
 
 
 def test_a_gpu_s_learning_rates_are_tensors_for_the_graph():
     each = made(body_rate=0.1)
     each._use_graphs()
-    assert isinstance(each.run_pass, graph.GraphedPass)
+    assert isinstance(each.graphs, graph.GraphedPass)
     each._set_learning_rate(0.5)
     rates = {round(group["lr"].item(), 4) for group in each.optimizer.param_groups}
     assert rates == {0.05, 0.5}
@@ -243,7 +246,8 @@ def test_passes_of_a_gpu_have_one_stream_and_one_pool(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
-    passes = graph.GraphedPass(lambda first, due: log.append("run"), torch.device("cuda"))
+    graphed = graph.GraphedPass(torch.device("cuda"))
+    passes = functools.partial(graphed, lambda first, due: log.append("run"))
     for _ in range(graph.WARM_UP):
         passes(True, True)
         assert log == ["side waits for current", "on side", "run", "current waits for side"]
@@ -255,6 +259,18 @@ def test_passes_of_a_gpu_have_one_stream_and_one_pool(monkeypatch):
         *("on side", "capture in pool on side", "run", "replay"),
         "replay",
     ]
+
+
+def test_a_trainer_s_memory_is_free_at_once():
+    each = made()
+    each._use_graphs()
+    alive = weakref.ref(each)
+    gc.disable()  # a GPU's memory cannot wait for it
+    try:
+        del each
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_a_score_is_copied_with_its_own_step_and_waited_for_alone(monkeypatch):

@@ -101,14 +101,14 @@ GRAPHED = [
 @pytest.mark.parametrize("values", GRAPHED, ids=lambda values: "-".join(values))
 def test_replayed_graphs_learn_what_eager_passes_learn(values):
     graphed, eager = made("pyd-concat-11-0.25", "cuda", **values), made("pyd-concat-11-0.25", "cuda", **values)
-    eager.run_pass = eager._pass
+    eager.graphs = None
     passes = values.get("accumulation_steps", 1)
     torch.cuda.set_sync_debug_mode("error")  # an error where the host waits for the device
     try:
         scores = [[each.train_step(*batch, 0.0005) for batch in first_batches(8 * passes)] for each in (graphed, eager)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(graphed.run_pass.replays) == min(passes, 3)
+    assert len(graphed.graphs.replays) == min(passes, 3)
     for one, other in zip(*scores):
         assert one().loss == pytest.approx(other().loss, rel=0.02)
     assert distance(graphed.state()[0], eager.state()[0]) < 1e-3
@@ -118,9 +118,9 @@ def test_replayed_graphs_learn_what_eager_passes_learn(values):
 def test_a_graph_goes_on_from_a_state_and_with_other_weights(tmp_path):
     scores, graphed = trained("pyd-concat-11-0.25", "cuda", 8)
     graphed.load_state(*graphed.state())
-    assert not graphed.run_pass.replays
+    assert not graphed.graphs.replays
     again = [graphed.train_step(*batch, 0.01)() for batch in first_batches(8)]
-    assert graphed.run_pass.replays
+    assert graphed.graphs.replays
     assert np.mean([score.loss for score in again]) < np.mean([score.loss for score in scores])
     weights.write(tmp_path / "fresh.params", made("pyd-concat-11-0.25", "cuda", seed=5).state()[0], {})
     graphed.load_weights(tmp_path / "fresh.params")

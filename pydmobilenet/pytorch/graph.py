@@ -22,8 +22,8 @@ class GraphedPass:
     pass of an update makes the gradients, later ones add to them. The next replay overwrites a report.
     """
 
-    def __init__(self, run: Pass, device: torch.device):
-        self.run, self.device = run, device
+    def __init__(self, device: torch.device):
+        self.device = device
         self.reset()
 
     @cached_property
@@ -36,33 +36,34 @@ class GraphedPass:
         self.updates, self.warm_up = 0, float(WARM_UP)
         self.pool: Any = None  # of the graphs' memory
 
-    def __call__(self, first: bool, due: bool) -> torch.Tensor:
+    def __call__(self, run: Pass, first: bool, due: bool) -> torch.Tensor:
+        """Run or replay this pass of a network, always the same one."""
         if (first, due) not in self.replays and self.updates >= self.warm_up:
             try:
-                self.replays[first, due] = self._captured(first, due)
+                self.replays[first, due] = self._captured(run, first, due)
             except RuntimeError as error:  # nothing has run
                 why = " ".join(str(error).split())[:200] or type(error).__name__
                 warnings.warn(f"no CUDA graph, so training goes on slowly: {why}", stacklevel=2)
                 self.warm_up = math.inf
         self.updates += due
         replay = self.replays.get((first, due))
-        return replay() if replay else self._eager(first, due)
+        return replay() if replay else self._eager(run, first, due)
 
-    def _eager(self, first: bool, due: bool) -> torch.Tensor:
+    def _eager(self, run: Pass, first: bool, due: bool) -> torch.Tensor:
         """Run a pass on the stream of the later capture, as PyTorch's documentation asks."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         with torch.cuda.stream(self.stream):
-            report = self.run(first, due)
+            report = run(first, due)
         current.wait_stream(self.stream)
         return report
 
-    def _captured(self, first: bool, due: bool) -> Callable[[], torch.Tensor]:
+    def _captured(self, run: Pass, first: bool, due: bool) -> Callable[[], torch.Tensor]:
         """Capture a pass without running it. Return a function that replays it."""
         graph = torch.cuda.CUDAGraph()
         # After a failure, PyTorch's own context leaves its stream in use.
         with torch.cuda.stream(self.stream), torch.cuda.graph(graph, self.pool, self.stream):
-            report = self.run(first, due)
+            report = run(first, due)
         self.pool = graph.pool()
 
         def replay() -> torch.Tensor:

@@ -41,7 +41,7 @@ from .devices import engine_errors
 from .distillation import Teacher
 from .distributed import Workers
 from .ema import MovingAverage
-from .graph import GraphedPass, Pass
+from .graph import GraphedPass
 from .loader import DeviceLoader, fits
 from .network import Network, build, get_arrays, initialize, overwrite, set_arrays
 from .pyramid import use_triton
@@ -145,7 +145,7 @@ class PyTorchTrainer:
         self.micro_step = 0  # since the last update
         self.average = MovingAverage(self._changing(names), config.ema) if config.ema else None
         self.batch: list[torch.Tensor] = []  # images and targets, always in the same memory
-        self.run_pass: Pass = self._pass
+        self.graphs: GraphedPass | None = None
         if device.type == "cuda" and not compiled:
             self._use_graphs()
         self.teacher: Teacher | None = None
@@ -160,7 +160,7 @@ class PyTorchTrainer:
         for group in self.optimizer.param_groups:
             group.update(lr=torch.zeros((), device=self._device), capturable=True)
         self.optimizer._warned_capturable_if_run_uncaptured = True  # type: ignore[attr-defined]  # the first ones are
-        self.run_pass = GraphedPass(self._pass, self._device)
+        self.graphs = GraphedPass(self._device)
 
     def _changing(self, names: Mapping[str, str]) -> dict[str, torch.Tensor]:
         """Return all that training changes, by checkpoint name: parameters, and batch normalisation's statistics."""
@@ -203,7 +203,8 @@ class PyTorchTrainer:
             if due:
                 self._set_learning_rate(learning_rate)
                 self.micro_step = 0
-            wait = self._copy_to_host(self.run_pass(first, due))
+            report = self.graphs(self._pass, first, due) if self.graphs else self._pass(first, due)
+            wait = self._copy_to_host(report)
 
         def read() -> Score:
             with engine_errors():
@@ -281,8 +282,8 @@ class PyTorchTrainer:
         return wait
 
     def _forget_graphs(self) -> None:
-        if isinstance(self.run_pass, GraphedPass):
-            self.run_pass.reset()
+        if self.graphs:
+            self.graphs.reset()
 
     def sync_batch_norm(self) -> None:
         """Do nothing: all workers have the whole batch's statistics."""

@@ -286,11 +286,12 @@ def configure(
     weights: str | os.PathLike[str] | None = None,
     splits: tuple[str, ...] = (),
     distilled: bool = False,
+    mirrored: bool | None = None,
 ) -> Config:
     """Lay the values `given` over a recipe (`read`), by default that of the data set.
 
     The default for a folder depends on whether `weights` are loaded; their model replaces that of a default recipe.
-    Arrays have these `splits`; other data sets are looked at.
+    Arrays have these `splits`, and are flipped if `mirrored`; other data sets are looked at.
     Only a run `distilled` from a teacher uses the teacher's keys.
     Raises MissingFileError, BadFileError and InvalidValueError.
     """
@@ -326,11 +327,31 @@ def configure(
         config = replace(config, augment=False, **mixed)
     if distilled and config.frozen:
         raise InvalidValueError("a teacher sees images, and a last layer alone learns from features: pass either one")
-    return _without_unused(config, given, pretrained, distilled, splits or kinds(config.dataset))
+    _check_mixing(config, given)
+    if mirrored is None:
+        mirrored = is_own(config.dataset) or get_task(config.dataset).mirrored
+    return _without_unused(config, given, pretrained, distilled, splits or kinds(config.dataset), mirrored)
+
+
+def _check_mixing(config: Config, given: Mapping[str, Any]) -> None:
+    """Warn if mixup or cutmix would begin after the end. Raises InvalidValueError if it was given."""
+    if config.epochs == AUTO or config.mixup_off_epochs < config.epochs:
+        return
+    why = f"the last {config.mixup_off_epochs} epochs are without it, and the run has {config.epochs}"
+    unused = {key: _shown(value) for key in ("mixup", "cutmix") if (value := getattr(config, key))}
+    for key in given.keys() & unused:
+        raise InvalidValueError(f"{key} {unused[key]} cannot be used: {why}; nearest: --mixup-off-epochs 0")
+    for key, value in unused.items():
+        warnings.warn(f"{key} {value} of the recipe is not used: {why}", stacklevel=3)
 
 
 def _without_unused(
-    config: Config, given: Mapping[str, Any], pretrained: bool, distilled: bool, splits: tuple[str, ...]
+    config: Config,
+    given: Mapping[str, Any],
+    pretrained: bool,
+    distilled: bool,
+    splits: tuple[str, ...],
+    mirrored: bool,
 ) -> Config:
     """Reset the recipe's keys without effect in this run.
 
@@ -340,7 +361,6 @@ def _without_unused(
     available = ", ".join(splits)
     no_teacher = not distilled and "there is no teacher: add --teacher"
     plain = not config.augment and "images are not augmented: add --augment true"
-    mirrored = is_own(config.dataset) or get_task(config.dataset).mirrored
     unused = {
         "val_fraction": "val" in splits and f"the data has validation images (it has: {available})",
         "test_fraction": splits != (folder.ALL,) and f"only class folders are split (the data has: {available})",
@@ -381,4 +401,6 @@ def with_epochs(config: Config, images: int, pretrained: bool) -> Config:
     if config.epochs != AUTO:
         return config
     epochs = round(AUTO_IMAGES * (1 if pretrained else 5) / images)
-    return make({**vars(config), "epochs": min(max(epochs, AUTO_EPOCHS[0]), AUTO_EPOCHS[1])})
+    made = make({**vars(config), "epochs": min(max(epochs, AUTO_EPOCHS[0]), AUTO_EPOCHS[1])})
+    _check_mixing(made, {})
+    return made

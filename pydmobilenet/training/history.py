@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import operator
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -82,7 +83,7 @@ class History:
     def best_average(self) -> Epoch | None:
         """The first epoch with the smallest error of the moving average; None without one."""
         rows = [row for row in self.rows if row.ema_error is not None]
-        return min(rows, key=lambda row: row.ema_error or 0.0, default=None)
+        return min(rows, key=operator.attrgetter("ema_error"), default=None)
 
     @property
     def split(self) -> str:

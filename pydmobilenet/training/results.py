@@ -23,16 +23,17 @@ SPLITS = {"test": "test", "val": "validation"}
 
 
 class Figure(NamedTuple):
-    """Which error: after the ``last`` or the ``best`` epoch, on the images of a `split`."""
+    """Which error on the images of a `split`: after the ``last`` or ``best`` epoch, or of the best average ``ema``."""
 
     epoch: str
     split: str
 
     def __str__(self) -> str:
-        return f"{self.epoch} epoch, {SPLITS[self.split]} error"
+        parameters = "moving average" if self.epoch == "ema" else f"{self.epoch} epoch"
+        return f"{parameters}, {SPLITS[self.split]} error"
 
 
-FIGURES = [Figure(epoch, split) for epoch in ("last", "best") for split in ("val", "test")]
+FIGURES = [Figure(epoch, split) for epoch in ("last", "best", "ema") for split in ("val", "test")]
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def read(directory: Path) -> RunResult:
 def _result(directory: Path, metadata: Mapping[str, Any], history: History) -> RunResult:
     config, data, checkpoints = (dict(metadata.get(key, {})) for key in ("config", "data", "checkpoints"))
     task, model = recorded_task(metadata["dataset"], metadata), catalog.parse_name(metadata["model"])
-    entries = {epoch: checkpoints.get(f"{epoch}.params", {}) for epoch in ("last", "best")}
-    last, best = (int(entry.get("epoch", 0)) for entry in entries.values())
+    entries = {figure.epoch: checkpoints.get(f"{figure.epoch}.params", {}) for figure in FIGURES}
+    last, best = (int(entries[epoch].get("epoch", 0)) for epoch in ("last", "best"))
     planned, patience = int(config.get("epochs", last)), int(config.get("patience", 0))
     errors = {
         figure: float(entries[figure.epoch][key])

@@ -99,7 +99,8 @@ def plan(
         raise UserError("pass either a folder or --data-dir, not both")
     present = tuple(split for split, images in arrays._asdict().items() if images) if arrays else ()
     kinds = (folder.ALL,) if present == ("train",) else present
-    config = configuration.configure(given, recipe, weights, kinds, distilled=teacher is not None)
+    mirrored = arrays.train.task.mirrored if arrays else None
+    config = configuration.configure(given, recipe, weights, kinds, teacher is not None, mirrored)
     directory = fetching.expanded(output or default_directory(config))
     if (resume == AUTO or processes.restarted()) and os.path.isfile(directory / CONFIG):
         values = {key: value for key, value in vars(config).items() if value != AUTO}
@@ -121,8 +122,6 @@ def _with_arrays(given: Mapping[str, Any], task: Task, options: Mapping[str, Any
     size = given.get("image_size", task.image_size)
     if size != task.image_size:
         raise InvalidValueError(f"image_size is {size} (allowed: {task.image_size}, as the given images have)")
-    if given.get("flip", "random") != "random" and not task.mirrored:
-        raise InvalidValueError(f"flip {given['flip']} cannot be used: the arrays have mirrored=False; nearest: random")
     return {**given, "dataset": task.name, "image_size": size}
 
 
