@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 def teacher(folder, tmp_path_factory):
     """A run on the same pictures, normalised in its own way."""
     output = tmp_path_factory.mktemp("runs") / "teacher"
-    run = start("mobilenet-11-0.25", folder, output=output, **{**TINY, "epochs": 1, "warmup_epochs": 0})
+    run = start("mobilenet-11-0.25", folder, output=output, **{**TINY, "epochs": 1, "warmup_epochs": 0, "mixup": 0})
     metadata = json.loads((output / "run.json").read_text())
     metadata.update(mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.1])
     (output / "run.json").write_text(json.dumps(metadata))

@@ -345,7 +345,7 @@ def test_a_run_of_an_earlier_version_does_not_go_on_by_another_update(age, inter
 def test_the_weights_of_a_run_of_an_earlier_version_are_a_beginning(interrupted, train, tmp_path):
     folder, run = interrupted
     change_metadata(run, without_origin)
-    recipe = ["-m", MODEL, "-d", f"folder:{folder}", "--config", DIGITS, *options({**RECIPE, "epochs": 1})]
+    recipe = ["-m", MODEL, "-d", f"folder:{folder}", "--config", DIGITS, *options({**RECIPE, "epochs": 1, "mixup": 0})]
     beginning = ["--device", "cpu", "--weights", run / "last.params", "--output", tmp_path / "on"]
     answer = train(*recipe, *beginning)
     assert answer.returncode == 0, answer.stderr

@@ -21,7 +21,7 @@ from pydmobilenet.training import checkpoint, config, loop, session
 pytestmark = pytest.mark.trains
 
 TINY = {"model": MODEL, "epochs": 2, "batch_size": 4, "warmup_epochs": 0, "seed": 5}
-ONCE = {**TINY, "device": "cpu", "progress": False}
+ONCE = {**TINY, "mixup_off_epochs": 0, "device": "cpu", "progress": False}
 
 
 @pytest.fixture(autouse=True)

@@ -43,9 +43,10 @@ DIGITS = config.read(ROOT / "configs" / "digits.yaml")
 
 
 def updates(model, way):
-    """Parameters, moving statistics and momentum after some updates of 32 images with mixup, and the scores."""
+    """Parameters, moving statistics, momentum and averages after updates of 32 mixed images, and the scores."""
     number, passes = WAYS[way]
-    values = {**DIGITS, "model": model, "batch_size": 32, "accumulation_steps": passes, "mixup": 0.2}
+    values = {**DIGITS, "model": model, "batch_size": 32, "accumulation_steps": passes, "mixup": 0.2, "cutmix": 1}
+    values.update(cutout=2, ema=0.5)
     recipe = config.make({**values, **(TAUGHT if way == "taught" else {})})
     dataset = get_dataset("digits")
     teacher = distillation.find("pyd-add-29-0.25", recipe, dataset.task) if way == "taught" else None
@@ -76,7 +77,7 @@ def trained(directory, folder):
     """What is in the directory of a run as soon as its training is over."""
     draw = loop.draw
     loop.draw = lambda *_: time.sleep(1)  # the first process is the last to be done
-    values = {**TINY, "model": MODEL, "dataset": folder, "epochs": 1, "warmup_epochs": 0}
+    values = {**TINY, "model": MODEL, "dataset": folder, "epochs": 1, "warmup_epochs": 0, "mixup_off_epochs": 0}
     run = pydmobilenet.train(**values, output=directory / "run", device="cpu", progress=False)
     loop.draw = draw
     return sorted(path.name for path in run.directory.iterdir()), len(run.history.rows)
