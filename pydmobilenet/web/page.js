@@ -65,11 +65,11 @@ async function run(rgba) {
 
 let queue = Promise.resolve(); // a session computes one picture at a time
 
-// Classify the pixels that `see` promises, once all earlier ones are done, and show a card of this name on top.
-function classify(name, see, card = $("card").content.firstElementChild.cloneNode(true)) {
+// Classify the pixels that `look` promises, once all earlier ones are done, and show a card of this name on top.
+function classify(name, look, card = $("card").content.firstElementChild.cloneNode(true)) {
   card.querySelector("h2").textContent = name;
   if (card !== $("results").firstElementChild) $("results").prepend(card);
-  queue = queue.then(see).then(async (rgba) => {
+  queue = queue.then(look).then(async (rgba) => {
     const begin = performance.now();
     const classes = await run(rgba);
     card.querySelector("p").textContent = `${(performance.now() - begin).toFixed(1)} ms`;
@@ -109,6 +109,7 @@ function listen() {
 }
 
 async function toggleCamera() {
+  $("camera").onclick = null; // a second stream could not be stopped
   const video = $("video");
   const stream = video.srcObject;
   stream?.getTracks().forEach((track) => track.stop());
@@ -120,6 +121,7 @@ async function toggleCamera() {
   }
   video.hidden = !video.srcObject;
   $("camera").setAttribute("aria-pressed", String(!video.hidden));
+  $("camera").onclick = toggleCamera;
   watch(video);
 }
 
