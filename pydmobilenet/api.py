@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from .validation import Result
 
 PathLike = Union[str, "os.PathLike[str]"]
-CALIBRATION = 400  # images, for an int8 file
 
 get_dataset = hinted(data.get_dataset)
 array_dataset = hinted(data.array_dataset)
@@ -228,14 +227,14 @@ def validate(
 ) -> list[Result]:
     """Evaluate networks on their test images, as ``run_validation.py`` does: one result per network.
 
-    `what` is a run, a file of weights that records its network, or patterns of model names in the tables; `dataset` has
-    patterns of data sets, or a folder or an `array_dataset` with images for the runs. `weights` are more runs and
-    files; then the patterns select among their networks, and `depth` by depth. `fused` folds the networks. `processes`
-    work side by side (None: as many as are fastest). `mirror` also measures the mean softmax of each image and its
-    mirror image: the results' ``mirror_error``, never judged. `against`, an earlier ``answers.csv`` of the same images,
-    is compared image by image: their ``change``. A report goes to the directory `output`: Markdown, CSV, JSON, a web
-    page, and the answers. `show` is called with each data set and its results as they come. `cache` and `progress` are
-    as for `train`.
+    `what` is a run, a file of weights that records its network, a file of `export`, or patterns of model names in the
+    tables; `dataset` has patterns of data sets, or a folder or an `array_dataset` with images for the runs. `weights`
+    are more runs and files; then the patterns select among their networks, and `depth` by depth. `fused` folds the
+    networks. `processes` work side by side (None: as many as are fastest). `mirror` also measures the mean softmax of
+    each image and its mirror image: the results' ``mirror_error``, never judged. `against`, an earlier ``answers.csv``
+    of the same images, is compared image by image: their ``change``. A report goes to the directory `output`: Markdown,
+    CSV, JSON, a web page, and the answers. `show` is called with each data set and its results as they come. `cache`
+    and `progress` are as for `train`.
 
     Raises as `train`; the error of a single row is its ``reason``.
     """
@@ -249,7 +248,7 @@ def validate(
         from .reporting.html import Report  # it needs libraries that nothing else does
 
         report = Report(fetching.expanded(output))
-    records, source = validation.select(what, dataset, weights, depth, data_dir)
+    records, source = validation.select(what, dataset, weights, depth, data_dir, _expanded(weights_dir))
     choice = engines.choose(engine, device, fused=fused)
     say = (lambda text: None) if progress is False else (lambda text: print(printable(text), file=sys.stderr))
     say(f"Validating {choice}.")
@@ -364,10 +363,9 @@ def export(
     """
     from . import export_formats, huggingface, web
 
-    path = fetching.expanded(output)
-    options = {"no_fuse": not fused, "uint8_input": uint8_input, "data_dir": data_dir, "runtime": runtime}
-    quantising = {"int8": int8, "calibration": calibration}
-    export_formats.check(format, path, engine=engine != "auto", **options, **quantising)
+    path, where = fetching.expanded(output), _expanded(data_dir)
+    options = {"no_fuse": not fused, "uint8_input": uint8_input, "data_dir": data_dir, "engine": engine != "auto"}
+    export_formats.check(format, path, runtime=runtime, int8=int8, calibration=calibration, **options)
     contents = None if runtime is None else web.runtime_files(fetching.expanded(runtime))
     source = checkpoints.find(model, dataset, weights, weights_dir, image_size)
     if format == huggingface.FORMAT:
@@ -375,20 +373,19 @@ def export(
             huggingface.write(source, part)
         say(printable(f"wrote {path}: {source.model} for {source.task.title}, in Hugging Face's layout"))
         return None
-    engines.choose("onnxruntime", "cpu")  # ONNX Runtime checks the file
-    images = exporting.comparison_images(source.task, _expanded(data_dir), dataset)
-    if engine == "auto":  # not ONNX Runtime's own answers, if another engine has them
+    images = exporting.comparison_images(source.task, where, dataset)
+    if engine == "auto":  # rather not ONNX Runtime's own answers
         engine = next(name for name in engines.ENGINES if not engines.obstacle(name))
     reference = engines.choose(engine, "cpu", fused=False).engine
-    int8_images = _calibration(source, dataset, data_dir, calibration) if int8 else None
+    ranges = export_formats.calibrate(source, where, dataset, calibration) if int8 else None
     if format in (export_formats.TFLITE, export_formats.C):
-        as_c = format == export_formats.C
-        return engines.litert("export").export_source(source, path, *images, reference, measure, say, int8_images, as_c)
+        how: dict[str, Any] = {"calibration": ranges, "as_c": format == export_formats.C}
+        return engines.litert("export").export_source(source, path, *images, reference, measure, say, **how)
+    engines.choose("onnxruntime", "cpu")  # ONNX Runtime checks the file
     from .onnx import export as onnx
 
     if format == export_formats.ONNX:
-        own: dict[str, Any] = {"uint8_input": uint8_input, "calibration": int8_images}
-        return onnx.export_source(source, path, *images, reference, fused, measure=measure, say=say, **own)
+        return onnx.export_source(source, path, *images, reference, fused, uint8_input, measure, say, None, ranges)
     lines: list[str] = []
     with files.new_directory(path) as part:
         web.write(source, part, contents)
@@ -397,19 +394,6 @@ def export(
     say(*lines)
     say(printable(f"to see it: python -m http.server --directory {path}"))
     return apart
-
-
-def _calibration(
-    source: checkpoints.Checkpoint, dataset: str | None, data_dir: PathLike | None, number: int | None
-) -> exporting.Calibration:
-    """Read the images for an int8 file: of training, and those for the network's error."""
-    from . import validation
-
-    where = _expanded(data_dir)
-    if where is None and dataset and (name := data.dataset_name(dataset)).startswith("folder:"):
-        where = fetching.expanded(name.partition(":")[2])
-    images = exporting.calibration_images(source, where, CALIBRATION if number is None else number)
-    return exporting.Calibration(images, validation.images_of(source, where, skip_bad=True))
 
 
 def _expanded(path: PathLike | None) -> Path | None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from . import files, huggingface, web
+from . import fetching, files, huggingface, web
+from .checkpoints import Checkpoint
+from .data import dataset_name
 from .engine import litert
 from .errors import UnusableError, UserError, unknown
+from .exporting import Calibration, calibration_images
+from .validation import images_of
 
 ONNX, TFLITE, C = "onnx", "tflite", "c"
 COMPARED = {"no_fuse", "data_dir", "engine"}  # with the answers of an engine
+CALIBRATION = 400  # images, for an int8 file
 QUANTISED = {"int8", "calibration"}
 OPTIONS: dict[str, set[str]] = {
     ONNX: {*COMPARED, *QUANTISED, "uint8_input"},
@@ -45,3 +50,14 @@ def check(format: str, output: Path, **options: object) -> None:
     if os.path.lexists(output):
         raise UnusableError(f"{output} exists already; choose another name, or move it away")
     files.check_new_directory(output)
+
+
+def calibrate(source: Checkpoint, data_dir: Path | None, dataset: str | None, number: int | None) -> Calibration:
+    """Read the images for an int8 file: `number` ones of training (by default `CALIBRATION`), and those for its error.
+
+    They are the network's own, or those in `data_dir` or in the folder `dataset`.
+    """
+    if data_dir is None and dataset and (name := dataset_name(dataset)).startswith("folder:"):
+        data_dir = fetching.expanded(name.partition(":")[2])
+    images = calibration_images(source, data_dir, CALIBRATION if number is None else number)
+    return Calibration(images, images_of(source, data_dir, skip_bad=True))

@@ -17,7 +17,7 @@ from typing import Any, Union
 import numpy as np
 from tqdm import tqdm
 
-from . import catalog, checkpoints, fetching, provenance
+from . import catalog, checkpoints, exported, fetching, provenance
 from .answers import Change, Earlier
 from .catalog import Record
 from .checkpoints import Checkpoint, runs
@@ -27,6 +27,7 @@ from .data.datasets import located
 from .data.splits import check_task, kinds, pixel_hashes, put_aside
 from .engine import Arrays, Engine
 from .errors import BadFileError, InvalidValueError, UserError
+from .exported import Exported
 from .metrics import Answers, Score, evaluate, wilson
 from .network import Complexity
 from .processes import run_each
@@ -140,6 +141,7 @@ def select(
     weights: PathLike | Sequence[PathLike],
     depth: Sequence[int],
     data_dir: PathLike | None,
+    weights_dir: Path | None = None,
 ) -> tuple[list[Record], Path | Dataset | None]:
     """Select the rows for `api.validate`; return them with their images, or the directory of these."""
     paths = [weights] if isinstance(weights, (str, os.PathLike)) else list(weights)
@@ -154,7 +156,9 @@ def select(
     if set(paths) <= {checkpoints.PUBLISHED}:
         rows: list[Record] = [*catalog.RECORDS, *checkpoints.bundled()]
     else:
-        rows = [checkpoints.find(weights=path) for path in paths]
+        rows = [checkpoints.find(weights=path) for path in paths if not exported.is_exported(path)]
+        for path in filter(exported.is_exported, paths):
+            rows += exported.find(path, [row for row in rows if isinstance(row, Checkpoint)], weights_dir)
         datasets = list(map(dataset_name, datasets))
         folders = [name for name in datasets if name.startswith("folder:")]
         if len(folders) + (where is not None) > 1:
@@ -185,13 +189,14 @@ def validate(
     a row (a corrupt file, a process that died) become the reason in their results, and the others go on. Up to so many
     `processes` share the rows, if that saves time. `skip_bad` skips unreadable images of a folder; its pixels are kept
     in the `cache`. Bars are `shown` as for `progress_bar`. With `mirror`, the mirror images are evaluated too, and
-    answers are compared with `earlier` ones. Raises InvalidValueError if no data set is to be
-    mirrored, and BadFileError if the earlier answers are of other images than those of the only data set.
+    answers are compared with `earlier` ones. Raises InvalidValueError if no data set is to be mirrored, and
+    BadFileError if the earlier answers are of other images than those of the only data set.
     """
     records = list(records)
     names = list(dict.fromkeys(record.dataset for record in records))
     if mirror and not any((record.task or get_task(record.dataset)).mirrored for record in records):
         raise InvalidValueError(f"{', '.join(names)} has no mirror images: leave out mirror")
+    keep_answers = keep_answers or any(isinstance(record, Exported) for record in records)
     job = _Job(engine, weights, batch_size or engine.batch_size, limit, keep_answers, mirror)
     for _, group in groupby(records, key=_same_images):
         rows = list(group)
@@ -211,12 +216,10 @@ def validate(
             results = _evaluate_in_processes(rows, run, size, dataset.task.title, shown)
         else:
             results = [_log(job.run(record, dataset, reason, shown)) for record in rows]
-        if same_images:
-            results = [
-                replace(row, change=same_images.change(row.record, row.answers)) if row.answers else row
-                for row in results
-            ]
-        yield dataset, results
+        seen = {row.record: row.answers for row in results if row.answers}
+        given = {record: same_images.change(record, own) for record, own in seen.items()} if same_images else {}
+        changes = {**exported.changes(seen, dataset), **given}
+        yield dataset, [replace(row, change=changes.get(row.record)) for row in results]
 
 
 @dataclass(frozen=True)
@@ -242,7 +245,7 @@ class _Job:
                 raise UserError(reason)
             images = dataset.head(self.limit)
             answers = Answers.empty(len(images)) if self.keep_answers else None
-            predict = self.engine.load(network, self.weights(record))
+            predict = record.load() if isinstance(record, Exported) else self.engine.load(network, self.weights(record))
             how: dict[str, Any] = {"answers": answers, "mirror": self.mirror and dataset.task.mirrored}
             with progress_bar(len(images), record.model, "images", shown) as bar:
                 counts = evaluate(predict, images, self.batch_size, report=bar.update, **how)

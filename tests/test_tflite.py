@@ -15,7 +15,7 @@ import oracle
 import pytest
 from helpers import commander, first_images, make_classes
 
-from pydmobilenet import catalog
+from pydmobilenet import catalog, data
 from pydmobilenet.data import get_dataset, get_task
 from pydmobilenet.errors import BadFileError, UnusableError
 from pydmobilenet.exporting import calibration_images, channels_last, difference
@@ -25,6 +25,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from pydmobilenet import api
 from pydmobilenet.engine import litert
+from pydmobilenet.onnx import graph as onnx
 from pydmobilenet.tflite import c_array, graph, metadata, quantise, session
 
 SMALL = ["resnet-11-0.25", "mobilenet-11-0.25", "pyd-add-11-0.25", "pyd-concat-11-0.25"]
@@ -49,6 +50,11 @@ def operators(content):
 @pytest.fixture
 def run(monkeypatch, capsys):
     return lambda *arguments: commander(monkeypatch, capsys)("export", *arguments)
+
+
+@pytest.fixture
+def validate(monkeypatch, capsys):
+    return lambda *arguments: commander(monkeypatch, capsys)("validate", *arguments)
 
 
 @pytest.mark.parametrize("name", [*SMALL, "wrn-10-1"])
@@ -167,7 +173,7 @@ def test_a_file_of_others_or_a_damaged_one_is_refused():
 
 @pytest.fixture(scope="module")
 def quantised():
-    """The bundled network: its layers, float32 and int8, and whole in int8 as for a microcontroller."""
+    """The bundled network in float32 and int8, the same with whole kernels, and of this its layers and scales."""
     source = api.checkpoints.find(DIGITS[1], "digits")
     pixels = channels_last(get_dataset("digits", "train").images[:50])
     contents = []
@@ -175,12 +181,12 @@ def quantised():
         network = graph.prepare(source.network, source.arrays(), source.task, whole)
         scales = quantise.scales(*network, source.task.image, pixels)
         contents += [graph.convert(*network, source.task.image, each) for each in (None, scales)]
-    return contents
+    return [*contents, network, scales]
 
 
 def test_int8_keeps_the_answers_and_takes_a_third_of_the_space(quantised):
     test = get_dataset("digits", "test").head(60)
-    split, split_int8, whole, whole_int8 = quantised
+    split, split_int8, whole, whole_int8 = quantised[:4]
     expected = session.predictor(split)(channels_last(test.images))
     for content in (split_int8, whole_int8):
         logits = session.predictor(content, xnnpack=False)(channels_last(test.images))
@@ -246,6 +252,50 @@ def test_a_costly_int8_file_is_written_with_a_warning(run, tmp_path, monkeypatch
     with pytest.warns(UserWarning, match=r"int8 raises the error from 1\.11 to"):
         assert run(*command, "--output", tmp_path / "net.tflite")[0] == 0
     assert (tmp_path / "net.tflite").exists()
+
+
+def test_files_are_validated_beside_their_network(quantised, validate, tmp_path):
+    source = api.checkpoints.find(DIGITS[1], "digits")
+    about = {"model": source.model, "weights": f"x sha256:{source.sha256}", **data.about(source.task)}
+    model = onnx.convert(source.network, source.arrays(), source.task, True, about)
+    (tmp_path / "float32.onnx").write_bytes(model.SerializeToString())
+    network, scales = quantised[4:]
+    content = metadata.dump({**about, "dtype": "int8"})
+    (tmp_path / "int8.tflite").write_bytes(graph.convert(*network, source.task.image, scales, content))
+    code, out, _ = validate(tmp_path / "float32.onnx", tmp_path / "int8.tflite", "--limit", 40)
+    assert code == 0
+    rows = [line for line in out.splitlines() if line.startswith("| pyd-add-29-0.25")]
+    verdicts = ["not judged, in interval", "not judged, in interval", "not judged"]  # int8 has no recorded error
+    assert [row.split("|")[-2].strip() for row in rows] == verdicts
+    changes = [line for line in out.splitlines() if "answers changed" in line]
+    assert len(changes) == 2
+    assert "0 of 40 answers changed" in changes[0]
+    assert "int8.tflite), before pyd-add-29-0.25 (pretrained/digits-pyd-add-29-0.25.params): " in changes[1]
+
+
+def test_a_file_of_another_network_is_validated_on_given_images(validate, tmp_path):
+    make_classes(tmp_path / "photos", "ab", {"train": 2, "test": 3})
+    task = get_task(tmp_path / "photos")
+    network, arrays, _ = made(SMALL[1], f"folder:{tmp_path}/photos")
+    about = {"model": SMALL[1], "weights": "own.params sha256:1", **data.about(task)}
+    content = graph.convert(*graph.prepare(network, arrays, task), task.image, metadata=metadata.dump(about))
+    (tmp_path / "net.tflite").write_bytes(content)
+    with pytest.warns(UserWarning, match=r"the network of \S+net.tflite is not here: give its run too"):
+        code, out, _ = validate(tmp_path / "net.tflite", "--data-dir", tmp_path / "photos")
+    assert code == 0
+    assert "not judged" in out
+    assert "6 of 6 images" in out
+
+
+@pytest.mark.parametrize("name", ["net.tflite", "net.onnx"])
+@pytest.mark.parametrize("content", [None, b"", b"\0" * 100, b"no network"])
+def test_a_damaged_file_is_one_line(name, content, validate, tmp_path):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    code, out, err = validate(tmp_path / name)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert ("cannot read" if content is None else "is no file of `pydmobilenet export`") in err
 
 
 @pytest.mark.parametrize(

@@ -262,8 +262,8 @@ def inspect(path: str | os.PathLike[str]) -> Checkpoint | None:
         return _described(file, sidecar, metadata)
     if os.path.isfile(path.parent / runs.METADATA):
         return _of_run(path.parent, path.name)
-    origin = _origin(_sha256(file)) if formats.is_params(head) else None
-    return _of_file(file, origin.model, origin.task or get_task(origin.dataset), origin) if origin else None
+    row = origin(_sha256(file)) if formats.is_params(head) else None
+    return _of_file(file, row.model, row.task or get_task(row.dataset), row) if row else None
 
 
 def _of_run(directory: Path, file: str) -> Checkpoint:
@@ -283,7 +283,7 @@ def _described(path: Path, source: Path, metadata: Mapping[str, Any]) -> Checkpo
         model, task = parse_name(values["model"]).name, recorded_task(values["dataset"], values)
     except runs.WRONG as error:
         raise BadFileError(f"{source} does not describe a network: {runs.why(error)}") from None
-    return _of_file(path, model, task, _origin(metadata.get("source_sha256"), metadata.get("sha256")))
+    return _of_file(path, model, task, origin(metadata.get("source_sha256"), metadata.get("sha256")))
 
 
 def _of_file(path: Path, model: str, task: Task, origin: Record | None) -> Checkpoint:
@@ -292,7 +292,7 @@ def _of_file(path: Path, model: str, task: Task, origin: Record | None) -> Check
     return Checkpoint(model, task.name, *errors, path=path, task=task, seen=seen, origin=origin)
 
 
-def _origin(*sha256: object) -> Record | None:
+def origin(*sha256: object) -> Record | None:
     """Find the bundled or published row with one of these SHA-256."""
     return next((row for row in _rows() if row.digest.removeprefix("sha256:") in sha256), None)
 

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 
 from ..devices import Device, parse
-from ..errors import UnusableError
+from ..errors import BadFileError, UnusableError
 from ..folding import fold
 from ..network import IMAGES, Network
 from ..processes import processors
@@ -66,3 +66,17 @@ def predictor(model: onnx.ModelProto | bytes, threads: int | None = None) -> Cal
     content = model if isinstance(model, bytes) else model.SerializeToString()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run([LOGITS], {IMAGES: images})[0]
+
+
+def properties(content: bytes) -> dict[str, str]:
+    """Return the metadata of a file. Raises BadFileError."""
+    try:
+        return {entry.key: entry.value for entry in onnx.load_model_from_string(content).metadata_props}
+    except Exception as error:  # protobuf's own, which depend on its version
+        raise BadFileError(f"no ONNX file: {type(error).__name__}") from None
+
+
+def takes_pixels(content: bytes) -> bool:
+    """Return whether the input of a file is pixels (N, H, W, 3) in uint8."""
+    (images,) = onnx.load_model_from_string(content).graph.input
+    return images.type.tensor_type.elem_type == onnx.TensorProto.UINT8

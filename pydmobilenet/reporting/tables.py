@@ -19,6 +19,7 @@ from ..catalog import Record
 from ..checkpoints import Checkpoint, runs, weights
 from ..data import Dataset, get_task
 from ..errors import UnusableError, UserError
+from ..exported import Exported
 from ..text import encodable, printable
 from ..validation import TOLERANCE, Result
 
@@ -98,7 +99,8 @@ def changes(results: Sequence[Result]) -> list[str]:
     """Return a line for each network on its difference from earlier answers; none if there are none."""
     if not any(result.change for result in results):
         return []
-    return [printable(_change(result)) for result in results if result.answers]
+    files = any(isinstance(result.record, Exported) for result in results)  # which are compared with their networks
+    return [printable(_change(result)) for result in results if result.answers and (result.change or not files)]
 
 
 def _change(result: Result) -> str:

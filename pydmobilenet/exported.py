@@ -1,0 +1,111 @@
+"""Files of `export` as rows of a validation: their own answers, beside those of their network."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from . import answers, checkpoints, fetching
+from .catalog import Record, parse_name
+from .checkpoints import Checkpoint, runs
+from .data import Dataset, of_metadata
+from .engine import Predict, litert
+from .errors import BadFileError, MissingFileError, UserError
+from .exporting import of_pixels
+from .metrics import Answers
+from .processes import processors
+
+ONNX, TFLITE = SUFFIXES = (".onnx", ".tflite")
+
+
+@dataclass(frozen=True)
+class Exported(Checkpoint):
+    """A file of `export`, for the images of its network, the `source`, if that is here."""
+
+    source: Checkpoint | None = None
+
+    @property
+    def run(self) -> Path | None:
+        return self.source.run if self.source else None
+
+    def load(self) -> Predict:
+        """Return the file as a function of normalised images. Raises BadFileError."""
+        assert self.path  # as `find` has it
+        content = self.path.read_bytes()
+        if self.path.suffix == TFLITE:
+            return of_pixels(litert("session").predictor(content, processors()), self.task)
+        from .onnx import session
+
+        predict = session.predictor(content)
+        return of_pixels(predict, self.task) if session.takes_pixels(content) else predict
+
+
+def changes(seen: Mapping[Record, Answers], dataset: Dataset | None) -> dict[Record, answers.Change]:
+    """Compare the answers of each file of `export` with those of its network, by rows with their answers."""
+    found: dict[Record, answers.Change] = {}
+    for record, own in seen.items():
+        source = record.source if isinstance(record, Exported) else None
+        if dataset and source and source in seen:
+            labels = dataset.labels[: len(own.classes)]
+            found[record] = answers.change(answers.name(source), seen[source].classes, own.classes, labels)
+    return found
+
+
+def is_exported(path: str | os.PathLike[str] | None) -> bool:
+    """Return whether a path has the suffix of a file of `export`."""
+    return path is not None and Path(path).suffix in SUFFIXES
+
+
+def find(path: str | os.PathLike[str], rows: Sequence[Checkpoint], weights_dir: Path | None) -> list[Checkpoint]:
+    """Return the row of a file of `export`, behind the row of its network if this is not among `rows`.
+
+    An int8 file is not judged: its error is another one than that of its network. Raises BadFileError for a file of
+    others, and MissingFileError.
+    """
+    file = fetching.expanded(path)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise MissingFileError(f"cannot read {path}: {error.strerror or error}") from None
+    try:
+        properties = _properties(file, content)
+        model, task = parse_name(properties["model"]).name, of_metadata(properties)
+        sha256 = properties["weights"].rpartition("sha256:")[2]
+    except runs.WRONG as error:
+        why = error if isinstance(error, UserError) else runs.why(error)
+        raise BadFileError(f"{path} is no file of `pydmobilenet export`: {why}") from None
+    known = next((row for row in rows if row.sha256 == sha256), None)
+    source = known or _published(sha256, weights_dir)
+    if source is None:
+        warnings.warn(f"the network of {path} is not here: give its run too, to compare both", stacklevel=2)
+    base = source or Checkpoint(model, task.name, path=file, task=task, seen=runs.UNKNOWN)
+    values: dict[str, Any] = {**vars(base), "path": file, "digest": "", "source": source}
+    values["task"] = replace(base.task, image_size=task.image_size)
+    if properties.get("dtype") == "int8":
+        values.update(top1_error=None, top5_error=None)
+    return [*([source] if source and not known else []), Exported(**values)]
+
+
+def _properties(path: Path, content: bytes) -> dict[str, str]:
+    if path.suffix == TFLITE:
+        return litert("metadata").read(content)
+    from .onnx import session
+
+    return session.properties(content)
+
+
+def _published(sha256: str, weights_dir: Path | None) -> Checkpoint | None:
+    """Find the bundled or published weights of a hash, if they are on this machine or can be downloaded."""
+    row = checkpoints.origin(sha256)
+    if row is None:
+        return None
+    try:
+        found = checkpoints.find(row.model, row.dataset, weights_dir=None if row.path else weights_dir)
+        return replace(found, path=found.locate())
+    except UserError as error:
+        warnings.warn(str(error), stacklevel=3)
+        return None
