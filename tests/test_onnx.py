@@ -1,5 +1,6 @@
 """Networks as ONNX files: the same function, opened without MXNet, and nothing written where it is another one."""
 
+import io
 import json
 import os
 import re
@@ -50,6 +51,34 @@ def test_every_network_of_the_tables_is_the_same_function(name, dataset):
         apart = export.difference(lambda images: expected, CIFAR10, model, PIXELS[:1])
         assert apart.logits < 1e-5
         assert apart.classes == 0
+
+
+def opencv(model):
+    """OpenCV's dnn, an image a call."""
+    net = pytest.importorskip("cv2").dnn.readNetFromONNX(np.frombuffer(model, np.uint8))
+
+    def predict(images):
+        net.setInput(images)
+        return net.forward()
+
+    return lambda images: np.concatenate([predict(images[number : number + 1]) for number in range(len(images))])
+
+
+def openvino(model):
+    core = pytest.importorskip("openvino").Core()
+    net = core.compile_model(core.read_model(io.BytesIO(model)), "CPU")
+    return lambda images: net({"images": images})[0]
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("program", [opencv, openvino])
+def test_another_program_answers_alike(program, name):
+    network, arrays, reference = made(name)
+    expected = reference(NORMAL)
+    for model in (graph.convert(network, arrays), graph.convert(*fold(network, arrays))):
+        logits = program(model.SerializeToString())(NORMAL)
+        assert abs(logits - expected).max() < 1e-5 * np.ptp(expected)
+        assert (logits.argmax(1) == expected.argmax(1)).all()
 
 
 def test_the_engine_answers_in_any_batch_size():

@@ -110,8 +110,9 @@ class _Graph:
         operator, attributes = OPERATORS[layer.operator], _attributes(layer)
         if layer.operator == "GlobalAveragePool":
             inputs, operator = [self.add(operator, inputs, f"{layer.name}_map")], "Flatten"
-        elif layer.operator == "Add" and len(inputs) > 2:
-            operator = "Sum"
+        while layer.operator == "Add" and len(inputs) > 2:  # OpenCV's dnn answers wrongly to a Sum of three
+            first = self.add("Add", inputs[:2], f"{layer.name}_{len(inputs)}")
+            inputs = [first, *inputs[2:]]
         self.add(operator, inputs, layer.name, **attributes)
 
 
