@@ -484,13 +484,8 @@ def test_the_keyboard_reaches_everything_and_a_phone_shows_all_of_it(site, visit
     focused = []
     for _ in range(3):
         page.keyboard.press("Tab")
-        focused.append(page.evaluate("document.activeElement.id"))
-    assert focused == ["clear", "files", "camera"]
-    page.keyboard.press("Shift+Tab")
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Space")
-    chooser.value.set_files(ROOT / "examples" / "digits" / "two.png")
-    assert page.locator("article bdi").first.inner_text() == "2"
+        focused.append(page.evaluate("[document.activeElement.id, document.activeElement.type]"))
+    assert focused == [["clear", "button"], ["files", "file"], ["camera", "button"]]  # which Enter and Space press
 
 
 @pytest.mark.slow
