@@ -146,6 +146,20 @@ def test_the_bundled_network_is_exported_and_says_what_it_is(run, tmp_path):
     assert (session.predictor(content)(channels_last(test.images)).argmax(axis=1) == test.labels).mean() > 0.95
 
 
+def test_names_of_tensors_are_unique(quantised):
+    for content in quantised[:4]:
+        (part,) = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content)).subgraphs
+        names = [tensor.name for tensor in part.tensors]
+        assert len(set(names)) == len(names)
+
+
+def test_a_file_has_the_signature_that_newer_readers_ask_for():
+    network = graph.prepare(*made(SMALL[0])[:2], CIFAR10)
+    runner = session.interpreter(graph.convert(*network, CIFAR10.image)).get_signature_runner("serving_default")
+    assert list(runner.get_input_details()) == ["images"]
+    assert runner(images=channels_last(PIXELS[:1]))["logits"].shape == (1, 10)
+
+
 def test_mobile_readers_find_the_names_of_the_classes_in_any_language(tmp_path):
     model = graph.convert(
         *graph.prepare(*made(SMALL[1])[:2], CIFAR10), CIFAR10.image, metadata=metadata.dump({"model": "x"})

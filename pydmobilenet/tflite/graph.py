@@ -172,7 +172,7 @@ class _Graph:
         shape = _channels_last(shapes[IMAGES])
         self.images = self.tensor(IMAGES, shape, "UINT8", quantisation=_per_tensor(1.0, 0))
         code = "DEQUANTIZE" if scales is None else "QUANTIZE"
-        self.operator(code, [self.images], self.map(IMAGES, shape, PIXEL_SCALE))
+        self.numbers[IMAGES] = self.operator(code, [self.images], self.map("images_as_map", shape, PIXEL_SCALE))
 
     def tensor(self, name: str, shape: Sequence[int], kind: str, data: Any = None, quantisation: Any = None) -> int:
         if data is not None:
@@ -316,6 +316,12 @@ class _Graph:
             operators=self.operators,
             name="pydmobilenet",
         )
+        signature = schema.SignatureDefT(
+            inputs=[schema.TensorMapT(name=IMAGES, tensorIndex=self.images)],
+            outputs=[schema.TensorMapT(name=LOGITS, tensorIndex=self.logits)],
+            signatureKey="serving_default",  # TensorFlow's name
+            subgraphIndex=0,
+        )
         model = schema.ModelT(
             version=SCHEMA_VERSION,
             operatorCodes=codes,
@@ -323,6 +329,7 @@ class _Graph:
             description="pydmobilenet",
             buffers=self.buffers,
             metadata=entries,
+            signatureDefs=[signature],
         )
         builder = flatbuffers.Builder(1 << 20)
         builder.Finish(model.Pack(builder), IDENTIFIER)

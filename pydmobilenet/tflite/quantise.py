@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..errors import BadFileError
 from ..folding import Arrays
 from ..network import Concat, Maximum, Network
 from . import graph, session
@@ -20,11 +21,14 @@ PARTS = [part / 20 for part in range(20, 5, -1)]  # of a range, tried from the w
 def scales(network: Network, arrays: Arrays, image: tuple[int, int, int], pixels: np.ndarray) -> dict[str, Scale]:
     """Return the scale of each map of a graph, by its values on pixels (N, H, W, 3) in uint8.
 
-    What is joined has the scale of the join, so that nothing is rounded there.
+    What is joined has the scale of the join, so that nothing is rounded there. Raises BadFileError for values that are
+    not finite.
     """
     samples: dict[str, list[np.ndarray]] = {}
     generator = np.random.default_rng(0)
     for name, values in _maps(network, arrays, image, pixels):
+        if not np.isfinite(values).all():
+            raise BadFileError(f"{name} has values that are not finite on the calibration images")
         few = values.ravel()[generator.integers(0, values.size, SAMPLES)]
         samples.setdefault(name, []).append(np.append(few, [values.min(), values.max()]))
     ranges = {name: _range(np.concatenate(batches)) for name, batches in samples.items()}
