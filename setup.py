@@ -112,10 +112,9 @@ setup(
             "types-requests",
             "types-tabulate",
             "types-tqdm",
-            f"gluoncv==0.10.5.post0; {X86}",  # the oracle of the Wide ResNets
+            f"gluoncv==0.10.5.post0; {X86}",  # the oracle of the Wide ResNets; brings OpenCV, whose dnn reads ours
             "pillow-heif>=0.16",
-            "opencv-python-headless",  # whose dnn reads our ONNX files
-            "openvino",  # as this does
+            "openvino",  # reads our ONNX files
             "playwright",  # drives the Chromium of this machine, for the page of `export --format web`
             "scikit-learn",  # whose copy of the digits ours is compared with
         ],
