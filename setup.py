@@ -24,7 +24,7 @@ MXNET_GPU = [
     f"nvidia-cudnn-cu11>=8.1,<9; {LINUX}",  # libcudnn.so.8
 ]
 # It has no wheel for Windows with Python 3.9.
-LITERT = 'ai-edge-litert>=2.0.3; python_version >= "3.10" or sys_platform != "win32"'
+LITERT = 'ai-edge-litert>=2.1; python_version >= "3.10" or sys_platform != "win32"'
 # The interpreter of microcontrollers, for the memory that a file needs: pre-releases alone, with one build.
 MICRO = 'tflite-micro>=0.dev0; python_version == "3.11" and sys_platform == "linux" and platform_machine == "x86_64"'
 

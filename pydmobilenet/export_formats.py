@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 from . import fetching, files, huggingface, web
 from .checkpoints import Checkpoint
 from .data import dataset_name
 from .engine import litert
-from .errors import UnusableError, UserError, unknown
+from .errors import InvalidValueError, UnusableError, UserError, unknown
 from .exporting import Calibration, calibration_images
 from .validation import images_of
 
@@ -38,7 +39,10 @@ def check(format: str, output: Path, **options: object) -> None:
     for name in (name for name, value in options.items() if value and name not in OPTIONS[format]):
         others = " or ".join(other for other, names in OPTIONS.items() if name in names)
         raise UserError(f"{name.replace('_', '-')} is for the format {others}: leave it out for {format}")
-    if options.get("calibration") and not options.get("int8"):
+    number = options.get("calibration")
+    if number is not None and (type(number) is not int or number < 1):
+        raise InvalidValueError(f"calibration is {number!r} (allowed: a whole number from 1)")
+    if number is not None and not options.get("int8"):
         raise UserError("calibration is only used with int8")
     if format in (TFLITE, C):
         litert("export")  # is it installed?
@@ -60,4 +64,6 @@ def calibrate(source: Checkpoint, data_dir: Path | None, dataset: str | None, nu
     if data_dir is None and dataset and (name := dataset_name(dataset)).startswith("folder:"):
         data_dir = fetching.expanded(name.partition(":")[2])
     images = calibration_images(source, data_dir, CALIBRATION if number is None else number)
+    if number and len(images) < number:
+        warnings.warn(f"calibration {number:,}: the data has only {len(images):,} images, all are used", stacklevel=3)
     return Calibration(images, images_of(source, data_dir, skip_bad=True))

@@ -36,7 +36,7 @@ class Exported(Checkpoint):
         """Return the file as a function of normalised images. Raises BadFileError."""
         assert self.path  # as `find` has it
         content = self.path.read_bytes()
-        if self.path.suffix == TFLITE:
+        if self.path.suffix.lower() == TFLITE:
             return of_pixels(litert("session").predictor(content, processors()), self.task)
         from .onnx import session
 
@@ -57,16 +57,16 @@ def changes(seen: Mapping[Record, Answers], dataset: Dataset | None) -> dict[Rec
 
 def is_exported(path: str | os.PathLike[str] | None) -> bool:
     """Return whether a path has the suffix of a file of `export`."""
-    return path is not None and Path(path).suffix in SUFFIXES
+    return path is not None and Path(path).suffix.lower() in SUFFIXES and not os.path.isdir(path)
 
 
-def find(path: str | os.PathLike[str], rows: Sequence[Checkpoint], weights_dir: Path | None) -> list[Checkpoint]:
-    """Return the row of a file of `export`, behind the row of its network if this is not among `rows`.
+def insert(path: str | os.PathLike[str], rows: Sequence[Checkpoint], weights_dir: Path | None) -> list[Checkpoint]:
+    """Return the rows with that of a file of `export` behind its network, which is added if it is not among them.
 
     An int8 file is not judged: its error is another one than that of its network. Raises BadFileError for a file of
     others, and MissingFileError.
     """
-    file = fetching.expanded(path)
+    file = fetching.expanded(path).absolute()
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -87,11 +87,15 @@ def find(path: str | os.PathLike[str], rows: Sequence[Checkpoint], weights_dir: 
     values["task"] = replace(base.task, image_size=task.image_size)
     if properties.get("dtype") == "int8":
         values.update(top1_error=None, top5_error=None)
-    return [*([source] if source and not known else []), Exported(**values)]
+    row, others = Exported(**values), [other for other in rows if isinstance(other, Exported)]
+    if known is None:
+        return [*rows, *([source] if source else []), row]
+    place = list(rows).index(known) + 1 + sum(other.source is known for other in others)  # earlier files stand there
+    return [*rows[:place], row, *rows[place:]]
 
 
 def _properties(path: Path, content: bytes) -> dict[str, str]:
-    if path.suffix == TFLITE:
+    if path.suffix.lower() == TFLITE:
         return litert("metadata").read(content)
     from .onnx import session
 

@@ -67,8 +67,10 @@ class Calibration:
             for error, (low, high) in zip(errors, (wilson(count, number) for count in wrong))
         ]
         change = answers.change("", both[0].classes, both[1].classes, self.test.labels)
+        doubt = self.test.doubt and f" ({self.test.doubt})"
         return (
-            f"error on {number:,} {self.test.split} images: {texts[1]} in int8, {texts[0]} in float32; {change} "
+            f"ranges by {len(self.images):,} images; error on {number:,} {self.test.split} images{doubt}: "
+            f"{texts[1]} in int8, {texts[0]} in float32; {change} "
             f"({100 * change.changed / number:.2f} %)"
         )
 

@@ -156,9 +156,10 @@ def select(
     if set(paths) <= {checkpoints.PUBLISHED}:
         rows: list[Record] = [*catalog.RECORDS, *checkpoints.bundled()]
     else:
-        rows = [checkpoints.find(weights=path) for path in paths if not exported.is_exported(path)]
+        networks = [checkpoints.find(weights=path) for path in paths if not exported.is_exported(path)]
         for path in filter(exported.is_exported, paths):
-            rows += exported.find(path, [row for row in rows if isinstance(row, Checkpoint)], weights_dir)
+            networks = exported.insert(path, networks, weights_dir)
+        rows = list(networks)
         datasets = list(map(dataset_name, datasets))
         folders = [name for name in datasets if name.startswith("folder:")]
         if len(folders) + (where is not None) > 1:

@@ -17,7 +17,7 @@ from helpers import commander, first_images, make_classes
 
 from pydmobilenet import catalog, data
 from pydmobilenet.data import get_dataset, get_task
-from pydmobilenet.errors import BadFileError, UnusableError
+from pydmobilenet.errors import BadFileError, InvalidValueError, UnusableError
 from pydmobilenet.exporting import calibration_images, channels_last, difference
 
 pytest.importorskip("ai_edge_litert", reason="needs LiteRT: pip install 'pydmobilenet[tflite]'")
@@ -254,6 +254,7 @@ def test_int8_is_written_and_says_what_it_costs(format, run, tmp_path):
     first, second = out.splitlines()
     assert first.startswith(f"wrote {path} in int8: pyd-add-29-0.25 for Digits, 0.1")
     assert re.match(
+        r"ranges by 50 images; "
         r"error on 360 test images: \S+ % \(95 % interval \S+ to \S+\) in int8, 1\.11 % \(.*\) in float32; \d+ of 360 "
         r"answers changed.* \(\S+ %\)$",
         second,
@@ -324,6 +325,25 @@ def test_options_of_int8_are_refused_elsewhere(arguments, words, run, tmp_path):
     code, _, err = run(*DIGITS, *arguments, "--output", tmp_path / "net")
     assert (code, list(tmp_path.iterdir())) == (2, [])
     assert words in err
+
+
+@pytest.mark.parametrize("number", [0, -5, 2.5, True])
+def test_an_impossible_number_of_images_is_refused(number, tmp_path):
+    with pytest.raises(InvalidValueError, match=f"^calibration is {number} "):
+        api.export(DIGITS[1], tmp_path / "net.onnx", "digits", int8=True, calibration=number)
+
+
+def test_every_output_has_a_label_of_any_name(tmp_path, monkeypatch):
+    source = api.checkpoints.find(DIGITS[1], "digits")
+    task = replace(source.task, name="folder:other", classes=("caf\udce9", "two"))  # of 10, as of cifar100-coarse
+    source = replace(source, task=task)
+    monkeypatch.setattr(api.checkpoints, "find", lambda *_: source)
+    api.export(DIGITS[1], tmp_path / "net.tflite", format="tflite")
+    with zipfile.ZipFile(tmp_path / "net.tflite") as archive:
+        assert archive.read("labels.txt").decode().split("\n")[:3] == ["caf\\udce9", "two", "2"]
+        assert len(archive.read("labels.txt").splitlines()) == 10
+    api.export(DIGITS[1], tmp_path / "net.c", format="c")
+    assert "#define PYDMOBILENET_LABELS 10\n" in (tmp_path / "net.c").read_text()
 
 
 def test_calibration_images_are_of_training_alone(tmp_path):

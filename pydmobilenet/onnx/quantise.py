@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from .. import machine
 from ..network import IMAGES
 
 BATCH = 50
@@ -18,7 +17,7 @@ BATCH = 50
 def quantise(model: onnx.ModelProto, images: np.ndarray) -> bytes:
     """Return a model in int8 with the ranges of its maps on `images`, which it takes; weights have a scale a channel.
 
-    Without VNNI, weights have 7 bits: the sums of products in 16 bits would overflow.
+    Weights have 7 bits: on processors without VNNI, the sums of products in 16 bits would overflow.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -40,7 +39,7 @@ def quantise(model: onnx.ModelProto, images: np.ndarray) -> bytes:
                 Reader(),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
-                reduce_range=not {"avx512_vnni", "avx_vnni"} & machine.cpu_flags(),
+                reduce_range=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
             )

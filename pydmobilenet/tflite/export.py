@@ -47,11 +47,12 @@ def export_source(
     if calibration:
         scales = quantise.scales(*network, task.image, exporting.channels_last(calibration.images))
         model = graph.convert(*network, task.image, scales, entries)
+    names = [task.class_name(label) for label in range(source.network.outputs)]
     if as_c:
         model = graph.convert(*network, task.image, scales)
-        files.write(output, c_array.dump(model, f"{source.model} for {task.title}", task.classes))
+        files.write(output, c_array.dump(model, f"{source.model} for {task.title}", names))
     else:
-        files.write(output, metadata.with_labels(model, task.classes))
+        files.write(output, metadata.with_labels(model, names))
     say(exporting.written(output, source, len(model), calibration, apart, images, kind, reference.name))
     if calibration:
         after = session.predictor(model, processors(), xnnpack=not as_c)

@@ -15,6 +15,7 @@ import flatbuffers
 from ai_edge_litert import schema_py_generated as schema
 
 from ..errors import BadFileError
+from ..text import encodable
 
 OWN, READERS = "pydmobilenet", "TFLITE_METADATA"
 LABELS = "labels.txt"
@@ -48,7 +49,7 @@ def with_labels(model: bytes, names: Sequence[str]) -> bytes:
     """Return a model with a ZIP archive of its labels behind it, a line each."""
     file = io.BytesIO(model)
     with zipfile.ZipFile(file, "a") as archive:
-        lines = (" ".join(name.split()) for name in names)
+        lines = (encodable(" ".join(name.split())) for name in names)
         archive.writestr(zipfile.ZipInfo(LABELS), "".join(f"{line}\n" for line in lines))
     return file.getvalue()
 

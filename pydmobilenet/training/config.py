@@ -327,31 +327,27 @@ def configure(
         config = replace(config, augment=False, **mixed)
     if distilled and config.frozen:
         raise InvalidValueError("a teacher sees images, and a last layer alone learns from features: pass either one")
-    _check_mixing(config, given)
+    _warn_of_mixing(config)
     if mirrored is None:
         mirrored = is_own(config.dataset) or get_task(config.dataset).mirrored
     return _without_unused(config, given, pretrained, distilled, splits or kinds(config.dataset), mirrored)
 
 
-def _check_mixing(config: Config, given: Mapping[str, Any]) -> None:
-    """Warn if mixup or cutmix would begin after the end. Raises InvalidValueError if it was given."""
+def _warn_of_mixing(config: Config) -> None:
+    """Warn if mixup or cutmix would begin after the end. It is no error: runs of earlier versions have it."""
     if config.epochs == AUTO or config.mixup_off_epochs < config.epochs:
         return
-    why = f"the last {config.mixup_off_epochs} epochs are without it, and the run has {config.epochs}"
-    unused = {key: _shown(value) for key in ("mixup", "cutmix") if (value := getattr(config, key))}
-    for key in given.keys() & unused:
-        raise InvalidValueError(f"{key} {unused[key]} cannot be used: {why}; nearest: --mixup-off-epochs 0")
-    for key, value in unused.items():
-        warnings.warn(f"{key} {value} of the recipe is not used: {why}", stacklevel=3)
+    for key in ("mixup", "cutmix"):
+        if value := getattr(config, key):
+            warnings.warn(
+                f"{key} {_shown(value)} has no effect: the last {config.mixup_off_epochs} epochs are without it, "
+                f"and the run has {config.epochs}; nearest: --mixup-off-epochs 0",
+                stacklevel=3,
+            )
 
 
 def _without_unused(
-    config: Config,
-    given: Mapping[str, Any],
-    pretrained: bool,
-    distilled: bool,
-    splits: tuple[str, ...],
-    mirrored: bool,
+    config: Config, given: Mapping[str, Any], pretrained: bool, distilled: bool, splits: tuple[str, ...], mirrored: bool
 ) -> Config:
     """Reset the recipe's keys without effect in this run.
 
@@ -402,5 +398,5 @@ def with_epochs(config: Config, images: int, pretrained: bool) -> Config:
         return config
     epochs = round(AUTO_IMAGES * (1 if pretrained else 5) / images)
     made = make({**vars(config), "epochs": min(max(epochs, AUTO_EPOCHS[0]), AUTO_EPOCHS[1])})
-    _check_mixing(made, {})
+    _warn_of_mixing(made)
     return made
