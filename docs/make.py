@@ -8,6 +8,7 @@ package's lazy imports, and the names in a NamedTuple's annotations.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import logging
 import os
@@ -43,16 +44,25 @@ def expose(package: ModuleType) -> None:
             print(f"left out, as it cannot be imported ({error}): {package.__name__}.{info.name}")
             continue
         exposed.append(info.name)
-        resolve_named_tuples(module)
+        resolve_fields(module)
         if info.ispkg:
             expose(module)
     package.__all__ = [*names, *(name for name in exposed if name not in names)]
 
 
-def resolve_named_tuples(module: ModuleType) -> None:
+def resolve_fields(module: ModuleType) -> None:
+    """Give the constructors of named tuples, and of dataclasses of dataclasses, the types of their fields.
+
+    Only a field's own module has the names in its type, and some of them for the type checker alone.
+    """
+    names = vars(pydmobilenet.catalog) | vars(pydmobilenet.data)
     for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, tuple) and value.__module__ == module.__name__:
+        if not isinstance(value, type) or value.__module__ != module.__name__:
+            continue
+        if issubclass(value, tuple):
             value.__new__.__annotations__ = typing.get_type_hints(value)
+        elif any(map(dataclasses.is_dataclass, value.__bases__)):
+            value.__init__.__annotations__.update(typing.get_type_hints(value, localns=names))
 
 
 def gather() -> None:

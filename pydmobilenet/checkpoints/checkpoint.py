@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,10 +24,6 @@ from ..files import PRETRAINED
 from ..network import CIFAR, widths
 from . import formats, runs
 from .weights import Head, load, obtain
-
-if TYPE_CHECKING:  # for the types of `Record`'s fields
-    from ..catalog import PublishedFile  # noqa: F401
-    from ..network import Complexity  # noqa: F401
 
 PUBLISHED = "published"  # instead of a path: the authors' weights, or the bundled ones
 MANIFEST = "manifest.json"
