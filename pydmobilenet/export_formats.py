@@ -11,12 +11,11 @@ from .checkpoints import Checkpoint
 from .data import dataset_name
 from .engine import litert
 from .errors import InvalidValueError, UnusableError, UserError, unknown
-from .exporting import Calibration, calibration_images
+from .exporting import CALIBRATION, Calibration, calibration_images
 from .validation import images_of
 
 ONNX, TFLITE, C = "onnx", "tflite", "c"
 COMPARED = {"no_fuse", "data_dir", "engine"}  # with the answers of an engine
-CALIBRATION = 400  # images, for an int8 file
 QUANTISED = {"int8", "calibration"}
 OPTIONS: dict[str, set[str]] = {
     ONNX: {*COMPARED, *QUANTISED, "uint8_input"},

@@ -34,7 +34,7 @@ class Exported(Checkpoint):
 
     def load(self) -> Predict:
         """Return the file as a function of normalised images. Raises BadFileError."""
-        assert self.path  # as `find` has it
+        assert self.path  # as `insert` has it
         content = self.path.read_bytes()
         if self.path.suffix.lower() == TFLITE:
             return of_pixels(litert("session").predictor(content, processors()), self.task)

@@ -25,6 +25,7 @@ Predict = Callable[[np.ndarray], np.ndarray]
 TOLERANCE = 1e-4  # of the logits' range, for rounding
 BATCH = 50
 IMAGES = 100  # compared
+CALIBRATION = 400  # images, for an int8 file
 MOST_LOST = 1.0  # points of error by int8, without a warning
 
 

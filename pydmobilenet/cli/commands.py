@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import api, catalog, checkpoints, export_formats, fetching, files, machine, plots, processes, provenance
+from .. import api, catalog, checkpoints, exporting, fetching, files, machine, plots, processes, provenance
 from ..checkpoints import formats, runs, weights
 from ..data import Dataset, get_dataset, get_task
 from ..data.datasets import located
@@ -167,7 +167,7 @@ def add_export_options(parser: ArgumentParser) -> None:
     text = "take (N, H, W, 3) in uint8 and normalise inside, as tflite and c always do"
     option("--uint8-input", action="store_true", help=text)
     option("--int8", action="store_true", help="onnx, tflite, c: quantise, and say what it costs")
-    text = f"training images for the ranges of --int8 (default: {export_formats.CALIBRATION})"
+    text = f"training images for the ranges of --int8 (default: {exporting.CALIBRATION})"
     option("--calibration", type=options.positive, metavar="N", help=text)
     option("--no-fuse", dest="fused", action="store_false", help="do not fold batch normalisation")
     option("--no-measure", dest="measure", action="store_false", help="do not measure latency and memory (a second)")
