@@ -155,7 +155,7 @@ def train(
     )
     family, dtype = catalog.parse_name(session.config.model).family, session.config.dtype
     asked: dict[str, Any] = {"compiled": compile, "pyramid": pyramid, "averaged": session.config.ema > 0}
-    asked["distilled"] = session.teacher is not None
+    asked.update(distilled=session.teacher is not None, qat=session.config.qat)
     choice = engines.choose(session.engine, device, "training", family, dtype, **asked)
     session.say(f"Training {choice}.")
     with sessions.opened(session, choice.make_trainer) as loop:

@@ -112,6 +112,7 @@ def choose(
     compiled: bool = False,
     distilled: bool = False,
     averaged: bool = False,
+    qat: bool = False,
     pyramid: str = "conv2d",
 ) -> Choice:
     """Choose an engine for inference, for networks of one `family`, or for their training.
@@ -124,7 +125,7 @@ def choose(
     if pyramid not in PYRAMIDS:
         raise unknown("pyramid", pyramid, PYRAMIDS)
     wanted = devices.parse(device)
-    asked = compiled, distilled, averaged, pyramid
+    asked = compiled, distilled, averaged, qat, pyramid
     lack = "" if purpose == "inference" else _gluon_lacks(purpose, family, dtype, *asked)
     name, reason = (engine, "") if engine != "auto" else _best(wanted, purpose, lack)
     if problem := obstacle(name):
@@ -149,7 +150,14 @@ def check_name(engine: str, purpose: Purpose) -> tuple[str, ...]:
 
 
 def _gluon_lacks(
-    purpose: Purpose, family: str | None, dtype: str, compiled: bool, distilled: bool, averaged: bool, pyramid: str
+    purpose: Purpose,
+    family: str | None,
+    dtype: str,
+    compiled: bool,
+    distilled: bool,
+    averaged: bool,
+    qat: bool,
+    pyramid: str,
 ) -> str:
     """Name the first thing that only PyTorch can do, or nothing."""
     if family not in (None, *gluon.FAMILIES):
@@ -164,6 +172,8 @@ def _gluon_lacks(
         return "has no distillation (--teacher)"
     if averaged:
         return "has no moving average (--ema)"
+    if qat:
+        return "has no quantisation-aware training (--qat)"
     return "does not support torchrun" if purpose == "training" and processes.launched() else ""
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -43,13 +44,24 @@ def lower(network: Network) -> Network:
     return Network(tuple(layers))
 
 
+def fused_relus(network: Network) -> dict[str, Layer]:
+    """Return by the name of a layer the ReLU that it can do itself, as the only layer that uses its output."""
+    consumers = num_consumers(network.layers)
+    relus = {layer.inputs[0]: layer for layer in network.layers if isinstance(layer, ReLU)}
+    able = [layer.name for layer in network.layers if isinstance(layer, (Convolution, BatchNorm, Add))]
+    return {name: relus[name] for name in able if name in relus and consumers[name] == 1}
+
+
 def num_consumers(layers: Iterable[Layer]) -> dict[str, int]:
     """Count the layers that use each output."""
     return Counter(name for layer in layers for name in layer.inputs)
 
 
 def fold(network: Network, arrays: Arrays) -> tuple[Network, dict[str, np.ndarray]]:
-    """Fold a network with `arrays` by their full names. Return the folded one with its arrays in float64."""
+    """Fold a network with `arrays` by their full names. Return the folded one with its arrays in float64.
+
+    Tensors of PyTorch keep their type, and their gradients.
+    """
     network = lower(network)
     folding = _Folding(network, arrays)
     for layer in network.layers:
@@ -59,11 +71,15 @@ def fold(network: Network, arrays: Arrays) -> tuple[Network, dict[str, np.ndarra
     return Network(layers), {name: folding.arrays[name] for name in kept}
 
 
+def _double(array: Any) -> Any:
+    return array if hasattr(array, "requires_grad") else np.asarray(array, np.float64)
+
+
 class _Folding:
     """A partly folded network."""
 
     def __init__(self, network: Network, arrays: Arrays):
-        self.arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+        self.arrays: dict[str, Any] = {name: _double(array) for name, array in arrays.items()}
         self.consumers = num_consumers(network.layers)
         self.layers: dict[str, Layer] = {}
         self.alias: dict[str, str] = {}  # from a layer folded away to the one with its output
@@ -102,7 +118,7 @@ class _Folding:
     def _scale(self, convolutions: list[Convolution], norm: BatchNorm) -> None:
         """Put a batch normalisation of their concatenated outputs into convolutions."""
         gamma, beta, mean, variance = (self.arrays[f"{norm.name}.{name}"] for name in norm.parameters)
-        scale = (gamma if norm.scale else 1) / np.sqrt(variance + EPSILON)
+        scale = (gamma if norm.scale else 1) / (variance + EPSILON) ** 0.5
         shift = beta - mean * scale
         start = 0
         for layer in convolutions:
@@ -116,7 +132,7 @@ class _Folding:
     def _sum(self, convolutions: list[Convolution]) -> Convolution:
         """Add summed convolutions to the one with the largest kernel."""
         largest = max(convolutions, key=lambda layer: layer.kernel)
-        weight = np.zeros(largest.parameters["weight"])
+        weight = 0 * self.arrays[f"{largest.name}.weight"]
         for layer in convolutions:
             margin = (largest.kernel - layer.kernel) // 2
             inner = slice(margin, largest.kernel - margin)

@@ -29,6 +29,7 @@ COMMON = {
     "cutout": 0,
     "cutmix": 0,
     "ema": 0,
+    "qat": False,
     "class_weights": "none",
     "accumulation_steps": 1,
     "decay": 0.1,
@@ -103,6 +104,7 @@ OTHERS = {
     "cutout": ("8", 8),
     "cutmix": ("0.5", 0.5),
     "ema": ("0.999", 0.999),
+    "qat": ("true", True),
     "clip_gradient": ("1", 1.0),
     "mixup": ("0.2", 0.2),
     "mixup_off_epochs": ("0", 0),
@@ -147,7 +149,7 @@ MISTAKES = [
     *((key, bad, BELOW_1) for key in ("momentum", "label_smoothing", "ema") for bad in ("1", "-0.1", "nan", "none")),
     *(
         (key, bad, "true, false")
-        for key in ("decay_norm_and_bias", "augment", "trivial_augment")
+        for key in ("decay_norm_and_bias", "augment", "trivial_augment", "qat")
         for bad in ("1", "no", "0.0")
     ),
     *(("milestones", bad, "rising whole numbers from 1, as 150,225") for bad in ("225,150", "9,9", "0,9", "1.5", "9,")),
@@ -188,12 +190,13 @@ def test_the_authors_recipes_are_what_they_trained_with(name, recipe):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_each_recipe_needs_a_model_or_for_folders_a_data_set_and_no_more(path):
     values = config.read(path)
-    missing, value = next((key, value) for key, value in NEEDED.items() if key not in values)
+    whole = {**NEEDED, **values}
     assert path.read_text().startswith("# ")
-    made = config.make({**values, missing: value})
+    made = config.make(whole)
     assert all(getattr(made, key) == value for key, value in values.items())
-    with pytest.raises(InvalidValueError, match=f"^no {missing} is given: add --{missing} NAME, or {missing} to the"):
-        config.make(values)
+    for key in NEEDED.keys() - values.keys():
+        with pytest.raises(InvalidValueError, match=f"^no {key} is given: add --{key} NAME, or {key} to the"):
+            config.make({name: value for name, value in whole.items() if name != key})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

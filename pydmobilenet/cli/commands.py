@@ -90,7 +90,7 @@ def add_train_options(parser: ArgumentParser) -> None:
     text = "gluon, pytorch, or auto (default): Gluon if MXNet can use the device, else PyTorch; a resumed run's own"
     option("--engine", default="auto", metavar="NAME", help=text)
     options.add(parser, "--device", "--data-dir", "--weights-dir", "--skip-bad", "--no-cache")
-    option("--freeze", action="store_true", help="train the last layer alone, in seconds: the same as --body-rate 0")
+    option("--freeze", action="store_true", help="train the last layer alone, in seconds: --body-rate 0")
     option("--compile", action="store_true", help="PyTorch: compile the network, on a GPU to CUDA graphs")
     text = "PyTorch: conv2d (default), or on a GPU triton (unmeasured)"
     option("--pyramid", default="conv2d", metavar="NAME", help=text)

@@ -45,6 +45,7 @@ from .graph import GraphedPass
 from .loader import DeviceLoader, fits
 from .network import Network, build, get_arrays, initialize, overwrite, set_arrays
 from .pyramid import use_triton
+from .qat import FakeQuantised
 
 Array = Union[np.ndarray, torch.Tensor]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -114,7 +115,8 @@ class PyTorchTrainer:
         for name, value in self.net.named_parameters():
             if rate_multiplier(names[name], self.net.description, config) == 0:
                 value.requires_grad_(False)
-        self.model: Any = workers.parallel(self.net.get_classifier() if config.frozen else self.net)
+        model = FakeQuantised(self.net) if config.qat else self.net.get_classifier() if config.frozen else self.net
+        self.model: Any = workers.parallel(model)
         if compiled:
             self.model = torch.compile(self.model, mode="reduce-overhead")
         self.trained = {names[name]: value for name, value in self.net.named_parameters() if value.requires_grad}

@@ -15,8 +15,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from ..data import Task
 from ..data.dataset import scale_and_shift
-from ..folding import Arrays, fold, num_consumers
-from ..network import EPSILON, IMAGES, Add, BatchNorm, Convolution, Dense, Layer, Network, ReLU
+from ..folding import Arrays, fold, fused_relus
+from ..network import EPSILON, IMAGES, Add, BatchNorm, Convolution, Dense, Layer, Network
 
 LOGITS = "logits"
 PIXELS = "pixels"
@@ -130,24 +130,11 @@ def convert(
     Weights are int8 with a scale for each output channel. The batch size is 1; an interpreter can change it.
     """
     graph = _Graph(arrays, network.shapes(image), scales)
-    consumers = num_consumers(network.layers)
+    fused = fused_relus(network)
     for layer in network.layers:
-        graph.add_layer(layer, _fused_relu(layer, network, consumers))
+        graph.add_layer(layer, fused.get(layer.name))
     graph.finish(network.head.name)
     return graph.dump(metadata or {})
-
-
-def _fused_relu(layer: Layer, network: Network, consumers: Mapping[str, int]) -> Layer | None:
-    """Return the ReLU that a convolution or a sum can do itself: the only layer that uses its output."""
-    if not isinstance(layer, (Convolution, Add)) or consumers[layer.name] != 1:
-        return None
-    return next((other for other in network.layers if isinstance(other, ReLU) and layer.name in other.inputs), None)
-
-
-def activations(network: Network) -> list[str]:
-    """Return the names of a graph's maps: of all layers but those whose ReLU is fused."""
-    consumers = num_consumers(network.layers)
-    return [layer.name for layer in network.layers if not _fused_relu(layer, network, consumers)]
 
 
 class _Buffer(schema.BufferT):

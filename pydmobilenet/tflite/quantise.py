@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..errors import BadFileError
-from ..folding import Arrays
+from ..folding import Arrays, fused_relus
 from ..network import Concat, Maximum, Network
 from . import graph, session
 from .graph import Scale
@@ -62,7 +62,8 @@ def _maps(
     network: Network, arrays: Arrays, image: tuple[int, int, int], pixels: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield the maps of all layers by name, batch by batch, in float32."""
-    names = graph.activations(network)
+    fused = fused_relus(network)
+    names = [layer.name for layer in network.layers if layer.name not in fused]
     content = graph.convert(network, arrays, image)
     for start in range(0, len(pixels), BATCH):
         batch = pixels[start : start + BATCH]

@@ -21,7 +21,7 @@ from .. import catalog, checkpoints, fetching
 from ..data import IMAGE_SIZES, dataset_name, folder, get_task, is_own
 from ..data.augmentation import FLIPS, Augmentation
 from ..data.splits import kinds
-from ..errors import BadFileError, InvalidValueError, MissingFileError, nearest, unknown
+from ..errors import BadFileError, InvalidValueError, MissingFileError, UserError, nearest, unknown
 from ..files import CONFIGS
 
 MAX_BYTES = 1 << 16  # of a recipe
@@ -98,6 +98,7 @@ class Config:
     mixup_off_epochs: int = _key(20, "last epochs without mixup and cutmix", FROM_0)
     label_smoothing: float = _key(0.0, "label smoothing", BELOW_1)
     ema: float = _key(0.0, "decay of a moving average of the weights, by PyTorch; 0: none", BELOW_1)
+    qat: bool = _key(False, "round as an int8 file does, from weights, by PyTorch", FLAG)
     class_weights: str = _key("none", "of the loss; balanced: all classes count the same", _one_of("none", "balanced"))
     # Both as in the code of Tian, Krishnan and Isola, 2019 (arXiv 1910.10699), for small networks on CIFAR-100.
     teacher_share: float = _key(0.9, "weight of the teacher's soft targets in the loss", UP_TO_1)
@@ -210,7 +211,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for key, field in FIELDS.items():
         names = [*{"model": ["-m"], "dataset": ["-d"]}.get(key, []), f"--{key.replace('_', '-')}"]
         metavar = "|".join(field.metadata["rule"].choices) or metavars.get(TYPES[key], "N,N")
-        group.add_argument(*names, dest=key, metavar=metavar, help=field.metadata["help"])
+        switch: dict[str, Any] = {"nargs": "?", "const": "true"} if field.default is False else {}
+        group.add_argument(*names, dest=key, metavar=metavar, help=field.metadata["help"], **switch)
     for old, new in OLD_KEYS.items():
         group.add_argument(f"--{old.replace('_', '-')}", dest=new, help=argparse.SUPPRESS)
 
@@ -308,6 +310,8 @@ def configure(
         chosen = read("finetune" if pretrained else "folder")
     else:
         chosen = read(dataset if dataset in ("digits", "imagenet32") else "cifar")
+    if recipe is None and parse({"qat": given.get("qat")}).get("qat"):
+        chosen = {**chosen, **read("qat")}
     values = {**DEFAULTS, **chosen}
     epochs, warmup = given.get("epochs", AUTO), values["warmup_epochs"]
     if "warmup_epochs" not in given and epochs != AUTO and warmup >= epochs:
@@ -325,12 +329,24 @@ def configure(
         kept = ("mixup", "cutmix") if recipe is not None else tuple(given)
         mixed: dict[str, Any] = {key: getattr(config, key) if key in kept else 0.0 for key in ("mixup", "cutmix")}
         config = replace(config, augment=False, **mixed)
+    if config.qat:
+        _check_quantised(config, pretrained)
     if distilled and config.frozen:
         raise InvalidValueError("a teacher sees images, and a last layer alone learns from features: pass either one")
     _warn_of_mixing(config)
     if mirrored is None:
         mirrored = is_own(config.dataset) or get_task(config.dataset).mirrored
     return _without_unused(config, given, pretrained, distilled, splits or kinds(config.dataset), mirrored)
+
+
+def _check_quantised(config: Config, pretrained: bool) -> None:
+    """Raise UserError if a quantisation-aware run has no weights, or cannot round them."""
+    if not pretrained:
+        raise UserError("qat begins at trained weights: add --weights RUN, or --pretrained")
+    if config.frozen:
+        raise UserError("qat rounds all layers, and a last layer alone learns from features: pass either one")
+    if config.dtype != "float32":
+        raise UserError(f"qat rounds float32, not {config.dtype}; nearest: --dtype float32")
 
 
 def _warn_of_mixing(config: Config) -> None:
