@@ -18,6 +18,7 @@ import io
 import platform
 import re
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -93,6 +94,7 @@ def main() -> None:
 
     import pydmobilenet
     from pydmobilenet import catalog, checkpoints, machine
+    from pydmobilenet.errors import MissingFileError
 
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     records = catalog.select([arguments.model], [arguments.dataset], records=[*catalog.RECORDS, *checkpoints.bundled()])
@@ -104,7 +106,11 @@ def main() -> None:
             site = Path(temporary, record.model)
             weights_dir = None if arguments.dataset == "digits" else arguments.weights_dir
             named = {"dataset": arguments.dataset, "weights_dir": weights_dir}
-            pydmobilenet.export(record.model, site, **named, format="web", runtime=arguments.runtime)
+            try:
+                pydmobilenet.export(record.model, site, **named, format="web", runtime=arguments.runtime)
+            except MissingFileError as error:
+                print(f"{record.model} left out: {error}", file=sys.stderr)
+                continue
             print(f"| {record.model} | {row(browser, site)} |", flush=True)
         browser.close()
 
