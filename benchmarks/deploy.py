@@ -4,9 +4,9 @@
 The authors' CIFAR-10 networks, or those of `--weights`; int8 is calibrated on 400 training images. "C" is a C array,
 and arena the memory that it needs in tflite-micro. Errors are of the test images: in float32 by ONNX Runtime, of the
 int8 ONNX file by ONNX Runtime, of the other two by LiteRT. "Changed" are % of the images with another class than in
-float32. "Other" are those of the first 20 with another class in tflite-micro than by LiteRT's own kernels. Milliseconds
-are for one image on one thread, the sides in turns: medians, of the ONNX file by ONNX Runtime and OpenVINO, of the
-`.tflite` by LiteRT with XNNPACK.
+float32. "Other" are those of the first 20 with another class in tflite-micro than by LiteRT's reference kernels. Times
+are of one image on one thread, medians of calls in turns: the ONNX file by ONNX Runtime and OpenVINO, the `.tflite` by
+LiteRT with XNNPACK.
 
     python benchmarks/deploy.py                      # sizes alone, of all 22 networks with random weights
     python benchmarks/deploy.py --weights-dir DIR --train-dir DIR --times
@@ -68,7 +68,10 @@ def errors(files: dict[str, bytes], test) -> list[str]:
         return np.concatenate([predict(x[at : at + BATCH]) for at in range(0, len(x), BATCH)]).argmax(axis=1)
 
     before, after = (classes(onnxruntime.predictor(files[name]), images) for name in ("onnx", "onnx int8"))
-    ways = [session.predictor(files[f"{kind} int8"], 2, xnnpack=kind == "tflite") for kind in ("tflite", "c")]
+    ways = [
+        session.predictor(files["tflite int8"]),
+        session.predictor(files["c int8"], kernels=session.BUILT_IN),
+    ]
     cells = [f"{100 * (before != test.labels).mean():.2f}"]
     for seen in (after, *(classes(way, pixels) for way in ways)):
         cells += [f"{100 * (seen != test.labels).mean():.2f}", f"{100 * (seen != before).mean():.2f}"]
@@ -76,12 +79,12 @@ def errors(files: dict[str, bytes], test) -> list[str]:
 
 
 def other_classes(content: bytes, pixels: np.ndarray) -> int:
-    """Count the images with another class in tflite-micro than by LiteRT's own kernels."""
+    """Count the images with another class in tflite-micro than by LiteRT's reference kernels."""
     from tflite_micro import runtime
 
     from pydmobilenet.tflite import session
 
-    expected = session.predictor(content, xnnpack=False)(pixels).argmax(axis=1)
+    expected = session.predictor(content, kernels=session.REFERENCE)(pixels).argmax(axis=1)
     net, wrong = runtime.Interpreter.from_bytes(content), 0
     for image, label in zip(pixels, expected):
         net.set_input(image[np.newaxis], 0)

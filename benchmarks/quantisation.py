@@ -142,7 +142,10 @@ def row(network, arrays, task, calibration: np.ndarray, test) -> list[str]:
     quantise.PARTS = parts
     files["ai-edge-quantizer"] = by_google(graph.convert(prepared, plain, task.image), known)
     before = classes(onnxruntime.predictor(onnx.convert(*fold(network, arrays), task)), images)
-    seen = [before, *(file and classes(session.predictor(file, xnnpack=False), pixels) for file in files.values())]
+    seen = [
+        before,
+        *(file and classes(session.predictor(file, kernels=session.BUILT_IN), pixels) for file in files.values()),
+    ]
     seen += [classes(onnxruntime.predictor(file), images) for file in onnx_files(network, arrays, task, calibration)]
     return [
         "" if own is None else f"{100 * (own != test.labels).mean():.2f} ({100 * (own != before).mean():.2f})"

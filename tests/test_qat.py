@@ -78,7 +78,9 @@ def test_a_pass_computes_what_the_int8_file_does(model, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (quantise.BATCH, 3, 32, 32), np.uint8)
     network = graph.prepare(net.description, get_arrays(net), task, whole=True)
     scales = quantise.scales(*network, task.image, channels_last(pixels))
-    found = session.predictor(graph.convert(*network, task.image, scales), xnnpack=False)(channels_last(pixels))
+    found = session.predictor(graph.convert(*network, task.image, scales), kernels=session.BUILT_IN)(
+        channels_last(pixels)
+    )
     images = torch.from_numpy(data.normalise(pixels, task))
     rounded, fake_quantise = [], qat.fake_quantise
     monkeypatch.setattr(qat, "fake_quantise", lambda x: rounded.append(x) or fake_quantise(x))

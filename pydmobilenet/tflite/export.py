@@ -55,7 +55,8 @@ def export_source(
         files.write(output, metadata.with_labels(model, names))
     say(exporting.written(output, source, len(model), calibration, apart, images, kind, reference.name))
     if calibration:
-        after = session.predictor(model, processors(), xnnpack=not as_c)
+        kernels = session.BUILT_IN if as_c else session.XNNPACK
+        after = session.predictor(model, processors(), kernels)
         say(calibration.cost(before, exporting.of_pixels(after, task)))
     if measure and not as_c:
         p50, p99 = session.latency(model)

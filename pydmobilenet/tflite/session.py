@@ -15,6 +15,9 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from ..errors import BadFileError
 
+XNNPACK = OpResolverType.AUTO
+BUILT_IN = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES  # 17 times as fast for 7x7 depthwise in int8
+REFERENCE = OpResolverType.BUILTIN_REF  # slow, and as those of tflite-micro to 1 step of int8
 CALLS, WARM_UP = 300, 20
 ALLOCATE = """
 import sys
@@ -24,13 +27,9 @@ runtime.Interpreter.from_bytes(sys.stdin.buffer.read()).print_allocations()
 
 
 def interpreter(
-    content: bytes, batch_size: int = 1, threads: int = 1, keep: bool = False, xnnpack: bool = True
+    content: bytes, batch_size: int = 1, threads: int = 1, keep: bool = False, kernels: OpResolverType = XNNPACK
 ) -> Interpreter:
-    """Return the interpreter of a file for a batch size; with `keep`, it keeps all maps. Raises BadFileError.
-
-    XNNPACK takes 17 times as long as LiteRT's own kernels for 7x7 depthwise in int8.
-    """
-    kernels = OpResolverType.AUTO if xnnpack else OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    """Return the interpreter of a file for a batch size; with `keep`, it keeps all maps. Raises BadFileError."""
     how = {"num_threads": threads, "experimental_preserve_all_tensors": keep, "experimental_op_resolver_type": kernels}
     try:
         with warnings.catch_warnings():
@@ -44,13 +43,15 @@ def interpreter(
     return net
 
 
-def predictor(content: bytes, threads: int = 1, xnnpack: bool = True) -> Callable[[np.ndarray], np.ndarray]:
+def predictor(
+    content: bytes, threads: int = 1, kernels: OpResolverType = XNNPACK
+) -> Callable[[np.ndarray], np.ndarray]:
     """Return a file as a function: pixels (N, H, W, 3) in uint8 to logits (N, outputs)."""
     nets: dict[int, Interpreter] = {}
 
     def predict(pixels: np.ndarray) -> np.ndarray:
         if len(pixels) not in nets:
-            nets[len(pixels)] = interpreter(content, len(pixels), threads, xnnpack=xnnpack)
+            nets[len(pixels)] = interpreter(content, len(pixels), threads, kernels=kernels)
         net = nets[len(pixels)]
         net.set_tensor(net.get_input_details()[0]["index"], pixels)
         net.invoke()
