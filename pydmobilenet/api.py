@@ -238,7 +238,7 @@ def validate(
 
     Raises as `train`; the error of a single row is its ``reason``.
     """
-    from . import answers, validation
+    from . import answers, exported, validation
 
     earlier = None if against is None else answers.read(fetching.expanded(against))
     if earlier and output is not None and earlier.path.resolve().parent == fetching.expanded(output).resolve():
@@ -252,6 +252,9 @@ def validate(
     choice = engines.choose(engine, device, fused=fused)
     say = (lambda text: None) if progress is False else (lambda text: print(printable(text), file=sys.stderr))
     say(f"Validating {choice}.")
+    for record in records:
+        if isinstance(record, exported.Exported):
+            say(f"{record.path} runs on the CPU with {record.runtime}.")
     evaluated = validation.validate(
         records,
         choice.engine,

@@ -32,6 +32,11 @@ class Exported(Checkpoint):
     def run(self) -> Path | None:
         return self.source.run if self.source else None
 
+    @property
+    def runtime(self) -> str:
+        """What computes it."""
+        return "LiteRT" if self.path and self.path.suffix.lower() == TFLITE else "ONNX Runtime"
+
     def load(self) -> Predict:
         """Return the file as a function of normalised images. Raises BadFileError."""
         assert self.path  # as `insert` has it
@@ -73,6 +78,8 @@ def insert(path: str | os.PathLike[str], rows: Sequence[Checkpoint], weights_dir
         raise MissingFileError(f"cannot read {path}: {error.strerror or error}") from None
     try:
         properties = _properties(file, content)
+        if not {"model", "weights"} <= properties.keys():
+            raise BadFileError("it does not say of which network")
         model, task = parse_name(properties["model"]).name, of_metadata(properties)
         sha256 = properties["weights"].rpartition("sha256:")[2]
     except runs.WRONG as error:

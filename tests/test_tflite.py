@@ -178,8 +178,9 @@ def test_mobile_readers_find_the_names_of_the_classes_in_any_language(tmp_path):
 
 def test_a_file_of_others_or_a_damaged_one_is_refused():
     network = graph.prepare(*made(SMALL[1])[:2], CIFAR10)
-    for content in (b"", b"no network", graph.convert(*network, CIFAR10.image)):
-        with pytest.raises(BadFileError, match="no network of this project"):
+    assert metadata.read(graph.convert(*network, CIFAR10.image)) == {}
+    for content in (b"", b"no network"):
+        with pytest.raises(BadFileError, match="no TensorFlow Lite file"):
             metadata.read(content)
     with pytest.raises(BadFileError, match="no network for LiteRT"):
         session.predictor(b"no network")(channels_last(PIXELS))
@@ -280,8 +281,10 @@ def test_files_are_validated_beside_their_network(quantised, validate, tmp_path)
     network, scales = quantised[4:]
     content = metadata.dump({**about, "dtype": "int8"})
     (tmp_path / "int8.tflite").write_bytes(graph.convert(*network, source.task.image, scales, content))
-    code, out, _ = validate(tmp_path / "float32.onnx", tmp_path / "int8.tflite", "--limit", 40)
+    code, out, err = validate(tmp_path / "float32.onnx", tmp_path / "int8.tflite", "--limit", 40)
     assert code == 0
+    assert "float32.onnx runs on the CPU with ONNX Runtime." in err
+    assert "int8.tflite runs on the CPU with LiteRT." in err
     rows = [line for line in out.splitlines() if line.startswith("| pyd-add-29-0.25")]
     verdicts = ["not judged, in interval", "not judged, in interval", "not judged"]  # int8 has no recorded error
     assert [row.split("|")[-2].strip() for row in rows] == verdicts
@@ -303,6 +306,18 @@ def test_a_file_of_another_network_is_validated_on_given_images(validate, tmp_pa
     assert code == 0
     assert "not judged" in out
     assert "6 of 6 images" in out
+
+
+def test_a_file_of_others_is_refused(validate, tmp_path, monkeypatch, capsys):
+    network, arrays, _ = made(SMALL[1])
+    (tmp_path / "net.onnx").write_bytes(onnx.convert(network, arrays, CIFAR10).SerializeToString())
+    (tmp_path / "net.tflite").write_bytes(graph.convert(*graph.prepare(network, arrays, CIFAR10), CIFAR10.image))
+    for name in ("net.onnx", "net.tflite"):
+        code, _, err = validate(tmp_path / name)
+        assert (code, err.rpartition(": ")[2]) == (2, "it does not say of which network\n")
+        code, _, err = commander(monkeypatch, capsys)("predict", tmp_path, "--weights", tmp_path / name)
+        assert code == 2
+        assert "is a network for other programs, not its weights; pass what it was exported from" in err
 
 
 @pytest.mark.parametrize("name", ["net.tflite", "net.onnx"])

@@ -116,7 +116,9 @@ def find(
         _check_same(checkpoint, model, None if to_train or isinstance(dataset, Task) else dataset)
     elif model is None:
         raise UserError(
-            f"{path} does not record its model and data set; pass both, or `pydmobilenet convert` it"
+            f"{path} is a network for other programs, not its weights; pass what it was exported from"
+            if path and path.suffix.lower() in (".onnx", ".tflite")
+            else f"{path} does not record its model and data set; pass both, or `pydmobilenet convert` it"
             if path
             else "no network is named: pass a model, or the weights of a run"
         )

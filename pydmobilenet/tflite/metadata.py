@@ -33,7 +33,7 @@ def dump(properties: Mapping[str, str]) -> dict[str, bytes]:
 
 
 def read(content: bytes) -> dict[str, str]:
-    """Return the properties in a file. Raises BadFileError without them."""
+    """Return the properties in a file, none in that of others. Raises BadFileError for other content."""
     try:
         model = schema.Model.GetRootAs(content)
         for number in range(model.MetadataLength()):
@@ -41,8 +41,8 @@ def read(content: bytes) -> dict[str, str]:
                 data = model.Buffers(model.Metadata(number).Buffer()).DataAsNumpy()
                 return {key: str(value) for key, value in json.loads(bytes(data)).items()}
     except Exception as error:  # a damaged flatbuffer fails anyhow
-        raise BadFileError(f"no network of this project: {type(error).__name__}") from None
-    raise BadFileError("no network of this project: it does not say which it is")
+        raise BadFileError(f"no TensorFlow Lite file: {type(error).__name__}") from None
+    return {}
 
 
 def with_labels(model: bytes, names: Sequence[str]) -> bytes:
