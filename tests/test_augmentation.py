@@ -14,6 +14,7 @@ from pydmobilenet.data.augmentation import STREAMS, Augmentation, cut_out, draw,
 from pydmobilenet.errors import InvalidValueError
 from pydmobilenet.training import config, loop
 from pydmobilenet.training.loader import Loader, cutmix_box, mixup_lam, with_cutmix
+from pydmobilenet.training.recipe import configure, with_epochs
 
 ALL = {"flip": "alternating", "trivial_augment": True, "cutout": 8}
 KEYS = {**ALL, "cutmix": 1.0, "mixup": 1.0, "mixup_off_epochs": 1, "schedule": "htd"}
@@ -397,24 +398,24 @@ def test_mixing_that_would_begin_after_the_end_is_named():
     short = {"model": MODEL, "dataset": "digits", "epochs": 3, "warmup_epochs": 1, "cutmix": 0.5}
     why = "has no effect: the last 4 epochs are without it, and the run has 3; nearest: --mixup-off-epochs 0"
     with pytest.warns(UserWarning, match="has no effect") as caught:
-        config.configure(short)
+        configure(short)
     assert [str(warning.message) for warning in caught] == [f"mixup 1 {why}", f"cutmix 0.5 {why}"]
     automatic = config.make({"model": MODEL, "dataset": "digits", "epochs": "auto", "mixup_off_epochs": 10})
     with pytest.warns(UserWarning, match="^mixup 1 has no effect: .*, and the run has 10;"):
-        config.with_epochs(automatic, 20_000, pretrained=True)
+        with_epochs(automatic, 20_000, pretrained=True)
 
 
 def test_mixing_that_begins_is_not_named(recwarn):
-    config.configure({"model": MODEL, "dataset": "digits", "epochs": 5, "warmup_epochs": 1})
+    configure({"model": MODEL, "dataset": "digits", "epochs": 5, "warmup_epochs": 1})
     assert not recwarn
 
 
 def test_a_recipe_s_keys_without_effect_are_reset(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("base: digits\nflip: alternating\ntrivial_augment: true\ncutout: 8\ncutmix: 1\n")
-    made = config.configure({"model": MODEL, "dataset": "digits"}, path)
+    made = configure({"model": MODEL, "dataset": "digits"}, path)
     assert (made.flip, made.trivial_augment, made.cutout, made.cutmix) == ("random", True, 8, 1)
-    plain = config.configure({"model": MODEL, "dataset": "digits", "augment": False}, path)
+    plain = configure({"model": MODEL, "dataset": "digits", "augment": False}, path)
     assert (plain.flip, plain.trivial_augment, plain.cutout, plain.cutmix) == ("random", False, 0, 1)
 
 

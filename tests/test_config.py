@@ -14,6 +14,7 @@ from helpers import ROOT
 from pydmobilenet.cli import options
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UnusableError, UserError
 from pydmobilenet.training import config
+from pydmobilenet.training.recipe import configure, with_epochs
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 MODEL = "pyd-add-29-0.25"
@@ -266,7 +267,7 @@ def test_a_name_is_made_the_usual_one():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_is_written_and_read_again(path, written):
     values = {**NEEDED, **config.read(path), "learning_rate": 1e-7, "weight_decay": 1 / 3, "decay": 1}
-    made = config.with_epochs(config.make(values), 500, pretrained=True)
+    made = with_epochs(config.make(values), 500, pretrained=True)
     assert config.make(config.read(written(config.text(made)))) == made
 
 
@@ -356,14 +357,14 @@ def test_wrong_types_are_refused_in_python_too(key, bad):
 )
 def test_epochs_auto_is_by_the_number_of_images(images, pretrained, epochs):
     made = config.make({**VALUES, "epochs": "auto"})
-    assert config.with_epochs(made, images, pretrained).epochs == epochs
-    assert config.with_epochs(config.make(VALUES), images, pretrained).epochs == 320
+    assert with_epochs(made, images, pretrained).epochs == epochs
+    assert with_epochs(config.make(VALUES), images, pretrained).epochs == 320
 
 
 def test_a_warm_up_that_auto_epochs_leave_no_room_for_is_named():
     made = config.make({**VALUES, "epochs": "auto", "warmup_epochs": 10})
     with pytest.raises(InvalidValueError, match=r"warmup_epochs: '10' \(allowed: a number below the 10 epochs"):
-        config.with_epochs(made, 10**6, pretrained=True)
+        with_epochs(made, 10**6, pretrained=True)
 
 
 def test_images_of_another_size_are_a_folder_s_alone():
@@ -465,7 +466,7 @@ def test_each_option_and_its_help_is_one_line_of_100_columns(monkeypatch):
 def test_a_recipe_s_warm_up_that_has_no_room_keeps_its_share_of_the_epochs_which_is_said(epochs, warmup):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made = config.configure(parsed("-m", MODEL, "-d", "digits", "--mixup", "0", "--epochs", str(epochs)))
+        made = configure(parsed("-m", MODEL, "-d", "digits", "--mixup", "0", "--epochs", str(epochs)))
     assert (made.epochs, made.warmup_epochs) == (epochs, pytest.approx(warmup))
     said = f"--epochs {epochs} is too short for warmup_epochs 3 of the recipe's 20 epochs: shortened to {warmup}"
     assert [str(warning.message) for warning in caught] == ([said] if warmup < 3 else [])

@@ -14,8 +14,8 @@ import pydmobilenet
 from pydmobilenet import catalog, checkpoints, fetching
 from pydmobilenet.checkpoints import formats, weights
 from pydmobilenet.errors import BadFileError, InvalidValueError, MissingFileError, UnusableError, UserError
-from pydmobilenet.training import config as configuration
 from pydmobilenet.training import session
+from pydmobilenet.training.recipe import configure
 
 BUNDLED = ROOT / "pretrained" / "digits-pyd-add-29-0.25.params"
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 80, 60, 3), np.uint8)
@@ -337,10 +337,10 @@ def test_without_a_name_and_weights_that_tell_it_no_network_is_made(given, array
 
 def test_training_takes_the_network_of_a_run_unless_another_is_given(run, tmp_path):
     folder = str(make_classes(tmp_path / "bigger", "abc", {".": 10}))
-    assert configuration.configure({"dataset": folder}, weights=run).model == MODEL
-    assert session.initial_weights(configuration.configure({"dataset": folder}, weights=run), run).task.image_size == 64
+    assert configure({"dataset": folder}, weights=run).model == MODEL
+    assert session.initial_weights(configure({"dataset": folder}, weights=run), run).task.image_size == 64
     for given, recipe in (({"model": "resnet-29-0.5"}, None), ({}, "finetune")):
-        config = configuration.configure({"dataset": folder, **given}, recipe, run)
+        config = configure({"dataset": folder, **given}, recipe, run)
         with pytest.raises(InvalidValueError, match=rf"is of {MODEL}, not of {config.model}; nearest: {MODEL}"):
             session.initial_weights(config, run)
 
@@ -367,7 +367,7 @@ def test_published_means_the_same_to_every_function(classes):
 
 
 def test_training_on_digits_starts_from_the_bundled_digits():
-    config = configuration.configure({"model": "pyd-add-29-0.25", "dataset": "digits"}, weights=checkpoints.PUBLISHED)
+    config = configure({"model": "pyd-add-29-0.25", "dataset": "digits"}, weights=checkpoints.PUBLISHED)
     init = session.initial_weights(config, checkpoints.PUBLISHED)
     assert (init.path, init.task.name) == (BUNDLED, "digits")
 
@@ -376,7 +376,7 @@ def test_training_and_other_classes_take_the_body_of_cifar_10_where_nothing_else
     if not weights.find(catalog.find("mobilenet-29-1", "cifar10").file, weights_dir):
         pytest.skip("the authors' weights are not here")
     said = "Starting from the authors' CIFAR-10 weights."
-    config = configuration.configure({"model": "mobilenet-29-1", "dataset": "digits"}, weights=checkpoints.PUBLISHED)
+    config = configure({"model": "mobilenet-29-1", "dataset": "digits"}, weights=checkpoints.PUBLISHED)
     with pytest.warns(UserWarning, match=said):
         assert session.initial_weights(config, checkpoints.PUBLISHED, weights_dir).task.name == "cifar10"
     with pytest.warns(UserWarning, match=said):

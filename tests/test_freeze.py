@@ -13,6 +13,7 @@ from pydmobilenet.data import batches, get_dataset
 from pydmobilenet.data import dataset as datasets
 from pydmobilenet.training import config, loop
 from pydmobilenet.training.checkpoint import State
+from pydmobilenet.training.recipe import configure
 from pydmobilenet.training.session import read_config
 
 pytestmark = pytest.mark.trains
@@ -97,7 +98,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(engine, photos, weigh
 
 def test_the_defaults_follow_what_is_given(photos, weights, tmp_path):
     def made(recipe=None, **given):
-        chosen = config.configure(config.parse({"dataset": str(photos), **given}), recipe, weights)
+        chosen = configure(config.parse({"dataset": str(photos), **given}), recipe, weights)
         return chosen.augment, chosen.mixup
 
     assert made() == (True, 0)
@@ -147,9 +148,9 @@ def test_training_without_augmentation_shuffles_whole_images():
 
 
 def test_fine_tuning_stops_early_where_an_image_can_tell(photos, weights):
-    assert config.configure({"dataset": str(photos)}, weights=weights).patience == 10
-    assert config.configure({"dataset": str(photos), "val_fraction": 0.0}, weights=weights).patience == 0
-    assert config.configure({"dataset": str(photos), "patience": 0}, weights=weights).patience == 0
+    assert configure({"dataset": str(photos)}, weights=weights).patience == 10
+    assert configure({"dataset": str(photos), "val_fraction": 0.0}, weights=weights).patience == 0
+    assert configure({"dataset": str(photos), "patience": 0}, weights=weights).patience == 0
 
 
 def test_a_queue_goes_on_with_the_run_s_own_patience(photos, weights, train, tmp_path):

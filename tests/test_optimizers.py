@@ -13,6 +13,7 @@ from pydmobilenet.errors import BadFileError, InvalidValueError
 from pydmobilenet.training import config
 from pydmobilenet.training.loader import make_targets
 from pydmobilenet.training.loop import Loop
+from pydmobilenet.training.recipe import configure
 from pydmobilenet.training.trainer import STEP
 
 ADAMW = {"optimizer": "adamw", "learning_rate": 0.001, "weight_decay": 0.1}
@@ -202,7 +203,7 @@ def test_a_run_with_adamw_that_is_interrupted_goes_on_to_the_same_bits(engine, t
 )
 def test_what_does_not_go_together_is_refused(given, words):
     with pytest.raises(InvalidValueError, match=words):
-        config.configure(config.parse({"model": MODEL, "dataset": "digits", **given}))
+        configure(config.parse({"model": MODEL, "dataset": "digits", **given}))
 
 
 def test_a_recipe_file_with_another_optimizer_names_its_rate_too(tmp_path):
@@ -211,7 +212,7 @@ def test_a_recipe_file_with_another_optimizer_names_its_rate_too(tmp_path):
     with pytest.raises(InvalidValueError, match=r"mine\.yaml: optimizer adamw needs another learning_rate"):
         config.read(path)
     path.write_text("base: digits\noptimizer: adamw\nlearning_rate: 0.002\nmomentum: 0.5\n")
-    recipe = config.configure({"model": MODEL, "dataset": "digits"}, path)
+    recipe = configure({"model": MODEL, "dataset": "digits"}, path)
     assert (recipe.optimizer, recipe.learning_rate, recipe.momentum) == ("adamw", 0.002, 0.9)
     with pytest.raises(InvalidValueError, match=r"optimizer sgd needs another .* learning_rate 0\.1"):
-        config.configure({"model": MODEL, "dataset": "digits", "optimizer": "sgd"}, path)
+        configure({"model": MODEL, "dataset": "digits", "optimizer": "sgd"}, path)

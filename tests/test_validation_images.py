@@ -15,12 +15,12 @@ import pydmobilenet
 from pydmobilenet import checkpoints
 from pydmobilenet.data import datasets, get_splits, get_task
 from pydmobilenet.data.splits import DEFAULT
-from pydmobilenet.training import config
 from pydmobilenet.training import loop as loops
 from pydmobilenet.training.checkpoint import read_history
 from pydmobilenet.training.history import Epoch, History
 from pydmobilenet.training.loader import class_weights
 from pydmobilenet.training.loop import Loop
+from pydmobilenet.training.recipe import configure
 
 pytestmark = pytest.mark.trains
 
@@ -268,6 +268,6 @@ def test_the_warm_up_of_a_folder_s_recipe_has_room_in_a_single_epoch(tmp_path):
     with pytest.warns(
         UserWarning, match=r"--epochs 1 is too short for warmup_epochs 2 of the recipe's 10 epochs: shortened to 0\.2"
     ):
-        made = config.configure({"dataset": str(tmp_path), "epochs": 1})
+        made = configure({"dataset": str(tmp_path), "epochs": 1})
     assert (made.epochs, made.warmup_epochs) == (1, 0.2)
-    assert config.configure({"model": MODEL, "dataset": "digits", "epochs": "auto"}).warmup_epochs == 3
+    assert configure({"model": MODEL, "dataset": "digits", "epochs": "auto"}).warmup_epochs == 3

@@ -259,7 +259,7 @@ class Loop:
         progress = self.progress
         self.trainer.sync_batch_norm()
         split, dataset = ("test", self.test) if self.val is None else ("val", self.val)
-        assert dataset is not None  # `config.configure` sees to it
+        assert dataset is not None  # `recipe.configure` sees to it
         score = self.trainer.evaluate(dataset)
         scores = {f"{split}_loss": score.loss / score.images, f"{split}_error": 100 * score.wrong / score.images}
         if self.config.ema:

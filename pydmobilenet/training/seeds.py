@@ -31,6 +31,7 @@ from . import config as configuration
 from .checkpoint import CONFIG
 from .config import AUTO, Config
 from .history import OPTIMISM
+from .recipe import configure
 from .session import PathLike, default_directory, read_config
 
 # Of `train`, for each run.
@@ -96,7 +97,7 @@ def plan(
         directory = fetching.expanded(resume)
         _resume(directory, numbers, given, command, teacher=source)
         return directory
-    made = _absolute(configuration.configure(given, config, weights, distilled=teacher is not None))
+    made = _absolute(configure(given, config, weights, distilled=teacher is not None))
     directory = fetching.expanded(output or default_directory(made))
     init = {"weights": _absolute_path(weights), "weights_dir": _absolute_path(weights_dir), "teacher": source}
     if resume == AUTO and os.path.isfile(directory / METADATA):

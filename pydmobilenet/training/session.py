@@ -29,6 +29,7 @@ from .checkpoint import CONFIG, STATE, Run, State
 from .config import AUTO, Config
 from .history import Events, History
 from .loop import Loop, OnEpoch, Progress, batch_of_update, updates_per_epoch
+from .recipe import configure, with_epochs
 from .seen import check_unseen, known
 from .trainer import Trainer, with_features
 
@@ -100,7 +101,7 @@ def plan(
     present = tuple(split for split, images in arrays._asdict().items() if images) if arrays else ()
     kinds = (folder.ALL,) if present == ("train",) else present
     mirrored = arrays.train.task.mirrored if arrays else None
-    config = configuration.configure(given, recipe, weights, kinds, teacher is not None, mirrored)
+    config = configure(given, recipe, weights, kinds, teacher is not None, mirrored)
     directory = fetching.expanded(output or default_directory(config))
     if (resume == AUTO or processes.restarted()) and os.path.isfile(directory / CONFIG):
         values = {key: value for key, value in vars(config).items() if value != AUTO}
@@ -187,7 +188,7 @@ def _start(session: Session, make_trainer: MakeTrainer) -> Iterator[Loop]:
     for source in (init, teacher):
         if source is not None:
             check_unseen(splits, source)
-    config = trainer.config = configuration.with_epochs(config, len(splits.train), pretrained=init is not None)
+    config = trainer.config = with_epochs(config, len(splits.train), pretrained=init is not None)
     updates_per_epoch(config, len(splits.train))  # raises before a directory is made
     progress = Progress(history=History(config.epochs))
     run: AbstractContextManager[Run | None] = nullcontext()
