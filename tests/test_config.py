@@ -208,7 +208,8 @@ def test_a_recipe_has_what_differs_from_its_base_and_nothing_else(path):
         line.partition(":")[0] for line in path.read_text().splitlines() if line[0] != "#" and line != f"base: {base}"
     ]
     assert own == [key for key in config.FIELDS if key in own]
-    assert not [key for key in own if config.read(path)[key] == below.get(key)]
+    same = [key for key in own if config.read(path)[key] == below.get(key)]
+    assert same == (["warmup_epochs"] if path.stem == "qat" else [])  # it is laid over recipes that have some
 
 
 def test_a_missing_key_has_its_default_which_is_of_the_type_that_a_file_gives():

@@ -1,11 +1,12 @@
 """Quantisation-aware training: passes that round as an int8 file does, and runs that begin at weights."""
 
+import gc
 import json
 
 import numpy as np
 import pytest
 import torch
-from helpers import MODEL, TINY, assert_mistake, make_folder, options, runner
+from helpers import MODEL, TINY, assert_mistake, assert_same, content, make_folder, options, runner, stop_at_look
 
 from pydmobilenet import data
 from pydmobilenet.data import get_task
@@ -117,11 +118,12 @@ def folder(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("pictures"), train=6, test=2, val=4)
 
 
-def test_qat_takes_its_recipe_and_goes_on_from_a_run(folder, tmp_path, train):
+def test_qat_takes_its_recipe_begins_at_a_run_and_can_be_interrupted(folder, tmp_path, train, monkeypatch):
     start, fine = tmp_path / "start", tmp_path / "fine"
     begun = train("-d", folder, "-m", MODEL, *options(TINY), "--engine", "pytorch", "--output", start)
     assert begun.returncode == 0, begun.stderr
-    answer = train("-d", folder, "--qat", "--weights", start, "--epochs", 2, "--batch-size", 8, "--output", fine)
+    arguments = ["-d", folder, "--qat", "--weights", start, "--epochs", 2, "--batch-size", 8]
+    answer = train(*arguments, "--output", fine)
     assert answer.returncode == 0, answer.stderr
     recipe = json.loads((fine / "run.json").read_text())["config"]
     expected = config.read("qat")
@@ -130,6 +132,12 @@ def test_qat_takes_its_recipe_and_goes_on_from_a_run(folder, tmp_path, train):
         key: list(value) if isinstance(value, tuple) else value for key, value in expected.items()
     }
     assert recipe["weight_decay"] == config.read("finetune")["weight_decay"]  # of the data set's recipe
+    stop_at_look(monkeypatch, 3)  # in mid-epoch
+    assert train(*arguments, "--output", tmp_path / "run").returncode > 128
+    gc.collect()
+    answer = train("--resume", tmp_path / "run")
+    assert answer.returncode == 0, answer.stderr
+    assert_same(content(tmp_path / "run"), content(fine))
 
 
 @pytest.mark.parametrize(
