@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import MODEL, TINY, assert_mistake, assert_same, content, make_folder, options, runner, stop_at_look
+from helpers import MODEL, ROOT, TINY, assert_mistake, assert_same, content, make_folder, options, runner, stop_at_look
 
 from pydmobilenet import data
 from pydmobilenet.data import get_task
+from pydmobilenet.errors import InvalidValueError
 from pydmobilenet.network import BatchNorm
 from pydmobilenet.pytorch import qat
 from pydmobilenet.pytorch import trainer as pytorch_trainer
@@ -18,6 +19,7 @@ from pydmobilenet.training import config, loop
 
 pytestmark = [pytest.mark.pytorch, pytest.mark.trains]
 CPU = torch.device("cpu")
+BUNDLED = ROOT / "pretrained" / "digits-pyd-add-29-0.25.params"
 FAMILIES = ["resnet-11-0.25", "mobilenet-11-0.25", MODEL, "pyd-concat-11-0.25", "wrn-10-1"]
 
 
@@ -138,6 +140,17 @@ def test_qat_takes_its_recipe_begins_at_a_run_and_can_be_interrupted(folder, tmp
     answer = train("--resume", tmp_path / "run")
     assert answer.returncode == 0, answer.stderr
     assert_same(content(tmp_path / "run"), content(fine))
+
+
+def test_weights_of_other_classes_have_to_be_trained_first(folder, train, tmp_path):
+    answer = train("-d", folder, "-m", "pyd-add-29-0.25", "--qat", "--weights", BUNDLED, "--batch-size", 8)
+    assert_mistake(answer, "has other classes: train without --qat first, then from that run with it")
+
+
+def test_the_pyramid_of_triton_is_refused():
+    made = config.make({"model": MODEL, "dataset": "digits", "qat": True})
+    with pytest.raises(InvalidValueError, match="leave out --pyramid"):
+        pytorch_trainer.make(made, get_task("digits"), CPU, pyramid="triton")
 
 
 @pytest.mark.parametrize(
