@@ -42,7 +42,8 @@ def exported(network, arrays, task, calibration: np.ndarray) -> dict[str, bytes]
     files = {"onnx": model.SerializeToString(), "onnx int8": quantise_onnx(model, normalise(calibration, task))}
     for kind in ("tflite", "c"):
         prepared = graph.prepare(network, arrays, task, whole=kind == "c")
-        files[kind] = graph.convert(*prepared, task.image)
+        if kind == "tflite":
+            files[kind] = graph.convert(*prepared, task.image)
         scales = quantise.scales(*prepared, task.image, channels_last(calibration))
         files[f"{kind} int8"] = graph.convert(*prepared, task.image, scales)
     return files
@@ -53,7 +54,8 @@ def sizes(files: dict[str, bytes]) -> list[str]:
     from pydmobilenet.tflite import session
 
     written = [len(files[name]) for name in ("onnx", "onnx int8", "tflite", "tflite int8", "c int8")]
-    return [f"{size / 1e3:.0f}" for size in [*written, session.arena(files["c int8"]) or 0]]
+    arena = session.arena(files["c int8"])
+    return [*(f"{size / 1e3:.0f}" for size in written), "" if arena is None else f"{arena / 1e3:.0f}"]
 
 
 def errors(files: dict[str, bytes], test) -> list[str]:
@@ -143,6 +145,8 @@ def networks(arguments: argparse.Namespace) -> Iterator[tuple]:
 
     for path in arguments.weights:
         source = checkpoints.find(weights=path)
+        if source.dataset != "cifar10":
+            sys.exit(f"{path} is of {source.dataset} (allowed: cifar10)")
         yield f"{source.model}, {Path(path).name}", source.network, source.arrays()
     for record in catalog.select(arguments.model, ["cifar10"]) if not arguments.weights else []:
         try:

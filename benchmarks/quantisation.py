@@ -51,7 +51,7 @@ def equalise(network, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             usable = (before > 1e-9) & (after > 1e-9)
             scale = np.where(usable, np.sqrt(before * after) / np.where(usable, after, 1), 1)
             arrays[f"{first}.weight"] = weights[0] / scale[:, None, None, None]
-            arrays[f"{first}.bias"] = arrays[f"{first}.bias"] / scale
+            arrays[f"{first}.bias"] = arrays.get(f"{first}.bias", 0) / scale
             arrays[f"{second}.weight"] = weights[1] * scale.reshape((-1, 1, 1, 1) if depthwise else (1, -1, 1, 1))
     return arrays
 
@@ -75,7 +75,7 @@ def correct(network, arrays: dict[str, np.ndarray], image, pixels: np.ndarray) -
         added = (np.rint(weight / step) * step - weight).reshape(*weight.shape[:2], -1).sum(axis=2)
         depthwise = isinstance(layer, Convolution) and layer.groups > 1
         shift = added[:, 0] * mean if depthwise else added @ mean
-        arrays[f"{layer.name}.bias"] = arrays[f"{layer.name}.bias"] - shift
+        arrays[f"{layer.name}.bias"] = arrays.get(f"{layer.name}.bias", 0) - shift
     return arrays
 
 

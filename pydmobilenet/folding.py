@@ -131,7 +131,8 @@ class _Folding:
 
     def _sum(self, convolutions: list[Convolution]) -> Convolution:
         """Add summed convolutions to the one with the largest kernel."""
-        largest = max(convolutions, key=lambda layer: layer.kernel)
+        kernel = max(layer.kernel for layer in convolutions)
+        largest = next(layer for layer in convolutions if layer.kernel == kernel)
         weight = 0 * self.arrays[f"{largest.name}.weight"]
         for layer in convolutions:
             margin = (largest.kernel - layer.kernel) // 2

@@ -115,13 +115,11 @@ def find(
     if checkpoint:
         _check_same(checkpoint, model, None if to_train or isinstance(dataset, Task) else dataset)
     elif model is None:
-        raise UserError(
-            f"{path} is a network for other programs, not its weights; pass what it was exported from"
-            if path and path.suffix.lower() in (".onnx", ".tflite")
-            else f"{path} does not record its model and data set; pass both, or `pydmobilenet convert` it"
-            if path
-            else "no network is named: pass a model, or the weights of a run"
-        )
+        if path is None:
+            raise UserError("no network is named: pass a model, or the weights of a run")
+        if path.suffix.lower() in (".onnx", ".tflite"):
+            raise UserError(f"{path} is a network for other programs, not its weights; pass what it was exported from")
+        raise UserError(f"{path} does not record its model and data set; pass both, or `pydmobilenet convert` it")
     else:
         name = parse_name(model).name
         task = dataset if isinstance(dataset, Task) else get_task(dataset or "cifar10")

@@ -1,4 +1,7 @@
-"""Quantisation-aware training (Jacob et al., 2018, arXiv 1712.05877): passes that round as an int8 file does."""
+"""Quantisation-aware training (Jacob et al., 2018, arXiv 1712.05877): passes that round as an int8 C array does.
+
+A ``.tflite`` rounds the parts of a 7x7 too, and an ONNX file has weights of 7 bits: they are alike, not the same.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ class FakeQuantised(nn.Module):
     """A network under training as its int8 file computes it: folded, with weights and maps rounded.
 
     Batch normalisations keep their statistics, for they are part of the weights. Weights have a scale for each output
-    channel, maps one range, that of the batch. Gradients pass the rounding unchanged. What is trained, and saved, are
-    the network's own parameters.
+    channel, maps one range, that of the batch, or of this worker's part of it. Gradients pass the rounding unchanged.
+    What is trained, and saved, are the network's own parameters.
     """
 
     def __init__(self, net: Network):

@@ -67,9 +67,7 @@ def make(
     if compiled and config.from_features:
         raise InvalidValueError("a last layer alone learns from features, without the network: leave out --compile")
     if config.qat and pyramid == "triton":
-        raise InvalidValueError(
-            "qat computes an int8 file's convolutions, without pyramids: leave out --pyramid"
-        )
+        raise InvalidValueError("qat computes an int8 file's convolutions, without pyramids: leave out --pyramid")
     if device.type == "cpu":
         warn_of_slow_type(config.dtype)
         torch.set_num_threads(processors())

@@ -96,7 +96,7 @@ class Config:
     mixup_off_epochs: int = _key(20, "last epochs without mixup and cutmix", FROM_0)
     label_smoothing: float = _key(0.0, "label smoothing", BELOW_1)
     ema: float = _key(0.0, "decay of a moving average of the weights, by PyTorch; 0: none", BELOW_1)
-    qat: bool = _key(False, "round as an int8 file does, from weights, by PyTorch", FLAG)
+    qat: bool = _key(False, "round as int8 files do, from weights, by PyTorch", FLAG)
     class_weights: str = _key("none", "of the loss; balanced: all classes count the same", _one_of("none", "balanced"))
     # Both as in the code of Tian, Krishnan and Isola, 2019 (arXiv 1910.10699), for small networks on CIFAR-100.
     teacher_share: float = _key(0.9, "weight of the teacher's soft targets in the loss", UP_TO_1)

@@ -11,8 +11,8 @@ from typing import Any
 from .. import checkpoints
 from ..data import dataset_name, folder, get_task, is_own
 from ..data.splits import kinds
-from ..errors import InvalidValueError, UserError
-from .config import AUTO, AUTO_EPOCHS, AUTO_IMAGES, DEFAULTS, Config, lay_over, make, parse, read
+from ..errors import InvalidValueError
+from .config import AUTO, AUTO_EPOCHS, AUTO_IMAGES, DEFAULTS, Config, lay_over, make, read
 
 
 def configure(
@@ -23,7 +23,7 @@ def configure(
     distilled: bool = False,
     mirrored: bool | None = None,
 ) -> Config:
-    """Lay the values `given` over a recipe (`read`), by default that of the data set.
+    """Lay the values `given`, of `config.parse`, over a recipe (`read`), by default that of the data set.
 
     The default for a folder depends on whether `weights` are loaded; their model replaces that of a default recipe.
     Arrays have these `splits`, and are flipped if `mirrored`; other data sets are looked at.
@@ -43,7 +43,7 @@ def configure(
         chosen = read("finetune" if pretrained else "folder")
     else:
         chosen = read(dataset if dataset in ("digits", "imagenet32") else "cifar")
-    if recipe is None and parse({"qat": given.get("qat")}).get("qat"):
+    if given.get("qat"):
         chosen = {**chosen, **read("qat")}
     values = {**DEFAULTS, **chosen}
     epochs, warmup = given.get("epochs", AUTO), values["warmup_epochs"]
@@ -73,13 +73,13 @@ def configure(
 
 
 def _check_quantised(config: Config, pretrained: bool) -> None:
-    """Raise UserError if a quantisation-aware run has no weights, or cannot round them."""
+    """Raise InvalidValueError if a quantisation-aware run has no weights, or cannot round them."""
     if not pretrained:
-        raise UserError("qat begins at trained weights: add --weights RUN, or --pretrained")
+        raise InvalidValueError("qat begins at trained weights: add --weights RUN, or --pretrained")
     if config.frozen:
-        raise UserError("qat rounds all layers, and a last layer alone learns from features: pass either one")
+        raise InvalidValueError("qat rounds all layers, and a last layer alone learns from features: pass either one")
     if config.dtype != "float32":
-        raise UserError(f"qat rounds float32, not {config.dtype}; nearest: --dtype float32")
+        raise InvalidValueError(f"qat rounds float32, not {config.dtype}; nearest: --dtype float32")
 
 
 def _warn_of_mixing(config: Config) -> None:

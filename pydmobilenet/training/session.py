@@ -297,7 +297,9 @@ def _load(init: Checkpoint, trainer: Trainer, task: Task, session: Session) -> N
     config = session.config
     if trainer.load_weights(init.locate(), "optional" if init.task.classes == task.classes else "fresh"):
         if config.qat:
-            raise UserError(f"{init.locate()} has other classes: train without --qat first, then from that run with it")
+            raise InvalidValueError(
+                f"{init.locate()} has other classes: train without --qat first, then from that run with it"
+            )
         session.say(f"The last layer is new, for your {task.outputs} classes.")
     size = init.task.image_size
     if size != config.image_size and config.body_rate < 1:
