@@ -13,6 +13,7 @@ convolutions in float32, and with ranges by entropy.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import sys
@@ -104,7 +105,7 @@ def onnx_files(network, arrays, task, calibration: np.ndarray) -> list[bytes]:
     from pydmobilenet.onnx.quantise import quantise
 
     network, arrays = fold(network, arrays)
-    model, images = graph.convert(network, arrays, task), normalise(calibration, task)
+    images = normalise(calibration, task)
     depthwise = [layer.name for layer in network.layers if isinstance(layer, Convolution) and layer.groups > 1]
     files, ways = [], [{}, {"nodes_to_exclude": depthwise}, {"calibrate_method": CalibrationMethod.Entropy}]
     import onnxruntime.quantization as library
@@ -112,7 +113,8 @@ def onnx_files(network, arrays, task, calibration: np.ndarray) -> list[bytes]:
     for options in ways:
         library.quantize_static = lambda *given, chosen=options, **others: quantize_static(*given, **others, **chosen)
         try:
-            files.append(quantise(model, images))
+            with contextlib.redirect_stdout(None):  # it prints its progress
+                files.append(quantise(graph.convert(network, arrays, task), images))  # the library changes its model
         finally:
             library.quantize_static = quantize_static
     return files
