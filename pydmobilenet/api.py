@@ -252,9 +252,8 @@ def validate(
     choice = engines.choose(engine, device, fused=fused)
     say = (lambda text: None) if progress is False else (lambda text: print(printable(text), file=sys.stderr))
     say(f"Validating {choice}.")
-    for record in records:
-        if isinstance(record, exported.Exported):
-            say(f"{record.path} runs on the CPU with {record.runtime}.")
+    for path, runtime in exported.runtimes(records):
+        say(f"{path} runs on the CPU with {runtime}.")
     evaluated = validation.validate(
         records,
         choice.engine,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,6 @@ class Exported(Checkpoint):
     def run(self) -> Path | None:
         return self.source.run if self.source else None
 
-    @property
-    def runtime(self) -> str:
-        """What computes it."""
-        return "LiteRT" if self.path and self.path.suffix.lower() == TFLITE else "ONNX Runtime"
-
     def load(self) -> Predict:
         """Return the file as a function of normalised images. Raises BadFileError."""
         assert self.path  # as `insert` has it
@@ -58,6 +53,12 @@ def changes(seen: Mapping[Record, Answers], dataset: Dataset | None) -> dict[Rec
             labels = dataset.labels[: len(own.classes)]
             found[record] = answers.change(answers.name(source), seen[source].classes, own.classes, labels)
     return found
+
+
+def runtimes(rows: Iterable[Record]) -> list[tuple[Path, str]]:
+    """Return the files of `export` among rows, and what computes each."""
+    paths = [row.path for row in rows if isinstance(row, Exported) and row.path]
+    return [(path, "LiteRT" if path.suffix.lower() == TFLITE else "ONNX Runtime") for path in paths]
 
 
 def is_exported(path: str | os.PathLike[str] | None) -> bool:
