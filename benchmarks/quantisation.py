@@ -86,7 +86,7 @@ def by_google(model: bytes, pixels: np.ndarray) -> bytes | None:
         return None
     from ai_edge_quantizer import quantizer, recipe
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         file = Path(folder, "float32.tflite")
         file.write_bytes(model)
         made = quantizer.Quantizer(os.fspath(file), recipe.static_wi8_ai8())
