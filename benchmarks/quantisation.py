@@ -19,7 +19,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -107,16 +109,11 @@ def onnx_files(network, arrays, task, calibration: np.ndarray) -> list[bytes]:
     network, arrays = fold(network, arrays)
     images = normalise(calibration, task)
     depthwise = [layer.name for layer in network.layers if isinstance(layer, Convolution) and layer.groups > 1]
-    files, ways = [], [{}, {"nodes_to_exclude": depthwise}]
-    import onnxruntime.quantization as library
-
-    for options in ways:
-        library.quantize_static = lambda *given, chosen=options, **others: quantize_static(*given, **others, **chosen)
-        try:
-            with contextlib.redirect_stdout(None):  # it prints its progress
-                files.append(quantise(graph.convert(network, arrays, task), images))  # the library changes its model
-        finally:
-            library.quantize_static = quantize_static
+    files = []
+    for excluded in ([], depthwise):
+        chosen = partial(quantize_static, nodes_to_exclude=excluded)
+        with mock.patch("onnxruntime.quantization.quantize_static", chosen):
+            files.append(quantise(graph.convert(network, arrays, task), images))  # which changes its model
     return files
 
 
