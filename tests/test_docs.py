@@ -179,7 +179,7 @@ def test_readme_s_pytorch_runs_without_mxnet(tmp_path):
 
 
 def test_the_python_of_deployment_needs_no_mxnet(tmp_path):
-    code = python_blocks("docs/deploy.md")[0]
+    code = python_blocks("docs/use.md")[0]
     out = run_code(WITHOUT_MXNET + code + "print(*results, len(answers))", tmp_path)
     assert out.count(": match") == 2
     assert (tmp_path / "digits.onnx").is_file()
@@ -187,13 +187,13 @@ def test_the_python_of_deployment_needs_no_mxnet(tmp_path):
 
 @pytest.mark.gluon
 def test_a_gluon_network_gives_features_and_takes_a_fresh_head_as_is_said(tmp_path):
-    code = next(block for block in python_blocks("docs/deploy.md") if "mx.nd.array" in block)
+    code = next(block for block in python_blocks("docs/use.md") if "mx.nd.array" in block)
     assert run_code(code + "print(features.shape, net(images).shape)", tmp_path) == "(8, 128) (8, 37)\n"
 
 
 @pytest.mark.pytorch
 def test_the_features_of_a_pytorch_network_are_had_as_is_said(tmp_path):
-    code = next(block for block in python_blocks("docs/deploy.md") if "forward_features" in block)
+    code = next(block for block in python_blocks("docs/use.md") if "forward_features" in block)
     assert run_code(code + "print(tuple(features.shape))", tmp_path) == "(8, 128)\n"
 
 
