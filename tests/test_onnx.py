@@ -20,6 +20,7 @@ from pydmobilenet import catalog, cli
 from pydmobilenet.checkpoints import formats
 from pydmobilenet.data import get_dataset, get_task, normalise
 from pydmobilenet.errors import BadFileError, InvalidValueError, UnusableError
+from pydmobilenet.exporting import channels_last
 from pydmobilenet.folding import fold
 from pydmobilenet.onnx import export, graph, session
 
@@ -79,6 +80,15 @@ def test_another_program_answers_alike(program, name):
         logits = program(model.SerializeToString())(NORMAL)
         assert abs(logits - expected).max() < 1e-5 * np.ptp(expected)
         assert (logits.argmax(1) == expected.argmax(1)).all()
+
+
+@pytest.mark.parametrize("program", [opencv, openvino])
+def test_another_program_takes_pixels(program):
+    network, arrays, reference = made(SMALL[2])
+    model = graph.convert(*fold(network, arrays), CIFAR10, uint8_input=True)
+    expected = reference(NORMAL)
+    logits = program(model.SerializeToString())(channels_last(PIXELS))
+    assert abs(logits - expected).max() < 1e-5 * np.ptp(expected)
 
 
 def test_the_engine_answers_in_any_batch_size():
