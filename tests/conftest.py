@@ -35,7 +35,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 pytest.register_assert_rewrite("helpers")
 
-from helpers import NOWHERE, ROOT, SHARED  # noqa: E402
+from helpers import NOWHERE, ROOT, SHARED, runner  # noqa: E402
 
 from pydmobilenet import fetching, machine  # noqa: E402
 from pydmobilenet.data import cifar, images  # noqa: E402
@@ -201,3 +201,10 @@ def _running():
 
 server = pytest.fixture(_running)
 another_server = pytest.fixture(_running)
+
+
+@pytest.fixture
+def train(monkeypatch, capsys):
+    """train.py inside this process, without its curves, which take longer than the training."""
+    monkeypatch.setattr("pydmobilenet.training.loop.draw", lambda *_: None)
+    return runner(monkeypatch, capsys)

@@ -5,7 +5,7 @@ import gc
 
 import numpy as np
 import pytest
-from helpers import MODEL, TRAINERS, assert_mistake, assert_same, content, make_folder, options, runner, stop_at_look
+from helpers import MODEL, TRAINERS, assert_mistake, assert_same, content, make_folder, options, stop_at_look
 from PIL import Image, ImageEnhance, ImageOps
 
 import pydmobilenet
@@ -310,12 +310,6 @@ def test_workers_shards_are_together_the_batches_of_one(workers):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("pictures"), train=6, test=2)
-
-
-@pytest.fixture
-def train(monkeypatch, capsys):
-    monkeypatch.setattr(loop, "draw", lambda *_: None)  # the curves take longer than the training
-    return runner(monkeypatch, capsys)
 
 
 RUN = {

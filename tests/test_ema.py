@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import MODEL, TINY, assert_mistake, assert_same, content, make_folder, options, runner, stop_at_look
+from helpers import MODEL, TINY, assert_mistake, assert_same, content, make_folder, options, stop_at_look
 
 import pydmobilenet
 from pydmobilenet.data import get_task
@@ -14,7 +14,7 @@ from pydmobilenet.errors import BadFileError
 from pydmobilenet.network import BatchNorm
 from pydmobilenet.pytorch import trainer as pytorch_trainer
 from pydmobilenet.run import Run
-from pydmobilenet.training import config, loop
+from pydmobilenet.training import config
 
 pytestmark = [pytest.mark.pytorch, pytest.mark.trains]
 CPU = torch.device("cpu")
@@ -34,12 +34,6 @@ def batch(seed):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("pictures"), train=6, test=2, val=4)
-
-
-@pytest.fixture
-def train(monkeypatch, capsys):
-    monkeypatch.setattr(loop, "draw", lambda *_: None)  # the curves take longer than the training
-    return runner(monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.99])

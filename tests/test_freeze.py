@@ -5,13 +5,13 @@ import os
 
 import numpy as np
 import pytest
-from helpers import MODEL, TRAINERS, assert_mistake, assert_same, content, make_classes, options, runner, stop_at_look
+from helpers import MODEL, TRAINERS, assert_mistake, assert_same, content, make_classes, options, stop_at_look
 
 import pydmobilenet
 from pydmobilenet import checkpoints
 from pydmobilenet.data import batches, get_dataset
 from pydmobilenet.data import dataset as datasets
-from pydmobilenet.training import config, loop
+from pydmobilenet.training import config
 from pydmobilenet.training.checkpoint import State
 from pydmobilenet.training.recipe import configure
 from pydmobilenet.training.session import read_config
@@ -21,12 +21,6 @@ pytestmark = pytest.mark.trains
 VALUES = {"batch_size": 4, "epochs": 3, "warmup_epochs": 0, "learning_rate": 0.1, "device": "cpu"}
 HEAD = "head.dense."
 ONCE = "The body is frozen: it runs once"
-
-
-@pytest.fixture
-def train(monkeypatch, capsys):
-    monkeypatch.setattr(loop, "draw", lambda *_: None)  # the curves take longer than the training
-    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from helpers import MODEL, ROOT, TINY, assert_mistake, assert_same, content, make_folder, options, runner, stop_at_look
+from helpers import MODEL, ROOT, TINY, assert_mistake, assert_same, content, make_folder, options, stop_at_look
 
 from pydmobilenet import data
 from pydmobilenet.data import get_task
@@ -15,7 +15,7 @@ from pydmobilenet.network import BatchNorm
 from pydmobilenet.pytorch import qat
 from pydmobilenet.pytorch import trainer as pytorch_trainer
 from pydmobilenet.pytorch.network import get_arrays
-from pydmobilenet.training import config, loop
+from pydmobilenet.training import config
 from pydmobilenet.training.recipe import configure
 
 pytestmark = [pytest.mark.pytorch, pytest.mark.trains]
@@ -109,12 +109,6 @@ def test_a_step_trains_all_parameters_and_keeps_the_statistics():
         layer, _, parameter = name.rpartition(".")
         fixed = parameter.startswith("running_") or (layer in norms and not norms[layer].scale)
         assert np.array_equal(array, before[name]) == fixed, name
-
-
-@pytest.fixture
-def train(monkeypatch, capsys):
-    monkeypatch.setattr(loop, "draw", lambda *_: None)  # the curves take longer than the training
-    return runner(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="module")
