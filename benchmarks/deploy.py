@@ -58,6 +58,11 @@ def sizes(files: dict[str, bytes]) -> list[str]:
     return [*(f"{size / 1e3:.0f}" for size in written), "" if arena is None else f"{arena / 1e3:.0f}"]
 
 
+def classes(predict: Callable, images: np.ndarray) -> np.ndarray:
+    """Return the classes of images, in batches."""
+    return np.concatenate([predict(images[at : at + BATCH]) for at in range(0, len(images), BATCH)]).argmax(axis=1)
+
+
 def errors(files: dict[str, bytes], test) -> list[str]:
     """Return the cells of errors and changed answers."""
     from pydmobilenet.exporting import channels_last
@@ -65,10 +70,6 @@ def errors(files: dict[str, bytes], test) -> list[str]:
     from pydmobilenet.tflite import session
 
     pixels, images = channels_last(test.images), test.normalised()
-
-    def classes(predict: Callable, x: np.ndarray) -> np.ndarray:
-        return np.concatenate([predict(x[at : at + BATCH]) for at in range(0, len(x), BATCH)]).argmax(axis=1)
-
     before, after = (classes(onnxruntime.predictor(files[name]), images) for name in ("onnx", "onnx int8"))
     ways = [
         session.predictor(files["tflite int8"]),
@@ -132,12 +133,6 @@ def milliseconds(files: dict[str, bytes]) -> list[str]:
     return [f"{value:.2f}" for value in medians(sides)]
 
 
-def random_arrays(network) -> dict[str, np.ndarray]:
-    generator = np.random.default_rng(0)
-    arrays = {name: generator.random(shape) / 10 - 0.05 for name, shape in network.parameters.items()}
-    return {name: abs(array) + 0.5 if name.endswith("running_var") else array for name, array in arrays.items()}
-
-
 def networks(arguments: argparse.Namespace) -> Iterator[tuple]:
     """Yield the name, the network and its arrays of each row."""
     from pydmobilenet import catalog, checkpoints
@@ -150,22 +145,32 @@ def networks(arguments: argparse.Namespace) -> Iterator[tuple]:
         yield f"{source.model}, {Path(path).name}", source.network, source.arrays()
     for record in catalog.select(arguments.model, ["cifar10"]) if not arguments.weights else []:
         try:
-            random = arguments.weights_dir is None
-            arrays = random_arrays(record.network) if random else checkpoints.load_record(record, arguments.weights_dir)
+            if arguments.weights_dir is None:
+                from networks import random_arrays  # which sets the number of threads
+
+                arrays = random_arrays(record.network)
+            else:
+                arrays = checkpoints.load_record(record, arguments.weights_dir)
         except MissingFileError as error:
             print(f"{record.model} left out: {error}", file=sys.stderr)
             continue
         yield record.model, record.network, arrays
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options for networks and images."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["*"], metavar="PATTERN", help="default: all")
     parser.add_argument("--weights", nargs="+", default=[], metavar="PATH", help="runs or files, instead of models")
     parser.add_argument("--weights-dir", type=Path, help="where the authors' weights are (default: random weights)")
     parser.add_argument("--train-dir", type=Path, help="where CIFAR-10's training images are")
     parser.add_argument("--test-dir", type=Path, help="where CIFAR-10's test images are, to measure errors")
     parser.add_argument("--limit", type=int, help="test images (default: all)")
+    return parser
+
+
+def main() -> None:
+    parser = make_parser(__doc__)
     parser.add_argument("--times", action="store_true", help="measure times")
     arguments = parser.parse_args()
 

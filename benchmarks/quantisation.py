@@ -12,13 +12,11 @@ depthwise convolutions in float32. (Its ranges by entropy are the whole ones, wi
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import os
 import sys
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -26,7 +24,7 @@ from unittest import mock
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-CALIBRATION, BATCH, ROUNDS = 400, 50, 30
+ROUNDS = 30
 COLUMNS = ["float32", "C int8", "whole ranges", "equalised", "bias corrected", "both", "ai-edge-quantizer"]
 COLUMNS += ["ONNX int8", "depthwise float32"]
 
@@ -118,6 +116,8 @@ def onnx_files(network, arrays, task, calibration: np.ndarray) -> list[bytes]:
 
 
 def row(network, arrays, task, calibration: np.ndarray, test) -> list[str]:
+    from deploy import classes
+
     from pydmobilenet.exporting import channels_last
     from pydmobilenet.folding import fold
     from pydmobilenet.onnx import graph as onnx
@@ -125,10 +125,6 @@ def row(network, arrays, task, calibration: np.ndarray, test) -> list[str]:
     from pydmobilenet.tflite import graph, quantise, session
 
     pixels, images, known = channels_last(test.images), test.normalised(), channels_last(calibration)
-
-    def classes(predict: Callable, x: np.ndarray) -> np.ndarray:
-        return np.concatenate([predict(x[at : at + BATCH]) for at in range(0, len(x), BATCH)]).argmax(axis=1)
-
     prepared, plain = graph.prepare(network, arrays, task, whole=True)
     ways = {"C int8": plain, "whole ranges": plain, "equalised": equalise(prepared, plain)}
     ways["bias corrected"] = correct(prepared, plain, task.image, known)
@@ -153,31 +149,19 @@ def row(network, arrays, task, calibration: np.ndarray, test) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=["*"], metavar="PATTERN", help="default: all with weights")
-    parser.add_argument("--weights-dir", type=Path, help="where the authors' weights are")
-    parser.add_argument("--train-dir", type=Path, help="where CIFAR-10's training images are")
-    parser.add_argument("--test-dir", type=Path, help="where CIFAR-10's test images are")
-    parser.add_argument("--limit", type=int, help="test images (default: all)")
-    arguments = parser.parse_args()
+    from deploy import CALIBRATION, make_parser, networks
 
+    arguments = make_parser(__doc__).parse_args()
     sys.path.insert(0, str(ROOT))
     import pydmobilenet
-    from pydmobilenet import catalog, checkpoints, provenance
-    from pydmobilenet.errors import MissingFileError
+    from pydmobilenet import provenance
 
     calibration = pydmobilenet.get_dataset("cifar10", "train", arguments.train_dir).head(CALIBRATION).images
     test = pydmobilenet.get_dataset("cifar10", "test", arguments.test_dir).head(arguments.limit)
     print(provenance.summary())
     print(f"| model | {' | '.join(COLUMNS)} |\n| --- |{' --: |' * len(COLUMNS)}")
-    for record in catalog.select(arguments.model, ["cifar10"]):
-        try:
-            arrays = checkpoints.load_record(record, arguments.weights_dir)
-        except MissingFileError as error:
-            print(f"{record.model} left out: {error}", file=sys.stderr)
-            continue
-        cells = row(record.network, arrays, test.task, calibration, test)
-        print(f"| {record.model} | {' | '.join(cells)} |", flush=True)
+    for name, network, arrays in networks(arguments):
+        print(f"| {name} | {' | '.join(row(network, arrays, test.task, calibration, test))} |", flush=True)
 
 
 if __name__ == "__main__":

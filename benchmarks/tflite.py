@@ -50,7 +50,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     sys.path.insert(0, str(ROOT))
-    from deploy import medians, random_arrays
+    from deploy import medians
+    from networks import random_arrays
 
     from pydmobilenet import catalog, provenance
     from pydmobilenet.data import get_task
