@@ -11,15 +11,13 @@ from typing import Any
 
 from . import answers, checkpoints, fetching
 from .catalog import Record, parse_name
-from .checkpoints import Checkpoint, runs
+from .checkpoints import Checkpoint, formats, runs
 from .data import Dataset, of_metadata
 from .engine import Predict, litert
 from .errors import BadFileError, MissingFileError, UserError
 from .exporting import of_pixels
 from .metrics import Answers
 from .processes import processors
-
-ONNX, TFLITE = SUFFIXES = (".onnx", ".tflite")
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Exported(Checkpoint):
         """Return the file as a function of normalised images. Raises BadFileError."""
         assert self.path  # as `insert` has it
         content = self.path.read_bytes()
-        if self.path.suffix.lower() == TFLITE:
+        if _is_tflite(self.path):
             return of_pixels(litert("session").predictor(content, processors()), self.task)
         from .onnx import session
 
@@ -58,12 +56,12 @@ def changes(seen: Mapping[Record, Answers], dataset: Dataset | None) -> dict[Rec
 def runtimes(rows: Iterable[Record]) -> list[tuple[Path, str]]:
     """Return the files of `export` among rows, and what computes each."""
     paths = [row.path for row in rows if isinstance(row, Exported) and row.path]
-    return [(path, "LiteRT" if path.suffix.lower() == TFLITE else "ONNX Runtime") for path in paths]
+    return [(path, "LiteRT" if _is_tflite(path) else "ONNX Runtime") for path in paths]
 
 
 def is_exported(path: str | os.PathLike[str] | None) -> bool:
     """Return whether a path has the suffix of a file of `export`."""
-    return path is not None and Path(path).suffix.lower() in SUFFIXES and not os.path.isdir(path)
+    return path is not None and Path(path).suffix.lower() in formats.EXPORTED and not os.path.isdir(path)
 
 
 def insert(path: str | os.PathLike[str], rows: Sequence[Checkpoint], weights_dir: Path | None) -> list[Checkpoint]:
@@ -102,8 +100,12 @@ def insert(path: str | os.PathLike[str], rows: Sequence[Checkpoint], weights_dir
     return [*rows[:place], row, *rows[place:]]
 
 
+def _is_tflite(path: Path) -> bool:
+    return path.suffix.lower() == formats.TFLITE
+
+
 def _properties(path: Path, content: bytes) -> dict[str, str]:
-    if path.suffix.lower() == TFLITE:
+    if _is_tflite(path):
         return litert("metadata").read(content)
     from .onnx import session
 

@@ -117,7 +117,7 @@ def find(
     elif model is None:
         if path is None:
             raise UserError("no network is named: pass a model, or the weights of a run")
-        if path.suffix.lower() in (".onnx", ".tflite"):
+        if path.suffix.lower() in formats.EXPORTED:
             raise UserError(f"{path} is a network for other programs, not its weights; pass what it was exported from")
         raise UserError(f"{path} does not record its model and data set; pass both, or `pydmobilenet convert` it")
     else:

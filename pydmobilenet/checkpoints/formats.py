@@ -17,6 +17,7 @@ from ..errors import BadFileError, MissingFileError
 from ..text import encodable
 
 PARAMS, SAFETENSORS = ".params", ".safetensors"
+EXPORTED = ONNX, TFLITE = ".onnx", ".tflite"  # suffixes of networks for other programs, which hold no weights to load
 MODEL_FILE = f"model{SAFETENSORS}"  # of a directory in Hugging Face's layout
 LIST_MAGIC, ARRAY_MAGIC = 0x112, 0xF993FAC9
 DENSE = 0  # the storage type
