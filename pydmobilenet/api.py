@@ -153,10 +153,10 @@ def train(
         on_epoch=None if on_epoch is None else lambda directory, row: on_epoch(Run(directory), row),
         command=command or provenance.call(train, {**arguments, **given}),
     )
-    family, dtype = catalog.parse_name(session.config.model).family, session.config.dtype
-    asked: dict[str, Any] = {"compiled": compile, "pyramid": pyramid, "averaged": session.config.ema > 0}
-    asked.update(distilled=session.teacher is not None, qat=session.config.qat)
-    choice = engines.choose(session.engine, device, "training", family, dtype, **asked)
+    made, distilled = session.config, session.teacher is not None
+    asked = {"distilled": distilled, "averaged": made.ema > 0, "qat": made.qat, "compiled": compile}
+    family = catalog.parse_name(made.model).family
+    choice = engines.choose(session.engine, device, "training", family, made.dtype, pyramid=pyramid, **asked)
     session.say(f"Training {choice}.")
     with sessions.opened(session, choice.make_trainer) as loop:
         exit_code = loop.run()

@@ -29,6 +29,13 @@ TITLES = {"gluon": "Gluon", "pytorch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 ENGINES = tuple(TITLES)
 TRAINERS = ("gluon", "pytorch")
 PYRAMIDS = ("conv2d", "triton")  # how PyTorch's training computes them
+ONLY_PYTORCH = {  # of what training may be asked for
+    "compiled": "--compile",
+    "triton": "--pyramid triton",
+    "distilled": "distillation (--teacher)",
+    "averaged": "moving average (--ema)",
+    "qat": "quantisation-aware training (--qat)",
+}
 DEVICE_MODULES = {"gluon": ".gluon.runtime", "pytorch": ".pytorch.devices", "onnxruntime": ".onnx.session"}
 Purpose = Literal["inference", "networks", "training"]
 Arrays = Mapping[str, np.ndarray]
@@ -110,23 +117,22 @@ def choose(
     dtype: str = "float32",
     fused: bool = True,
     compiled: bool = False,
-    distilled: bool = False,
-    averaged: bool = False,
-    qat: bool = False,
     pyramid: str = "conv2d",
+    **asked: bool,
 ) -> Choice:
     """Choose an engine for inference, for networks of one `family`, or for their training.
 
     ``auto`` takes Gluon, the reference, if MXNet can do it; else PyTorch for a GPU, networks and training, and ONNX
-    Runtime for inference. Training with Gluon takes several devices: ``gpu:0,1``. Raises InvalidValueError for an
-    unknown engine, device or `pyramid` (`PYRAMIDS`), UnusableError for an unavailable one.
+    Runtime for inference. Training with Gluon takes several devices: ``gpu:0,1``. What else is `asked` of training is
+    one of `ONLY_PYTORCH`. Raises InvalidValueError for an unknown engine, device or `pyramid` (`PYRAMIDS`),
+    UnusableError for an unavailable one.
     """
     engines = check_name(engine, purpose)
     if pyramid not in PYRAMIDS:
         raise unknown("pyramid", pyramid, PYRAMIDS)
     wanted = devices.parse(device)
-    asked = compiled, distilled, averaged, qat, pyramid
-    lack = "" if purpose == "inference" else _gluon_lacks(purpose, family, dtype, *asked)
+    asked = {"compiled": compiled, "triton": pyramid == "triton", **asked}
+    lack = "" if purpose == "inference" else _gluon_lacks(purpose, family, dtype, asked)
     name, reason = (engine, "") if engine != "auto" else _best(wanted, purpose, lack)
     if problem := obstacle(name):
         nearest = next((f"; nearest: {other}" for other in engines[::-1] if other != name and not obstacle(other)), "")
@@ -149,31 +155,14 @@ def check_name(engine: str, purpose: Purpose) -> tuple[str, ...]:
     return engines
 
 
-def _gluon_lacks(
-    purpose: Purpose,
-    family: str | None,
-    dtype: str,
-    compiled: bool,
-    distilled: bool,
-    averaged: bool,
-    qat: bool,
-    pyramid: str,
-) -> str:
+def _gluon_lacks(purpose: Purpose, family: str | None, dtype: str, asked: Mapping[str, bool]) -> str:
     """Name the first thing that only PyTorch can do, or nothing."""
     if family not in (None, *gluon.FAMILIES):
         return f"has no network of family {family!r}"
     if dtype == "bfloat16":
         return "has no bfloat16 (allowed: float32, on a GPU float16)"
-    if compiled:
-        return "has no --compile"
-    if pyramid == "triton":
-        return "has no --pyramid triton"
-    if distilled:
-        return "has no distillation (--teacher)"
-    if averaged:
-        return "has no moving average (--ema)"
-    if qat:
-        return "has no quantisation-aware training (--qat)"
+    if wanted := [ONLY_PYTORCH[name] for name, value in asked.items() if value]:
+        return f"has no {wanted[0]}"
     return "does not support torchrun" if purpose == "training" and processes.launched() else ""
 
 
